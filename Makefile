@@ -1,0 +1,32 @@
+# PYTHON makes the virtual environment; everything else runs from inside it.
+PYTHON ?= python3
+BIN := .venv/bin
+SEEDS ?= 2000
+
+.PHONY: run stop test lint sim bench clean
+
+run: .venv/.installed
+	@$(BIN)/python deploy/lab.py start $(ARGS)
+
+stop:
+	@$(PYTHON) deploy/lab.py stop
+
+test: .venv/.installed
+	$(BIN)/tox run
+	@$(BIN)/python tests/total.py .tox/interpreted/junit.xml .tox/compiled/junit.xml
+
+lint: .venv/.installed
+	$(BIN)/tox run -e lint
+
+sim: .venv/.installed
+	$(BIN)/python -m pytest tests/sim --seeds $(SEEDS) $(ARGS)
+
+bench: .venv/.installed
+	$(BIN)/python -m bench.pipeline $(ARGS)
+
+clean: stop
+	rm -rf .venv .tox .lab build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+# An editable install is always interpreted (see setup.py). The stamp is touched last, so a broken install is redone.
+.venv/.installed: setup.cfg setup.py pyproject.toml
+	$(PYTHON) -m venv .venv && $(BIN)/python -m pip install --quiet --editable '.[dev]' && touch $@

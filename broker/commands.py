@@ -1,0 +1,119 @@
+"""The admin commands: their words, arguments and flags. Data, shared by the node and the command line.
+
+Knows nothing of how a command is carried out. A command that is not `served` is known, so that the answer can
+say "not served by this version" instead of "no such command".
+"""
+
+import difflib
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class UsageError(Exception):
+    """The command line does not say what to do; the text is for the user."""
+
+
+class NotServedError(Exception):
+    """The command is known, but this version of the node does not serve it."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command. `required` are its `key=value` arguments, with what to say when one is missing.
+
+    `flags` maps each flag to whether it takes a value, `short` the one-letter flags to flags.
+    """
+
+    words: str
+    usage: str
+    summary: str
+    served: bool = False
+    required: dict[str, str] = field(default_factory=dict)
+    flags: dict[str, bool] = field(default_factory=dict)
+    short: dict[str, str] = field(default_factory=dict)
+    time_limit_s: float = 10.0
+
+    def check(self, arguments: dict[str, Any], flags: dict[str, Any]) -> None:
+        """Raise UsageError or NotServedError unless this can be carried out with these arguments and flags."""
+        if not self.served:
+            raise NotServedError(f"`{self.words}` is not served by this version")
+        for name, missing in self.required.items():
+            if not arguments.get(name):
+                raise UsageError(missing)
+        for name in arguments:
+            if name not in self.required:
+                raise UsageError(f"`{self.words}` has no argument {name}={near(name, self.required)}")
+        for name, value in flags.items():
+            if name not in self.flags:
+                raise UsageError(f"`{self.words}` has no flag --{name}{near(name, self.flags, '--')}")
+            if self.flags[name] == isinstance(value, bool):
+                raise UsageError(f"flag --{name} needs {'a value' if self.flags[name] else 'no value'}")
+
+
+_ALL = (
+    Command(
+        "cluster show",
+        "[--verbose]",
+        "members of the cluster and whether they run",
+        served=True,
+        flags={"verbose": False},
+        short={"v": "verbose"},
+    ),
+    Command(
+        "cluster join",
+        "discovery-node=NAME@HOST[:PORT]",
+        "make this node a member of that node's cluster",
+        served=True,
+        required={
+            "discovery-node": "You have to provide a discovery node (example discovery-node=node1@127.0.0.1)",
+        },
+        time_limit_s=35.0,
+    ),
+    Command("cluster leave", "node=NAME@HOST [-k] ...", "take a node out of the cluster, its sessions moved to others"),
+    Command("cluster check", "[--repair]", "compare registry and interest of all nodes"),
+    Command("cluster cookie", "", "print a fresh random cookie", served=True),
+    Command("node status", "", "counts of this node", served=True),
+    Command("node stop", "", "stop this node cleanly", served=True),
+    Command("session show", "[--COLUMN[=VALUE] ...]", "sessions of the cluster"),
+    Command("session disconnect", "client-id=ID [--cleanup]", "disconnect a client"),
+    Command("session unsubscribe", "client-id=ID topic=FILTER", "end a subscription"),
+    Command("retain show", "[--topic=FILTER] [--payload]", "retained messages"),
+    Command("retain delete", "--topic=TOPIC", "delete a retained message"),
+    Command("listener show", "", "listeners of this node"),
+    Command("listener start", "address=A port=P", "start a listener"),
+    Command("listener stop", "address=A port=P [-k]", "stop a listener"),
+    Command("listener restart", "address=A port=P", "start a stopped listener again"),
+    Command("listener delete", "address=A port=P", "delete a listener"),
+    Command("metrics show", "[--with-descriptions]", "counters of this node"),
+    Command("trace client", "client-id=ID", "packets of a client, live"),
+    Command("show", "KEY ...", "runtime settings of this node"),
+    Command("set", "KEY=VALUE [--all]", "change a runtime setting"),
+    Command("describe", "KEY", "what a runtime setting does"),
+    Command("api-key create", "", "make an API key"),
+    Command("api-key delete", "key=KEY", "delete an API key"),
+    Command("api-key show", "", "API keys"),
+    Command("log level", "level=LEVEL", "change what is logged"),
+    Command("tls show", "", "certificates of this node"),
+    Command("plugin show", "", "plugins of this node"),
+)
+
+COMMANDS: dict[str, Command] = {command.words: command for command in _ALL}
+
+
+def find(words: list[str]) -> tuple[Command, list[str]]:
+    """The command that `words` begin with and the words left over; raises UsageError, naming the nearest known."""
+    for count in range(min(len(words), 3), 0, -1):
+        command = COMMANDS.get(" ".join(words[:count]))
+        if command is not None:
+            return command, words[count:]
+    said = " ".join(words[:2])
+    group = [name for name in COMMANDS if words and name.startswith(words[0] + " ")]
+    if len(words) == 1 and group:
+        raise UsageError(f"`{said}` needs one of: {', '.join(name.split(' ', 1)[1] for name in group)}")
+    raise UsageError(f"no such command: {said}{near(said, COMMANDS)}")
+
+
+def near(word: str, known: Any, prefix: str = "") -> str:
+    """`; did you mean X?` for the known word that is nearest to `word`, or nothing."""
+    names = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {prefix}{names[0]}?" if names else ""

@@ -1,0 +1,65 @@
+"""Effects: what the queue-owner wants done, in the order in which it has to be done.
+
+The order of the fields is the order of execution. Nothing that acknowledges leaves before the
+writes behind it are committed: that is the whole point of the type.
+"""
+
+from typing import final
+
+from broker.core.message import Message
+from broker.core.records import OwnerBatch
+from broker.core.storage import WriteBatch
+
+
+@final
+class Ticket:
+    """A PUBLISH that waits for other nodes before it may be acknowledged.
+
+    `waiting` counts the nodes that still have to answer; `reason` is what the acknowledgement will
+    say. The links carry it and give it back; they never look inside.
+    """
+
+    __slots__ = ("connection", "packet_id", "reason", "waiting")
+
+    def __init__(self, connection: int, packet_id: int, reason: int) -> None:
+        self.connection = connection
+        self.packet_id = packet_id
+        self.reason = reason
+        self.waiting: int = 0
+
+
+@final
+class Forward:
+    """A message for another node, once whatever the number of its subscribers there."""
+
+    __slots__ = ("message", "node", "ticket")
+
+    def __init__(self, node: str, message: Message, ticket: Ticket | None) -> None:
+        self.node = node
+        self.message = message
+        self.ticket = ticket
+
+
+@final
+class InterestChange:
+    """This node's own wish for a filter began, ended, or changed its persistence."""
+
+    __slots__ = ("persistent", "topic_filter", "wanted")
+
+    def __init__(self, topic_filter: bytes, wanted: bool, persistent: bool) -> None:
+        self.topic_filter = topic_filter
+        self.wanted = wanted
+        self.persistent = persistent
+
+
+@final
+class Effects:
+    """One turn's duties: commit `writes`, tell the peers, then the listeners (index -> records)."""
+
+    __slots__ = ("interest", "to_listeners", "to_peers", "writes")
+
+    def __init__(self) -> None:
+        self.writes = WriteBatch()
+        self.interest: list[InterestChange] = []
+        self.to_peers: list[Forward] = []
+        self.to_listeners: dict[int, OwnerBatch] = {}

@@ -1,0 +1,222 @@
+"""The listener's core: every connection of one listener process, and its end of the pipe to the owner.
+
+It owns the connections, the batch of records that goes to the owner, and the credit in both
+directions. The shell gives it bytes, frames and the time; it answers with bytes for clients (`take_dirty`)
+and frames for the owner (`take_frame`), and says which sockets to read (`want_read`).
+"""
+
+from collections.abc import Callable
+from typing import Final, final
+
+from mypy_extensions import i64
+
+from broker.core.connection import ATTACHED, CLOSED, Connection, ConnectionLimits
+from broker.core.records import (
+    CONNACK,
+    DUP_FLAG,
+    FRAME_BYTES_MAX,
+    PUBACK,
+    SUBACK,
+    UNSUBACK,
+    WINDOW_BYTES,
+    Answer,
+    Deliver,
+    ListenerBatch,
+    OwnerHeader,
+    unpack_owner_records,
+)
+from broker.mqtt.codec import encode_publish, encode_publish_parts
+from broker.mqtt.reasons import Reason
+
+_EXPIRY_PROPERTY: Final = b"\x02"
+
+
+@final
+class ListenerCore:
+    """The connections of one listener process. `make_client_id` names clients that come without an id."""
+
+    def __init__(
+        self, listener: int, generation: int, limits: ConnectionLimits, make_client_id: Callable[[], str]
+    ) -> None:
+        self.batch = ListenerBatch(listener, generation, 0)
+        self.connections: dict[int, Connection] = {}
+        self.owner_generation: int = 0
+        self._generation = generation
+        self._limits = limits
+        self._make_client_id = make_client_id
+        self._next_number: int = 1
+        self._dirty: list[Connection] = []
+        self._credit_bytes: int = WINDOW_BYTES
+        self._consumed_bytes: int = 0
+
+    # Connections.
+
+    def open(self, now: float) -> Connection:
+        """Begin a connection."""
+        number = self._next_number
+        # Numbers are not used again within the life of the process: 2^32 at 10,000 a second last five days
+        # longer than any connection that stays silent, and a live one is skipped.
+        while number in self.connections:
+            number += 1
+        self._next_number = (number + 1) & 0xFFFFFFFF
+        connection = Connection(number, self.batch, self._limits, now)
+        self.connections[number] = connection
+        return connection
+
+    def receive_data(self, connection: Connection, data: bytes, now: float) -> None:
+        """Work off bytes from a client."""
+        if not self.owner_generation:
+            # Without an owner there is nobody to ask, and no state to be right about.
+            connection.close(Reason.SERVER_UNAVAILABLE, "", owner_knows=True)
+        else:
+            connection.receive_data(data, now, self._make_client_id)
+        if connection.output or connection.state == CLOSED:
+            self._mark(connection)
+
+    def lost(self, connection: Connection) -> None:
+        """Forget a connection whose socket is closed."""
+        connection.lost()
+        self.connections.pop(connection.number, None)
+
+    def tick(self, now: float) -> None:
+        """Close connections that have been silent for too long; call it about once a second."""
+        for connection in self.connections.values():
+            connection.tick(now)
+            if connection.output or connection.state == CLOSED:
+                self._mark(connection)
+
+    def close_all(self, reason: int) -> None:
+        """End every connection, for a stop of the node or the loss of the owner."""
+        for connection in self.connections.values():
+            connection.close(reason, "")
+            self._mark(connection)
+
+    def take_dirty(self) -> list[Connection]:
+        """Return the connections that have output or were closed since the last call."""
+        dirty = self._dirty
+        self._dirty = []
+        for connection in dirty:
+            connection.dirty = False
+        return dirty
+
+    def _mark(self, connection: Connection) -> None:
+        if not connection.dirty:
+            connection.dirty = True
+            self._dirty.append(connection)
+
+    # The owner.
+
+    def owner_ready(self, owner_generation: int) -> None:
+        """Begin to work with a new owner, with full credit."""
+        self.owner_generation = owner_generation
+        self.batch.reset(owner_generation)
+        self._credit_bytes = WINDOW_BYTES
+        self._consumed_bytes = 0
+
+    def owner_gone(self) -> None:
+        """Close every connection: the sessions are with an owner that is no more."""
+        self.close_all(Reason.SERVER_SHUTTING_DOWN)
+        self.owner_generation = 0
+        self.batch.reset(0)
+
+    def is_blocked(self) -> bool:
+        """Say whether the owner has as much to do as it may: then no client is read."""
+        return self._credit_bytes <= 0
+
+    def wants_flush(self) -> bool:
+        """Say whether there is something to tell the owner: records, or credit worth a frame."""
+        return self.batch.size() > 0 or self._consumed_bytes * 8 >= WINDOW_BYTES
+
+    def is_full(self) -> bool:
+        """Say whether the batch has the size of a frame and should leave before more is read."""
+        return self.batch.size() >= FRAME_BYTES_MAX
+
+    def take_frame(self) -> bytes:
+        """Return the frame for the owner and take its bytes off the credit."""
+        frame = self.batch.take(self._consumed_bytes)
+        self._consumed_bytes = 0
+        self._credit_bytes -= len(frame)
+        return frame
+
+    def receive_frame(self, frame: bytes) -> None:
+        """Work off a frame of the owner."""
+        header = OwnerHeader(frame)
+        if header.owner_generation != self.owner_generation or header.generation != self._generation:
+            return
+        self._consumed_bytes += len(frame)
+        self._credit_bytes = min(self._credit_bytes + header.consumed_bytes, WINDOW_BYTES)
+        for record in unpack_owner_records(frame):
+            if isinstance(record, Deliver):
+                self._deliver(record)
+            else:
+                assert isinstance(record, Answer)
+                self._answer(record)
+
+    def _answer(self, answer: Answer) -> None:
+        connection = self.connections.get(answer.connection)
+        if connection is None:
+            return
+        if answer.kind == PUBACK:
+            connection.receive_puback(answer)
+        elif answer.kind == CONNACK:
+            connection.receive_connack(answer, self._make_client_id)
+        elif answer.kind == SUBACK:
+            connection.receive_suback(answer)
+        elif answer.kind == UNSUBACK:
+            connection.receive_unsuback(answer)
+        else:
+            connection.close(answer.reason, "", owner_knows=True)
+        self._mark(connection)
+
+    def _deliver(self, record: Deliver) -> None:
+        """Encode a message for each target; alike ones share their bytes."""
+        expiring = record.properties
+        if record.expiry_s >= 0:
+            # [MQTT-3.3.2-6] What is left of the interval, which only MQTT 5 clients are told.
+            expiring = _EXPIRY_PROPERTY + record.expiry_s.to_bytes(4, "big") + record.properties
+        if record.count == 1:
+            number, packet_id, flags = record.target(0)
+            connection = self.connections.get(int(number))
+            if connection is not None and connection.state == ATTACHED:
+                packet = encode_publish(
+                    record.topic,
+                    record.payload,
+                    flags & 3,
+                    record.retain,
+                    flags & DUP_FLAG != 0,
+                    packet_id,
+                    expiring,
+                    connection.version,
+                )
+                connection.output.append(packet)
+                self._mark(connection)
+            return
+        alike: dict[int, tuple[bytes, bytes]] = {}
+        index: i64 = 0
+        while index < record.count:
+            number, packet_id, flags = record.target(index)
+            index += 1
+            connection = self.connections.get(int(number))
+            if connection is None or connection.state != ATTACHED:
+                continue
+            shape = int(connection.version << 8 | flags)
+            parts = alike.get(shape)
+            if parts is None:
+                parts = encode_publish_parts(
+                    record.topic,
+                    record.payload,
+                    flags & 3,
+                    record.retain,
+                    flags & DUP_FLAG != 0,
+                    expiring,
+                    connection.version,
+                )
+                if flags & 3 == 0:
+                    parts = (parts[0] + parts[1], b"")
+                alike[shape] = parts
+            output = connection.output
+            output.append(parts[0])
+            if flags & 3:
+                output.append(int(packet_id).to_bytes(2, "big"))
+                output.append(parts[1])
+            self._mark(connection)

@@ -1,0 +1,83 @@
+"""Messages and deliveries: what was published, and one subscriber's share of it.
+
+A message is immutable and shared by everything that still has to do with it: queues, links, the
+store. A delivery is one session's copy of the duty to hand it over. Neither knows who holds it.
+"""
+
+from typing import Final, final
+
+ORIGIN_BYTES: Final = 16
+
+
+@final
+class Message:
+    """One application message, with the id that makes merges free of duplicates.
+
+    `properties` are encoded MQTT 5 properties to pass on, without their length and without message
+    expiry, topic alias and subscription identifiers, which differ per receiver. `expires_at` is in
+    monotonic seconds, 0.0 for never. (`origin`, `number`) is the message id; QoS 0 has number 0.
+    """
+
+    __slots__ = (
+        "expires_at",
+        "number",
+        "origin",
+        "payload",
+        "properties",
+        "publisher",
+        "qos",
+        "references",
+        "retain",
+        "topic",
+    )
+
+    def __init__(
+        self,
+        topic: bytes,
+        payload: bytes,
+        properties: bytes = b"",
+        qos: int = 0,
+        retain: bool = False,
+        expires_at: float = 0.0,
+        publisher: str = "",
+        origin: bytes = b"",
+        number: int = 0,
+    ) -> None:
+        self.topic = topic
+        self.payload = payload
+        self.properties = properties
+        self.qos = qos
+        self.retain = retain
+        self.expires_at = expires_at
+        self.publisher = publisher
+        self.origin = origin
+        self.number = number
+        # How many stored queue records point here. It is the one thing that changes, and it is
+        # rebuilt from the queues at recovery rather than stored.
+        self.references: int = 0
+
+    def key(self) -> bytes:
+        """Return the store key: 16 bytes of origin, then the number as u64."""
+        return self.origin + self.number.to_bytes(8, "big")
+
+    def size(self) -> int:
+        """Return the bytes that count against limits: topic, properties and payload."""
+        return len(self.topic) + len(self.properties) + len(self.payload)
+
+
+@final
+class Delivery:
+    """One session's copy of a message: `seq` is its place in the queue, `qos` what was granted.
+
+    `packet_id` is 0 until it is sent; a delivery with a packet id is in flight. `stored` says that
+    a queue record of it exists.
+    """
+
+    __slots__ = ("message", "packet_id", "qos", "seq", "stored")
+
+    def __init__(self, seq: int, message: Message, qos: int) -> None:
+        self.seq = seq
+        self.message = message
+        self.qos = qos
+        self.packet_id: int = 0
+        self.stored = False

@@ -1,0 +1,70 @@
+"""The outlet: what the owner has to say to one listener, and how much of it that listener can take.
+
+It owns the batch of the turn and the credit in bytes. Deliveries stop when the credit is used up;
+answers never do, because a client waits for them and there are no more of them than requests.
+"""
+
+from typing import final
+
+from mypy_extensions import i64
+
+from broker.core.message import Message
+from broker.core.records import OwnerBatch
+
+
+@final
+class Outlet:
+    """One listener of one generation. `open` says whether it may be sent deliveries."""
+
+    __slots__ = ("batch", "credit_bytes", "generation", "listener", "open", "window_bytes")
+
+    def __init__(self, listener: int, generation: int, window_bytes: int) -> None:
+        self.listener = listener
+        self.generation = generation
+        self.window_bytes = window_bytes
+        self.credit_bytes: int = window_bytes
+        self.open = True
+        self.batch = OwnerBatch()
+
+    def deliver(self, connection: i64, head: i64, message: Message, now: float) -> None:
+        """Send a message to one connection; `head` is packet id << 16 | flags."""
+        batch = self.batch
+        batch.deliver_head(message, remaining_s(message, now), 1)
+        batch.target(connection, head >> 16, head & 0xFFFF)
+        batch.deliver_body(message)
+        if batch.size() >= self.credit_bytes:
+            self.open = False
+
+    def deliver_many(self, targets: bytes, message: Message, now: float) -> None:
+        """Send a message to the packed targets."""
+        batch = self.batch
+        batch.deliver_head(message, remaining_s(message, now), len(targets) // 8)
+        batch.targets(targets)
+        batch.deliver_body(message)
+        if batch.size() >= self.credit_bytes:
+            self.open = False
+
+    def take_batch(self) -> OwnerBatch:
+        """Return the turn's records and take their bytes off the credit."""
+        batch = self.batch
+        self.batch = OwnerBatch()
+        self.credit_bytes -= batch.size()
+        if self.credit_bytes <= 0:
+            self.open = False
+        return batch
+
+    def return_credit(self, credit_bytes: int) -> bool:
+        """Take credit back; true when the outlet opens again."""
+        was_open = self.open
+        self.credit_bytes = min(self.credit_bytes + credit_bytes, self.window_bytes)
+        # Opening at the first byte would make a turn of every few messages: half a window is worth one.
+        if not was_open and self.credit_bytes * 2 >= self.window_bytes:
+            self.open = True
+        return self.open and not was_open
+
+
+def remaining_s(message: Message, now: float) -> i64:
+    """Return the Message Expiry Interval to send, -1 for none [MQTT-3.3.2-6]."""
+    if message.expires_at == 0.0:
+        return -1
+    return max(int(message.expires_at - now + 0.999), 0)

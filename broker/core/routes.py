@@ -1,0 +1,119 @@
+"""Routes: who gets a message of a topic, looked up once and remembered until a subscription changes.
+
+It owns the node's subscriptions as a topic tree and the cache over it; the other nodes' wishes come
+through `Interest`, which the cluster implements. It decides nothing about queues or connections.
+"""
+
+from typing import Final, Protocol, final
+
+from broker.core.records import NO_LOCAL_FLAG
+from broker.core.session import Session
+from broker.core.topic_tree import TopicTree
+from broker.mqtt.reasons import Reason
+
+# About 100 bytes an entry beside the topic: 50,000 topics cost some 10 MiB, and beyond that an
+# empty cache costs one look-up in the tree for each topic.
+ROUTES_MAX: Final = 50_000
+QOS_MASK: Final = 3
+
+
+class Interest(Protocol):
+    """What the other nodes want."""
+
+    def match(self, topic: bytes) -> list[tuple[str, bool]]:
+        """Return (node name, persistent) of every other node that wants the topic, each once."""
+
+
+class NoInterest:
+    """The interest of a node that is alone."""
+
+    def match(self, topic: bytes) -> list[tuple[str, bool]]:
+        """Return nothing: nobody else is there."""
+        return []
+
+
+@final
+class Route:
+    """The sessions with the QoS granted to each, and the (node name, persistent) of interested nodes.
+
+    `no_local` holds the sessions that don't want their own messages. `refused` is the reason why
+    clients may not publish to the topic, 0 when they may.
+    """
+
+    __slots__ = ("granted", "no_local", "nodes", "refused", "sessions")
+
+    def __init__(self, nodes: list[tuple[str, bool]]) -> None:
+        self.sessions: list[Session] = []
+        self.granted: list[int] = []
+        self.no_local: dict[str, Session] = {}
+        self.nodes = nodes
+        self.refused: int = 0
+
+
+@final
+class Wish:
+    """How many sessions of this node want a filter, and how many of them outlive their connections."""
+
+    __slots__ = ("persistent", "sessions")
+
+    def __init__(self) -> None:
+        self.sessions: int = 0
+        self.persistent: int = 0
+
+
+@final
+class Routes:
+    """Subscriptions of this node and the routes they make."""
+
+    def __init__(self, interest: Interest) -> None:
+        self._tree: TopicTree[Session, int] = TopicTree()
+        self._cache: dict[bytes, Route] = {}
+        self._interest = interest
+
+    def __len__(self) -> int:
+        return len(self._tree)
+
+    def set(self, topic_filter: bytes, session: Session, granted: int) -> bool:
+        """Add or replace a subscription; true when it is new."""
+        self._cache.clear()
+        return self._tree.set(topic_filter, session, granted)
+
+    def remove(self, topic_filter: bytes, session: Session) -> None:
+        """Remove a subscription."""
+        self._cache.clear()
+        self._tree.remove(topic_filter, session)
+
+    def invalidate(self) -> None:
+        """Forget what is remembered: the other nodes' interest changed."""
+        self._cache.clear()
+
+    def find(self, topic: bytes) -> Route:
+        """Return the route of a topic name."""
+        route = self._cache.get(topic)
+        if route is None:
+            route = self._look_up(topic)
+            if len(self._cache) >= ROUTES_MAX:
+                self._cache.clear()
+            self._cache[topic] = route
+        return route
+
+    def _look_up(self, topic: bytes) -> Route:
+        route = Route(self._interest.match(topic))
+        highest: dict[Session, int] = {}
+        own: dict[str, bool] = {}
+        for session, granted in self._tree.match(topic):
+            # [MQTT-3.3.4-2] Overlapping subscriptions make one delivery, at the highest QoS of them.
+            highest[session] = max(granted & QOS_MASK, highest.get(session, 0))
+            if granted & NO_LOCAL_FLAG:
+                route.no_local[session.client_id] = session
+            else:
+                own[session.client_id] = True
+        for client_id in own:
+            # One subscription without No Local is enough to get one's own messages.
+            route.no_local.pop(client_id, None)
+        route.sessions = list(highest.keys())
+        route.granted = list(highest.values())
+        if topic.startswith(b"$"):
+            # [MQTT-4.7.2-1] and its comment: the server keeps $-topics for itself.
+            route.refused = int(Reason.NOT_AUTHORIZED)
+        return route

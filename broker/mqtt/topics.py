@@ -1,0 +1,102 @@
+"""Topic names and topic filters: what is a good one, and which filter matches which name.
+
+Names and filters are UTF-8 bytes. The broker's routing uses a tree; `matches` is the plain statement of the rules
+that the tree is tested against.
+"""
+
+from typing import Final
+
+from mypy_extensions import i64
+
+from broker.mqtt.framing import STRING_BYTES_MAX, decode_utf8
+from broker.mqtt.reasons import ProtocolError, Reason
+
+TOPIC_LEVELS_MAX: Final = 128  # Bounds the depth of every tree; real topics stay below 20 levels.
+SHARE_PREFIX: Final = b"$share/"
+
+# Good names and their levels. At most 8192 names of at most 256 bytes, about 3 MB; when full it starts afresh.
+NAMES_REMEMBERED_MAX: Final = 8192
+NAME_BYTES_REMEMBERED_MAX: Final = 256
+_names_known: Final[dict[bytes, int]] = {}
+
+
+def check_name(topic: bytes, levels_max: int = TOPIC_LEVELS_MAX) -> None:
+    """Raise TOPIC_NAME_INVALID unless `topic` is a topic name, MALFORMED_PACKET when it isn't UTF-8."""
+    known = _names_known.get(topic)
+    if known is not None and known <= levels_max:
+        return
+    levels = _check_name_slowly(topic, levels_max)
+    if len(topic) <= NAME_BYTES_REMEMBERED_MAX:
+        if len(_names_known) >= NAMES_REMEMBERED_MAX:
+            _names_known.clear()
+        _names_known[topic] = levels
+
+
+def _check_name_slowly(topic: bytes, levels_max: int) -> int:
+    """The number of levels of a good name."""
+    _check_common(topic, Reason.TOPIC_NAME_INVALID)
+    if b"+" in topic or b"#" in topic:
+        raise ProtocolError(Reason.TOPIC_NAME_INVALID, "topic name holds a wildcard")  # [MQTT-3.3.2-2]
+    levels = topic.count(b"/") + 1
+    if levels > levels_max:
+        raise ProtocolError(Reason.TOPIC_NAME_INVALID, "topic name has too many levels")
+    return levels
+
+
+def _check_common(topic: bytes, reason: int) -> None:
+    """What [MQTT-4.7.3-1..3] asks of names and filters alike: not empty, no U+0000, well-formed, short enough."""
+    if not topic:
+        raise ProtocolError(reason, "topic is empty")
+    if len(topic) > STRING_BYTES_MAX:
+        raise ProtocolError(reason, "topic is longer than 65535 bytes")
+    if b"\0" in topic:
+        raise ProtocolError(reason, "topic holds U+0000")
+    if not topic.isascii():
+        decode_utf8(topic)
+
+
+def check_filter(topic_filter: bytes, levels_max: int = TOPIC_LEVELS_MAX) -> None:
+    """Raise TOPIC_FILTER_INVALID unless this is a topic filter, MALFORMED_PACKET when it isn't UTF-8."""
+    _check_common(topic_filter, Reason.TOPIC_FILTER_INVALID)
+    shared = shared_group(topic_filter)
+    levels = (topic_filter if shared is None else shared[1]).split(b"/")
+    if len(levels) > levels_max:
+        raise ProtocolError(Reason.TOPIC_FILTER_INVALID, "topic filter has too many levels")
+    last = len(levels) - 1
+    for at, level in enumerate(levels):
+        if b"#" in level and (level != b"#" or at != last):
+            raise ProtocolError(Reason.TOPIC_FILTER_INVALID, "# is not the whole last level")  # [MQTT-4.7.1-1]
+        if b"+" in level and level != b"+":
+            raise ProtocolError(Reason.TOPIC_FILTER_INVALID, "+ is not a whole level")  # [MQTT-4.7.1-2]
+
+
+def shared_group(topic_filter: bytes) -> tuple[bytes, bytes] | None:
+    """(group, filter) of a shared subscription `$share/group/filter`, None for any other filter.
+
+    Raises TOPIC_FILTER_INVALID when it begins like one and isn't; the filter inside is for `check_filter` to judge.
+    """
+    if not topic_filter.startswith(SHARE_PREFIX):
+        return None
+    group, _, inner = topic_filter[len(SHARE_PREFIX) :].partition(b"/")
+    if not group or b"+" in group or b"#" in group:  # [MQTT-4.8.2-1] [MQTT-4.8.2-2]
+        raise ProtocolError(Reason.TOPIC_FILTER_INVALID, "shared subscription without a good group name")
+    if not inner:
+        raise ProtocolError(Reason.TOPIC_FILTER_INVALID, "shared subscription without a topic filter")
+    return group, inner
+
+
+def matches(topic_filter: bytes, topic: bytes) -> bool:
+    """Whether a good filter (without `$share/group/`) matches a good name."""
+    if topic[:1] == b"$" and topic_filter[:1] in (b"+", b"#"):
+        return False  # [MQTT-4.7.2-1]
+    filter_levels = topic_filter.split(b"/")
+    topic_levels = topic.split(b"/")
+    at: i64 = 0
+    topic_count: i64 = len(topic_levels)
+    for level in filter_levels:
+        if level == b"#":
+            return True  # Also when the name has ended: `a/#` matches `a`.
+        if at >= topic_count or (level != b"+" and level != topic_levels[at]):
+            return False
+        at += 1
+    return at == topic_count

@@ -1,0 +1,299 @@
+"""A listener process: sockets, event loop and pipes around a ListenerCore, which decides everything.
+
+It accepts MQTT connections on a SO_REUSEPORT socket of its own for each address, so that the kernel spreads
+clients over the pool. What clients say becomes one frame to the owner per turn of the loop; what the owner says
+becomes one write per connection and turn.
+"""
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import secrets
+import socket
+import sys
+import time
+from typing import Any, cast
+
+import setproctitle
+import uvloop
+import zmq
+
+from broker.config import Config, expiration_s, host_port
+from broker.core.connection import CLOSED, Connection, ConnectionLimits
+from broker.core.events import NEVER_EXPIRES_S
+from broker.core.listener import ListenerCore
+from broker.logs import child_logging, level_number
+from broker.mqtt.reasons import Reason
+from broker.runtime.channel import ListenerChannel
+from broker.runtime.control import ControlChannel
+from broker.runtime.run_dir import RunDir
+
+log = logging.getLogger(__name__)
+
+CANNOT_START = 78
+# Frames and packets are freed by their reference counts: collecting rarely keeps the collector out of their way.
+GC_THRESHOLD = 100_000
+_BACKLOG = 4096
+_FRAMES_PER_TURN = 64
+_TICK_S = 1.0
+# Above this a client counts as not reading: the owner then keeps its messages where they can be bounded and dropped.
+_WRITE_BUFFER_HIGH_BYTES = 256 * 1024
+# A closing client gets this long to read the last words.
+_CLOSE_TIMEOUT_S = 5.0
+_STOP_TIMEOUT_S = 3.0
+
+
+def connection_limits(config: Config) -> ConnectionLimits:
+    """Return what the configuration says to connections."""
+    expiration = expiration_s(config.mqtt.persistent_client_expiration)
+    return ConnectionLimits(
+        connect_timeout_s=config.mqtt.mqtt_connect_timeout / 1000,
+        packet_bytes_max=config.mqtt.max_message_size,
+        client_id_bytes_max=config.mqtt.max_client_id_size,
+        topic_levels_max=config.mqtt.topic_max_depth,
+        persistent_client_expiration_s=int(min(expiration, NEVER_EXPIRES_S)),
+    )
+
+
+class ClientProtocol(asyncio.Protocol):
+    """One client's socket: it passes bytes on and does what its Connection wants done."""
+
+    def __init__(self, process: "ListenerProcess") -> None:
+        self._process = process
+        self.transport: asyncio.Transport | None = None
+        self.connection: Connection | None = None
+        self._reading = True
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin a connection."""
+        # uvloop's transports are transports in everything but their class.
+        self.transport = transport = cast(asyncio.Transport, transport)
+        transport.set_write_buffer_limits(high=_WRITE_BUFFER_HIGH_BYTES)
+        self.connection = self._process.core.open(time.monotonic())
+        self._process.protocols[self.connection.number] = self
+        self.sync_reading()
+
+    def data_received(self, data: bytes) -> None:
+        """Pass on what the client sent."""
+        assert self.connection is not None
+        process = self._process
+        process.core.receive_data(self.connection, data, time.monotonic())
+        if process.core.is_full():
+            process.flush()
+        process.schedule_turn()
+
+    def pause_writing(self) -> None:
+        """The client doesn't read: tell the owner."""
+        self._tell_owner(paused=True)
+
+    def resume_writing(self) -> None:
+        """The client reads again: tell the owner."""
+        self._tell_owner(paused=False)
+
+    def _tell_owner(self, paused: bool) -> None:
+        assert self.connection is not None
+        batch = self._process.core.batch
+        if paused:
+            batch.paused(self.connection.number)
+        else:
+            batch.resumed(self.connection.number)
+        self._process.schedule_turn()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The socket is closed, by whomever."""
+        assert self.connection is not None
+        self._process.core.lost(self.connection)
+        self._process.protocols.pop(self.connection.number, None)
+        self._process.schedule_turn()
+
+    def write_output(self) -> None:
+        """Write what the Connection left, and close the socket if it is closed."""
+        connection, transport = self.connection, self.transport
+        assert connection is not None and transport is not None
+        output = connection.output
+        if output:
+            connection.output = []
+            transport.write(output[0] if len(output) == 1 else b"".join(output))
+        if connection.state == CLOSED and not transport.is_closing():
+            transport.close()
+            self._process.loop.call_later(_CLOSE_TIMEOUT_S, transport.abort)
+        self.sync_reading()
+
+    def sync_reading(self) -> None:
+        """Read the socket exactly while the Connection wants it and the owner has credit for it."""
+        connection, transport = self.connection, self.transport
+        assert connection is not None and transport is not None
+        wanted = connection.want_read and not self._process.blocked
+        if wanted == self._reading or transport.is_closing():
+            return
+        self._reading = wanted
+        if wanted:
+            transport.resume_reading()
+        else:
+            transport.pause_reading()
+
+
+class ListenerProcess:
+    """The process: its loop, its sockets, and the core they serve."""
+
+    def __init__(self, start: dict[str, Any], control: ControlChannel, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+        self.config = Config.from_dict(start["config"])
+        self._control = control
+        self._run_dir = RunDir(self.config.node.data_dir)
+        index = int(start["index"])
+        self.core = ListenerCore(
+            index, int(start["generation"]), connection_limits(self.config), lambda: "zvmq-" + secrets.token_hex(12)
+        )
+        self.core.owner_ready(int(start["owner_generation"]))
+        self._channel = ListenerChannel(context, self._run_dir, index)
+        self.protocols: dict[int, ClientProtocol] = {}
+        self.blocked = False
+        self.loop = asyncio.get_running_loop()
+        self.loop.set_exception_handler(crash)
+        self._turn_scheduled = False
+        self._stopping = asyncio.Event()
+
+    async def run(self) -> None:
+        """Serve until told to stop."""
+        servers = [
+            await self.loop.create_server(lambda: ClientProtocol(self), sock=listening_socket(listener.address))
+            for listener in self.config.listeners
+            if listener.type == "mqtt"
+        ]
+        self.loop.add_reader(self._channel.fileno(), self._turn)
+        self.loop.add_reader(self._control.fileno(), self._control_readable)
+        self._control.send({"type": "ready"})
+        self._control_readable()
+        ticker = self.loop.create_task(self._tick_forever())
+        await self._stopping.wait()
+        ticker.cancel()
+        for server in servers:
+            server.close()
+        await self._close_clients()
+        self._channel.close()
+
+    async def _tick_forever(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK_S)
+            self.core.tick(time.monotonic())
+            self._turn()
+
+    async def _close_clients(self) -> None:
+        self.core.close_all(Reason.SERVER_SHUTTING_DOWN)
+        self._turn()
+        deadline = time.monotonic() + _STOP_TIMEOUT_S
+        while self.protocols and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
+        self.flush()
+
+    def _control_readable(self) -> None:
+        try:
+            messages = self._control.receive()
+        except EOFError:
+            # Nobody would restart us, and nobody would tell the owner when we end.
+            self._stopping.set()
+            self.loop.remove_reader(self._control.fileno())
+            return
+        for message in messages:
+            kind = message["type"]
+            if kind == "owner-gone":
+                self.core.owner_gone()
+                self._turn()
+            elif kind == "owner-ready":
+                self.core.owner_ready(int(message["generation"]))
+                self._turn()
+            elif kind == "stop":
+                self._stopping.set()
+            elif kind == "log-level":
+                logging.getLogger().setLevel(level_number(message["level"]))
+
+    def schedule_turn(self) -> None:
+        """Have `_turn` run once, after everything else that is ready now."""
+        if not self._turn_scheduled:
+            self._turn_scheduled = True
+            self.loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        """Tell the owner, hear the owner, write to clients."""
+        self._turn_scheduled = False
+        core = self.core
+        self.flush()
+        # The descriptor is edge-triggered and a send may have taken the edge, so look every time.
+        for _ in range(_FRAMES_PER_TURN):
+            frame = self._channel.receive()
+            if frame is None:
+                break
+            core.receive_frame(frame)
+        else:
+            self.schedule_turn()
+        protocols = self.protocols
+        for connection in core.take_dirty():
+            protocol = protocols.get(connection.number)
+            if protocol is not None:
+                protocol.write_output()
+        self.flush()
+        if core.is_blocked() != self.blocked:
+            self.blocked = not self.blocked
+            for protocol in protocols.values():
+                protocol.sync_reading()
+
+    def flush(self) -> None:
+        """Send the owner what there is to say."""
+        core = self.core
+        if core.owner_generation and core.wants_flush():
+            self._channel.send(core.take_frame())
+
+
+def crash(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """End the process on a fault of ours: the supervisor restarts it, and no connection is left half-served."""
+    error = context.get("exception")
+    log.error("%s", context["message"], exc_info=error)
+    if error is not None and not isinstance(error, OSError):
+        os._exit(1)
+
+
+def listening_socket(address: str) -> socket.socket:
+    """Return a socket that listens on `host:port` beside those of the other listener processes."""
+    host, port = host_port(address)
+    family, kind, protocol, _name, target = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    listening = socket.socket(family, kind, protocol)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    if family == socket.AF_INET6:
+        listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    try:
+        listening.bind(target)
+    except OSError as error:
+        listening.close()
+        raise OSError(error.errno, f"cannot listen on {address}: {error.strerror}") from error
+    listening.listen(_BACKLOG)
+    listening.setblocking(False)
+    return listening
+
+
+async def _serve(start: dict[str, Any], control: ControlChannel) -> None:
+    with zmq.Context() as context:
+        await ListenerProcess(start, control, context).run()
+
+
+def main() -> None:
+    """Run a listener process; the supervisor starts it."""
+    control = ControlChannel.from_environment()
+    start = control.wait_start()
+    config = Config.from_dict(start["config"])
+    child_logging(config.log.level, "listener")
+    setproctitle.setproctitle(f"zvmq {config.node.name} listener {start['index']}")
+    gc.freeze()
+    gc.set_threshold(GC_THRESHOLD)
+    with contextlib.suppress(KeyboardInterrupt):
+        try:
+            uvloop.run(_serve(start, control))
+        except (OSError, zmq.ZMQError) as error:
+            control.send({"type": "failed", "error": error.strerror or str(error), "exit": 1})
+            sys.exit(CANNOT_START)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,287 @@
+"""The queue-owner process: one synchronous loop around the pure core of the node.
+
+    drain the pipes and the mesh -> step the core -> commit -> tell peers -> tell listeners
+
+It owns the only writer of the store and every socket of the mesh. What it decides is nothing: events and
+frames go into NodeCore, effects come out, and they are carried out in the order of their fields.
+"""
+
+import contextlib
+import gc
+import logging
+import math
+import os
+import secrets
+import sys
+import time
+from typing import Any
+
+import setproctitle
+import zmq
+
+from broker import __version__
+from broker.config import Config, expiration_s, mesh_advertise, mesh_listen, node_and_address
+from broker.core.events import NEVER_EXPIRES_S, CreditReturned, ListenerGone, ListenerStarted
+from broker.core.owner import OwnerSettings, QueueOwner
+from broker.core.records import unpack_events
+from broker.core.storage import StorageError
+from broker.logs import child_logging, level_number
+from broker.runtime.channel import OwnerChannel
+from broker.runtime.control import ControlChannel
+from broker.runtime.rocks_storage import OpenedStore, open_store
+from broker.runtime.run_dir import RunDir
+from cluster.mesh import Mesh, MeshSettings
+from cluster.node import NodeCore
+from cluster.transport import MeshTransport
+
+log = logging.getLogger(__name__)
+
+CANNOT_START = 78
+_FRAMES_PER_TURN = 64
+_POLL_S_MAX = 1.0
+_STOP_LINGER_MS = 500
+GC_THRESHOLD = 100_000
+
+
+class OwnerProcess:
+    """The process: its loop, its sockets and its store, and the core they serve."""
+
+    def __init__(self, start: dict[str, Any], control: ControlChannel) -> None:
+        self.config = Config.from_dict(start["config"])
+        self._control = control
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        data_dir = self.config.node.data_dir
+        store = self.config.store
+        opened = open_store(os.path.join(data_dir, "store"), store.sync, store.sync_interval_ms)  # type: ignore[arg-type]
+        self._storage = opened.storage
+        self.node = build_node(self.config, opened)
+        self._channel = OwnerChannel(self._context, RunDir(data_dir), int(start["generation"]))
+        self._transport = open_transport(self.config, self._context)
+        self._joins: list[int] = []
+        self._running = True
+
+    def run(self) -> None:
+        """Serve until told to stop."""
+        poller = zmq.Poller()
+        poller.register(self._control.fileno(), zmq.POLLIN)
+        poller.register(self._channel.pull, zmq.POLLIN)
+        control_fd = self._control.fileno()
+        self._registered: set[zmq.Socket[bytes]] = set()
+        self._control.send({"type": "ready"})
+        self._control_readable()
+        self._turn(time.monotonic(), {})
+        while self._running:
+            self._register_mesh(poller)
+            ready = dict(poller.poll(self._timeout_ms()))
+            if control_fd in ready:
+                self._control_readable()
+            self._turn(time.monotonic(), ready)
+
+    def _register_mesh(self, poller: zmq.Poller) -> None:
+        if self._transport is None:
+            return
+        wanted = set(self._transport.sockets())
+        for socket in self._registered - wanted:
+            poller.unregister(socket)
+        for socket in wanted - self._registered:
+            poller.register(socket, zmq.POLLIN)
+        self._registered = wanted
+
+    def _timeout_ms(self) -> int:
+        wait_s = min(self.node.next_deadline(), self._storage.next_deadline()) - time.monotonic()
+        # Rounded up: waking a fraction of a millisecond early would mean a turn for nothing.
+        return max(0, math.ceil(min(wait_s, _POLL_S_MAX) * 1000))
+
+    def _turn(self, now: float, ready: dict[Any, int]) -> None:
+        """One turn of the loop; the order of its parts is the broker's promise."""
+        node = self.node
+        if self._channel.pull in ready:
+            for header, frame in self._channel.receive(_FRAMES_PER_TURN):
+                if header.consumed_bytes:
+                    node.receive_event(CreditReturned(header.listener, header.consumed_bytes), now)
+                for event in unpack_events(frame):
+                    node.receive_event(event, now)
+        if self._transport is not None:
+            for mesh_input in self._transport.receive(_FRAMES_PER_TURN):
+                node.receive_input(mesh_input, now)
+        node.tick(now)
+        effects = node.take_effects()
+        if len(effects.writes):
+            self._storage.commit(effects.writes)
+        if self._transport is not None and effects.commands:
+            self._transport.execute(effects.commands)
+        self._channel.send(effects.to_listeners)
+        if now >= self._storage.next_deadline():
+            self._storage.flush(now)
+        for note in effects.notes:
+            log.info("%s", note)
+        for notice in node.owner.take_notices():
+            log.warning("%s", notice)
+        self._answer_joins()
+
+    # The supervisor.
+
+    def _control_readable(self) -> None:
+        try:
+            messages = self._control.receive()
+        except EOFError:
+            self._running = False
+            return
+        now = time.monotonic()
+        for message in messages:
+            kind = message["type"]
+            if kind == "listener-started":
+                index, generation = int(message["index"]), int(message["generation"])
+                self._channel.add_listener(index, generation)
+                self.node.receive_event(ListenerStarted(index, generation), now)
+            elif kind == "listener-gone":
+                self.node.receive_event(ListenerGone(int(message["index"]), int(message["generation"])), now)
+                self._channel.remove_listener(int(message["index"]))
+            elif kind == "command":
+                self._command(message, now)
+            elif kind == "stop":
+                self._running = False
+            elif kind == "log-level":
+                logging.getLogger().setLevel(level_number(message["level"]))
+
+    def _command(self, message: dict[str, Any], now: float) -> None:
+        number = int(message["id"])
+        command = message["command"]
+        if command == "cluster join":
+            self._join(number, message["arguments"], now)
+        elif command == "cluster show":
+            self._reply(number, self._cluster_table(bool(message["flags"].get("verbose"))))
+        elif command == "node status":
+            self._reply(number, self._status_table())
+        else:
+            self._refuse(number, f"unknown command {command!r}", 2)
+
+    def _join(self, number: int, arguments: dict[str, Any], now: float) -> None:
+        if self._transport is None:
+            self._refuse(number, "this node has no cluster.cookie: it can't join a cluster", 1)
+        elif self._joins:
+            self._refuse(number, "this node is joining a cluster already", 1)
+        else:
+            self._joins.append(number)
+            self.node.join(arguments["discovery-node"], arguments["address"], now)
+
+    def _answer_joins(self) -> None:
+        if not self._joins:
+            return
+        result = self.node.take_join_result()
+        if result is None:
+            return
+        for number in self._joins:
+            if result.error:
+                self._refuse(number, result.error, 1)
+            else:
+                self._reply(number, {"type": "text", "text": "Done"})
+        self._joins = []
+
+    def _cluster_table(self, verbose: bool) -> dict[str, Any]:
+        rows: list[dict[str, Any]] = []
+        for member in self.node.members_view():
+            row: dict[str, Any] = {"Node": member.name, "Running": member.running}
+            if verbose:
+                row["State"] = member.state
+                row["Address"] = member.address
+            rows.append(row)
+        return {"type": "table", "table": rows}
+
+    def _status_table(self) -> dict[str, Any]:
+        return {
+            "type": "table",
+            "table": [{"Status": name, "Value": value} for name, value in status(self.node).items()],
+        }
+
+    def _reply(self, number: int, result: dict[str, Any]) -> None:
+        self._control.send({"type": "reply", "id": number, "result": result})
+
+    def _refuse(self, number: int, error: str, exit_code: int) -> None:
+        self._control.send({"type": "reply", "id": number, "error": error, "exit": exit_code})
+
+    def close(self) -> None:
+        """Let go of sockets and store; what was sent still leaves, within the linger time."""
+        self._channel.close()
+        if self._transport is not None:
+            self._transport.close()
+        self._context.destroy(linger=_STOP_LINGER_MS)
+        self._storage.close()
+
+
+def build_node(config: Config, opened: OpenedStore) -> NodeCore:
+    """Recover the node from its store."""
+    now = time.monotonic()
+    mesh = Mesh(
+        MeshSettings(
+            config.node.name,
+            mesh_advertise(config),
+            config.cluster.failure_timeout_ms / 1000,
+            tuple(node_and_address(text) for text in config.cluster.discovery),
+        ),
+        opened.storage,
+        opened.store_id,
+        opened.incarnation,
+        secrets.token_bytes(16),
+        now,
+    )
+    owner = QueueOwner(owner_settings(config), opened.storage, mesh.interest, opened.store_id, opened.incarnation)
+    owner.recover(now, time.time_ns() // 1_000_000)
+    return NodeCore(owner, mesh)
+
+
+def open_transport(config: Config, context: zmq.Context[zmq.Socket[bytes]]) -> MeshTransport | None:
+    """Open the mesh's sockets; a node without a cookie is alone and has none."""
+    if not config.cluster.cookie:
+        return None
+    host, port = mesh_listen(config)
+    return MeshTransport(context, config.cluster.cookie, config.node.name, host, port)
+
+
+def status(node: NodeCore) -> dict[str, Any]:
+    """Return what `node status` shows."""
+    counters = node.owner.counters
+    return {
+        **node.owner.counts(),
+        "mqtt_publish_received": counters.mqtt_publish_received,
+        "mqtt_publish_sent": counters.mqtt_publish_sent,
+        "matches_local": counters.router_matches_local,
+        "matches_remote": counters.router_matches_remote,
+        **{f"queue_message_drop{{reason={reason}}}": count for reason, count in sorted(counters.dropped.items())},
+        "version": __version__,
+    }
+
+
+def main() -> None:
+    """Run the queue-owner process; the supervisor starts it."""
+    control = ControlChannel.from_environment()
+    start = control.wait_start()
+    config = Config.from_dict(start["config"])
+    child_logging(config.log.level, "owner")
+    setproctitle.setproctitle(f"zvmq {config.node.name} owner")
+    # What exists now stays for ever, and what comes is freed by its reference counts: collecting rarely keeps the
+    # collector out of every thousandth message.
+    gc.freeze()
+    gc.set_threshold(GC_THRESHOLD)
+    with contextlib.suppress(KeyboardInterrupt):
+        try:
+            process = OwnerProcess(start, control)
+        except (OSError, StorageError, zmq.ZMQError) as error:
+            control.send({"type": "failed", "error": str(error), "exit": 1})
+            sys.exit(CANNOT_START)
+        try:
+            process.run()
+        finally:
+            process.close()
+
+
+def owner_settings(config: Config) -> OwnerSettings:
+    """Return what the configuration says to the queue-owner."""
+    return OwnerSettings(
+        max_inflight_messages=config.mqtt.max_inflight_messages,
+        max_online_messages=config.mqtt.max_online_messages,
+        max_offline_messages=config.mqtt.max_offline_messages,
+        persistent_client_expiration_s=int(
+            min(expiration_s(config.mqtt.persistent_client_expiration), NEVER_EXPIRES_S)
+        ),
+    )

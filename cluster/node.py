@@ -1,0 +1,130 @@
+"""A node: the queue-owner and the mesh joined. The owner process and the simulator both drive this.
+
+Owns nothing but the order of things between the two: the owner says "forward this to node n", the mesh says "this
+arrived from a peer", and neither knows the other. It does no I/O: inputs and time come in, `take_effects` says what
+to do, in the order of its fields.
+
+How to drive it: create it after `QueueOwner.recover`; hand in everything that has arrived (`receive_event`,
+`receive_input`), then `tick`, then `take_effects`: commit `writes`, then carry out `commands` in order, then send
+`to_listeners`. Every acknowledgement is in the last two.
+"""
+
+import math
+from typing import final
+
+from broker.core.effects import Effects, Ticket
+from broker.core.events import Event
+from broker.core.owner import QueueOwner
+from broker.core.records import OwnerBatch
+from broker.core.storage import WriteBatch
+from cluster.commands import MeshCommand, MeshInput
+from cluster.joining import JoinResult
+from cluster.mesh import MemberView, Mesh
+
+
+@final
+class NodeEffects:
+    """One turn's duties, in order of execution; `notes` are for the log."""
+
+    __slots__ = ("commands", "notes", "to_listeners", "writes")
+
+    def __init__(
+        self,
+        writes: WriteBatch,
+        commands: list[MeshCommand],
+        to_listeners: dict[int, OwnerBatch],
+        notes: list[str],
+    ) -> None:
+        self.writes = writes
+        self.commands = commands
+        self.to_listeners = to_listeners
+        self.notes = notes
+
+
+@final
+class NodeCore:
+    """One node without its processes and sockets."""
+
+    def __init__(self, owner: QueueOwner, mesh: Mesh) -> None:
+        self.owner = owner
+        self.mesh = mesh
+        # Tickets that a full link refused: the owner answers them at the next tick, which is due at once.
+        self._refused: list[Ticket] = []
+        self._now = 0.0
+        for topic_filter, persistent in owner.local_interest():
+            mesh.interest.change(topic_filter, True, persistent)
+
+    def receive_event(self, event: Event, now: float) -> None:
+        """Take one event from a listener."""
+        self._now = now
+        self.owner.receive(event, now)
+
+    def receive_input(self, happened: MeshInput, now: float) -> None:
+        """Take one input from the transport."""
+        mesh = self.mesh
+        mesh.receive(happened, now)
+        self._collect(now)
+
+    def tick(self, now: float) -> None:
+        """Do what is due; call it once a turn, after the inputs."""
+        self._now = now
+        if self._refused:
+            refused = self._refused
+            self._refused = []
+            for ticket in refused:
+                self.owner.forward_refused(ticket, now)
+        self.mesh.tick(now)
+        self._collect(now)
+        self.owner.tick(now)
+
+    def next_deadline(self) -> float:
+        """Return when `tick` has something to do; infinity if never, the past if now."""
+        if self._refused:
+            return -math.inf
+        return min(self.owner.next_deadline(), self.mesh.next_deadline())
+
+    def join(self, node: str, address: str, now: float) -> None:
+        """Begin to join the cluster of `node` at host:port."""
+        self.mesh.join(node, address, now)
+
+    def take_join_result(self) -> JoinResult | None:
+        """Return the outcome of `join` once it is decided."""
+        return self.mesh.take_join_result()
+
+    def members_view(self) -> list[MemberView]:
+        """Return every member as this node sees it."""
+        return self.mesh.members_view()
+
+    def take_effects(self) -> NodeEffects:
+        """Return what is to be done since the last call."""
+        mesh = self.mesh
+        now = self._now
+        effects: Effects = self.owner.take_effects()
+        if effects.interest:
+            mesh.change_interest(effects.interest)
+        for forward in effects.to_peers:
+            ticket = forward.ticket
+            if not mesh.forward(forward.node, forward.message, ticket, now) and ticket is not None:
+                self._refused.append(ticket)
+        commands = mesh.flush(effects.writes, now)
+        return NodeEffects(
+            effects.writes, commands, effects.to_listeners, self.owner.take_notices() + mesh.take_notes()
+        )
+
+    def validate(self) -> None:
+        """Check the invariants of both."""
+        self.owner.validate()
+        self.mesh.validate()
+
+    def _collect(self, now: float) -> None:
+        """Hand over to the owner what the mesh has for it."""
+        self._now = now
+        mesh = self.mesh
+        owner = self.owner
+        if mesh.routes_changed:
+            mesh.routes_changed = False
+            owner.interest_changed()
+        for message in mesh.take_messages():
+            owner.receive_forwarded(message, now)
+        for ticket in mesh.take_acknowledged():
+            owner.forward_acknowledged(ticket, now)

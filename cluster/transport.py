@@ -1,0 +1,479 @@
+"""The transport: the mesh's sockets. It carries out commands and says what happened; it decides nothing.
+
+Owns one ROUTER that all others connect to, for each member two DEALERs (control and bulk), one DEALER for a join, the
+ZAP handler and the monitors. It knows keys and node names, and never looks into a frame.
+
+How it works
+------------
+- Keys: the ROUTER is the CURVE server with the pair of this node's name. A DEALER uses this node's pair, or that of
+  JOIN, and expects the server key of the peer's name. ZAP answers in the same loop and thread: an admitted key is
+  named by its node (every frame then carries it as User-Id), any other key gets 400. It is bound before the ROUTER,
+  and ZAP_ENFORCE_DOMAIN refuses everybody if it is gone: without a handler a CURVE server admits anybody.
+- A connection's identity is the ROUTER's own routing id, never one that the peer chose.
+- libzmq gives up for good on a connection that was refused with 400, and reconnects after every other failure. The
+  mesh hears `PeerRefused` and decides when to connect anew.
+- The bulk DEALER is made anew with every control connection, so that nothing of an older one is left in it.
+- Nothing blocks. What a full socket doesn't take is counted and lost; heartbeats and links repair it.
+
+Create it in the process that uses it, never before a fork: ZeroMQ's threads don't follow.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import zmq
+from zmq.utils import z85
+from zmq.utils.monitor import parse_monitor_message
+
+from cluster.commands import (
+    Admit,
+    CloseJoin,
+    ConnectPeer,
+    DisconnectPeer,
+    FrameReceived,
+    JoinFailed,
+    MeshCommand,
+    MeshInput,
+    OpenJoin,
+    PeerConnected,
+    PeerDisconnected,
+    PeerRefused,
+    Reply,
+    Revoke,
+    SendBulk,
+    SendControl,
+    SendJoin,
+)
+from cluster.frames import ANY_FRAME_BYTES_MAX
+from cluster.keys import JOIN, Keys, derive
+
+ZAP_ENDPOINT: Final = "inproc://zeromq.zap.01"
+ZAP_DOMAIN: Final = b"zvmq"
+
+HANDSHAKE_TIMEOUT_MS: Final = 2000
+CONNECT_TIMEOUT_MS: Final = 2000
+RECONNECT_MS: Final = 100
+RECONNECT_MAX_MS: Final = 1000
+# What may still leave when the node stops: the last acknowledgements.
+LINGER_MS: Final = 200
+
+# The links and the mesh bound what is under way; these are the backstop. A pipe holds frames, not bytes.
+CONTROL_FRAMES_MAX: Final = 20_000
+BULK_FRAMES_MAX: Final = 4_096
+
+# A busy node may miss one handshake; a node with another cookie fails them all. 3 * 2 s are within the 10 s in which
+# `cluster join` has to say so.
+HANDSHAKE_FAILURES_MAX: Final = 3
+HANDSHAKE_REFUSED: Final = "handshake refused: different cookie, or not a zvmq cluster port"
+
+_HANDSHAKE_FAILED: Final = int(
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+)
+_WATCHED: Final = int(
+    zmq.EVENT_CONNECTED
+    | zmq.EVENT_CONNECT_DELAYED
+    | zmq.EVENT_CONNECT_RETRIED
+    | zmq.EVENT_CLOSED
+    | zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_HANDSHAKE_SUCCEEDED
+    | _HANDSHAKE_FAILED
+)
+
+Socket = zmq.Socket[bytes]
+
+
+class BindError(Exception):
+    """The cluster's port can't be bound; the text names the address."""
+
+
+def cluster_keys(cookie: str) -> Keys:
+    """Compute the keys of a cookie; the first time for a cookie takes half a second."""
+    return derive(cookie, zmq.curve_public)
+
+
+class _Outgoing:
+    """A DEALER and its monitor."""
+
+    def __init__(self, socket: Socket) -> None:
+        self.socket = socket
+        self.monitor: Socket = socket.get_monitor_socket(_WATCHED)
+
+    def events(self) -> list[tuple[int, int]]:
+        """Return what the monitor has to say: (event, value)."""
+        found: list[tuple[int, int]] = []
+        while True:
+            try:
+                parts = self.monitor.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return found
+            message = parse_monitor_message(parts)
+            found.append((int(message["event"]), int(message["value"])))
+
+    def close(self, linger_ms: int = 0) -> None:
+        self.socket.disable_monitor()
+        self.monitor.close(linger=0)
+        self.socket.close(linger=linger_ms)
+
+
+class _Peer:
+    """The connections to one member; both are None after a refusal."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.control: _Outgoing | None = None
+        self.bulk: _Outgoing | None = None
+        self.connected = False
+
+    def close(self, linger_ms: int = 0) -> None:
+        for outgoing in (self.control, self.bulk):
+            if outgoing is not None:
+                outgoing.close(linger_ms)
+        self.control = self.bulk = None
+        self.connected = False
+
+
+class _Join:
+    """The connection of an attempt to join, and what was seen of it."""
+
+    def __init__(self, outgoing: _Outgoing) -> None:
+        self.outgoing = outgoing
+        self.began_at = time.monotonic()
+        self.resolved = False
+        self.connected = False
+        self.broken = False
+        self.shaken = False
+        self.failures = 0
+
+
+class MeshTransport:
+    """The sockets of one node's mesh."""
+
+    def __init__(self, keys: Keys, name: str, listen: tuple[str, int], failure_timeout_s: float) -> None:
+        """Bind the cluster's port; raise BindError with the address if that fails."""
+        self.name = name
+        # Counts up whenever `sockets` changed.
+        self.changes = 0
+        self.counters: dict[str, int] = {
+            "mesh_send_blocked": 0,
+            "mesh_reply_lost": 0,
+            "mesh_keys_refused": 0,
+            "mesh_frames_malformed": 0,
+        }
+        self._keys = keys
+        self._heartbeat_ms = max(50, int(failure_timeout_s * 1000) // 5)
+        self._admitted: dict[bytes, bytes] = {z85.decode(keys.public(JOIN)): JOIN.encode()}
+        self._peers: dict[str, _Peer] = {}
+        self._join: _Join | None = None
+        self._inputs: list[MeshInput] = []
+        self._handlers: dict[type, Callable[[Any], None]] = {
+            ConnectPeer: self._connect_peer,
+            DisconnectPeer: self._disconnect_peer,
+            SendControl: self._send_control,
+            SendBulk: self._send_bulk,
+            Reply: self._reply,
+            Admit: self._admit,
+            Revoke: self._revoke,
+            OpenJoin: self._open_join,
+            SendJoin: self._send_join,
+            CloseJoin: self._close_join,
+        }
+        # A context of its own: ZAP is one a context, and this one is the mesh's alone.
+        self._context: zmq.Context[Socket] = zmq.Context()
+        self._zap: Socket = self._context.socket(zmq.REP)
+        self._zap.setsockopt(zmq.LINGER, 0)
+        self._zap.bind(ZAP_ENDPOINT)
+        self._router = self._make_router(listen)
+
+    def sockets(self) -> list[Socket]:
+        """Return every socket that is to be polled for reading."""
+        found = [self._router, self._zap]
+        for outgoing in self._outgoing():
+            found.append(outgoing.monitor)
+            found.append(outgoing.socket)
+        return found
+
+    def receive(self, limit: int) -> list[MeshInput]:
+        """Return what happened since, at most about `limit` frames. Call it when any of `sockets` is readable."""
+        self._answer_zap()
+        for node, peer in list(self._peers.items()):
+            self._watch_peer(node, peer)
+        self._watch_join()
+        inputs = self._inputs
+        self._inputs = []
+        router = self._router
+        for _ in range(limit):
+            try:
+                # The envelope is the ROUTER's routing id; only the frame behind it carries the User-Id.
+                connection = router.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            parts = [router.recv(zmq.NOBLOCK, copy=False)]
+            while parts[-1].more:
+                parts.append(router.recv(zmq.NOBLOCK, copy=False))
+            if len(parts) != 1:
+                self._count("mesh_frames_malformed")
+                continue
+            user = parts[0].get("User-Id")
+            assert isinstance(user, str) and user, "ZAP admitted a connection without a name"
+            inputs.append(FrameReceived(user, connection, parts[0].bytes))
+        return inputs
+
+    def execute(self, commands: list[MeshCommand]) -> None:
+        """Carry out commands in order."""
+        for command in commands:
+            self._handlers[type(command)](command)
+
+    def close(self) -> None:
+        """Close everything; returns within LINGER_MS."""
+        for peer in self._peers.values():
+            peer.close(LINGER_MS)
+        self._peers.clear()
+        self._close_join(CloseJoin())
+        self._router.close(linger=LINGER_MS)
+        self._zap.close(linger=0)
+        self._context.term()
+
+    def _make_router(self, listen: tuple[str, int]) -> Socket:
+        host, port = listen
+        endpoint = f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+        router: Socket = self._context.socket(zmq.ROUTER)
+        public, secret = self._keys.pair(self.name)
+        router.curve_server = True
+        router.curve_publickey = public
+        router.curve_secretkey = secret
+        router.setsockopt(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
+        router.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+        # A frame for a connection that is gone must not vanish without a word.
+        router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        router.setsockopt(zmq.ROUTER_HANDOVER, 0)
+        router.setsockopt(zmq.IPV6, 1 if ":" in host else 0)
+        self._set_common(router, CONTROL_FRAMES_MAX)
+        try:
+            router.bind(endpoint)
+        except zmq.ZMQError as error:
+            router.close(linger=0)
+            self._zap.close(linger=0)
+            self._context.term()
+            raise BindError(f"can't listen for the cluster on {host}:{port}: {error.strerror}") from None
+        return router
+
+    def _make_dealer(self, label: str, node: str, address: str, immediate: bool, frames_max: int) -> _Outgoing:
+        """Connect to `node` with the pair of `label`; raise ZMQError for an address that can't be one."""
+        dealer: Socket = self._context.socket(zmq.DEALER)
+        public, secret = self._keys.pair(label)
+        dealer.curve_publickey = public
+        dealer.curve_secretkey = secret
+        dealer.curve_serverkey = self._keys.public(node)
+        dealer.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
+        dealer.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
+        dealer.setsockopt(zmq.CONNECT_TIMEOUT, CONNECT_TIMEOUT_MS)
+        dealer.setsockopt(zmq.IMMEDIATE, 1 if immediate else 0)
+        dealer.setsockopt(zmq.IPV6, 1 if address.startswith("[") else 0)
+        self._set_common(dealer, frames_max)
+        outgoing = _Outgoing(dealer)
+        self.changes += 1
+        try:
+            dealer.connect(f"tcp://{address}")
+        except zmq.ZMQError:
+            outgoing.close()
+            raise
+        return outgoing
+
+    def _set_common(self, socket: Socket, frames_max: int) -> None:
+        socket.setsockopt(zmq.LINGER, LINGER_MS)
+        socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_TIMEOUT_MS)
+        socket.setsockopt(zmq.MAXMSGSIZE, ANY_FRAME_BYTES_MAX)
+        socket.setsockopt(zmq.SNDHWM, frames_max)
+        socket.setsockopt(zmq.RCVHWM, frames_max)
+        socket.setsockopt(zmq.HEARTBEAT_IVL, self._heartbeat_ms)
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 2 * self._heartbeat_ms)
+        socket.setsockopt(zmq.HEARTBEAT_TTL, 5 * self._heartbeat_ms)
+        socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+
+    def _answer_zap(self) -> None:
+        while True:
+            try:
+                request = self._zap.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            # RFC 27: version, request id, domain, address, identity, mechanism, credentials.
+            user = None
+            if len(request) == 7 and request[2] == ZAP_DOMAIN and request[5] == b"CURVE":
+                user = self._admitted.get(request[6])
+            version, number = (request[0], request[1]) if len(request) > 1 else (b"1.0", b"")
+            if user is None:
+                self._count("mesh_keys_refused")
+                reply = [version, number, b"400", b"unknown key", b"", b""]
+            else:
+                reply = [version, number, b"200", b"OK", user, b""]
+            self._zap.send_multipart(reply, zmq.NOBLOCK)
+
+    def _watch_peer(self, node: str, peer: _Peer) -> None:
+        if peer.bulk is not None:
+            for event, _ in peer.bulk.events():
+                if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+                    self._refused(node, peer)
+                    return
+        if peer.control is None:
+            return
+        for event, _ in peer.control.events():
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                if peer.bulk is not None:
+                    peer.bulk.close()
+                peer.connected = True
+                # What is sent before its handshake is done waits in it.
+                peer.bulk = self._make_dealer(self.name, node, peer.address, False, BULK_FRAMES_MAX)
+                self._inputs.append(PeerConnected(node))
+            elif event == zmq.EVENT_DISCONNECTED and peer.connected:
+                peer.connected = False
+                if peer.bulk is not None:
+                    peer.bulk.close()
+                    peer.bulk = None
+                    self.changes += 1
+                self._inputs.append(PeerDisconnected(node))
+            elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+                self._refused(node, peer)
+                return
+        self._drain(node, peer.control)
+
+    def _refused(self, node: str, peer: _Peer) -> None:
+        peer.close()
+        self.changes += 1
+        self._inputs.append(PeerRefused(node))
+
+    def _drain(self, node: str, outgoing: _Outgoing) -> None:
+        """Read what the other side answered on a connection that this node opened."""
+        while True:
+            try:
+                parts = outgoing.socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            if len(parts) == 1:
+                self._inputs.append(FrameReceived(node, b"", parts[0]))
+            else:
+                self._count("mesh_frames_malformed")
+
+    def _watch_join(self) -> None:
+        join = self._join
+        if join is None:
+            return
+        for event, _ in join.outgoing.events():
+            failure = self._judge(join, event)
+            if failure is not None:
+                self._close_join(CloseJoin())
+                self._inputs.append(failure)
+                return
+        self._drain(JOIN, join.outgoing)
+
+    def _judge(self, join: _Join, event: int) -> JoinFailed | None:
+        """Take one monitor event of the join connection; return why it failed once that is certain."""
+        if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            join.shaken = True
+            self._inputs.append(PeerConnected(JOIN))
+        elif event == zmq.EVENT_CONNECT_DELAYED:
+            join.resolved = True
+            join.broken = False
+        elif event == zmq.EVENT_CONNECTED:
+            join.connected = True
+        elif event & _HANDSHAKE_FAILED:
+            # A refused handshake looks the same whatever the cause: a wrong server key, or a port that speaks
+            # something else. Only a known key that isn't admitted gets 400, which the join key never should.
+            join.failures += 1
+            join.connected = False
+            join.broken = True
+            if join.failures >= HANDSHAKE_FAILURES_MAX or event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+                return JoinFailed("handshake", HANDSHAKE_REFUSED)
+        elif event == zmq.EVENT_DISCONNECTED:
+            if join.shaken:
+                return JoinFailed("disconnected", "the connection was closed before an answer came")
+            if join.connected:
+                join.connected = False
+                join.broken = True
+                join.failures += 1
+                if join.failures >= HANDSHAKE_FAILURES_MAX:
+                    return JoinFailed("handshake", HANDSHAKE_REFUSED)
+        elif event == zmq.EVENT_CONNECT_RETRIED and not join.broken and not join.connected:
+            if not join.resolved:
+                return JoinFailed("unknown", "unknown host")
+            if time.monotonic() - join.began_at >= CONNECT_TIMEOUT_MS / 1000 * 0.9:
+                return JoinFailed("timeout", "the TCP connection timed out")
+            return JoinFailed("refused", "the TCP connection was refused")
+        return None
+
+    def _connect_peer(self, command: ConnectPeer) -> None:
+        peer = self._peers.get(command.node)
+        if peer is not None:
+            peer.close()
+        peer = _Peer(command.address)
+        self._peers[command.node] = peer
+        try:
+            peer.control = self._make_dealer(self.name, command.node, command.address, True, CONTROL_FRAMES_MAX)
+        except zmq.ZMQError:
+            # An address that can't be one now may be put right by the member's next Hello.
+            self._inputs.append(PeerRefused(command.node))
+
+    def _disconnect_peer(self, command: DisconnectPeer) -> None:
+        peer = self._peers.pop(command.node, None)
+        if peer is not None:
+            peer.close(LINGER_MS)
+            self.changes += 1
+
+    def _send_control(self, command: SendControl) -> None:
+        peer = self._peers.get(command.node)
+        self._send(None if peer is None else peer.control, command.frame)
+
+    def _send_bulk(self, command: SendBulk) -> None:
+        peer = self._peers.get(command.node)
+        self._send(None if peer is None else peer.bulk, command.frame)
+
+    def _send(self, outgoing: _Outgoing | None, frame: bytes) -> None:
+        if outgoing is None:
+            self._count("mesh_send_blocked")
+            return
+        try:
+            outgoing.socket.send(frame, zmq.NOBLOCK)
+        except zmq.Again:
+            self._count("mesh_send_blocked")
+
+    def _reply(self, command: Reply) -> None:
+        try:
+            self._router.send_multipart([command.connection, command.frame], zmq.NOBLOCK)
+        except zmq.ZMQError as error:
+            if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
+                raise
+            self._count("mesh_reply_lost")
+
+    def _admit(self, command: Admit) -> None:
+        self._admitted[z85.decode(self._keys.public(command.node))] = command.node.encode()
+
+    def _revoke(self, command: Revoke) -> None:
+        self._admitted.pop(z85.decode(self._keys.public(command.node)), None)
+
+    def _open_join(self, command: OpenJoin) -> None:
+        self._close_join(CloseJoin())
+        try:
+            dealer = self._make_dealer(JOIN, command.node, command.address, True, CONTROL_FRAMES_MAX)
+        except zmq.ZMQError as error:
+            self._inputs.append(JoinFailed("invalid", f"not an address: {error.strerror}"))
+            return
+        self._join = _Join(dealer)
+
+    def _send_join(self, command: SendJoin) -> None:
+        if self._join is not None:
+            self._send(self._join.outgoing, command.frame)
+
+    def _close_join(self, command: CloseJoin) -> None:
+        if self._join is not None:
+            self._join.outgoing.close()
+            self._join = None
+            self.changes += 1
+
+    def _outgoing(self) -> list[_Outgoing]:
+        found = [] if self._join is None else [self._join.outgoing]
+        for peer in self._peers.values():
+            found.extend(outgoing for outgoing in (peer.control, peer.bulk) if outgoing is not None)
+        return found
+
+    def _count(self, name: str) -> None:
+        self.counters[name] += 1

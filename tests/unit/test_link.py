@@ -1,0 +1,319 @@
+"""cluster.link: in order, without a loss or a double, whatever the connection does."""
+
+import random
+
+from broker.core.effects import Ticket
+from broker.core.message import Message
+from cluster import link as link_module
+from cluster.frames import FRAME_BYTES_MAX, Forwards
+from cluster.link import FRAMES_IN_FLIGHT_MAX, MEMORY_BYTES_MAX, PROBE_AFTER_S, WINDOW_BYTES_MAX, IncomingLink, OutgoingLink
+
+STORE = b"s" * 16
+
+
+def message(payload=b"x", qos=1, number=1):
+    return Message(b"t", payload, b"", qos, False, 0.0, "client", STORE, number if qos else 0)
+
+
+def ticket():
+    return Ticket(1, 1, 0)
+
+
+class Stream:
+    """Both ends with nothing between them but what a test loses."""
+
+    def __init__(self, position=0):
+        self.outgoing = OutgoingLink(STORE)
+        self.incoming = IncomingLink(STORE, position)
+        self.session = 0
+        self.received = []
+        self.acknowledged = []
+        self.now = 0.0
+
+    def connect(self):
+        self.session += 1
+        self.outgoing.connected(self.session)
+        self.incoming.connected(self.session)
+        self.position()
+
+    def position(self):
+        self.incoming.position_due = False
+        self.acknowledged += self.outgoing.opened(self.session, self.incoming.position, self.now)
+
+    def send(self, *payloads, qos=1, waits=False):
+        tickets = []
+        for payload in payloads:
+            tickets.append(ticket() if waits else None)
+            assert self.outgoing.forward(message(payload, qos), tickets[-1], True, self.now)
+        return tickets
+
+    def take(self, frames):
+        for frame in frames:
+            self.received += [each.payload for each in self.incoming.receive(Forwards(frame), self.now)]
+
+    def acknowledge(self):
+        self.incoming.ack_due = False
+        self.acknowledged += self.outgoing.acknowledged(self.session, self.incoming.position, self.now)
+
+    def exchange(self):
+        """Let everything flow until nothing moves."""
+        while frames := self.outgoing.take_frames(self.now):
+            self.take(frames)
+            self.acknowledge()
+        self.outgoing.validate()
+
+
+def test_nothing_is_sent_before_the_positions_and_everything_after():
+    stream = Stream()
+    tickets = stream.send(b"1", b"2", waits=True)
+    assert stream.outgoing.take_frames(0.0) == []
+    stream.connect()
+    stream.exchange()
+    assert stream.received == [b"1", b"2"]
+    assert stream.acknowledged == tickets
+    assert stream.outgoing.bytes_pending == 0
+    assert stream.incoming.commit_due
+
+
+def test_a_qos_0_message_alone_commits_nothing_but_is_acknowledged():
+    stream = Stream()
+    stream.connect()
+    stream.send(b"1", qos=0)
+    stream.exchange()
+    assert stream.received == [b"1"]
+    assert not stream.incoming.commit_due
+    assert stream.outgoing.acked == 1
+
+
+def test_what_was_lost_with_the_connection_is_sent_again_and_nothing_twice():
+    stream = Stream()
+    stream.connect()
+    stream.send(b"1")
+    arrived = stream.outgoing.take_frames(0.0)
+    stream.send(b"2")
+    stream.outgoing.take_frames(0.0)
+    stream.take(arrived)
+    stream.outgoing.disconnected()
+    stream.send(b"3")
+    assert stream.outgoing.take_frames(0.0) == []
+    stream.connect()
+    stream.exchange()
+    assert stream.received == [b"1", b"2", b"3"]
+    assert stream.outgoing.resent == 2
+
+
+def test_a_frame_of_an_older_session_is_never_news():
+    """Reason: a restarted sender numbers on from the receiver's position, and an old frame has the same numbers."""
+    stream = Stream()
+    stream.connect()
+    stream.send(b"old")
+    old = stream.outgoing.take_frames(0.0)
+    restarted = Stream()
+    restarted.incoming, restarted.session = stream.incoming, stream.session
+    restarted.send(b"new")
+    restarted.connect()
+    restarted.take(old)
+    assert restarted.received == []
+    restarted.exchange()
+    assert restarted.received == [b"new"]
+    assert restarted.incoming.stale == 1
+
+
+def test_a_restarted_sender_continues_behind_the_receivers_position():
+    stream = Stream(position=1000)
+    tickets = stream.send(b"1", b"2", waits=True)
+    stream.connect()
+    stream.exchange()
+    assert stream.received == [b"1", b"2"]
+    assert stream.acknowledged == tickets
+    assert stream.incoming.position == 1002
+
+
+def test_a_lost_frame_shows_at_the_next_and_is_sent_again():
+    stream = Stream()
+    stream.connect()
+    stream.send(b"1")
+    stream.take(stream.outgoing.take_frames(0.0))
+    stream.send(b"2")
+    stream.outgoing.take_frames(0.0)
+    stream.send(b"3")
+    stream.take(stream.outgoing.take_frames(0.0))
+    assert stream.incoming.position_due
+    stream.send(b"4")
+    stream.take(stream.outgoing.take_frames(0.0))
+    assert stream.received == [b"1"], "nothing passes until the sender starts over"
+    stream.position()
+    stream.exchange()
+    assert stream.received == [b"1", b"2", b"3", b"4"]
+
+
+def test_a_loss_at_the_end_shows_by_a_probe_which_a_slow_receiver_ignores():
+    stream = Stream()
+    stream.connect()
+    stream.send(b"1")
+    stream.take(stream.outgoing.take_frames(0.0))
+    assert stream.outgoing.take_probe(PROBE_AFTER_S / 2) == b""
+    probe = stream.outgoing.take_probe(PROBE_AFTER_S)
+    stream.take([probe])
+    assert not stream.incoming.position_due, "it has everything"
+    stream.acknowledge()
+    stream.send(b"2")
+    stream.now = 10.0
+    stream.outgoing.take_frames(10.0)
+    stream.take([stream.outgoing.take_probe(10.0 + PROBE_AFTER_S)])
+    assert stream.incoming.position_due
+    stream.position()
+    stream.exchange()
+    assert stream.received == [b"1", b"2"]
+
+
+def test_a_receiver_that_went_back_is_a_counted_gap_and_jumped():
+    stream = Stream()
+    stream.connect()
+    stream.send(b"1", b"2")
+    stream.exchange()
+    stream.incoming = IncomingLink(STORE, 0)
+    stream.connect()
+    stream.send(b"3")
+    stream.exchange()
+    assert stream.received == [b"1", b"2", b"3"]
+    assert stream.outgoing.gaps == stream.incoming.gaps == 1
+    assert stream.incoming.position == 3
+
+
+def test_a_receiver_that_went_back_over_qos_0_only_is_no_gap():
+    stream = Stream()
+    stream.connect()
+    stream.send(b"1")
+    stream.exchange()
+    stream.send(b"2", qos=0)
+    stream.exchange()
+    stream.incoming = IncomingLink(STORE, 1)
+    stream.connect()
+    stream.exchange()
+    assert stream.outgoing.gaps == stream.incoming.gaps == 0
+    assert stream.incoming.position == 2, "an empty stream tells where it goes on, too"
+
+
+def test_acknowledgements_of_what_was_not_sent_or_of_old_sessions_count_nothing():
+    stream = Stream()
+    stream.connect()
+    stream.send(b"1", waits=True)
+    assert stream.outgoing.acknowledged(1, 1, 0.0) == []
+    stream.take(stream.outgoing.take_frames(0.0))
+    assert stream.outgoing.acknowledged(0, 1, 0.0) == []
+    assert len(stream.outgoing.acknowledged(1, 1, 0.0)) == 1
+
+
+def test_window_and_frames_are_bounded():
+    stream = Stream()
+    stream.connect()
+    stream.send(*[bytes(10_000)] * 2000)
+    frames = stream.outgoing.take_frames(0.0)
+    assert max(map(len, frames)) <= FRAME_BYTES_MAX
+    assert sum(map(len, frames)) <= WINDOW_BYTES_MAX + 100 * len(frames)
+    assert sum(map(len, frames)) > WINDOW_BYTES_MAX - FRAME_BYTES_MAX
+    assert stream.outgoing.take_frames(0.0) == []
+    stream.take(frames)
+    stream.acknowledge()
+    stream.exchange()
+    assert len(stream.received) == 2000
+
+
+def test_small_frames_in_flight_are_bounded_by_number():
+    stream = Stream()
+    stream.connect()
+    frames = []
+    for number in range(3000):
+        stream.send(b"%d" % number)
+        frames += stream.outgoing.take_frames(0.0)
+    assert len(frames) == FRAMES_IN_FLIGHT_MAX
+    stream.take(frames)
+    stream.acknowledge()
+    stream.exchange()
+    assert stream.received == [b"%d" % number for number in range(3000)]
+
+
+def test_a_message_larger_than_a_frame_or_the_window_passes_alone():
+    stream = Stream()
+    stream.connect()
+    large = bytes(WINDOW_BYTES_MAX + 1)
+    stream.send(b"1", large, b"2")
+    stream.exchange()
+    assert stream.received == [b"1", large, b"2"]
+
+
+def test_beyond_the_memory_qos_0_is_dropped_and_counted_and_who_waits_is_refused():
+    stream = Stream()
+    stream.send(*[bytes(1024 * 1024)] * 63)
+    assert stream.outgoing.bytes_pending <= MEMORY_BYTES_MAX
+    big = message(bytes(2 * 1024 * 1024))
+    assert not stream.outgoing.forward(big, ticket(), True, 0.0)
+    assert stream.outgoing.forward(big, None, True, 0.0)
+    assert stream.outgoing.forward(message(big.payload, qos=0), None, True, 0.0)
+    assert stream.outgoing.refused == 1
+    assert stream.outgoing.dropped_memory == 2
+    stream.connect()
+    stream.exchange()
+    assert len(stream.received) == 63
+
+
+def test_qos_0_for_a_peer_that_does_not_run_is_dropped_and_counted():
+    stream = Stream()
+    assert stream.outgoing.forward(message(qos=0), None, False, 0.0)
+    assert stream.outgoing.forward(message(b"kept"), ticket(), False, 0.0)
+    stream.connect()
+    stream.exchange()
+    assert stream.received == [b"kept"]
+    assert stream.outgoing.dropped_not_running == 1
+
+
+def test_the_tickets_of_a_member_that_is_gone_come_back():
+    stream = Stream()
+    stream.connect()
+    tickets = stream.send(b"1", waits=True)
+    stream.outgoing.take_frames(0.0)
+    tickets += stream.send(b"2", waits=True)
+    assert stream.outgoing.take_tickets() == tickets
+    stream.outgoing.validate()
+
+
+def test_any_losses_and_restarts_leave_the_order_and_double_nothing(monkeypatch):
+    if link_module.__file__.endswith(".py"):
+        monkeypatch.setattr(link_module, "WINDOW_BYTES_MAX", 2000)
+    for seed in range(100):
+        rng = random.Random(seed)
+        stream = Stream()
+        sent = []
+        wire = []
+        tickets = []
+        stream.connect()
+        for step in range(300):
+            choice = rng.random()
+            if choice < 0.5:
+                sent.append(b"%d" % step)
+                tickets += stream.send(sent[-1], qos=rng.choice([0, 1]), waits=True)
+                wire += stream.outgoing.take_frames(stream.now)
+            elif choice < 0.8 and wire:
+                frame = wire.pop(0)
+                if rng.random() < 0.9:
+                    stream.take([frame])
+            elif choice < 0.9:
+                stream.acknowledge()
+                wire += stream.outgoing.take_frames(stream.now)
+            elif choice < 0.95:
+                stream.outgoing.disconnected()
+                if rng.random() < 0.5:
+                    # The receiver hears the new session while frames of the old one are still under way.
+                    stream.connect()
+                    rng.shuffle(wire)
+                else:
+                    stream.connect()
+                    wire = []
+            elif stream.incoming.position_due:
+                stream.position()
+            stream.outgoing.validate()
+        stream.connect()
+        stream.exchange()
+        assert stream.received == sent, f"seed {seed}"
+        assert stream.acknowledged == tickets, f"seed {seed}"

@@ -1,0 +1,409 @@
+"""One suite for every Storage, then what only the one on disk promises."""
+
+import os
+import resource
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from broker.core import storage as core
+from broker.core.storage import FAMILIES, MemoryStorage, Storage, StorageError, WriteBatch
+from broker.runtime.rocks_storage import RocksStorage, open_store
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(params=["memory", "rocks"])
+def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], Storage]]:
+    """A function that opens the store, the first time empty, then as a restart finds it."""
+    opened: list[Storage] = []
+
+    def open_again() -> Storage:
+        if request.param == "memory":
+            storage: Storage = opened[-1].survivor() if opened else MemoryStorage()
+        else:
+            if opened:
+                opened[-1].close()
+            storage = RocksStorage(tmp_path / "store", "interval", 100)
+        opened.append(storage)
+        return storage
+
+    yield open_again
+    for storage in opened:
+        storage.close()
+
+
+@pytest.fixture
+def storage(reopen: Callable[[], Storage]) -> Storage:
+    return reopen()
+
+
+def put_all(storage: Storage, family: str, rows: dict[bytes, bytes]) -> None:
+    batch = WriteBatch()
+    for key, value in rows.items():
+        batch.put(family, key, value)
+    storage.commit(batch)
+
+
+def keys(storage: Storage, family: str, start: bytes = b"", end: bytes = b"") -> list[bytes]:
+    return [key for key, _ in storage.scan(family, start, end)]
+
+
+def test_get_returns_what_was_put_in_that_family_only(storage: Storage) -> None:
+    put_all(storage, "session", {b"k": b"\x01v"})
+    assert storage.get("session", b"k") == b"\x01v"
+    assert storage.get("queue", b"k") is None
+    assert storage.get("session", b"other") is None
+
+
+def test_empty_values_and_empty_keys_are_values_and_keys(storage: Storage) -> None:
+    put_all(storage, "session", {b"k": b"", b"": b"\x01"})
+    assert storage.get("session", b"k") == b""
+    assert list(storage.scan("session", b"", b"")) == [(b"", b"\x01"), (b"k", b"")]
+
+
+def test_every_family_exists(storage: Storage) -> None:
+    batch = WriteBatch()
+    for family in FAMILIES:
+        batch.put(family, b"k", family.encode())
+    storage.commit(batch)
+    assert [storage.get(family, b"k") for family in FAMILIES] == [family.encode() for family in FAMILIES]
+
+
+def test_operations_of_a_batch_apply_in_order(storage: Storage) -> None:
+    put_all(storage, "queue", {b"a": b"old", b"b": b"old", b"c": b"old"})
+    batch = WriteBatch()
+    batch.put("queue", b"a", b"1")
+    batch.delete("queue", b"a")
+    batch.delete("queue", b"b")
+    batch.put("queue", b"b", b"2")
+    batch.put("queue", b"c1", b"gone")
+    batch.delete_range("queue", b"c", b"d")
+    batch.put("queue", b"c2", b"3")
+    assert len(batch) == 7
+    storage.commit(batch)
+    assert list(storage.scan("queue", b"", b"")) == [(b"b", b"2"), (b"c2", b"3")]
+
+
+def test_extend_appends_in_order(storage: Storage) -> None:
+    first, second = WriteBatch(), WriteBatch()
+    first.put("queue", b"k", b"1")
+    second.put("queue", b"k", b"2")
+    first.extend(second)
+    storage.commit(first)
+    assert storage.get("queue", b"k") == b"2"
+
+
+def test_an_empty_batch_changes_nothing(storage: Storage) -> None:
+    storage.commit(WriteBatch())
+    assert keys(storage, "queue") == []
+
+
+def test_deleting_what_is_not_there_is_harmless(storage: Storage) -> None:
+    batch = WriteBatch()
+    batch.delete("queue", b"k")
+    batch.delete_range("queue", b"a", b"z")
+    storage.commit(batch)
+    assert keys(storage, "queue") == []
+
+
+def test_delete_range_takes_the_start_and_leaves_the_end(storage: Storage) -> None:
+    put_all(storage, "queue", {bytes([n]): b"v" for n in range(6)})
+    batch = WriteBatch()
+    batch.delete_range("queue", b"\x01", b"\x04")
+    batch.delete_range("queue", b"\x05", b"\x05")
+    storage.commit(batch)
+    assert keys(storage, "queue") == [b"\x00", b"\x04", b"\x05"]
+
+
+def test_a_reversed_range_is_our_mistake() -> None:
+    with pytest.raises(AssertionError):
+        WriteBatch().delete_range("queue", b"b", b"a")
+
+
+def test_scan_is_ascending_by_unsigned_bytes_and_bounded(storage: Storage) -> None:
+    put_all(storage, "queue", dict.fromkeys((b"\xff", b"\x80", b"a\x00", b"a", b"b", b""), b"v"))
+    assert keys(storage, "queue") == [b"", b"a", b"a\x00", b"b", b"\x80", b"\xff"]
+    assert keys(storage, "queue", b"a", b"b") == [b"a", b"a\x00"]
+    assert keys(storage, "queue", b"a\x00") == [b"a\x00", b"b", b"\x80", b"\xff"]
+    assert keys(storage, "queue", b"", b"a") == [b""]
+    assert keys(storage, "queue", b"a", b"a") == []
+    assert keys(storage, "queue", b"c", b"b") == []
+
+
+def test_scan_is_a_snapshot_while_commits_go_on(storage: Storage) -> None:
+    put_all(storage, "queue", {bytes([n]): b"old" for n in range(100)})
+    scan = storage.scan("queue", b"", b"")
+    batch = WriteBatch()
+    batch.put("queue", b"\x05", b"new")
+    batch.put("queue", b"\xf0", b"new")
+    batch.delete("queue", b"\x06")
+    batch.delete_range("queue", b"\x20", b"\x40")
+    storage.commit(batch)
+    assert list(scan) == [(bytes([n]), b"old") for n in range(100)]
+    assert len(keys(storage, "queue")) == 100 + 1 - 1 - 32
+
+
+def test_an_unknown_family_is_our_mistake_and_nothing_of_the_batch_is_there(storage: Storage) -> None:
+    batch = WriteBatch()
+    batch.put("queue", b"k", b"v")
+    batch.put("nowhere", b"k", b"v")
+    with pytest.raises(KeyError):
+        storage.commit(batch)
+    assert storage.get("queue", b"k") is None
+    with pytest.raises(KeyError):
+        storage.get("nowhere", b"k")
+    with pytest.raises(KeyError):
+        storage.scan("nowhere", b"", b"")
+
+
+def test_big_batches_and_big_values(storage: Storage) -> None:
+    big = os.urandom(5_000_000)
+    rows = {n.to_bytes(8, "big"): b"\x01" + n.to_bytes(8, "big") for n in range(50_000)}
+    rows[b"\xff" * 8] = big
+    put_all(storage, "queue", rows)
+    assert dict(storage.scan("queue", b"", b"")) == rows
+    assert storage.get("queue", b"\xff" * 8) == big
+
+
+def test_a_restart_finds_what_was_committed(reopen: Callable[[], Storage]) -> None:
+    put_all(reopen(), "queue", {b"a": b"1", b"b": b"2"})
+    storage = reopen()
+    batch = WriteBatch()
+    batch.delete("queue", b"a")
+    storage.commit(batch)
+    assert list(reopen().scan("queue", b"", b"")) == [(b"b", b"2")]
+
+
+def test_a_new_store_is_stamped_and_an_own_one_accepted(reopen: Callable[[], Storage]) -> None:
+    core.check_schema(reopen())
+    storage = reopen()
+    core.check_schema(storage)
+    assert storage.get("meta", b"schema") == bytes([core.SCHEMA_VERSION])
+
+
+def test_the_store_of_a_newer_program_is_refused(reopen: Callable[[], Storage]) -> None:
+    put_all(reopen(), "meta", {b"schema": bytes([core.SCHEMA_VERSION + 6])})
+    with pytest.raises(StorageError, match=r"schema version 7.* up to version 1"):
+        core.check_schema(reopen())
+
+
+def test_the_store_id_is_drawn_once(reopen: Callable[[], Storage]) -> None:
+    assert core.ensure_store_id(reopen(), b"a" * 16) == b"a" * 16
+    assert core.ensure_store_id(reopen(), b"b" * 16) == b"a" * 16
+
+
+def test_every_opening_is_counted(reopen: Callable[[], Storage]) -> None:
+    assert [core.next_incarnation(reopen()) for _ in range(3)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ({b"schema": b""}, "corrupt"),
+        ({b"store_id": b"\x01short"}, "store_id has 6 bytes instead of 17"),
+        ({b"store_id": b"\x02" + bytes(20)}, "store_id has version 2"),
+        ({b"incarnation": b""}, "incarnation has 0 bytes"),
+        ({b"incarnation": b"\x09" + bytes(8)}, "incarnation has version 9"),
+    ],
+)
+def test_meta_that_can_not_be_read_is_refused(rows: dict[bytes, bytes], message: str) -> None:
+    storage = MemoryStorage()
+    put_all(storage, "meta", rows)
+    with pytest.raises(StorageError, match=message):
+        core.check_schema(storage)
+        core.ensure_store_id(storage, bytes(16))
+        core.next_incarnation(storage)
+
+
+def test_a_survivor_is_apart_from_what_it_survived() -> None:
+    storage = MemoryStorage()
+    put_all(storage, "queue", {b"a": b"1"})
+    survivor = storage.survivor()
+    put_all(storage, "queue", {b"b": b"2"})
+    assert survivor.snapshot()["queue"] == {b"a": b"1"}
+    assert storage.snapshot()["queue"] == {b"a": b"1", b"b": b"2"}
+    assert keys(survivor, "queue") == [b"a"]
+
+
+def test_open_store_makes_private_directories_and_an_identity(tmp_path: Path) -> None:
+    path = tmp_path / "data" / "store"
+    first = open_store(path, "interval", 100)
+    first.storage.close()
+    second = open_store(path, "always", 0)
+    second.storage.close()
+    third = open_store(tmp_path / "other", "never", 0)
+    third.storage.close()
+    assert [stat.S_IMODE(os.stat(directory).st_mode) for directory in (path, path.parent)] == [0o700, 0o700]
+    assert len(first.store_id) == 16
+    assert first.store_id == second.store_id != third.store_id
+    assert (first.incarnation, second.incarnation, third.incarnation) == (1, 2, 1)
+
+
+def test_a_newer_store_on_disk_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    storage = RocksStorage(tmp_path, "interval", 100)
+    put_all(storage, "meta", {b"schema": b"\x02"})
+    storage.close()
+    for _ in range(2):
+        with pytest.raises(StorageError, match=r"schema version 2.* up to version 1"):
+            open_store(tmp_path, "interval", 100)
+
+
+def test_a_store_in_use_is_refused(tmp_path: Path) -> None:
+    storage = RocksStorage(tmp_path, "interval", 100)
+    with pytest.raises(StorageError, match="in use by another process"):
+        RocksStorage(tmp_path, "interval", 100)
+    opened = run_in_a_process(f"open_store({str(tmp_path)!r}, 'interval', 100)")
+    assert "StorageError" in opened.stderr
+    assert "in use by another process" in opened.stderr
+    storage.close()
+    RocksStorage(tmp_path, "interval", 100).close()
+
+
+def test_a_path_that_can_not_be_a_store_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="can't be opened"):
+        RocksStorage(tmp_path / "file" / "store", "interval", 100)
+
+
+@pytest.mark.parametrize("sync", ["always", "interval", "never"])
+def test_commits_survive_kill_9(tmp_path: Path, sync: str) -> None:
+    killed = run_in_a_process(
+        f"""
+storage = open_store({str(tmp_path)!r}, {sync!r}, 3_600_000).storage
+for n in range(1000):
+    batch = WriteBatch()
+    batch.put("queue", n.to_bytes(8, "big"), b"x" * 100)
+    batch.put("message", n.to_bytes(8, "big"), b"y" * 100)
+    storage.commit(batch)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    store = open_store(tmp_path, "interval", 100)
+    assert store.incarnation == 2
+    assert len(keys(store.storage, "queue")) == len(keys(store.storage, "message")) == 1000
+    store.storage.close()
+
+
+def run_in_a_process(code: str) -> subprocess.CompletedProcess[str]:
+    imports = (
+        "import os, signal\n"
+        "from broker.core.storage import WriteBatch\n"
+        "from broker.runtime.rocks_storage import open_store\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", imports + code], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+def test_the_log_is_synced_once_an_interval_and_only_when_dirty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = RocksStorage(tmp_path, "interval", 100)
+    syncs = count_syncs(storage, monkeypatch)
+    storage.flush(1000.0)  # covers the stamp of the new store
+    del syncs[:]
+    assert storage.next_deadline() == float("inf")
+    storage.flush(1001.0)
+    assert syncs == []
+    put_all(storage, "queue", {b"a": b"1"})
+    put_all(storage, "queue", {b"b": b"1"})
+    storage.flush(1001.0)
+    assert len(syncs) == 1
+    put_all(storage, "queue", {b"c": b"1"})
+    assert storage.next_deadline() == pytest.approx(1001.1)
+    storage.flush(1001.05)
+    assert len(syncs) == 1
+    storage.flush(1001.11)
+    assert len(syncs) == 2
+    assert storage.next_deadline() == float("inf")
+    storage.close()
+
+
+@pytest.mark.parametrize("sync", ["always", "never"])
+def test_other_modes_need_no_flush(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sync: str) -> None:
+    storage = RocksStorage(tmp_path, sync, 100)
+    syncs = count_syncs(storage, monkeypatch)
+    put_all(storage, "queue", {b"a": b"1"})
+    assert storage.next_deadline() == float("inf")
+    storage.flush(1e9)
+    assert syncs == []
+    storage.close()
+
+
+def count_syncs(storage: RocksStorage, monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    syncs: list[None] = []
+    sync = storage.sync
+
+    def counted() -> None:
+        syncs.append(None)
+        sync()
+
+    monkeypatch.setattr(storage, "sync", counted)
+    return syncs
+
+
+@pytest.fixture
+def file_size_limit() -> Iterator[Callable[[int], None]]:
+    """A function that lets no file of this process grow past a size: the nearest thing to a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    def limit(size: int) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size if size >= 0 else before[0], before[1]))
+
+    yield limit
+    limit(-1)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_full_disk_fails_commits_until_there_is_room_again(
+    tmp_path: Path, file_size_limit: Callable[[int], None]
+) -> None:
+    storage = RocksStorage(tmp_path, "interval", 100)
+    put_all(storage, "queue", {b"a": b"1"})
+    file_size_limit(50_000)
+    for _ in range(3):
+        with pytest.raises(StorageError):
+            put_all(storage, "queue", {b"b": bytes(100_000)})
+        storage.flush(1e9)
+    file_size_limit(-1)
+    put_all(storage, "queue", {b"b": b"2"})
+    assert list(storage.scan("queue", b"", b"")) == [(b"a", b"1"), (b"b", b"2")]
+    storage.close()
+
+
+def test_a_damaged_block_is_an_error_and_not_the_end_of_a_scan(tmp_path: Path) -> None:
+    storage = RocksStorage(tmp_path, "interval", 100)
+    for n in range(1000):
+        put_all(storage, "queue", {n.to_bytes(8, "big"): os.urandom(1000)})
+    storage._families["queue"].flush()
+    storage.close()
+    table = max(tmp_path.glob("*.sst"), key=lambda path: path.stat().st_size)
+    with open(table, "r+b") as file:
+        file.seek(500_000)
+        file.write(b"damaged" * 100)
+    storage = RocksStorage(tmp_path, "interval", 100)
+    with pytest.raises(StorageError, match="can't be read"):
+        keys(storage, "queue")
+    storage.close()
+
+
+def test_closing_twice_is_harmless(storage: Storage) -> None:
+    storage.close()
+    storage.close()
+
+
+def test_reading_a_closed_store_is_a_storage_error(tmp_path: Path) -> None:
+    storage = RocksStorage(tmp_path, "interval", 100)
+    storage.close()
+    with pytest.raises(StorageError):
+        storage.get("queue", b"k")
+    with pytest.raises(StorageError):
+        storage.scan("queue", b"", b"")
