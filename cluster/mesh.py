@@ -576,8 +576,12 @@ class Mesh:
 
     def _receive_interest_delta(self, peer: Peer, frame: bytes, now: float) -> None:
         delta = unpack_interest_delta(frame)
+        known = self.interest.known_version(peer.name)
         if not self.interest.receive_delta(peer.name, delta):
             self._request_interest(peer, now)
+            return
+        if self.interest.known_version(peer.name) == known:
+            # An old one, which changed nothing and must not change the store either.
             return
         prefix = KEY_INTEREST + peer.store_id
         for wish in delta.wishes:

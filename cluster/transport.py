@@ -193,6 +193,10 @@ class MeshTransport:
             found.append(outgoing.socket)
         return found
 
+    def has_inputs(self) -> bool:
+        """Say whether `receive` has something that no socket shows: a command that failed at once."""
+        return bool(self._inputs)
+
     def receive(self, limit: int) -> list[MeshInput]:
         """Return what happened since, at most about `limit` frames. Call it when any of `sockets` is readable."""
         self._answer_zap()

@@ -6,11 +6,13 @@ the third. It uses nothing but the installed programs, as a person would. Everyt
 """
 
 import argparse
+import contextlib
 import json
 import os
 import secrets
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -36,6 +38,8 @@ MESSAGE_WAIT_S = 10.0
 STOP_WAIT_S = 11.0
 POLL_S = 0.05
 OUTPUT_LINES_MAX = 20
+# struct ucred of SO_PEERCRED: process, user and group id.
+CREDENTIALS = struct.Struct("iII")
 
 CONFIG = """\
 # Written once by deploy/lab.py; edit it freely, it is kept.
@@ -140,7 +144,25 @@ def node_processes(pid: int, started: int) -> list[Process]:
         # The node is long gone, and its id belongs to a stranger now.
         return []
     found = [read_process(int(entry)) for entry in os.listdir("/proc") if entry.isdigit()]
-    return [process for process in found if process is not None and process.session == pid]
+    return [process for process in found if process is not None and pid in (process.pid, process.session)]
+
+
+def serving_process(node: Node) -> Process | None:
+    """The process that answers on the node's admin socket: a node may have been started again by hand."""
+    try:
+        # Through the descriptor, since the path of a Unix socket ends at 107 bytes.
+        directory = os.open(node.directory / "data" / "run", os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return None
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(f"/proc/self/fd/{directory}/admin.sock")
+            credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
+    except OSError:
+        return None
+    finally:
+        os.close(directory)
+    return read_process(CREDENTIALS.unpack(credentials)[0])
 
 
 def read_pids() -> dict[str, tuple[int, int]]:
@@ -151,9 +173,14 @@ def read_pids() -> dict[str, tuple[int, int]]:
         return {}
 
 
-def running_nodes() -> list[str]:
-    """The names of the nodes that have live processes."""
-    return [name for name, (pid, started) in read_pids().items() if node_processes(pid, started)]
+def known_nodes() -> list[tuple[str, int, int]]:
+    """Every node that may still have processes: (name, process id of its supervisor, start time)."""
+    known = [(name, pid, started) for name, (pid, started) in read_pids().items()]
+    for node in NODES:
+        process = serving_process(node)
+        if process is not None and (node.name, process.pid, process.started) not in known:
+            known.append((node.name, process.pid, process.started))
+    return known
 
 
 def check_port_free(node: Node, port: int) -> None:
@@ -254,6 +281,7 @@ def join_nodes() -> None:
 def send_message() -> str:
     """Send one message from the first node to the third, and return what arrived."""
     from paho.mqtt import client as mqtt
+    from paho.mqtt.enums import CallbackAPIVersion
 
     topic, payload = "lab/hello", f"hello from {NODES[0].name}"
     subscribed, arrived = threading.Event(), threading.Event()
@@ -264,7 +292,7 @@ def send_message() -> str:
         arrived.set()
 
     def connected(node: Node) -> mqtt.Client:
-        client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
+        client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
         client.on_message = on_message
         client.on_subscribe = lambda *_: subscribed.set()
         client.connect(node.address, MQTT_PORT)
@@ -307,23 +335,21 @@ Data, configuration and logs are under .lab/. {end}""")
 
 def stop_nodes() -> None:
     """Ask every node to stop, wait, and kill what is left, children included."""
-    nodes = read_pids()
-    for name, (pid, started) in nodes.items():
+    nodes = known_nodes()
+    for name, pid, started in nodes:
         leader = read_process(pid)
         if leader is not None and leader.started == started:
             print(f"stopping {name}", flush=True)
             os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + STOP_WAIT_S
-    for name, (pid, started) in nodes.items():
+    for name, pid, started in nodes:
         while (left := node_processes(pid, started)) and time.monotonic() < deadline:
             time.sleep(POLL_S)
         for process in left:
             print(f"killing process {process.pid} of {name}, which did not stop by itself", file=sys.stderr)
             # It may end by itself between the look and the kill.
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
     PIDS.unlink(missing_ok=True)
 
 
@@ -340,12 +366,12 @@ def watch(processes: "dict[Node, subprocess.Popen[bytes]]") -> NoReturn:
 
 def start(detach: bool) -> None:
     """Start the cluster; without `detach`, stay until Ctrl-C and then stop it."""
-    running = running_nodes()
-    if len(running) == len(NODES):
+    if all(serving_process(node) for node in NODES):
         print("the lab runs already; `make stop` ends it")
         return
-    if running:
-        raise LabError(f"{', '.join(running)} still run from an earlier start; `make stop` ends them")
+    left = sorted({name for name, pid, started in known_nodes() if node_processes(pid, started)})
+    if left:
+        raise LabError(f"{', '.join(left)} still run from an earlier start; `make stop` ends them")
     for node in NODES:
         check_port_free(node, MQTT_PORT)
         check_port_free(node, MESH_PORT)
@@ -374,7 +400,7 @@ def start(detach: bool) -> None:
 
 
 def interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    """End on SIGTERM and SIGHUP as on Ctrl-C."""
+    """End on SIGTERM and SIGHUP as on Ctrl-C, which a shell disables for programs that it starts with &."""
     raise KeyboardInterrupt
 
 
@@ -386,8 +412,8 @@ def main() -> int:
     start_command.add_argument("--detach", action="store_true", help="return once the cluster is ready")
     commands.add_parser("stop", help="stop what an earlier start left running")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, interrupt)
-    signal.signal(signal.SIGHUP, interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)
     try:
         if arguments.command == "start":
             start(arguments.detach)

@@ -25,8 +25,8 @@ from typing import Any, Final, final
 from mypy_extensions import i64
 
 from broker.core.events import CONNECTION_LOST, NEVER_EXPIRES_S, Attach
-from broker.core.records import NO_LOCAL_FLAG, Answer, ListenerBatch
-from broker.mqtt.codec import decode, decode_publish, encode, split
+from broker.core.records import NO_LOCAL_FLAG, PUBACK, Answer, ListenerBatch
+from broker.mqtt.codec import decode, decode_publish, encode, encode_ack, split
 from broker.mqtt.packets import (
     Auth,
     Connack,
@@ -336,7 +336,8 @@ class Connection:
         self._unacknowledged -= 1
         if self._unacknowledged < UNACKNOWLEDGED_MAX and self.state == ATTACHED:
             self.want_read = True
-        self._write(Puback(answer.packet_id, answer.reason if self.version == 5 else 0))
+        reason = answer.reason if self.version == 5 else 0
+        self.output.append(encode_ack(PUBACK, answer.packet_id, reason, b"", self.version))
 
     def receive_suback(self, answer: Answer) -> None:
         """The owner subscribed."""

@@ -46,4 +46,7 @@ class Inflight:
 
     def pop(self, packet_id: int) -> Delivery | None:
         """End the delivery; None when the id is not in use."""
-        return self.deliveries.pop(packet_id, None)
+        delivery = self.deliveries.get(packet_id)
+        if delivery is not None:
+            del self.deliveries[packet_id]
+        return delivery

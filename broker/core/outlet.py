@@ -2,21 +2,27 @@
 
 It owns the batch of the turn and the credit in bytes. Deliveries stop when the credit is used up;
 answers never do, because a client waits for them and there are no more of them than requests.
+
+A listener that is behind is a reason not to ask more of it: while it works, the owner leaves what clients
+publish where it is (`is_behind`), and back-pressure reaches the publishers. One that does nothing for
+STALL_S is no reason to stop the others: then deliveries to it wait or drop.
 """
 
-from typing import final
+from typing import Final, final
 
 from mypy_extensions import i64
 
 from broker.core.message import Message
 from broker.core.records import OwnerBatch
 
+STALL_S: Final = 1.0
+
 
 @final
 class Outlet:
     """One listener of one generation. `open` says whether it may be sent deliveries."""
 
-    __slots__ = ("batch", "credit_bytes", "generation", "listener", "open", "window_bytes")
+    __slots__ = ("batch", "credit_bytes", "generation", "listener", "open", "progress_at", "window_bytes")
 
     def __init__(self, listener: int, generation: int, window_bytes: int) -> None:
         self.listener = listener
@@ -24,7 +30,13 @@ class Outlet:
         self.window_bytes = window_bytes
         self.credit_bytes: int = window_bytes
         self.open = True
+        # When it last gave credit back, or was found without any.
+        self.progress_at: float = 0.0
         self.batch = OwnerBatch()
+
+    def is_behind(self, now: float) -> bool:
+        """Say whether the listener has all that it may have, and is working on it."""
+        return not self.open and now - self.progress_at < STALL_S
 
     def deliver(self, connection: i64, head: i64, message: Message, now: float) -> None:
         """Send a message to one connection; `head` is packet id << 16 | flags."""
@@ -32,8 +44,9 @@ class Outlet:
         batch.deliver_head(message, remaining_s(message, now), 1)
         batch.target(connection, head >> 16, head & 0xFFFF)
         batch.deliver_body(message)
-        if batch.size() >= self.credit_bytes:
+        if self.open and batch.size() >= self.credit_bytes:
             self.open = False
+            self.progress_at = now
 
     def deliver_many(self, targets: bytes, message: Message, now: float) -> None:
         """Send a message to the packed targets."""
@@ -41,8 +54,9 @@ class Outlet:
         batch.deliver_head(message, remaining_s(message, now), len(targets) // 8)
         batch.targets(targets)
         batch.deliver_body(message)
-        if batch.size() >= self.credit_bytes:
+        if self.open and batch.size() >= self.credit_bytes:
             self.open = False
+            self.progress_at = now
 
     def take_batch(self) -> OwnerBatch:
         """Return the turn's records and take their bytes off the credit."""
@@ -53,8 +67,9 @@ class Outlet:
             self.open = False
         return batch
 
-    def return_credit(self, credit_bytes: int) -> bool:
+    def return_credit(self, credit_bytes: int, now: float) -> bool:
         """Take credit back; true when the outlet opens again."""
+        self.progress_at = now
         was_open = self.open
         self.credit_bytes = min(self.credit_bytes + credit_bytes, self.window_bytes)
         # Opening at the first byte would make a turn of every few messages: half a window is worth one.

@@ -189,6 +189,10 @@ class QueueOwner:
             if session.expires_at == deadline and self._sessions.get(session.client_id) is session:
                 self._end_session(session)
 
+    def is_behind(self, now: float) -> bool:
+        """Say whether a listener has more to do than it may: then leave what clients sent for later."""
+        return any(outlet.is_behind(now) for outlet in self._outlets.values())
+
     def next_deadline(self) -> float:
         """Return when `tick` has something to do, in monotonic seconds; infinity when never."""
         return self._expiries[0][0] if self._expiries else math.inf
@@ -446,7 +450,9 @@ class QueueOwner:
         """Drop a PUBLISH to a topic that is not for clients; MQTT 3.1.1 can't be told so."""
         self.counters.drop("reserved_topic")
         if message.qos:
-            attachment.pending.append(Ticket(attachment.connection, packet_id, reason if attachment.version == 5 else 0))
+            attachment.pending.append(
+                Ticket(attachment.connection, packet_id, reason if attachment.version == 5 else 0)
+            )
             self._release_pending(attachment.connection, 0.0)
 
     def _deliver(self, message: Message, route: Route, now: float) -> None:
@@ -468,10 +474,8 @@ class QueueOwner:
                 attachment.outlet.deliver(attachment.connection, head, message, now)
             return
         groups: dict[Outlet, BytesWriter] = {}
-        index: i64 = 0
-        for session in sessions:
+        for index, session in enumerate(sessions):
             head = self._offer(session, message, granted[index])
-            index += 1
             if head >= 0:
                 attachment = session.attachment
                 assert attachment is not None
@@ -620,7 +624,7 @@ class QueueOwner:
 
     def _credit_returned(self, event: CreditReturned, now: float) -> None:
         outlet = self._outlets.get(event.listener)
-        if outlet is None or not outlet.return_credit(event.credit_bytes):
+        if outlet is None or not outlet.return_credit(event.credit_bytes, now):
             return
         for session, blocked in list(self._waiting.items()):
             if not outlet.open:

@@ -152,7 +152,9 @@ def _unpack_session(key: bytes, value: bytes, clock: Clock, window: int) -> Sess
 def _pack_message(message: Message, clock: Clock) -> bytes:
     return b"".join(
         (
-            _MESSAGE.pack(VALUE_VERSION, message.qos | (4 if message.retain else 0), clock.to_utc_ms(message.expires_at)),
+            _MESSAGE.pack(
+                VALUE_VERSION, message.qos | (4 if message.retain else 0), clock.to_utc_ms(message.expires_at)
+            ),
             _string(message.publisher),
             _U16.pack(len(message.topic)),
             message.topic,

@@ -9,7 +9,8 @@ are a u16 length and the bytes.
       PUBLISH     3  flags u8 (QoS, 4 retain), connection u32, packet id u16, topic u16, properties u32,
                      payload u32, expiry u32 (all ones: none), then topic, properties, payload
       PUBACK      4  connection u32, packet id u16, reason u8
-      SUBSCRIBE   8  connection u32, packet id u16, count u16, then count x (filter str, granted u8: QoS, 4 No Local; or a reason)
+      SUBSCRIBE   8  connection u32, packet id u16, count u16, then count x (filter str, granted u8:
+                     QoS, 4 No Local; or a reason of 128 and more)
       UNSUBSCRIBE 10 connection u32, packet id u16, count u16, then count x filter str
       DETACH      14 connection u32, reason u8, expiry given u8, session expiry u32
       PAUSED      20 connection u32
@@ -265,7 +266,9 @@ def unpack_events(frame: bytes) -> list[Event]:
             connection: i64 = base | _u32(frame, pos + 2)
             packet_id: i64 = _u16(frame, pos + 6)
             events.append(
-                PublishReceived(int(connection), int(packet_id), message, -1 if expiry_s == NO_EXPIRY else int(expiry_s))
+                PublishReceived(
+                    int(connection), int(packet_id), message, -1 if expiry_s == NO_EXPIRY else int(expiry_s)
+                )
             )
             pos = payload_end
         elif kind == PUBACK:

@@ -68,9 +68,7 @@ class Attachment:
 
     __slots__ = ("connection", "outlet", "packet_bytes_max", "paused", "pending", "session", "version")
 
-    def __init__(
-        self, connection: int, outlet: Outlet, session: Session, version: int, packet_bytes_max: int
-    ) -> None:
+    def __init__(self, connection: int, outlet: Outlet, session: Session, version: int, packet_bytes_max: int) -> None:
         self.connection = connection
         self.outlet = outlet
         self.session = session

@@ -120,7 +120,7 @@ def _write_publish_start(
         first_byte |= 1
     if dup:
         first_byte |= 8
-    writer.append(first_byte)
+    framing.write_u8(writer, first_byte)
     framing.write_varint(writer, length)
     framing.write_u16(writer, topic_bytes)
     writer.write(topic)
@@ -129,22 +129,22 @@ def _write_publish_start(
 def encode_ack(packet_type: i64, packet_id: i64, reason: i64, properties: bytes, version: i64) -> bytes:
     """A PUBACK, PUBREC, PUBREL or PUBCOMP; `properties` are encoded without their length. 3.1.1 can't say a failure."""
     writer = BytesWriter()
-    writer.append(packet_type << 4 | (2 if packet_type == _PUBREL else 0))
+    framing.write_u8(writer, packet_type << 4 | (2 if packet_type == _PUBREL else 0))
     if version < MQTT_5_0 or (reason == 0 and not properties):
         assert reason < 0x80
-        writer.append(2)
+        framing.write_u8(writer, 2)
         framing.write_u16(writer, packet_id)
         return writer.getvalue()
     assert reason in PACKET_REASONS[packet_type]
     if not properties:
-        writer.append(3)
+        framing.write_u8(writer, 3)
         framing.write_u16(writer, packet_id)
-        writer.append(reason)
+        framing.write_u8(writer, reason)
         return writer.getvalue()
     properties_bytes: i64 = len(properties)
     framing.write_varint(writer, 3 + framing.varint_bytes(properties_bytes) + properties_bytes)
     framing.write_u16(writer, packet_id)
-    writer.append(reason)
+    framing.write_u8(writer, reason)
     _write_encoded_properties(writer, properties)
     return writer.getvalue()
 
@@ -152,7 +152,7 @@ def encode_ack(packet_type: i64, packet_id: i64, reason: i64, properties: bytes,
 def _finish(first_byte: i64, body: BytesWriter) -> bytes:
     """The fixed header in front of a body."""
     head = BytesWriter()
-    head.append(first_byte)
+    framing.write_u8(head, first_byte)
     framing.write_varint(head, len(body))
     return head.getvalue() + body.getvalue()
 
@@ -164,7 +164,7 @@ def _write_properties(writer: BytesWriter, properties: Properties) -> None:
 
 def _write_encoded_properties(writer: BytesWriter, properties: bytes) -> None:
     if not properties:
-        writer.append(0)
+        framing.write_u8(writer, 0)
         return
     framing.write_varint(writer, len(properties))
     writer.write(properties)
@@ -183,8 +183,8 @@ def _encode_connect(packet: Connect, version: int) -> bytes:
     _check_own_connect(packet, flags)
     body = BytesWriter()
     body.write(_PROTOCOL_NAME)
-    body.append(packet.version)
-    body.append(flags)
+    framing.write_u8(body, packet.version)
+    framing.write_u8(body, flags)
     framing.write_u16(body, packet.keep_alive_s)
     if packet.version >= MQTT_5_0:
         _write_properties(body, packet.properties)
@@ -210,13 +210,13 @@ def _check_own_connect(packet: Connect, flags: i64) -> None:
 def _encode_connack(packet: Connack, version: int) -> bytes:
     assert not (packet.session_present and packet.reason)  # [MQTT-3.2.2-6]
     body = BytesWriter()
-    body.append(1 if packet.session_present else 0)
+    framing.write_u8(body, 1 if packet.session_present else 0)
     if version >= MQTT_5_0:
         assert packet.reason in PACKET_REASONS[PacketType.CONNACK]
-        body.append(packet.reason)
+        framing.write_u8(body, packet.reason)
         _write_properties(body, packet.properties)
     else:
-        body.append(connack_return_code(packet.reason))
+        framing.write_u8(body, connack_return_code(packet.reason))
     return _finish(0x20, body)
 
 
@@ -260,7 +260,7 @@ def _encode_subscribe(packet: Subscribe, version: int) -> bytes:
         if version >= MQTT_5_0:
             options |= request.retain_handling << 4
             options |= (4 if request.no_local else 0) | (8 if request.retain_as_published else 0)
-        body.append(options)
+        framing.write_u8(body, options)
     return _finish(0x82, body)
 
 
@@ -271,7 +271,7 @@ def _encode_suback(packet: Suback, version: int) -> bytes:
         _write_properties(body, packet.properties)
     for reason in packet.reasons:
         assert reason in PACKET_REASONS[PacketType.SUBACK]
-        body.append(reason if version >= MQTT_5_0 or reason < 0x80 else 0x80)
+        framing.write_u8(body, reason if version >= MQTT_5_0 or reason < 0x80 else 0x80)
     return _finish(0x90, body)
 
 
@@ -292,7 +292,7 @@ def _encode_unsuback(packet: Unsuback, version: int) -> bytes:
         _write_properties(body, packet.properties)
         for reason in packet.reasons:
             assert reason in PACKET_REASONS[PacketType.UNSUBACK]
-            body.append(reason)
+            framing.write_u8(body, reason)
     return _finish(0xB0, body)
 
 
@@ -308,7 +308,7 @@ def _encode_disconnect(packet: Disconnect, version: int) -> bytes:
     body = BytesWriter()
     if version >= MQTT_5_0 and (packet.reason or packet.properties):
         assert packet.reason in PACKET_REASONS[PacketType.DISCONNECT]
-        body.append(packet.reason)
+        framing.write_u8(body, packet.reason)
         if packet.properties:
             _write_properties(body, packet.properties)
     return _finish(0xE0, body)
@@ -319,7 +319,7 @@ def _encode_auth(packet: Auth, version: int) -> bytes:
     body = BytesWriter()
     if packet.reason or packet.properties:
         assert packet.reason in PACKET_REASONS[PacketType.AUTH]
-        body.append(packet.reason)
+        framing.write_u8(body, packet.reason)
         _write_properties(body, packet.properties)
     return _finish(0xF0, body)
 

@@ -8,8 +8,8 @@ large for its field is our own fault: assert.
 
 from typing import Final
 
-from librt.strings import BytesWriter
-from mypy_extensions import i64
+from librt.strings import BytesWriter, write_i16_be, write_i32_be
+from mypy_extensions import i16, i32, i64, u8
 
 from broker.mqtt.reasons import ProtocolError, Reason, malformed
 
@@ -125,9 +125,9 @@ def write_varint(writer: BytesWriter, value: i64) -> None:
     """Append a variable byte integer in its shortest form."""
     assert 0 <= value <= VARINT_MAX
     while value >= 0x80:
-        writer.append(value & 0x7F | 0x80)
+        write_u8(writer, value & 0x7F | 0x80)
         value >>= 7
-    writer.append(value)
+    write_u8(writer, value)
 
 
 def varint_bytes(value: i64) -> i64:
@@ -139,20 +139,24 @@ def varint_bytes(value: i64) -> i64:
     return 3 if value < 0x20_0000 else 4
 
 
+def write_u8(writer: BytesWriter, value: i64) -> None:
+    """Append a byte."""
+    assert 0 <= value <= 0xFF
+    # Compiled code appends a u8 without a call; an int it would hand to Python.
+    writer.append(u8(value))
+
+
 def write_u16(writer: BytesWriter, value: i64) -> None:
     """Append a two byte integer, big-endian."""
     assert 0 <= value <= 0xFFFF
-    writer.append(value >> 8)
-    writer.append(value & 0xFF)
+    # The library writes signed numbers; the wrap-around makes the same bytes.
+    write_i16_be(writer, i16(value if value < 0x8000 else value - 0x10000))
 
 
 def write_u32(writer: BytesWriter, value: i64) -> None:
     """Append a four byte integer, big-endian."""
     assert 0 <= value <= 0xFFFF_FFFF
-    writer.append(value >> 24)
-    writer.append(value >> 16 & 0xFF)
-    writer.append(value >> 8 & 0xFF)
-    writer.append(value & 0xFF)
+    write_i32_be(writer, i32(value if value < 0x8000_0000 else value - 0x1_0000_0000))
 
 
 def write_binary(writer: BytesWriter, data: bytes) -> None:

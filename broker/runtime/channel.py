@@ -95,7 +95,10 @@ class OwnerChannel:
             pipe.push.close(linger=0)
 
     def receive(self, frames_max: int) -> list[tuple[ListenerHeader, bytes]]:
-        """Return the frames that are there now, without those from or for a process that is no more."""
+        """Return the frames that are there now, without those from or for a process that is no more.
+
+        Call `worked_off` for each when its events are done: that is what gives the listener its credit back.
+        """
         frames: list[tuple[ListenerHeader, bytes]] = []
         receive = self.pull.recv
         for _ in range(frames_max):
@@ -109,9 +112,16 @@ class OwnerChannel:
                 continue
             if header.owner_generation != self._owner_generation:
                 continue
-            pipe.consumed_bytes += len(frame)
             frames.append((header, frame))
         return frames
+
+    def worked_off(self, header: ListenerHeader, frame: bytes) -> bool:
+        """Take note that a frame is done; false when its listener is gone and its events are void."""
+        pipe = self._pipes.get(header.listener)
+        if pipe is None or pipe.generation != header.generation:
+            return False
+        pipe.consumed_bytes += len(frame)
+        return True
 
     def send(self, batches: dict[int, OwnerBatch]) -> None:
         """Send the turn's records, and return credit where enough of it has gathered."""

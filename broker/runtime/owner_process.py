@@ -14,6 +14,7 @@ import os
 import secrets
 import sys
 import time
+from collections import deque
 from typing import Any
 
 import setproctitle
@@ -23,7 +24,7 @@ from broker import __version__
 from broker.config import Config, expiration_s, mesh_advertise, mesh_listen, node_and_address
 from broker.core.events import NEVER_EXPIRES_S, CreditReturned, ListenerGone, ListenerStarted
 from broker.core.owner import OwnerSettings, QueueOwner
-from broker.core.records import unpack_events
+from broker.core.records import ListenerHeader, unpack_events
 from broker.core.storage import StorageError
 from broker.logs import child_logging, level_number
 from broker.runtime.channel import OwnerChannel
@@ -32,15 +33,16 @@ from broker.runtime.rocks_storage import OpenedStore, open_store
 from broker.runtime.run_dir import RunDir
 from cluster.mesh import Mesh, MeshSettings
 from cluster.node import NodeCore
-from cluster.transport import MeshTransport
+from cluster.transport import BindError, MeshTransport, cluster_keys
 
 log = logging.getLogger(__name__)
 
 CANNOT_START = 78
 _FRAMES_PER_TURN = 64
 _POLL_S_MAX = 1.0
+_BEHIND_POLL_MS = 100
 _STOP_LINGER_MS = 500
-GC_THRESHOLD = 100_000
+GC_THRESHOLD = 500_000
 
 
 class OwnerProcess:
@@ -56,7 +58,11 @@ class OwnerProcess:
         self._storage = opened.storage
         self.node = build_node(self.config, opened)
         self._channel = OwnerChannel(self._context, RunDir(data_dir), int(start["generation"]))
-        self._transport = open_transport(self.config, self._context)
+        self._transport = open_transport(self.config)
+        self._mesh_sockets: set[Any] = set()
+        self._mesh_changes = -1
+        # Frames of listeners that were received and not yet worked off, at most a window of each.
+        self._backlog: deque[tuple[ListenerHeader, bytes]] = deque()
         self._joins: list[int] = []
         self._running = True
 
@@ -66,7 +72,6 @@ class OwnerProcess:
         poller.register(self._control.fileno(), zmq.POLLIN)
         poller.register(self._channel.pull, zmq.POLLIN)
         control_fd = self._control.fileno()
-        self._registered: set[zmq.Socket[bytes]] = set()
         self._control.send({"type": "ready"})
         self._control_readable()
         self._turn(time.monotonic(), {})
@@ -78,17 +83,24 @@ class OwnerProcess:
             self._turn(time.monotonic(), ready)
 
     def _register_mesh(self, poller: zmq.Poller) -> None:
-        if self._transport is None:
+        if self._transport is None or self._transport.changes == self._mesh_changes:
             return
+        self._mesh_changes = self._transport.changes
         wanted = set(self._transport.sockets())
-        for socket in self._registered - wanted:
+        for socket in self._mesh_sockets - wanted:
             poller.unregister(socket)
-        for socket in wanted - self._registered:
+        for socket in wanted - self._mesh_sockets:
             poller.register(socket, zmq.POLLIN)
-        self._registered = wanted
+        self._mesh_sockets = wanted
 
     def _timeout_ms(self) -> int:
-        wait_s = min(self.node.next_deadline(), self._storage.next_deadline()) - time.monotonic()
+        now = time.monotonic()
+        if self._transport is not None and self._transport.has_inputs():
+            return 0
+        if self._backlog:
+            # Credit wakes the loop through the pipe; a listener that stalls has to be noticed without.
+            return _BEHIND_POLL_MS if self.node.owner.is_behind(now) else 0
+        wait_s = min(self.node.next_deadline(), self._storage.next_deadline()) - now
         # Rounded up: waking a fraction of a millisecond early would mean a turn for nothing.
         return max(0, math.ceil(min(wait_s, _POLL_S_MAX) * 1000))
 
@@ -99,17 +111,18 @@ class OwnerProcess:
             for header, frame in self._channel.receive(_FRAMES_PER_TURN):
                 if header.consumed_bytes:
                     node.receive_event(CreditReturned(header.listener, header.consumed_bytes), now)
-                for event in unpack_events(frame):
-                    node.receive_event(event, now)
-        if self._transport is not None:
-            for mesh_input in self._transport.receive(_FRAMES_PER_TURN):
+                self._backlog.append((header, frame))
+        self._work_off(now)
+        transport = self._transport
+        if transport is not None and (transport.has_inputs() or not self._mesh_sockets.isdisjoint(ready)):
+            for mesh_input in transport.receive(_FRAMES_PER_TURN):
                 node.receive_input(mesh_input, now)
         node.tick(now)
         effects = node.take_effects()
         if len(effects.writes):
             self._storage.commit(effects.writes)
-        if self._transport is not None and effects.commands:
-            self._transport.execute(effects.commands)
+        if transport is not None and effects.commands:
+            transport.execute(effects.commands)
         self._channel.send(effects.to_listeners)
         if now >= self._storage.next_deadline():
             self._storage.flush(now)
@@ -118,6 +131,17 @@ class OwnerProcess:
         for notice in node.owner.take_notices():
             log.warning("%s", notice)
         self._answer_joins()
+
+    def _work_off(self, now: float) -> None:
+        """Step through what the listeners sent, as long as they keep up with what comes of it."""
+        node = self.node
+        for _ in range(min(_FRAMES_PER_TURN, len(self._backlog))):
+            if node.owner.is_behind(now):
+                return
+            header, frame = self._backlog.popleft()
+            if self._channel.worked_off(header, frame):
+                for event in unpack_events(frame):
+                    node.receive_event(event, now)
 
     # The supervisor.
 
@@ -172,10 +196,10 @@ class OwnerProcess:
         if result is None:
             return
         for number in self._joins:
-            if result.error:
-                self._refuse(number, result.error, 1)
-            else:
+            if result.joined:
                 self._reply(number, {"type": "text", "text": "Done"})
+            else:
+                self._refuse(number, result.text, 1)
         self._joins = []
 
     def _cluster_table(self, verbose: bool) -> dict[str, Any]:
@@ -230,12 +254,14 @@ def build_node(config: Config, opened: OpenedStore) -> NodeCore:
     return NodeCore(owner, mesh)
 
 
-def open_transport(config: Config, context: zmq.Context[zmq.Socket[bytes]]) -> MeshTransport | None:
+def open_transport(config: Config) -> MeshTransport | None:
     """Open the mesh's sockets; a node without a cookie is alone and has none."""
-    if not config.cluster.cookie:
+    cluster = config.cluster
+    if not cluster.cookie:
         return None
-    host, port = mesh_listen(config)
-    return MeshTransport(context, config.cluster.cookie, config.node.name, host, port)
+    return MeshTransport(
+        cluster_keys(cluster.cookie), config.node.name, mesh_listen(config), cluster.failure_timeout_ms / 1000
+    )
 
 
 def status(node: NodeCore) -> dict[str, Any]:
@@ -266,7 +292,7 @@ def main() -> None:
     with contextlib.suppress(KeyboardInterrupt):
         try:
             process = OwnerProcess(start, control)
-        except (OSError, StorageError, zmq.ZMQError) as error:
+        except (BindError, OSError, StorageError, zmq.ZMQError) as error:
             control.send({"type": "failed", "error": str(error), "exit": 1})
             sys.exit(CANNOT_START)
         try:

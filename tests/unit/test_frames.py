@@ -5,7 +5,7 @@ from librt.strings import BytesWriter
 
 from broker.core.message import Message
 from cluster import frames
-from cluster.frames import FrameError, Forwards
+from cluster.frames import Forwards, FrameError
 from cluster.membership import Member, State
 
 STORE = bytes(range(16))
@@ -112,7 +112,7 @@ def test_messages_come_out_as_they_went_in():
 
 
 def test_every_prefix_of_forwards_is_refused():
-    frame = pack(MESSAGES[:2] + [Message(b"t", b"p", b"q", 2, False, 100.5, "c", OTHER, 1)])
+    frame = pack([*MESSAGES[:2], Message(b"t", b"p", b"q", 2, False, 100.5, "c", OTHER, 1)])
     for end in range(len(frame)):
         with pytest.raises(FrameError):
             Forwards(frame[:end]).messages(STORE, 0.0)

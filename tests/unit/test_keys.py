@@ -8,7 +8,7 @@ import zmq
 from cluster import keys
 
 # Of node1@127.0.0.1 under a seed of zeros.
-KNOWN_PUBLIC = b'KKZ{Lu?H}mH&<Xxg8Q%8Oki7iK<FnOVa6COy@1B>'
+KNOWN_PUBLIC = b"KKZ{Lu?H}mH&<Xxg8Q%8Oki7iK<FnOVa6COy@1B>"
 
 
 @pytest.fixture

@@ -82,11 +82,24 @@ def test_stop_ends_a_node_and_the_children_it_left(lab: ModuleType) -> None:
         started = lab.read_process(process.pid)
         lab.PIDS.parent.mkdir(parents=True)
         lab.PIDS.write_text(f'{{"node1@127.0.0.1": [{process.pid}, {started.started}]}}')
-        assert lab.running_nodes() == ["node1@127.0.0.1"]
+        assert lab.known_nodes() == [("node1@127.0.0.1", process.pid, started.started)]
         lab.stop_nodes()
         # The pipe's end says that the child, which holds it too, is gone.
         assert process.stdout.read() == ""
-    assert lab.running_nodes() == []
+    assert lab.known_nodes() == []
+
+
+def test_a_node_that_was_started_by_hand_is_found_by_its_admin_socket(lab: ModuleType) -> None:
+    node = lab.NODES[1]
+    run = node.directory / "data" / "run"
+    run.mkdir(parents=True)
+    assert lab.known_nodes() == []
+    listen = "import os, socket; os.chdir(sys.argv[1]); s = socket.socket(socket.AF_UNIX); s.bind('admin.sock')"
+    command = [sys.executable, "-c", f"import sys; {listen}; s.listen(); print('up', flush=True); s.accept()", run]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "up\n"
+        assert [(name, pid) for name, pid, _ in lab.known_nodes()] == [(node.name, process.pid)]
+    assert lab.known_nodes() == []
 
 
 def test_a_node_that_ends_early_is_reported_with_its_words(lab: ModuleType) -> None:

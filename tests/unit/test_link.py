@@ -6,7 +6,14 @@ from broker.core.effects import Ticket
 from broker.core.message import Message
 from cluster import link as link_module
 from cluster.frames import FRAME_BYTES_MAX, Forwards
-from cluster.link import FRAMES_IN_FLIGHT_MAX, MEMORY_BYTES_MAX, PROBE_AFTER_S, WINDOW_BYTES_MAX, IncomingLink, OutgoingLink
+from cluster.link import (
+    FRAMES_IN_FLIGHT_MAX,
+    MEMORY_BYTES_MAX,
+    PROBE_AFTER_S,
+    WINDOW_BYTES_MAX,
+    IncomingLink,
+    OutgoingLink,
+)
 
 STORE = b"s" * 16
 

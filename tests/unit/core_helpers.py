@@ -1,0 +1,321 @@
+"""One node without processes or sockets: listener cores and a queue-owner, joined by the frames they exchange.
+
+A test talks to it as a client does, in MQTT bytes, and moves the time by hand. What a turn decides is done in the order
+in which the shells do it: commit, then forwards, then what listeners and clients are told.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from broker.core.connection import CLOSED, Connection, ConnectionLimits
+from broker.core.effects import Effects, Forward, InterestChange
+from broker.core.events import CreditReturned, ListenerGone, ListenerStarted
+from broker.core.listener import ListenerCore
+from broker.core.owner import OwnerSettings, QueueOwner
+from broker.core.records import ListenerHeader, owner_frame, unpack_events
+from broker.core.routes import Interest, NoInterest
+from broker.core.storage import MemoryStorage
+from broker.mqtt.codec import decode, encode, split
+from broker.mqtt.packets import (
+    Connack,
+    Connect,
+    Disconnect,
+    Packet,
+    Puback,
+    Publish,
+    Subscribe,
+    SubscriptionRequest,
+    Unsubscribe,
+)
+from broker.mqtt.properties import Property
+
+STORE_ID = b"0123456789abcdef"
+START_S = 1000.0
+START_UTC_MS = 1_700_000_000_000
+
+
+def packets_of(data: bytes, version: int) -> list[Packet]:
+    """The packets that the bytes consist of, to the last byte."""
+    packets: list[Packet] = []
+    pos = 0
+    while pos < len(data):
+        start, end = split(data, pos, 0)
+        assert 0 < end <= len(data), f"the bytes end inside a packet: {data[pos:].hex()}"
+        packets.append(decode(data, data[pos], start, end, version))
+        pos = end
+    return packets
+
+
+class StubInterest:
+    """Other nodes' interest: what a test says. A node stands once for a topic."""
+
+    def __init__(self, wanted: dict[bytes, list[tuple[str, bool]]] | None = None) -> None:
+        self.wanted = wanted or {}
+
+    def match(self, topic: bytes) -> list[tuple[str, bool]]:
+        return self.wanted.get(topic, [])
+
+
+class Client:
+    """One client: `send` says bytes and hears what comes of them."""
+
+    def __init__(self, node: "Node", listener: int, version: int) -> None:
+        self.node = node
+        self.listener = listener
+        self.version = version
+        self.connection: Connection = node.listeners[listener].open(node.now)
+        self.connack: Connack | None = None
+        self.unread = b""
+        node.clients[(listener, self.connection.number)] = self
+
+    @property
+    def closed(self) -> bool:
+        return self.connection.state == CLOSED
+
+    @property
+    def key(self) -> int:
+        """The connection's number as the owner knows it."""
+        return self.listener << 32 | self.connection.number
+
+    def send(self, data: bytes | Packet) -> None:
+        """Say bytes, or a packet, and let the node work until it is quiet."""
+        self.say(data)
+        self.node.settle()
+
+    def say(self, data: bytes | Packet) -> None:
+        """Say bytes, or a packet, without working it off."""
+        raw = data if isinstance(data, bytes) else encode(data, self.version)
+        self.node.listeners[self.listener].receive_data(self.connection, raw, self.node.now)
+
+    def take_bytes(self) -> bytes:
+        """What the client heard since the last call."""
+        data, self.unread = self.unread, b""
+        return data
+
+    def take(self) -> list[Any]:
+        """The packets that the client heard since the last call."""
+        return packets_of(self.take_bytes(), self.version)
+
+    def take_publishes(self) -> list[Publish]:
+        """The same, if they are PUBLISHes all of them."""
+        packets = self.take()
+        assert all(isinstance(packet, Publish) for packet in packets), packets
+        return packets
+
+    def take_payloads(self) -> list[bytes]:
+        return [packet.payload for packet in self.take_publishes()]
+
+    def subscribe(self, topic_filter: bytes, qos: int = 1, no_local: bool = False) -> tuple[int, ...]:
+        """Subscribe and return the reasons; what was heard before is forgotten."""
+        self.take_bytes()
+        self.send(Subscribe(7, (SubscriptionRequest(topic_filter, qos, no_local),)))
+        suback = self.take()[0]
+        assert suback.packet_id == 7
+        return suback.reasons
+
+    def unsubscribe(self, topic_filter: bytes) -> tuple[int, ...]:
+        self.take_bytes()
+        self.send(Unsubscribe(8, (topic_filter,)))
+        (unsuback,) = self.take()
+        return unsuback.reasons
+
+    def publish(self, topic: bytes, payload: bytes = b"x", qos: int = 0, packet_id: int = 1, **options: Any) -> None:
+        self.send(Publish(topic, payload, qos, packet_id=packet_id if qos else 0, **options))
+
+    def acknowledge(self, *packet_ids: int) -> None:
+        for packet_id in packet_ids:
+            self.send(Puback(packet_id))
+
+    def disconnect(self, expiry_s: int | None = None) -> None:
+        """Say DISCONNECT and close the socket."""
+        self.send(Disconnect(0, {} if expiry_s is None else {int(Property.SESSION_EXPIRY_INTERVAL): expiry_s}))
+        self.drop()
+
+    def drop(self) -> None:
+        """Close the socket without a word."""
+        self.node.listeners[self.listener].lost(self.connection)
+        self.node.settle()
+
+
+class Node:
+    """A node of `listeners` listener cores; `turns` holds the effects of every turn."""
+
+    def __init__(
+        self,
+        listeners: int = 2,
+        settings: OwnerSettings | None = None,
+        limits: ConnectionLimits | None = None,
+        storage: MemoryStorage | None = None,
+        interest: Interest | None = None,
+        incarnation: int = 1,
+        now: float = START_S,
+        utc_ms: int = START_UTC_MS,
+        generation: int = 1,
+    ) -> None:
+        self.now = now
+        self.utc_ms = utc_ms
+        self.generation = generation
+        self.incarnation = incarnation
+        self.settings = settings or OwnerSettings()
+        self.limits = limits or ConnectionLimits()
+        self.storage = storage or MemoryStorage()
+        self.interest = interest or NoInterest()
+        self.owner = QueueOwner(self.settings, self.storage, self.interest, STORE_ID, incarnation)
+        self.owner.recover(now, utc_ms)
+        self.turns: list[Effects] = []
+        self.forwards: list[Forward] = []
+        self.interest_changes: list[InterestChange] = []
+        self.clients: dict[tuple[int, int], Client] = {}
+        # A listener that returns no credit is one that does not get on with its work.
+        self.credit_held: set[int] = set()
+        self._names = 0
+        self.listeners: list[ListenerCore] = []
+        for index in range(listeners):
+            self.listeners.append(ListenerCore(index, 1, self.limits, self._name))
+            self.listeners[index].owner_ready(generation)
+            self.owner.receive(ListenerStarted(index, 1), now)
+        self.settle()
+
+    def _name(self) -> str:
+        self._names += 1
+        return f"assigned-{self._names}"
+
+    def open(self, listener: int = 0, version: int = 4) -> Client:
+        """A client that has said nothing yet."""
+        return Client(self, listener, version)
+
+    def connect(
+        self,
+        client_id: str,
+        version: int = 4,
+        clean: bool = True,
+        listener: int = 0,
+        properties: dict[int, Any] | None = None,
+        keep_alive_s: int = 0,
+    ) -> Client:
+        """A client that is connected; its CONNACK is in `connack`, what came after it is unread."""
+        client = self.open(listener, version)
+        client.send(Connect(version, client_id, clean, keep_alive_s, properties=properties or {}))
+        start, end = split(client.unread, 0, 0)
+        assert 0 < end <= len(client.unread), "no CONNACK"
+        connack = decode(client.unread, client.unread[0], start, end, version)
+        assert isinstance(connack, Connack)
+        client.connack = connack
+        client.unread = client.unread[end:]
+        return client
+
+    def persistent(self, client_id: str, version: int = 5, expiry_s: int = 3600, **options: Any) -> Client:
+        """A client whose session outlives its connection."""
+        properties = {int(Property.SESSION_EXPIRY_INTERVAL): expiry_s} if version == 5 else {}
+        properties.update(options.pop("properties", {}))
+        return self.connect(client_id, version, False, properties=properties, **options)
+
+    def settle(self) -> None:
+        """Work until nobody has anything to say."""
+        while True:
+            frames = [listener.take_frame() for listener in self.listeners if listener.batch.size()]
+            for frame in frames:
+                self.receive_frame(frame)
+            if not self.turn() and not frames:
+                return
+
+    def receive_frame(self, frame: bytes) -> None:
+        """Hand a listener's frame to the owner."""
+        for event in unpack_events(frame):
+            self.owner.receive(event, self.now)
+        # The owner's credit to its listener: given back at once.
+        header = ListenerHeader(frame)
+        listener = self.listeners[header.listener]
+        listener.receive_frame(owner_frame(self.generation, header.generation, len(frame), b""))
+
+    def turn(self) -> bool:
+        """Carry out what the owner decided; true when it was anything."""
+        effects = self.owner.take_effects()
+        self.owner.validate()
+        self.turns.append(effects)
+        self.storage.commit(effects.writes)
+        self.forwards.extend(effects.to_peers)
+        self.interest_changes.extend(effects.interest)
+        for index, batch in effects.to_listeners.items():
+            for records in batch.records():
+                self.listeners[index].receive_frame(owner_frame(self.generation, 1, 0, records))
+        for index, listener in enumerate(self.listeners):
+            for connection in listener.take_dirty():
+                self.clients[(index, connection.number)].unread += b"".join(connection.output)
+                connection.output = []
+            if index not in self.credit_held:
+                self.return_credit(index)
+        return bool(effects.to_listeners or len(effects.writes) or effects.to_peers or effects.interest)
+
+    def return_credit(self, index: int) -> None:
+        """Let a listener say how much it has worked off."""
+        frame = self.listeners[index].take_frame()
+        consumed_bytes = ListenerHeader(frame).consumed_bytes
+        if consumed_bytes:
+            self.owner.receive(CreditReturned(index, consumed_bytes), self.now)
+        self.receive_frame(frame)
+
+    def release_credit(self, index: int) -> None:
+        """A listener that was stuck gets on with its work."""
+        self.credit_held.discard(index)
+        self.return_credit(index)
+        self.settle()
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass."""
+        self.now += seconds
+        for listener in self.listeners:
+            listener.tick(self.now)
+        self.owner.tick(self.now)
+        self.settle()
+
+    def lose_listener(self, index: int) -> None:
+        """A listener process dies: its clients hear nothing more."""
+        self.owner.receive(ListenerGone(index, 1), self.now)
+        self.settle()
+
+    def restart(self, down_s: float = 0.0, **options: Any) -> "Node":
+        """The node after `kill -9` and `down_s` seconds: another, on what is in the store."""
+        return Node(
+            len(self.listeners),
+            options.get("settings", self.settings),
+            self.limits,
+            self.storage.survivor(),
+            self.interest,
+            self.incarnation + 1,
+            # Another process, another boot perhaps: monotonic time begins elsewhere.
+            now=START_S / 2,
+            utc_ms=self.utc_ms + int((self.now - START_S + down_s) * 1000),
+            generation=self.generation + 1,
+        )
+
+    def dropped(self, reason: str) -> int:
+        return self.owner.counters.dropped.get(reason, 0)
+
+    def stored(self, family: str) -> list[bytes]:
+        """The keys of a family."""
+        return [key for key, _ in self.storage.scan(family, b"", b"")]
+
+    def validate(self) -> None:
+        """The owner's invariants, and that store and memory agree."""
+        self.owner.validate()
+        sessions = {key[:8] for key in self.stored("session") if len(key) == 8}
+        assert {key[:8] for key in self.stored("session")} == sessions, "a subscription of no session"
+        assert {key[:8] for key in self.stored("queue")} <= sessions, "a delivery of no session"
+        referenced = {value[-24:] for _, value in self.storage.scan("queue", b"", b"")}
+        assert set(self.stored("message")) == referenced, "messages without deliveries, or the other way round"
+        assert len({key for key in self.stored("queue")}) == len(self.stored("queue"))
+
+
+def started_nodes() -> Iterator[Callable[..., Node]]:
+    """For a fixture: a function that starts nodes, each of which is validated at the end."""
+    nodes: list[Node] = []
+
+    def start(**options: Any) -> Node:
+        nodes.append(Node(**options))
+        return nodes[-1]
+
+    yield start
+    for node in nodes:
+        node.settle()
+        node.validate()

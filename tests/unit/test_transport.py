@@ -1,0 +1,383 @@
+"""cluster.transport: real sockets on 127.0.0.1; who may come in, and what a refused join says."""
+
+import socket
+import time
+
+import pytest
+import zmq
+
+from broker.core.message import Message
+from broker.core.storage import MemoryStorage, WriteBatch
+from cluster import commands as say
+from cluster.keys import JOIN
+from cluster.mesh import Mesh, MeshSettings
+from cluster.transport import HANDSHAKE_REFUSED, BindError, MeshTransport, cluster_keys
+
+COOKIE = "the cookie of the tests"
+WAIT_S = 10.0
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Nodes:
+    """Transports that are polled together until something happens."""
+
+    def __init__(self):
+        self.transports = {}
+        self.addresses = {}
+        self.inputs = {}
+
+    def add(self, name, cookie=COOKIE):
+        port = free_port()
+        self.addresses[name] = f"127.0.0.1:{port}"
+        self.transports[name] = MeshTransport(cluster_keys(cookie), name, ("127.0.0.1", port), 5.0)
+        self.inputs[name] = []
+        return self.transports[name]
+
+    def poll(self, until, wait_s=WAIT_S, others=()):
+        """Serve every transport until `until` is true; return whether it became so in time."""
+        end = time.monotonic() + wait_s
+        while not until():
+            if time.monotonic() >= end:
+                return False
+            poller = zmq.Poller()
+            for transport in self.transports.values():
+                for each in transport.sockets():
+                    poller.register(each, zmq.POLLIN)
+            for each in others:
+                poller.register(each, zmq.POLLIN)
+            poller.poll(100)
+            for name, transport in self.transports.items():
+                self.inputs[name] += transport.receive(1000)
+        return True
+
+    def has(self, name, happened):
+        return lambda: happened in self.inputs[name]
+
+    def frames(self, name):
+        return [(each.node, each.frame) for each in self.inputs[name] if isinstance(each, say.FrameReceived)]
+
+    def failure(self, name):
+        """Wait for the outcome of a join that must fail within 10 s."""
+        assert self.poll(lambda: any(isinstance(each, say.JoinFailed) for each in self.inputs[name]))
+        return next(each for each in self.inputs[name] if isinstance(each, say.JoinFailed))
+
+
+@pytest.fixture
+def nodes():
+    found = Nodes()
+    yield found
+    for transport in found.transports.values():
+        transport.close()
+
+
+def connect(nodes, one, two):
+    nodes.transports[one].execute([say.Admit(two), say.ConnectPeer(two, nodes.addresses[two])])
+    nodes.transports[two].execute([say.Admit(one), say.ConnectPeer(one, nodes.addresses[one])])
+    assert nodes.poll(nodes.has(one, say.PeerConnected(two)))
+    assert nodes.poll(nodes.has(two, say.PeerConnected(one)))
+
+
+def stranger(nodes, address, **keys):
+    """A DEALER of somebody who is no transport of ours, with its monitor."""
+    context = zmq.Context.instance()
+    dealer = context.socket(zmq.DEALER)
+    dealer.linger = 0
+    for name, value in keys.items():
+        setattr(dealer, name, value)
+    monitor = dealer.get_monitor_socket()
+    dealer.connect(f"tcp://{address}")
+    dealer.send(b"\x01\x05let me in")
+    return dealer, monitor
+
+
+def outcome(nodes, dealer, monitor):
+    """Serve until the stranger's first handshake is decided; return the event."""
+    events = []
+    decided = int(
+        zmq.EVENT_HANDSHAKE_SUCCEEDED
+        | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+        | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+        | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+        | zmq.EVENT_DISCONNECTED
+    )
+
+    def ended():
+        while monitor.poll(0):
+            event = int(zmq.utils.monitor.parse_monitor_message(monitor.recv_multipart())["event"])
+            if event & decided:
+                events.append(event)
+        return bool(events)
+
+    assert nodes.poll(ended, others=[monitor])
+    dealer.disable_monitor()
+    dealer.close(linger=0)
+    return events[0]
+
+
+def test_members_hear_each_other_by_the_names_of_their_keys(nodes):
+    nodes.add("node1@a")
+    nodes.add("node2@a")
+    connect(nodes, "node1@a", "node2@a")
+    nodes.transports["node1@a"].execute([say.SendControl("node2@a", b"control"), say.SendBulk("node2@a", b"bulk")])
+    nodes.transports["node2@a"].execute([say.SendControl("node1@a", b"back")])
+    assert nodes.poll(lambda: len(nodes.frames("node2@a")) == 2 and len(nodes.frames("node1@a")) == 1)
+    assert sorted(nodes.frames("node2@a")) == [("node1@a", b"bulk"), ("node1@a", b"control")]
+    assert nodes.frames("node1@a") == [("node2@a", b"back")]
+    received = [each for each in nodes.inputs["node2@a"] if isinstance(each, say.FrameReceived)]
+    assert len({each.connection for each in received}) == 2, "control and bulk are connections of their own"
+
+
+def test_a_reply_comes_back_on_the_connection(nodes):
+    nodes.add("node1@a")
+    nodes.add("node2@a")
+    connect(nodes, "node1@a", "node2@a")
+    nodes.transports["node1@a"].execute([say.SendControl("node2@a", b"hello")])
+    assert nodes.poll(lambda: nodes.frames("node2@a"))
+    connection = next(each.connection for each in nodes.inputs["node2@a"] if isinstance(each, say.FrameReceived))
+    nodes.transports["node2@a"].execute([say.Reply(connection, b"refused"), say.Reply(b"nobody", b"lost")])
+    assert nodes.poll(nodes.has("node1@a", say.FrameReceived("node2@a", b"", b"refused")))
+    assert nodes.transports["node2@a"].counters["mesh_reply_lost"] == 1
+
+
+def test_a_large_frame_passes(nodes):
+    nodes.add("node1@a")
+    nodes.add("node2@a")
+    connect(nodes, "node1@a", "node2@a")
+    large = bytes(3 * 1024 * 1024)
+    nodes.transports["node1@a"].execute([say.SendBulk("node2@a", large)])
+    assert nodes.poll(lambda: nodes.frames("node2@a") == [("node1@a", large)])
+
+
+def test_a_join_is_heard_under_the_join_label_only(nodes):
+    nodes.add("node1@a")
+    joiner = nodes.add("node2@a")
+    joiner.execute([say.OpenJoin("node1@a", nodes.addresses["node1@a"])])
+    assert nodes.poll(nodes.has("node2@a", say.PeerConnected(JOIN)))
+    joiner.execute([say.SendJoin(b"hello")])
+    assert nodes.poll(lambda: nodes.frames("node1@a") == [(JOIN, b"hello")])
+    connection = nodes.inputs["node1@a"][0].connection
+    assert connection
+    nodes.transports["node1@a"].execute([say.Reply(connection, b"welcome")])
+    assert nodes.poll(nodes.has("node2@a", say.FrameReceived(JOIN, b"", b"welcome")))
+    joiner.execute([say.CloseJoin()])
+
+
+def test_a_member_not_yet_admitted_is_refused_and_comes_in_when_asked_to_try_again(nodes):
+    nodes.add("node1@a")
+    nodes.add("node2@a").execute([say.ConnectPeer("node1@a", nodes.addresses["node1@a"])])
+    assert nodes.poll(nodes.has("node2@a", say.PeerRefused("node1@a")))
+    assert nodes.transports["node1@a"].counters["mesh_keys_refused"] == 1
+    nodes.transports["node1@a"].execute([say.Admit("node2@a")])
+    nodes.transports["node2@a"].execute([say.ConnectPeer("node1@a", nodes.addresses["node1@a"])])
+    assert nodes.poll(nodes.has("node2@a", say.PeerConnected("node1@a")))
+
+
+def test_a_revoked_member_is_refused(nodes):
+    nodes.add("node1@a").execute([say.Admit("node2@a"), say.Revoke("node2@a")])
+    nodes.add("node2@a").execute([say.ConnectPeer("node1@a", nodes.addresses["node1@a"])])
+    assert nodes.poll(nodes.has("node2@a", say.PeerRefused("node1@a")))
+
+
+def test_another_cookie_is_refused_and_the_joiner_is_told(nodes):
+    nodes.add("node1@a")
+    nodes.add("node2@a", "quite another cookie").execute([say.OpenJoin("node1@a", nodes.addresses["node1@a"])])
+    failure = nodes.failure("node2@a")
+    assert (failure.kind, failure.text) == ("handshake", HANDSHAKE_REFUSED)
+    assert nodes.frames("node1@a") == []
+
+
+def test_a_port_that_is_no_cluster_port_is_told(nodes):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        other.settimeout(0)
+        nodes.add("node2@a").execute([say.OpenJoin("node1@a", f"127.0.0.1:{other.getsockname()[1]}")])
+        failure = nodes.failure("node2@a")
+    assert failure.text == HANDSHAKE_REFUSED
+
+
+def test_a_refused_connection_an_unknown_host_and_no_address_have_their_own_texts(nodes):
+    joiner = nodes.add("node2@a")
+    texts = {}
+    for kind, address in (
+        ("refused", f"127.0.0.1:{free_port()}"),
+        ("unknown", "no-such-host.invalid:44053"),
+        ("invalid", "127.0.0.1:notaport"),
+    ):
+        nodes.inputs["node2@a"].clear()
+        joiner.execute([say.OpenJoin("node1@a", address)])
+        assert joiner.has_inputs() == (kind == "invalid"), "no socket would wake the loop for it"
+        failure = nodes.failure("node2@a")
+        assert failure.kind == kind, failure
+        texts[kind] = failure.text
+    assert texts["refused"] == "the TCP connection was refused"
+    assert len(set(texts.values())) == 3
+
+
+def test_a_stranger_who_knows_the_server_key_but_has_a_random_key_is_refused(nodes):
+    nodes.add("node1@a")
+    public, secret = zmq.curve_keypair()
+    server = cluster_keys(COOKIE).public("node1@a")
+    dealer, monitor = stranger(
+        nodes, nodes.addresses["node1@a"], curve_publickey=public, curve_secretkey=secret, curve_serverkey=server
+    )
+    assert outcome(nodes, dealer, monitor) == zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    assert nodes.frames("node1@a") == []
+
+
+def test_a_stranger_without_the_server_key_and_a_plaintext_client_are_refused(nodes):
+    nodes.add("node1@a")
+    public, secret = zmq.curve_keypair()
+    wrong, _ = zmq.curve_keypair()
+    for keys in ({"curve_publickey": public, "curve_secretkey": secret, "curve_serverkey": wrong}, {}):
+        dealer, monitor = stranger(nodes, nodes.addresses["node1@a"], **keys)
+        assert outcome(nodes, dealer, monitor) != zmq.EVENT_HANDSHAKE_SUCCEEDED
+    assert nodes.frames("node1@a") == []
+
+
+def test_a_peer_that_goes_is_noticed_and_found_again(nodes):
+    nodes.add("node1@a")
+    nodes.add("node2@a")
+    connect(nodes, "node1@a", "node2@a")
+    nodes.transports.pop("node2@a").close()
+    assert nodes.poll(nodes.has("node1@a", say.PeerDisconnected("node2@a")))
+    nodes.transports["node1@a"].execute([say.SendControl("node2@a", b"lost"), say.SendBulk("node2@a", b"lost")])
+    assert nodes.transports["node1@a"].counters["mesh_send_blocked"] == 2
+    nodes.inputs["node1@a"].clear()
+    host, port = nodes.addresses["node2@a"].split(":")
+    nodes.transports["node2@a"] = MeshTransport(cluster_keys(COOKIE), "node2@a", (host, int(port)), 5.0)
+    nodes.transports["node2@a"].execute([say.Admit("node1@a")])
+    assert nodes.poll(nodes.has("node1@a", say.PeerConnected("node2@a")))
+    nodes.transports["node1@a"].execute([say.SendControl("node2@a", b"news")])
+    assert nodes.poll(lambda: ("node1@a", b"news") in nodes.frames("node2@a"))
+    assert ("node1@a", b"lost") not in nodes.frames("node2@a")
+
+
+def test_a_port_in_use_names_the_address(nodes):
+    nodes.add("node1@a")
+    host, port = nodes.addresses["node1@a"].split(":")
+    with pytest.raises(BindError, match=f"127.0.0.1:{port}"):
+        MeshTransport(cluster_keys(COOKIE), "node2@a", (host, int(port)), 5.0)
+
+
+def test_a_key_of_another_member_can_not_be_borrowed_by_name(nodes):
+    """The node of a frame is what the key says, whatever the client calls itself."""
+    nodes.add("node1@a").execute([say.Admit("node2@a"), say.Admit("node3@a")])
+    keys = cluster_keys(COOKIE)
+    public, secret = keys.pair("node2@a")
+    dealer, monitor = stranger(
+        nodes,
+        nodes.addresses["node1@a"],
+        routing_id=b"node3@a",
+        curve_publickey=public,
+        curve_secretkey=secret,
+        curve_serverkey=keys.public("node1@a"),
+    )
+    assert nodes.poll(lambda: nodes.frames("node1@a"), others=[monitor])
+    assert nodes.frames("node1@a")[0][0] == "node2@a"
+    dealer.disable_monitor()
+    dealer.close(linger=0)
+
+
+class Meshes(Nodes):
+    """Whole meshes over real sockets."""
+
+    def __init__(self):
+        super().__init__()
+        self.meshes = {}
+        self.messages = {}
+
+    def start(self, name, cookie=COOKIE, discovery=()):
+        self.add(name, cookie)
+        settings = MeshSettings(name, self.addresses[name], 5.0, discovery)
+        store_id = name.encode().ljust(16, b".")
+        self.meshes[name] = Mesh(settings, MemoryStorage(), store_id, 1, store_id, time.monotonic())
+        self.messages[name] = []
+        return self.meshes[name]
+
+    def run(self, until):
+        def turn():
+            now = time.monotonic()
+            for name, mesh in self.meshes.items():
+                for happened in self.inputs[name]:
+                    mesh.receive(happened, now)
+                    self.messages[name] += mesh.take_messages()
+                self.inputs[name].clear()
+                mesh.tick(now)
+                self.transports[name].execute(mesh.flush(WriteBatch(), now))
+            return until()
+
+        return self.poll(turn)
+
+    def join(self, joiner, target):
+        self.meshes[joiner].join(target, self.addresses[target], time.monotonic())
+        results = []
+
+        def decided():
+            result = self.meshes[joiner].take_join_result()
+            if result is not None:
+                results.append(result)
+            return bool(results)
+
+        assert self.run(decided), "no outcome within 10 s"
+        return results[0]
+
+
+@pytest.fixture
+def meshes():
+    found = Meshes()
+    yield found
+    for transport in found.transports.values():
+        transport.close()
+
+
+def test_three_meshes_join_and_a_message_crosses(meshes):
+    names = ["node1@a", "node2@a", "node3@a"]
+    for name in names:
+        meshes.start(name)
+    assert meshes.join("node2@a", "node1@a").joined
+    # node2 has not heard of node3 when node3 first knocks.
+    assert meshes.join("node3@a", "node1@a").joined
+    for name in names:
+        assert meshes.run(lambda name=name: all(view.running for view in meshes.meshes[name].members_view()))
+        assert len(meshes.meshes[name].members_view()) == 3
+    sent = Message(b"a/b", b"hi", b"", 1, False, 0.0, "client", b"o" * 16, 7)
+    assert meshes.meshes["node3@a"].forward("node2@a", sent, None, time.monotonic())
+    assert meshes.run(lambda: [each.payload for each in meshes.messages["node2@a"]] == [b"hi"])
+
+
+def test_three_meshes_find_each_other_by_discovery(meshes):
+    names = ["node1@a", "node2@a", "node3@a"]
+    for name in names:
+        meshes.start(name)
+    candidates = [(name, meshes.addresses[name]) for name in names]
+    for name in names:
+        meshes.meshes[name] = Mesh(
+            MeshSettings(name, meshes.addresses[name], 5.0, tuple(candidates)),
+            MemoryStorage(),
+            name.encode().ljust(16, b"."),
+            1,
+            name.encode(),
+            time.monotonic(),
+        )
+
+    def one_cluster():
+        views = [mesh.members_view() for mesh in meshes.meshes.values()]
+        return all(len(view) == 3 and all(member.running for member in view) for view in views)
+
+    assert meshes.run(one_cluster)
+    assert len({mesh.cluster_id for mesh in meshes.meshes.values()}) == 1
+
+
+def test_a_join_with_another_cookie_fails_with_its_reason(meshes):
+    meshes.start("node1@a")
+    meshes.start("node2@a", "quite another cookie")
+    result = meshes.join("node2@a", "node1@a")
+    assert not result.joined
+    assert HANDSHAKE_REFUSED in result.text
+    assert len(meshes.meshes["node1@a"].members_view()) == 1
