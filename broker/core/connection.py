@@ -358,11 +358,16 @@ class Connection:
         """Close what has been silent for too long."""
         silent_s = now - self.last_received
         if self.state == ATTACHED:
-            # [MQTT-3.1.2-22] One and a half times the keep-alive; 0 turns it off.
-            if self.keep_alive_s and silent_s > self.keep_alive_s * 1.5 and self.want_read:
+            if not self.want_read:
+                # What the client sends is not read: its silence is ours.
+                self.last_received = now
+            elif self.keep_alive_s and silent_s > self.keep_alive_s * 1.5:
+                # [MQTT-3.1.2-22] One and a half times the keep-alive; 0 turns it off.
                 self.close(Reason.KEEP_ALIVE_TIMEOUT, "")
         elif self.state == WAITING and silent_s > self._limits.connect_timeout_s:
             self.close(Reason.UNSPECIFIED_ERROR, "")
+        elif self.state == ATTACHING and silent_s > self._limits.connect_timeout_s:
+            self.close(Reason.SERVER_UNAVAILABLE, "")
 
     def lost(self) -> None:
         """The socket is closed; the owner is told unless it knows already."""

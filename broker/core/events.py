@@ -6,18 +6,22 @@ listener's own count in the lower. Events carry facts, validated by the listener
 
 from typing import Final, final
 
+from mypy_extensions import mypyc_attr
+
 from broker.core.message import Message
 
 NEVER_EXPIRES_S: Final = 0xFFFFFFFF
 CONNECTION_LOST: Final = 0xFF
 
 
+@mypyc_attr(acyclic=True)
 class Event:
     """Base of everything that `QueueOwner.receive` takes."""
 
     __slots__ = ()
 
 
+@mypyc_attr(acyclic=True)
 @final
 class Attach(Event):
     """A CONNECT was accepted by the listener and asks for its session."""
@@ -54,6 +58,7 @@ class Attach(Event):
         self.user_name = user_name
 
 
+@mypyc_attr(acyclic=True)
 @final
 class Detach(Event):
     """The connection ended: `reason` is the DISCONNECT's, or CONNECTION_LOST without one.
@@ -69,6 +74,7 @@ class Detach(Event):
         self.session_expiry_s = session_expiry_s
 
 
+@mypyc_attr(acyclic=True)
 @final
 class PublishReceived(Event):
     """A client's PUBLISH; `expiry_s` is its Message Expiry Interval, -1 without one."""
@@ -82,6 +88,7 @@ class PublishReceived(Event):
         self.expiry_s = expiry_s
 
 
+@mypyc_attr(acyclic=True)
 @final
 class PubackReceived(Event):
     """A client's PUBACK for a delivery."""
@@ -94,6 +101,7 @@ class PubackReceived(Event):
         self.reason = reason
 
 
+@mypyc_attr(acyclic=True)
 @final
 class SubscribeReceived(Event):
     """A client's SUBSCRIBE: (topic filter, granted QoS) pairs, or (filter, reason >= 0x80) for a refused one."""
@@ -106,6 +114,7 @@ class SubscribeReceived(Event):
         self.requests = requests
 
 
+@mypyc_attr(acyclic=True)
 @final
 class UnsubscribeReceived(Event):
     """A client's UNSUBSCRIBE."""
@@ -118,6 +127,7 @@ class UnsubscribeReceived(Event):
         self.filters = filters
 
 
+@mypyc_attr(acyclic=True)
 @final
 class ConnectionPaused(Event):
     """The client does not read: its listener holds more output for it than it wants to."""
@@ -128,6 +138,7 @@ class ConnectionPaused(Event):
         self.connection = connection
 
 
+@mypyc_attr(acyclic=True)
 @final
 class ConnectionResumed(Event):
     """The client reads again."""
@@ -138,6 +149,7 @@ class ConnectionResumed(Event):
         self.connection = connection
 
 
+@mypyc_attr(acyclic=True)
 @final
 class ListenerStarted(Event):
     """A listener process (re)started under this index; whatever an older one held is gone."""
@@ -149,6 +161,7 @@ class ListenerStarted(Event):
         self.generation = generation
 
 
+@mypyc_attr(acyclic=True)
 @final
 class ListenerGone(Event):
     """A listener process ended; its connections are lost."""
@@ -160,6 +173,7 @@ class ListenerGone(Event):
         self.generation = generation
 
 
+@mypyc_attr(acyclic=True)
 @final
 class CreditReturned(Event):
     """A listener consumed `credit_bytes` of what was sent to it."""

@@ -80,7 +80,11 @@ class ListenerCore:
 
     def tick(self, now: float) -> None:
         """Close connections that have been silent for too long; call it about once a second."""
+        blocked = self.is_blocked()
         for connection in self.connections.values():
+            if blocked:
+                # No client is read: none is to blame for its silence.
+                connection.last_received = now
             connection.tick(now)
             if connection.output or connection.state == CLOSED:
                 self._mark(connection)

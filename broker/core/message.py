@@ -6,9 +6,12 @@ store. A delivery is one session's copy of the duty to hand it over. Neither kno
 
 from typing import Final, final
 
+from mypy_extensions import mypyc_attr
+
 ORIGIN_BYTES: Final = 16
 
 
+@mypyc_attr(acyclic=True)
 @final
 class Message:
     """One application message, with the id that makes merges free of duplicates.
@@ -65,6 +68,7 @@ class Message:
         return len(self.topic) + len(self.properties) + len(self.payload)
 
 
+@mypyc_attr(acyclic=True)
 @final
 class Delivery:
     """One session's copy of a message: `seq` is its place in the queue, `qos` what was granted.

@@ -22,13 +22,10 @@ deliveries exist for persistent sessions only; a waiting session has a reason to
 import heapq
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Final, final
 
-from librt.strings import BytesWriter
-from mypy_extensions import i64
-
 from broker.core import persistence
+from broker.core.dispatch import Dispatcher, OwnerSettings
 from broker.core.effects import Effects, Forward, InterestChange, Ticket
 from broker.core.events import (
     NEVER_EXPIRES_S,
@@ -46,51 +43,20 @@ from broker.core.events import (
     UnsubscribeReceived,
 )
 from broker.core.inflight import PACKET_ID_MAX
-from broker.core.message import Delivery, Message
+from broker.core.message import Message
 from broker.core.outlet import Outlet
-from broker.core.records import DUP_FLAG, WINDOW_BYTES, pack_target
-from broker.core.routes import Interest, Route, Routes, Wish
+from broker.core.routes import Interest, Routes
 from broker.core.session import Attachment, Session
 from broker.core.storage import Storage
+from broker.core.wishes import Wishes
 from broker.mqtt.reasons import Reason
 
 # A number of a message id is the incarnation and a count: 2^24 starts of 2^40 messages each.
 _INCARNATION_SHIFT: Final = 40
-# Fixed header, topic length and packet id of the largest PUBLISH, and its property length.
-_PUBLISH_OVERHEAD_BYTES: Final = 5 + 2 + 2 + 4
 _SUCCESS: Final = 0
 _FAILURE: Final = 0x80
 _NO_MATCHING_SUBSCRIBERS: Final = 0x10
 _QUOTA_EXCEEDED: Final = 0x97
-
-
-@dataclass(slots=True, frozen=True)
-class OwnerSettings:
-    """What the configuration says to the queue-owner; negative limits are none."""
-
-    max_inflight_messages: int = 20
-    max_online_messages: int = 1000
-    max_offline_messages: int = 1000
-    persistent_client_expiration_s: int = NEVER_EXPIRES_S
-    listener_window_bytes: int = WINDOW_BYTES
-
-
-@final
-class Counters:
-    """Counts since the start; the names are the metrics'."""
-
-    def __init__(self) -> None:
-        self.mqtt_publish_received: int = 0
-        self.mqtt_publish_sent: int = 0
-        self.queue_message_in: int = 0
-        self.queue_message_out: int = 0
-        self.router_matches_local: int = 0
-        self.router_matches_remote: int = 0
-        self.dropped: dict[str, int] = {}
-
-    def drop(self, reason: str, count: int = 1) -> None:
-        """Count dropped deliveries by reason."""
-        self.dropped[reason] = self.dropped.get(reason, 0) + count
 
 
 @final
@@ -101,8 +67,8 @@ class QueueOwner:
         self, settings: OwnerSettings, storage: Storage, interest: Interest, store_id: bytes, incarnation: int
     ) -> None:
         self.settings = settings
-        self.counters = Counters()
-        self.notices: list[str] = []
+        self._dispatcher = Dispatcher(settings)
+        self.counters = self._dispatcher.counters
         self._storage = storage
         self._store_id = store_id
         self._message_number: int = incarnation << _INCARNATION_SHIFT
@@ -112,11 +78,10 @@ class QueueOwner:
         self._session_number: int = 0
         self._attachments: dict[int, Attachment] = {}
         self._outlets: dict[int, Outlet] = {}
-        # Sessions that would have sent something and could not, because their listener has no credit.
-        self._waiting: dict[Session, Outlet] = {}
-        self._wishes: dict[bytes, Wish] = {}
+        self._wishes = Wishes()
         self._expiries: list[tuple[float, int, Session]] = []
         self._effects = Effects()
+        self._dispatcher.writes = self._effects.writes
         self._handlers: dict[type, Callable[[Any, float], None]] = {
             Attach: self._attach,
             Detach: self._detach_received,
@@ -133,14 +98,14 @@ class QueueOwner:
 
     def recover(self, now: float, utc_ms: int) -> None:
         """Read every persistent session from the store; call it once, before the first event."""
-        self._clock = persistence.Clock(now, utc_ms)
+        self._clock = self._dispatcher.clock = persistence.Clock(now, utc_ms)
         window = self.settings.max_inflight_messages or PACKET_ID_MAX
         for session in persistence.recover(self._storage, self._clock, window):
             self._sessions[session.client_id] = session
             self._session_number = max(self._session_number, session.number)
             for topic_filter, granted in session.subscriptions.items():
                 self._routes.set(topic_filter, session, granted)
-                self._wish(topic_filter, session, 1)
+                self._count_wish(topic_filter, session, 1)
             if session.expires_at == 0.0:
                 # It was connected when the node went down: its time runs from now.
                 self._start_expiry(session, now)
@@ -159,7 +124,7 @@ class QueueOwner:
     def receive_forwarded(self, message: Message, now: float) -> None:
         """Deliver what another node forwarded; it is never forwarded again (one hop)."""
         route = self._routes.find(message.topic)
-        self._deliver(message, route, now)
+        self._dispatcher.deliver(message, route, now)
 
     def forward_acknowledged(self, ticket: Ticket, now: float) -> None:
         """One of the nodes that the PUBLISH waited for has taken the message."""
@@ -179,7 +144,7 @@ class QueueOwner:
 
     def local_interest(self) -> list[tuple[bytes, bool]]:
         """Return every (filter, persistent) that sessions of this node want."""
-        return [(topic_filter, wish.persistent > 0) for topic_filter, wish in self._wishes.items()]
+        return self._wishes.snapshot()
 
     def tick(self, now: float) -> None:
         """End the sessions whose time is over."""
@@ -201,6 +166,7 @@ class QueueOwner:
         """Return what has to be done, and begin a new turn."""
         effects = self._effects
         self._effects = Effects()
+        self._dispatcher.writes = self._effects.writes
         for outlet in self._outlets.values():
             if outlet.batch.size():
                 effects.to_listeners[outlet.listener] = outlet.take_batch()
@@ -208,8 +174,8 @@ class QueueOwner:
 
     def take_notices(self) -> list[str]:
         """Return what an operator should read in the log, since the last call."""
-        notices = self.notices
-        self.notices = []
+        notices = self._dispatcher.notices
+        self._dispatcher.notices = []
         return notices
 
     def counts(self) -> dict[str, int]:
@@ -250,7 +216,7 @@ class QueueOwner:
         self._attachments[event.connection] = attachment
         self._set_expiry(session, event.session_expiry_s)
         attachment.outlet.batch.connack(event.connection, _SUCCESS, present)
-        self._redeliver(attachment, now)
+        self._dispatcher.redeliver(attachment, now)
 
     def _window(self, event: Attach) -> int:
         # [MQTT-3.3.4-9] MQTT 5 clients say how much they take; for the others the broker decides.
@@ -265,7 +231,7 @@ class QueueOwner:
     def _detach(self, attachment: Attachment, session_expiry_s: int, now: float) -> None:
         session = attachment.session
         del self._attachments[attachment.connection]
-        self._waiting.pop(session, None)
+        self._dispatcher.waiting.pop(session, None)
         session.attachment = None
         dropped = session.queue.drop_qos0()
         if dropped:
@@ -295,7 +261,7 @@ class QueueOwner:
         if not changed:
             return
         for topic_filter, granted in session.subscriptions.items():
-            self._wish_persistence_changed(topic_filter, persistent)
+            self._note_interest(self._wishes.set_persistent(topic_filter, persistent))
             if persistent:
                 persistence.put_subscription(writes, session, topic_filter, granted)
         for delivery in list(session.inflight.deliveries.values()) + session.queue.deliveries():
@@ -312,7 +278,7 @@ class QueueOwner:
         writes = self._effects.writes
         for topic_filter in session.subscriptions:
             self._routes.remove(topic_filter, session)
-            self._wish(topic_filter, session, -1)
+            self._count_wish(topic_filter, session, -1)
         session.subscriptions = {}
         if session.persistent:
             for delivery in list(session.inflight.deliveries.values()) + session.queue.deliveries():
@@ -336,7 +302,7 @@ class QueueOwner:
             # [MQTT-3.8.4-3] An identical filter replaces the subscription.
             session.subscriptions[topic_filter] = granted
             if self._routes.set(topic_filter, session, granted):
-                self._wish(topic_filter, session, 1)
+                self._count_wish(topic_filter, session, 1)
             if session.persistent:
                 persistence.put_subscription(self._effects.writes, session, topic_filter, granted)
         attachment.outlet.batch.suback(event.connection, event.packet_id, reasons)
@@ -353,32 +319,17 @@ class QueueOwner:
                 continue
             reasons.append(_SUCCESS)
             self._routes.remove(topic_filter, session)
-            self._wish(topic_filter, session, -1)
+            self._count_wish(topic_filter, session, -1)
             if session.persistent:
                 persistence.delete_subscription(self._effects.writes, session, topic_filter)
         attachment.outlet.batch.unsuback(event.connection, event.packet_id, reasons)
 
-    def _wish(self, topic_filter: bytes, session: Session, step: int) -> None:
-        """Count a subscription in (1) or out (-1) and tell the other nodes when that changes what is wanted."""
-        wish = self._wishes.get(topic_filter)
-        if wish is None:
-            wish = Wish()
-            self._wishes[topic_filter] = wish
-        before, was_persistent = wish.sessions, wish.persistent
-        wish.sessions += step
-        if session.persistent:
-            wish.persistent += step
-        if wish.sessions == 0:
-            del self._wishes[topic_filter]
-        if (before == 0) != (wish.sessions == 0) or (was_persistent == 0) != (wish.persistent == 0):
-            self._effects.interest.append(InterestChange(topic_filter, wish.sessions > 0, wish.persistent > 0))
+    def _count_wish(self, topic_filter: bytes, session: Session, step: int) -> None:
+        self._note_interest(self._wishes.count(topic_filter, session.persistent, step))
 
-    def _wish_persistence_changed(self, topic_filter: bytes, persistent: bool) -> None:
-        wish = self._wishes[topic_filter]
-        before = wish.persistent
-        wish.persistent += 1 if persistent else -1
-        if (before == 0) != (wish.persistent == 0):
-            self._effects.interest.append(InterestChange(topic_filter, True, wish.persistent > 0))
+    def _note_interest(self, change: InterestChange | None) -> None:
+        if change is not None:
+            self._effects.interest.append(change)
 
     # Messages.
 
@@ -400,7 +351,7 @@ class QueueOwner:
             message.origin = self._store_id
             message.number = self._message_number
         if route.sessions:
-            self._deliver(message, route, now)
+            self._dispatcher.deliver(message, route, now)
         ticket: Ticket | None = None
         if route.nodes:
             ticket = self._forward(event, message, route.nodes)
@@ -455,88 +406,6 @@ class QueueOwner:
             )
             self._release_pending(attachment.connection, 0.0)
 
-    def _deliver(self, message: Message, route: Route, now: float) -> None:
-        """Offer the message to each session and send it, once for each listener, to those that can take it."""
-        sessions = route.sessions
-        granted = route.granted
-        if route.no_local and message.publisher in route.no_local:
-            # [MQTT-3.8.3-3] No Local: the publisher's own subscription is left out.
-            own = sessions.index(route.no_local[message.publisher])
-            sessions = sessions[:own] + sessions[own + 1 :]
-            granted = granted[:own] + granted[own + 1 :]
-        self.counters.router_matches_local += len(sessions)
-        if len(sessions) == 1:
-            session = sessions[0]
-            head = self._offer(session, message, granted[0])
-            if head >= 0:
-                attachment = session.attachment
-                assert attachment is not None
-                attachment.outlet.deliver(attachment.connection, head, message, now)
-            return
-        groups: dict[Outlet, BytesWriter] = {}
-        for index, session in enumerate(sessions):
-            head = self._offer(session, message, granted[index])
-            if head >= 0:
-                attachment = session.attachment
-                assert attachment is not None
-                group = groups.get(attachment.outlet)
-                if group is None:
-                    group = BytesWriter()
-                    groups[attachment.outlet] = group
-                pack_target(group, attachment.connection, head >> 16, head & 0xFFFF)
-        for outlet, group in groups.items():
-            outlet.deliver_many(group.getvalue(), message, now)
-
-    def _offer(self, session: Session, message: Message, granted: i64) -> i64:
-        """Give the message to a session; the result is packet id << 16 | QoS when it goes out now, else -1."""
-        qos: i64 = message.qos
-        if granted < qos:
-            qos = granted
-        attachment = session.attachment
-        if attachment is not None and attachment.packet_bytes_max and self._is_too_large(attachment, message):
-            self.counters.drop("max_packet_size_exceeded")
-            return -1
-        sendable = attachment is not None and not attachment.paused and attachment.outlet.open
-        if qos == 0:
-            if sendable and session.queue.qos0 == 0:
-                self.counters.mqtt_publish_sent += 1
-                return 0
-            if attachment is None:
-                return -1
-        delivery = Delivery(session.take_seq(), message, int(qos))
-        if qos and sendable and not len(session.queue) and not session.inflight.is_full():
-            packet_id: i64 = session.inflight.add(delivery)
-            self.counters.mqtt_publish_sent += 1
-            if session.persistent:
-                persistence.put_delivery(self._effects.writes, session, delivery, self._clock)
-            return packet_id << 16 | qos
-        self._enqueue(session, delivery)
-        return -1
-
-    def _is_too_large(self, attachment: Attachment, message: Message) -> bool:
-        # [MQTT-3.1.2-24] The client's Maximum Packet Size is kept by not sending at all.
-        return message.size() + _PUBLISH_OVERHEAD_BYTES > attachment.packet_bytes_max
-
-    def _enqueue(self, session: Session, delivery: Delivery) -> None:
-        settings = self.settings
-        attachment = session.attachment
-        messages_max = settings.max_offline_messages if attachment is None else settings.max_online_messages
-        if not session.queue.has_room(messages_max):
-            self.counters.drop("queue_full")
-            if not session.queue.dropping:
-                session.queue.dropping = True
-                self.notices.append(f"queue of {session.client_id!r} is full at {messages_max} messages: dropping")
-            return
-        session.queue.dropping = False
-        session.queue.push(delivery)
-        self.counters.queue_message_in += 1
-        if delivery.qos and session.persistent:
-            persistence.put_delivery(self._effects.writes, session, delivery, self._clock)
-        if attachment is not None:
-            outlet = attachment.outlet
-            if not outlet.open:
-                self._waiting[session] = outlet
-
     def _puback(self, event: PubackReceived, now: float) -> None:
         attachment = self._attachments.get(event.connection)
         if attachment is None:
@@ -549,50 +418,7 @@ class QueueOwner:
         if delivery.stored:
             persistence.delete_delivery(self._effects.writes, session, delivery)
         if len(session.queue):
-            self._drain(attachment, now)
-
-    def _redeliver(self, attachment: Attachment, now: float) -> None:
-        """Send again what was in flight when the last connection ended [MQTT-4.4.0-1], then what waits."""
-        session = attachment.session
-        outlet = attachment.outlet
-        for packet_id, delivery in session.inflight.deliveries.items():
-            head = packet_id << 16 | delivery.qos | DUP_FLAG
-            outlet.deliver(attachment.connection, head, delivery.message, now)
-        self._drain(attachment, now)
-
-    def _drain(self, attachment: Attachment, now: float) -> None:
-        """Send from the queue what the connection, its window and its listener can take."""
-        session = attachment.session
-        queue = session.queue
-        outlet = attachment.outlet
-        while len(queue) and not attachment.paused:
-            if not outlet.open:
-                self._waiting[session] = outlet
-                return
-            if queue.head().qos and session.inflight.is_full():
-                return
-            delivery = queue.pop()
-            self.counters.queue_message_out += 1
-            reason = self._undeliverable(attachment, delivery.message, now)
-            if reason:
-                self.counters.drop(reason)
-                if delivery.stored:
-                    persistence.delete_delivery(self._effects.writes, session, delivery)
-                continue
-            packet_id = session.inflight.add(delivery) if delivery.qos else 0
-            if delivery.stored:
-                # The packet id is part of the session: a resend after a restart has to use it again.
-                persistence.put_delivery(self._effects.writes, session, delivery, self._clock)
-            self.counters.mqtt_publish_sent += 1
-            outlet.deliver(attachment.connection, packet_id << 16 | delivery.qos, delivery.message, now)
-
-    def _undeliverable(self, attachment: Attachment, message: Message, now: float) -> str:
-        if message.expires_at and message.expires_at <= now:
-            # [MQTT-3.3.2-5] A message that expired in the queue is not sent.
-            return "expired"
-        if attachment.packet_bytes_max and self._is_too_large(attachment, message):
-            return "max_packet_size_exceeded"
-        return ""
+            self._dispatcher.drain(attachment, now)
 
     # Listeners.
 
@@ -605,7 +431,7 @@ class QueueOwner:
         attachment = self._attachments.get(event.connection)
         if attachment is not None:
             attachment.paused = False
-            self._drain(attachment, now)
+            self._dispatcher.drain(attachment, now)
 
     def _listener_started(self, event: ListenerStarted, now: float) -> None:
         self._lose_connections(event.listener, now)
@@ -624,15 +450,8 @@ class QueueOwner:
 
     def _credit_returned(self, event: CreditReturned, now: float) -> None:
         outlet = self._outlets.get(event.listener)
-        if outlet is None or not outlet.return_credit(event.credit_bytes, now):
-            return
-        for session, blocked in list(self._waiting.items()):
-            if not outlet.open:
-                return
-            if blocked is outlet:
-                del self._waiting[session]
-                assert session.attachment is not None
-                self._drain(session.attachment, now)
+        if outlet is not None and outlet.return_credit(event.credit_bytes, now):
+            self._dispatcher.resume(outlet, now)
 
     def validate(self) -> None:
         """Check the invariants; an AssertionError is a bug of ours."""
@@ -650,7 +469,7 @@ class QueueOwner:
             subscriptions += len(session.subscriptions)
             self._validate_deliveries(session)
         assert subscriptions == len(self._routes)
-        assert sum(wish.sessions for wish in self._wishes.values()) == subscriptions
+        assert self._wishes.total() == subscriptions
 
     def _validate_deliveries(self, session: Session) -> None:
         last_seq = 0
@@ -664,5 +483,5 @@ class QueueOwner:
             last_seq = delivery.seq
         attachment = session.attachment
         if attachment is not None and len(session.queue) and not attachment.paused:
-            blocked = not attachment.outlet.open and session in self._waiting
+            blocked = not attachment.outlet.open and session in self._dispatcher.waiting
             assert blocked or (session.queue.head().qos and session.inflight.is_full())

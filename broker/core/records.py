@@ -9,9 +9,9 @@ are a u16 length and the bytes.
       PUBLISH     3  flags u8 (QoS, 4 retain), connection u32, packet id u16, topic u16, properties u32,
                      payload u32, expiry u32 (all ones: none), then topic, properties, payload
       PUBACK      4  connection u32, packet id u16, reason u8
-      SUBSCRIBE   8  connection u32, packet id u16, count u16, then count x (filter str, granted u8:
+      SUBSCRIBE   8  connection u32, packet id u16, count u32, then count x (filter str, granted u8:
                      QoS, 4 No Local; or a reason of 128 and more)
-      UNSUBSCRIBE 10 connection u32, packet id u16, count u16, then count x filter str
+      UNSUBSCRIBE 10 connection u32, packet id u16, count u32, then count x filter str
       DETACH      14 connection u32, reason u8, expiry given u8, session expiry u32
       PAUSED      20 connection u32
       RESUMED     21 connection u32
@@ -21,7 +21,7 @@ are a u16 length and the bytes.
       DELIVER     3  flags u8 (4 retain), topic u16, properties u32, payload u32, expiry u32, targets u32,
                      then targets x (connection u32, packet id u16, flags u16 (QoS, 8 DUP)), topic, properties, payload
       PUBACK      4  connection u32, packet id u16, reason u8
-      SUBACK      9  connection u32, packet id u16, count u16, then count reasons u8
+      SUBACK      9  connection u32, packet id u16, count u32, then count reasons u8
       UNSUBACK    11 as SUBACK
       CLOSE       14 connection u32, reason u8
 
@@ -33,7 +33,7 @@ ignored. The other side of these pipes is our own code, so a malformed record is
 from typing import Final, final
 
 from librt.strings import BytesWriter, read_i16_be, read_i32_be, write_i16_be, write_i32_be
-from mypy_extensions import i16, i32, i64, u8
+from mypy_extensions import i16, i32, i64, mypyc_attr, u8
 
 from broker.core.events import (
     Attach,
@@ -192,7 +192,7 @@ class ListenerBatch:
         _put_u8(writer, SUBSCRIBE)
         _put_u32(writer, connection)
         _put_u16(writer, packet_id)
-        _put_u16(writer, len(requests))
+        _put_u32(writer, len(requests))
         for topic_filter, granted in requests:
             _put_string(writer, topic_filter)
             _put_u8(writer, granted)
@@ -203,7 +203,7 @@ class ListenerBatch:
         _put_u8(writer, UNSUBSCRIBE)
         _put_u32(writer, connection)
         _put_u16(writer, packet_id)
-        _put_u16(writer, len(filters))
+        _put_u32(writer, len(filters))
         for topic_filter in filters:
             _put_string(writer, topic_filter)
 
@@ -317,8 +317,8 @@ def _unpack_rare(frame: bytes, kind: int, base: int, pos: int) -> tuple[Event, i
         return ConnectionResumed(connection), pos
     assert kind in (SUBSCRIBE, UNSUBSCRIBE), f"unknown record {kind}"
     packet_id: int = _u16(frame, pos)
-    count: int = _u16(frame, pos + 2)
-    pos += 4
+    count: int = _u32(frame, pos + 2)
+    pos += 6
     if kind == UNSUBSCRIBE:
         filters: list[bytes] = []
         for _ in range(count):
@@ -417,7 +417,7 @@ class OwnerBatch:
         _put_u8(writer, kind)
         _put_u32(writer, connection & 0xFFFFFFFF)
         _put_u16(writer, packet_id)
-        _put_u16(writer, len(reasons))
+        _put_u32(writer, len(reasons))
         for reason in reasons:
             _put_u8(writer, reason)
 
@@ -453,12 +453,14 @@ class OwnerHeader:
         self.consumed_bytes: int = _u32(frame, 9)
 
 
+@mypyc_attr(acyclic=True)
 class OwnerRecord:
     """Base of what a listener is told about its connections."""
 
     __slots__ = ()
 
 
+@mypyc_attr(acyclic=True)
 @final
 class Deliver(OwnerRecord):
     """One message for many connections; `target(i)` says which. `expiry_s` is -1 for never."""
@@ -482,6 +484,7 @@ class Deliver(OwnerRecord):
         return _u32(self.targets, pos), _u16(self.targets, pos + 4), _u16(self.targets, pos + 6)
 
 
+@mypyc_attr(acyclic=True)
 @final
 class Answer(OwnerRecord):
     """A CONNACK, PUBACK, SUBACK, UNSUBACK or CLOSE for one connection, by `kind`."""
@@ -546,7 +549,7 @@ def _unpack_answer(frame: bytes, kind: int, pos: int) -> tuple[Answer, int]:
         return Answer(CLOSE, connection, 0, frame[pos]), pos + 1
     assert kind in (SUBACK, UNSUBACK), f"unknown record {kind}"
     packet_id: int = _u16(frame, pos)
-    count: int = _u16(frame, pos + 2)
+    count: int = _u32(frame, pos + 2)
     answer = Answer(kind, connection, packet_id, 0)
-    answer.reasons = frame[pos + 4 : pos + 4 + count]
-    return answer, pos + 4 + count
+    answer.reasons = frame[pos + 6 : pos + 6 + count]
+    return answer, pos + 6 + count

@@ -51,17 +51,6 @@ class Route:
 
 
 @final
-class Wish:
-    """How many sessions of this node want a filter, and how many of them outlive their connections."""
-
-    __slots__ = ("persistent", "sessions")
-
-    def __init__(self) -> None:
-        self.sessions: int = 0
-        self.persistent: int = 0
-
-
-@final
 class Routes:
     """Subscriptions of this node and the routes they make."""
 

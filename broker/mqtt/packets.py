@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final, final
 
+from mypy_extensions import mypyc_attr
+
 from broker.mqtt.properties import NO_PROPERTIES, Properties, no_properties
 
 MQTT_3_1_1: Final = 4  # The protocol levels as CONNECT says them.
@@ -90,6 +92,7 @@ class Connack:
     properties: Properties = field(default_factory=no_properties)
 
 
+@mypyc_attr(acyclic=True, free_list_len=1)
 @final
 class Publish:
     """A message on the wire. `topic` is empty only in 5.0 with a topic alias; `packet_id` is 0 for QoS 0."""

@@ -6,6 +6,8 @@ in a frame is `broker.core.records`' business. Nothing here blocks: the amount u
 credit, so the high-water marks are off.
 """
 
+import math
+
 import zmq
 
 from broker.core.records import (
@@ -21,6 +23,8 @@ _RECONNECT_MS = 20
 # Credit is worth a frame of its own when this much of the window waits to be returned.
 _RETURN_BYTES = WINDOW_BYTES // 8
 _LINGER_MS = 1000
+# A listener says something every second, if only that it is there.
+SILENCE_S_MAX = 10.0
 
 
 def _socket(context: zmq.Context[zmq.Socket[bytes]], kind: int) -> zmq.Socket[bytes]:
@@ -68,6 +72,8 @@ class _Pipe:
         self.push = push
         self.generation = generation
         self.consumed_bytes = 0
+        # When the listener was heard last; it is not expected to say anything before its first frame.
+        self.heard_at = math.inf
 
 
 class OwnerChannel:
@@ -94,7 +100,16 @@ class OwnerChannel:
         if pipe is not None:
             pipe.push.close(linger=0)
 
-    def receive(self, frames_max: int) -> list[tuple[ListenerHeader, bytes]]:
+    def take_silent(self, now: float) -> list[tuple[int, int]]:
+        """Return the (index, generation) of listeners that hang, each once."""
+        silent: list[tuple[int, int]] = []
+        for listener, pipe in self._pipes.items():
+            if now - pipe.heard_at > SILENCE_S_MAX:
+                pipe.heard_at = math.inf
+                silent.append((listener, pipe.generation))
+        return silent
+
+    def receive(self, frames_max: int, now: float) -> list[tuple[ListenerHeader, bytes]]:
         """Return the frames that are there now, without those from or for a process that is no more.
 
         Call `worked_off` for each when its events are done: that is what gives the listener its credit back.
@@ -112,6 +127,7 @@ class OwnerChannel:
                 continue
             if header.owner_generation != self._owner_generation:
                 continue
+            pipe.heard_at = now
             frames.append((header, frame))
         return frames
 

@@ -153,6 +153,7 @@ class ListenerProcess:
         self.loop = asyncio.get_running_loop()
         self.loop.set_exception_handler(crash)
         self._turn_scheduled = False
+        self._spoke = False
         self._stopping = asyncio.Event()
 
     async def run(self) -> None:
@@ -179,6 +180,10 @@ class ListenerProcess:
             await asyncio.sleep(_TICK_S)
             self.core.tick(time.monotonic())
             self._turn()
+            if self.core.owner_generation and not self._spoke:
+                # The owner takes a listener that says nothing at all for one that hangs.
+                self._channel.send(self.core.take_frame())
+            self._spoke = False
 
     async def _close_clients(self) -> None:
         self.core.close_all(Reason.SERVER_SHUTTING_DOWN)
@@ -244,6 +249,7 @@ class ListenerProcess:
         core = self.core
         if core.owner_generation and core.wants_flush():
             self._channel.send(core.take_frame())
+            self._spoke = True
 
 
 def crash(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -22,8 +22,9 @@ import zmq
 
 from broker import __version__
 from broker.config import Config, expiration_s, mesh_advertise, mesh_listen, node_and_address
+from broker.core.dispatch import OwnerSettings
 from broker.core.events import NEVER_EXPIRES_S, CreditReturned, ListenerGone, ListenerStarted
-from broker.core.owner import OwnerSettings, QueueOwner
+from broker.core.owner import QueueOwner
 from broker.core.records import ListenerHeader, unpack_events
 from broker.core.storage import StorageError
 from broker.logs import child_logging, level_number
@@ -108,11 +109,13 @@ class OwnerProcess:
         """One turn of the loop; the order of its parts is the broker's promise."""
         node = self.node
         if self._channel.pull in ready:
-            for header, frame in self._channel.receive(_FRAMES_PER_TURN):
+            for header, frame in self._channel.receive(_FRAMES_PER_TURN, now):
                 if header.consumed_bytes:
                     node.receive_event(CreditReturned(header.listener, header.consumed_bytes), now)
                 self._backlog.append((header, frame))
         self._work_off(now)
+        for listener, generation in self._channel.take_silent(now):
+            self._control.send({"type": "listener-silent", "index": listener, "generation": generation})
         transport = self._transport
         if transport is not None and (transport.has_inputs() or not self._mesh_sockets.isdisjoint(ready)):
             for mesh_input in transport.receive(_FRAMES_PER_TURN):

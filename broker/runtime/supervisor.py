@@ -300,10 +300,19 @@ class Supervisor:
             self._announce_ready()
         elif kind == "failed":
             self._fail(str(message.get("error", f"{slot.label} failed")), int(message.get("exit", 1)))
+        elif kind == "listener-silent":
+            self._kill_silent(int(message["index"]), int(message["generation"]))
         elif kind in ("reply", "progress"):
             self._calls.receive(message)
         else:
             self._log(logging.ERROR, f"{slot.label} sent an unknown control message: {kind}")
+
+    def _kill_silent(self, index: int, generation: int) -> None:
+        """End a listener that the owner has not heard for too long; then it is one that died."""
+        slot = self._listeners[index]
+        if slot.child is not None and slot.generation == generation:
+            self._log(logging.ERROR, f"{slot.label} hangs: it is killed")
+            slot.child.kill()
 
     def _owner_is_ready(self) -> None:
         for slot in self._listeners:
