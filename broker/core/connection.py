@@ -83,6 +83,7 @@ class Connection:
     """One client connection. `want_read` says whether the shell should go on reading its socket."""
 
     __slots__ = (
+        "_answer_bytes_max",
         "_assigned_client_id",
         "_batch",
         "_chunks",
@@ -120,6 +121,7 @@ class Connection:
         self._unacknowledged: int = 0
         self._session_expiry_s: int = 0
         self._assigned_client_id = ""
+        self._answer_bytes_max: int = 0
 
     def receive_data(self, data: bytes, now: float, make_client_id: Callable[[], str]) -> None:
         """Work off bytes from the client. `make_client_id` names a client that has no id of its own."""
@@ -203,6 +205,7 @@ class Connection:
                 return
             self._assigned_client_id = make_client_id()
         self.client_id = packet.client_id or self._assigned_client_id
+        self._answer_bytes_max = int_property(properties, Property.MAXIMUM_PACKET_SIZE, 0)
         self.keep_alive_s = packet.keep_alive_s
         if packet.version == 5:
             self._session_expiry_s = int_property(properties, Property.SESSION_EXPIRY_INTERVAL, 0)
@@ -218,7 +221,7 @@ class Connection:
                 packet.clean_start,
                 self._session_expiry_s,
                 int_property(properties, Property.RECEIVE_MAXIMUM, 65535),
-                int_property(properties, Property.MAXIMUM_PACKET_SIZE, 0),
+                self._answer_bytes_max,
                 packet.user_name,
             )
         )
@@ -379,12 +382,15 @@ class Connection:
         """End the connection with a word to the client where its version has one for it."""
         if self.state == CLOSED:
             return
-        properties: Properties = {Property.REASON_STRING: text} if text else {}
-        if self.state == ATTACHED:
-            if self.version == 5:
-                self._write(Disconnect(reason, properties))
-        elif self.version == 5:
-            self._write(Connack(False, reason, properties))
+        if self.version == 5:
+            properties: Properties = {Property.REASON_STRING: text} if text else {}
+            if self.state == ATTACHED:
+                self._say(Disconnect(reason, properties), Disconnect(reason, NO_PROPERTIES))
+            else:
+                self._say(Connack(False, reason, properties), Connack(False, reason, NO_PROPERTIES))
+        elif self.state == ATTACHED:
+            # [MQTT-4.8.0-1] of MQTT 3.1.1: closing is all there is to say.
+            pass
         elif self.version == 4:
             self._write(Connack(False, connack_return_code(reason), NO_PROPERTIES))
         elif reason == Reason.UNSUPPORTED_PROTOCOL_VERSION:
@@ -395,6 +401,13 @@ class Connection:
             self.lost()
         self.state = CLOSED
         self.want_read = False
+
+    def _say(self, packet: Any, shorter: Any) -> None:
+        """Write `packet`, or `shorter` where the client takes no packet of that size [MQTT-3.2.2-19]."""
+        said = encode(packet, self.version)
+        if self._answer_bytes_max and len(said) > self._answer_bytes_max:
+            said = encode(shorter, self.version)
+        self.output.append(said)
 
     def _write(self, packet: Any) -> None:
         self.output.append(encode(packet, self.version))

@@ -25,9 +25,10 @@ from broker.core.records import DUP_FLAG, WINDOW_BYTES, pack_target
 from broker.core.routes import Route
 from broker.core.session import Attachment, Session
 from broker.core.storage import WriteBatch
+from broker.mqtt.framing import varint_bytes
 
-# Fixed header, topic length, packet id and property length of the largest PUBLISH.
-_PUBLISH_OVERHEAD_BYTES: Final = 5 + 2 + 2 + 4
+# A Message Expiry Interval: its identifier and four bytes.
+_EXPIRY_PROPERTY_BYTES: Final = 5
 
 
 @dataclass(slots=True, frozen=True)
@@ -110,7 +111,7 @@ class Dispatcher:
         if granted < qos:
             qos = granted
         attachment = session.attachment
-        if attachment is not None and attachment.packet_bytes_max and self._is_too_large(attachment, message):
+        if attachment is not None and attachment.packet_bytes_max and self._is_too_large(attachment, message, qos):
             self.counters.drop("max_packet_size_exceeded")
             return -1
         sendable = attachment is not None and not attachment.paused and attachment.outlet.open
@@ -121,7 +122,7 @@ class Dispatcher:
             if attachment is None:
                 return -1
         delivery = Delivery(session.take_seq(), message, int(qos))
-        if qos and sendable and not len(session.queue) and not session.inflight.is_full():
+        if qos and sendable and session.is_caught_up() and not session.inflight.is_full():
             packet_id: i64 = session.inflight.add(delivery)
             self.counters.mqtt_publish_sent += 1
             if session.persistent:
@@ -130,9 +131,15 @@ class Dispatcher:
         self._enqueue(session, delivery)
         return -1
 
-    def _is_too_large(self, attachment: Attachment, message: Message) -> bool:
-        # [MQTT-3.1.2-24] The client's Maximum Packet Size is kept by not sending at all.
-        return message.size() + _PUBLISH_OVERHEAD_BYTES > attachment.packet_bytes_max
+    def _is_too_large(self, attachment: Attachment, message: Message, qos: i64) -> bool:
+        """Say whether the PUBLISH would be over the client's Maximum Packet Size [MQTT-3.1.2-24]."""
+        properties: i64 = len(message.properties)
+        if message.expires_at:
+            properties += _EXPIRY_PROPERTY_BYTES
+        body: i64 = 2 + len(message.topic) + varint_bytes(properties) + properties + len(message.payload)
+        if qos:
+            body += 2
+        return 1 + varint_bytes(body) + body > attachment.packet_bytes_max
 
     def _enqueue(self, session: Session, delivery: Delivery) -> None:
         settings = self._settings
@@ -156,46 +163,55 @@ class Dispatcher:
 
     def redeliver(self, attachment: Attachment, now: float) -> None:
         """Send again what was in flight when the last connection ended [MQTT-4.4.0-1], then what waits."""
-        session = attachment.session
-        outlet = attachment.outlet
-        for packet_id, delivery in session.inflight.deliveries.items():
-            head = packet_id << 16 | delivery.qos | DUP_FLAG
-            outlet.deliver(attachment.connection, head, delivery.message, now)
+        attachment.session.inflight.begin_resend()
         self.drain(attachment, now)
 
     def drain(self, attachment: Attachment, now: float) -> None:
-        """Send from the queue what the connection, its window and its listener can take."""
+        """Send what the connection, its window and its listener can take: first again, then from the queue."""
         session = attachment.session
+        inflight = session.inflight
         queue = session.queue
         outlet = attachment.outlet
-        while len(queue) and not attachment.paused:
+        while not attachment.paused and (inflight.is_resending() or len(queue)):
             if not outlet.open:
                 self.waiting[session] = outlet
                 return
-            if queue.head().qos and session.inflight.is_full():
+            if inflight.is_resending():
+                if inflight.is_full():
+                    return
+                delivery = inflight.take_resend()
+                if delivery is not None and self._is_deliverable(attachment, delivery, now):
+                    head = delivery.packet_id << 16 | delivery.qos | DUP_FLAG
+                    outlet.deliver(attachment.connection, head, delivery.message, now)
+                continue
+            if queue.head().qos and inflight.is_full():
                 return
             delivery = queue.pop()
             self.counters.queue_message_out += 1
-            reason = self._undeliverable(attachment, delivery.message, now)
-            if reason:
-                self.counters.drop(reason)
+            if self._is_deliverable(attachment, delivery, now):
+                packet_id = inflight.add(delivery) if delivery.qos else 0
                 if delivery.stored:
-                    persistence.delete_delivery(self.writes, session, delivery)
-                continue
-            packet_id = session.inflight.add(delivery) if delivery.qos else 0
-            if delivery.stored:
-                # The packet id is part of the session: a resend after a restart has to use it again.
-                persistence.put_delivery(self.writes, session, delivery, self.clock)
-            self.counters.mqtt_publish_sent += 1
-            outlet.deliver(attachment.connection, packet_id << 16 | delivery.qos, delivery.message, now)
+                    # The packet id is part of the session: a resend after a restart has to use it again.
+                    persistence.put_delivery(self.writes, session, delivery, self.clock)
+                self.counters.mqtt_publish_sent += 1
+                outlet.deliver(attachment.connection, packet_id << 16 | delivery.qos, delivery.message, now)
 
-    def _undeliverable(self, attachment: Attachment, message: Message, now: float) -> str:
-        if message.expires_at and message.expires_at <= now:
-            # [MQTT-3.3.2-5] A message that expired in the queue is not sent.
-            return "expired"
-        if attachment.packet_bytes_max and self._is_too_large(attachment, message):
-            return "max_packet_size_exceeded"
-        return ""
+    def _is_deliverable(self, attachment: Attachment, delivery: Delivery, now: float) -> bool:
+        """Say whether the delivery may go out; one that may not is dropped here, and counted."""
+        message = delivery.message
+        if message.expires_at and message.expires_at <= now and not delivery.packet_id:
+            # [MQTT-3.3.2-5] A message that expired before its delivery began is not sent.
+            self.counters.drop("expired")
+        elif attachment.packet_bytes_max and self._is_too_large(attachment, message, delivery.qos):
+            self.counters.drop("max_packet_size_exceeded")
+        else:
+            return True
+        session = attachment.session
+        if delivery.packet_id:
+            session.inflight.pop(delivery.packet_id)
+        if delivery.stored:
+            persistence.delete_delivery(self.writes, session, delivery)
+        return False
 
     def resume(self, outlet: Outlet, now: float) -> None:
         """Send to the sessions that waited for this outlet's credit, as far as it goes."""

@@ -1,9 +1,11 @@
 """Inflight: the deliveries that were sent to a client and not yet acknowledged.
 
 It owns the packet ids of one session in the direction to the client, and the window that bounds
-them. It survives connections: what is in flight when one ends is sent again on the next.
+them. It survives connections: what is in flight when one ends is sent again on the next, in the same order and
+under the same ids. The window may be smaller then, so what was in flight may have to wait for it once more.
 """
 
+from collections import deque
 from typing import Final, final
 
 from broker.core.message import Delivery
@@ -15,27 +17,33 @@ PACKET_ID_MAX: Final = 65535
 class Inflight:
     """Deliveries by packet id, in the order in which they were first sent."""
 
-    __slots__ = ("_next_id", "deliveries", "window")
+    __slots__ = ("_next_id", "_outstanding", "_resend", "deliveries", "window")
 
     def __init__(self, window: int) -> None:
         self.deliveries: dict[int, Delivery] = {}
         self.window = window
         self._next_id: int = 1
+        # How many were sent on the present connection and are not acknowledged.
+        self._outstanding: int = 0
+        # Packet ids to send again, oldest first; some may have been acknowledged meanwhile.
+        self._resend: deque[int] = deque()
 
     def __len__(self) -> int:
         return len(self.deliveries)
 
     def is_full(self) -> bool:
         """Say whether the client has as many unacknowledged deliveries as it may have [MQTT-3.3.4-9]."""
-        return len(self.deliveries) >= self.window
+        return self._outstanding >= self.window
 
     def add(self, delivery: Delivery) -> int:
-        """Give the delivery a packet id that is not in use [MQTT-2.2.1-4] and return it."""
+        """Give the delivery a packet id that is not in use [MQTT-2.2.1-4] and return it; it counts as sent."""
         packet_id = self._next_id
         while packet_id in self.deliveries:
             packet_id = packet_id % PACKET_ID_MAX + 1
         self._next_id = packet_id % PACKET_ID_MAX + 1
         delivery.packet_id = packet_id
+        delivery.sent = True
+        self._outstanding += 1
         self.deliveries[packet_id] = delivery
         return packet_id
 
@@ -49,4 +57,27 @@ class Inflight:
         delivery = self.deliveries.get(packet_id)
         if delivery is not None:
             del self.deliveries[packet_id]
+            if delivery.sent:
+                self._outstanding -= 1
         return delivery
+
+    def begin_resend(self) -> None:
+        """A new connection: everything in flight is to be sent again [MQTT-4.4.0-1]."""
+        for delivery in self.deliveries.values():
+            delivery.sent = False
+        self._outstanding = 0
+        self._resend = deque(self.deliveries)
+
+    def is_resending(self) -> bool:
+        """Say whether something in flight still waits to be sent again; nothing younger may overtake it."""
+        return len(self._resend) > 0
+
+    def take_resend(self) -> Delivery | None:
+        """Take the next delivery to send again; None when the last ones were acknowledged meanwhile."""
+        while self._resend:
+            delivery = self.deliveries.get(self._resend.popleft())
+            if delivery is not None and not delivery.sent:
+                delivery.sent = True
+                self._outstanding += 1
+                return delivery
+        return None

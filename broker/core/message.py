@@ -73,15 +73,16 @@ class Message:
 class Delivery:
     """One session's copy of a message: `seq` is its place in the queue, `qos` what was granted.
 
-    `packet_id` is 0 until it is sent; a delivery with a packet id is in flight. `stored` says that
-    a queue record of it exists.
+    `packet_id` is 0 until it is sent; a delivery with a packet id is in flight, and `sent` says whether it
+    was sent on the present connection. `stored` says that a queue record of it exists.
     """
 
-    __slots__ = ("message", "packet_id", "qos", "seq", "stored")
+    __slots__ = ("message", "packet_id", "qos", "sent", "seq", "stored")
 
     def __init__(self, seq: int, message: Message, qos: int) -> None:
         self.seq = seq
         self.message = message
         self.qos = qos
         self.packet_id: int = 0
+        self.sent = False
         self.stored = False

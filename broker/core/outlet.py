@@ -8,6 +8,7 @@ publish where it is (`is_behind`), and back-pressure reaches the publishers. One
 STALL_S is no reason to stop the others: then deliveries to it wait or drop.
 """
 
+import math
 from typing import Final, final
 
 from mypy_extensions import i64
@@ -16,6 +17,8 @@ from broker.core.message import Message
 from broker.core.records import OwnerBatch
 
 STALL_S: Final = 1.0
+# What the four bytes of a Message Expiry Interval hold.
+EXPIRY_S_MAX: Final = 0xFFFFFFFF
 
 
 @final
@@ -82,4 +85,4 @@ def remaining_s(message: Message, now: float) -> i64:
     """Return the Message Expiry Interval to send, -1 for none [MQTT-3.3.2-6]."""
     if message.expires_at == 0.0:
         return -1
-    return max(int(message.expires_at - now + 0.999), 0)
+    return min(max(math.ceil(message.expires_at - now), 0), EXPIRY_S_MAX)

@@ -110,7 +110,7 @@ class QueueOwner:
                 # It was connected when the node went down: its time runs from now.
                 self._start_expiry(session, now)
             else:
-                heapq.heappush(self._expiries, (session.expires_at, session.number, session))
+                self._schedule(session)
 
     def receive(self, event: Event, now: float) -> None:
         """Do what one event asks for."""
@@ -150,9 +150,15 @@ class QueueOwner:
         """End the sessions whose time is over."""
         while self._expiries and self._expiries[0][0] <= now:
             deadline, _number, session = heapq.heappop(self._expiries)
-            # An entry of a session that came back, or ended, says another time than the session does.
-            if session.expires_at == deadline and self._sessions.get(session.client_id) is session:
+            if session.scheduled_at != deadline:
+                continue
+            session.scheduled_at = 0.0
+            if self._sessions.get(session.client_id) is not session or session.expires_at == 0.0:
+                continue
+            if session.expires_at <= now:
                 self._end_session(session)
+            else:
+                self._schedule(session)
 
     def is_behind(self, now: float) -> bool:
         """Say whether a listener has more to do than it may: then leave what clients sent for later."""
@@ -246,8 +252,14 @@ class QueueOwner:
     def _start_expiry(self, session: Session, now: float) -> None:
         if session.expiry_s != NEVER_EXPIRES_S:
             session.expires_at = now + session.expiry_s
-            heapq.heappush(self._expiries, (session.expires_at, session.number, session))
+            self._schedule(session)
             persistence.put_session(self._effects.writes, session, self._clock)
+
+    def _schedule(self, session: Session) -> None:
+        """Have `tick` look at the session no later than when it expires; one entry serves all its reconnects."""
+        if session.scheduled_at == 0.0 or session.expires_at < session.scheduled_at:
+            session.scheduled_at = session.expires_at
+            heapq.heappush(self._expiries, (session.expires_at, session.number, session))
 
     def _set_expiry(self, session: Session, expiry_s: int) -> None:
         """Set how long the session outlives its connection, and store or unstore it accordingly."""
@@ -417,7 +429,7 @@ class QueueOwner:
             return
         if delivery.stored:
             persistence.delete_delivery(self._effects.writes, session, delivery)
-        if len(session.queue):
+        if not session.is_caught_up():
             self._dispatcher.drain(attachment, now)
 
     # Listeners.
@@ -482,6 +494,7 @@ class QueueOwner:
             assert delivery.stored == (session.persistent and delivery.qos > 0)
             last_seq = delivery.seq
         attachment = session.attachment
-        if attachment is not None and len(session.queue) and not attachment.paused:
+        if attachment is not None and not session.is_caught_up() and not attachment.paused:
             blocked = not attachment.outlet.open and session in self._dispatcher.waiting
-            assert blocked or (session.queue.head().qos and session.inflight.is_full())
+            assert blocked or session.inflight.is_full()
+            assert blocked or session.inflight.is_resending() or session.queue.head().qos

@@ -6,8 +6,8 @@ are a u16 length and the bytes.
     listener -> owner  header: version u8, listener u8, generation u32, owner generation u32, consumed u32
       ATTACH      1  connection u32, version u8, flags u8 (1 clean start, 2 user name), session expiry u32,
                      receive maximum u16, packet bytes max u32, client id str, user name str
-      PUBLISH     3  flags u8 (QoS, 4 retain), connection u32, packet id u16, topic u16, properties u32,
-                     payload u32, expiry u32 (all ones: none), then topic, properties, payload
+      PUBLISH     3  flags u8 (QoS, 4 retain, 8 expiry), connection u32, packet id u16, topic u16, properties u32,
+                     payload u32, expiry u32 (0 without the flag), then topic, properties, payload
       PUBACK      4  connection u32, packet id u16, reason u8
       SUBSCRIBE   8  connection u32, packet id u16, count u32, then count x (filter str, granted u8:
                      QoS, 4 No Local; or a reason of 128 and more)
@@ -18,7 +18,7 @@ are a u16 length and the bytes.
 
     owner -> listener  header: version u8, owner generation u32, generation u32, consumed u32
       CONNACK     2  connection u32, reason u8, session present u8
-      DELIVER     3  flags u8 (4 retain), topic u16, properties u32, payload u32, expiry u32, targets u32,
+      DELIVER     3  flags u8 (4 retain, 8 expiry), topic u16, properties u32, payload u32, expiry u32, targets u32,
                      then targets x (connection u32, packet id u16, flags u16 (QoS, 8 DUP)), topic, properties, payload
       PUBACK      4  connection u32, packet id u16, reason u8
       SUBACK      9  connection u32, packet id u16, count u32, then count reasons u8
@@ -54,7 +54,8 @@ WINDOW_BYTES: Final = 8 * 1024 * 1024
 LISTENER_HEADER_BYTES: Final = 14
 OWNER_HEADER_BYTES: Final = 13
 TARGET_BYTES: Final = 8
-NO_EXPIRY: Final = 0xFFFFFFFF
+RETAIN_FLAG: Final = 4
+EXPIRY_FLAG: Final = 8
 DUP_FLAG: Final = 8
 NO_LOCAL_FLAG: Final = 4
 
@@ -166,13 +167,18 @@ class ListenerBatch:
         """Append a PUBLISH; `expiry_s` is -1 without a Message Expiry Interval."""
         writer = self._writer
         _put_u8(writer, PUBLISH)
-        _put_u8(writer, qos | 4 if retain else qos)
+        flags: i64 = qos
+        if retain:
+            flags |= RETAIN_FLAG
+        if expiry_s >= 0:
+            flags |= EXPIRY_FLAG
+        _put_u8(writer, flags)
         _put_u32(writer, connection)
         _put_u16(writer, packet_id)
         _put_u16(writer, len(topic))
         _put_u32(writer, len(properties))
         _put_u32(writer, len(payload))
-        _put_u32(writer, NO_EXPIRY if expiry_s < 0 else expiry_s)
+        _put_u32(writer, expiry_s if expiry_s >= 0 else 0)
         writer.write(topic)
         if properties:
             writer.write(properties)
@@ -261,15 +267,13 @@ def unpack_events(frame: bytes) -> list[Event]:
                 frame[payload:payload_end],
                 frame[properties:payload] if payload > properties else b"",
                 int(flags & 3),
-                flags & 4 != 0,
+                flags & RETAIN_FLAG != 0,
             )
             connection: i64 = base | _u32(frame, pos + 2)
             packet_id: i64 = _u16(frame, pos + 6)
-            events.append(
-                PublishReceived(
-                    int(connection), int(packet_id), message, -1 if expiry_s == NO_EXPIRY else int(expiry_s)
-                )
-            )
+            if flags & EXPIRY_FLAG == 0:
+                expiry_s = -1
+            events.append(PublishReceived(int(connection), int(packet_id), message, int(expiry_s)))
             pos = payload_end
         elif kind == PUBACK:
             connection = base | _u32(frame, pos + 1)
@@ -369,11 +373,14 @@ class OwnerBatch:
         """Begin a DELIVER; `targets` calls of `target` and one of `deliver_body` must follow."""
         writer = self._writer
         _put_u8(writer, DELIVER)
-        _put_u8(writer, 4 if message.retain else 0)
+        flags: i64 = RETAIN_FLAG if message.retain else 0
+        if expiry_s >= 0:
+            flags |= EXPIRY_FLAG
+        _put_u8(writer, flags)
         _put_u16(writer, len(message.topic))
         _put_u32(writer, len(message.properties))
         _put_u32(writer, len(message.payload))
-        _put_u32(writer, NO_EXPIRY if expiry_s < 0 else expiry_s)
+        _put_u32(writer, expiry_s if expiry_s >= 0 else 0)
         _put_u32(writer, targets)
 
     def target(self, connection: i64, packet_id: i64, flags: i64) -> None:
@@ -513,14 +520,15 @@ def unpack_owner_records(frame: bytes, start: int = OWNER_HEADER_BYTES) -> list[
             properties: i64 = topic + _u16(frame, pos + 2)
             payload: i64 = properties + _u32(frame, pos + 4)
             payload_end: i64 = payload + _u32(frame, pos + 8)
-            expiry_s: i64 = _u32(frame, pos + 12)
+            flags: i64 = frame[pos + 1]
+            expiry_s: i64 = _u32(frame, pos + 12) if flags & EXPIRY_FLAG else -1
             records.append(
                 Deliver(
                     frame[topic:properties],
                     frame[properties:payload] if payload > properties else b"",
                     frame[payload:payload_end],
-                    frame[pos + 1] & 4 != 0,
-                    -1 if expiry_s == NO_EXPIRY else int(expiry_s),
+                    flags & RETAIN_FLAG != 0,
+                    int(expiry_s),
                     frame[targets:topic],
                 )
             )

@@ -34,6 +34,7 @@ class Session:
         "number",
         "persistent",
         "queue",
+        "scheduled_at",
         "subscriptions",
         "user_name",
     )
@@ -44,12 +45,18 @@ class Session:
         self.user_name = user_name
         self.expiry_s = expiry_s
         self.expires_at: float = 0.0
+        # When the owner looks at it next for that; 0.0 for not at all.
+        self.scheduled_at: float = 0.0
         self.persistent = expiry_s > 0
         self.subscriptions: dict[bytes, int] = {}
         self.queue = DeliveryQueue()
         self.inflight = Inflight(window)
         self.next_seq: int = 1
         self.attachment: Attachment | None = None
+
+    def is_caught_up(self) -> bool:
+        """Say whether nothing older waits: neither in the queue nor to be sent again."""
+        return not len(self.queue) and not self.inflight.is_resending()
 
     def take_seq(self) -> int:
         """Return the next place in the queue; places only grow, so the store keeps the order."""

@@ -63,7 +63,7 @@ class ChildProcess:
                 stderr=asyncio.subprocess.STDOUT,
                 pass_fds=(theirs.fileno(), *inherited),
                 # Ctrl-C on the terminal is for the supervisor, which stops its children in order.
-                start_new_session=True,
+                process_group=0,
                 env=environment,
             )
         except BaseException:

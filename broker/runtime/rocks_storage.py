@@ -153,9 +153,11 @@ class RocksStorage:
             iterator.seek(start)
         except Exception as error:
             raise StorageError(f"the store {self.path} can't be read: {error}") from error
-        return self._rows(iterator)
+        return self._rows(iterator, end)
 
-    def _rows(self, iterator: rocksdict.RdictIter) -> Iterator[tuple[bytes, bytes]]:
+    def _rows(self, iterator: rocksdict.RdictIter, end: bytes) -> Iterator[tuple[bytes, bytes]]:
+        # RocksDB reads the bound in place and rocksdict does not keep it alive, so `end` must live as long as the
+        # iterator. Else the scan would stop wherever the memory's next use says.
         try:
             while iterator.valid():
                 yield iterator.key(), iterator.value()
