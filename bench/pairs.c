@@ -9,8 +9,9 @@
  * them. WINDOW bounds what a QoS 1 publisher has unacknowledged. TAG goes into client ids and topics.
  *
  * Once every subscription is granted it prints "ready" and waits for a line on stdin, so that the caller can read the
- * broker's CPU time before and after the messages and nothing else. Then it prints one JSON object. Exit codes: 0 the
- * run ended (loss is in the figures), 1 the broker refused or closed a connection, 2 usage, 3 no result in time.
+ * broker's CPU time before and after the messages and nothing else. Then it prints one JSON object, and waits for
+ * another line before it disconnects. Exit codes: 0 the run ended (loss is in the figures), 1 the broker refused or
+ * closed a connection, 2 usage; a run without an end is ended by an alarm.
  *
  * A payload begins with its publisher's number, its sequence number and a time: when paced the time at which it was
  * due, so that a broker (or this program) that falls behind cannot hide it; otherwise the time at which it was written.
@@ -36,9 +37,10 @@
 
 enum { CONNECT = 0x10, CONNACK = 0x20, PUBLISH = 0x30, PUBACK = 0x40, SUBSCRIBE = 0x82, SUBACK = 0x90, DISCONNECT = 0xe0 };
 enum { STAMP_BYTES = 16, TOPIC_BYTES_MAX = 64, INPUT_BYTES = 1 << 16, OUTPUT_BYTES = 1 << 16, EVENTS_MAX = 64 };
-enum { EXIT_REFUSED = 1, EXIT_USAGE = 2, EXIT_TIMEOUT = 3 };
+enum { EXIT_REFUSED = 1, EXIT_USAGE = 2 };
 
 #define SECOND_NS 1000000000ull
+static const unsigned run_limit_s = 600;
 static const uint64_t handshake_ns = 10 * SECOND_NS;
 /* Messages that have not come after this long a silence are lost. */
 static const uint64_t silence_ns = 5 * SECOND_NS;
@@ -449,6 +451,7 @@ int main(int count, char **arguments) {
     if (count != 9)
         fail(EXIT_USAGE, "usage: %s PORT PAIRS QOS COUNT SIZE RATE WINDOW TAG", arguments[0]);
     parse(arguments);
+    alarm(run_limit_s);
     peers = calloc((size_t)options.pairs * 2, sizeof *peers);
     totals.latencies_ns = calloc((size_t)options.pairs * options.count, sizeof *totals.latencies_ns);
     if (peers == NULL || totals.latencies_ns == NULL)
@@ -472,11 +475,14 @@ int main(int count, char **arguments) {
     }
     puts("ready");
     fflush(stdout);
-    if (getchar() == EOF)
+    char line[16];
+    if (fgets(line, sizeof line, stdin) == NULL)
         return EXIT_USAGE;
     double used_s = cpu_s();
     run();
     report(cpu_s() - used_s);
+    if (fgets(line, sizeof line, stdin) == NULL)
+        return EXIT_USAGE;
     for (int index = 0; index < options.pairs * 2; index++) {
         uint8_t farewell[2] = {DISCONNECT, 0};
         if (send(peers[index].socket, farewell, 2, MSG_NOSIGNAL) < 0)

@@ -1,0 +1,64 @@
+"""Fixtures of the system tests. Whatever a test starts is gone when it ends, and a failed one shows the nodes' logs."""
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import nodes
+import pytest
+from nodes import COOKIE, Node, wait_whole
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`pytest tests/system --crash-rounds N`: search longer."""
+    parser.addoption("--crash-rounds", type=int, default=3, help="how often test_crash kills a node under load")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show what the nodes said when a test fails."""
+    report = yield
+    if report.failed:
+        for node in nodes.started:
+            report.sections.append((f"the end of the log of {node.name}", node.log_tail()))
+    return report
+
+
+@pytest.fixture
+def make_node(tmp_path: Path) -> Iterator[Callable[..., Node]]:
+    """Make a node in a directory of its own; `make_node(number=1, cookie="", settings=())`."""
+    with ExitStack() as stack:
+
+        def make(number: int = 1, cookie: str = "", settings: Any = (), place: str = "") -> Node:
+            node = Node(tmp_path / (place or f"node{number}"), number, cookie, settings)
+            stack.callback(close, node)
+            return node
+
+        yield make
+
+
+@pytest.fixture
+def node(make_node: Callable[..., Node]) -> Node:
+    """A node that is ready."""
+    return make_node().start()
+
+
+@pytest.fixture
+def three(make_node: Callable[..., Node]) -> list[Node]:
+    """A cluster of three nodes that found each other by `cluster.discovery`."""
+    members = [make_node(number, COOKIE) for number in (1, 2, 3)]
+    listed = ", ".join(member.discovery_node for member in members)
+    for member in members:
+        member.settings.append(f"cluster.discovery=[{listed}]")
+        member.launch()
+    for member in members:
+        member.wait_ready()
+    wait_whole(members)
+    return members
+
+
+def close(node: Node) -> None:
+    """Close a node that may never have been started."""
+    if node in nodes.started:
+        node.close()

@@ -1,0 +1,278 @@
+"""Three real nodes as one broker: joining, messages across nodes, killed nodes, strangers."""
+
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+import zmq
+from clients import V4, V5, Client, wait_known
+from conftest import close
+from nodes import COOKIE, LIMIT_S, NOTICE_LIMIT_S, Node, free_address, join_all, wait_until, wait_whole
+
+ANSWER_LIMIT_S = 10.0
+"""Promised: a join that can't be hears why within this time."""
+
+SILENCE_MS = 1500
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Node]]:
+    """A cluster of three nodes, made by hand, for the tests that leave it as it is."""
+    directory = tmp_path_factory.mktemp("cluster")
+    with ExitStack() as stack:
+        members = [Node(directory / f"node{number}", number, COOKIE) for number in (1, 2, 3)]
+        for member in members:
+            stack.callback(close, member)
+            member.launch()
+        for member in members:
+            member.wait_ready()
+        join_all(members)
+        yield members
+        for member in members:
+            member.stop()
+
+
+def test_every_node_shows_the_cluster(cluster: list[Node]) -> None:
+    line = "+-----------------+---------+\n"
+    rows = "".join(f"| {member.name} | true    |\n{line}" for member in cluster)
+    table = [{"Node": member.name, "Running": True} for member in cluster]
+    for member in cluster:
+        shown = member.admin("cluster", "show")
+        assert (shown.returncode, shown.stderr) == (0, "")
+        assert shown.stdout == line + "| Node            | Running |\n" + line + rows
+        as_json = member.admin("cluster", "show", "--format", "json")
+        assert (as_json.returncode, json.loads(as_json.stdout)) == (0, {"type": "table", "table": table})
+
+
+@pytest.mark.parametrize("version", [V4, V5], ids=["v3.1.1", "v5"])
+def test_a_message_reaches_subscribers_on_every_node(cluster: list[Node], version: int) -> None:
+    one, two, three = cluster
+    with (
+        Client(one, version=version) as publisher,
+        Client(two, version=version) as exact,
+        Client(three, version=version) as plus,
+        Client(three, version=version) as hash_0,
+        Client(one, version=version) as at_home,
+    ):
+        exact.subscribe("house/1/temperature")
+        plus.subscribe("house/+/temperature")
+        hash_0.subscribe("house/#", 0)
+        at_home.subscribe("#")
+        for subscriber in (exact, plus, hash_0, at_home):
+            wait_known(subscriber, publisher)
+        while not at_home.nothing_waits():
+            # It heard the others' askings as well.
+            at_home.message()
+        for qos in (0, 1):
+            publisher.publish("house/1/temperature", f"warm {qos}", qos)
+            publisher.publish("house/2/temperature", f"cold {qos}", qos)
+        first = [("house/1/temperature", "warm 0"), ("house/1/temperature", "warm 1")]
+        both = [("house/1/temperature", "warm 0"), ("house/2/temperature", "cold 0")]
+        both += [("house/1/temperature", "warm 1"), ("house/2/temperature", "cold 1")]
+        assert exact.messages(2) == first
+        assert plus.messages(4) == hash_0.messages(4) == at_home.messages(4) == both
+        # Once each: what is published next is what comes next.
+        publisher.publish("house/1/temperature", "end")
+        for subscriber in (exact, plus, hash_0, at_home):
+            assert subscriber.message() == ("house/1/temperature", "end")
+
+
+@pytest.mark.skipif(shutil.which("mosquitto_sub") is None, reason="mosquitto_sub is not installed")
+def test_mosquitto_clients_cross_nodes(cluster: list[Node]) -> None:
+    one, _, three = cluster
+    subscribe = ["mosquitto_sub", "-h", three.host, "-p", str(three.mqtt_port)]
+    subscribe += ["-t", "a/#", "-q", "1", "-v", "-C", "1", "-W", str(int(LIMIT_S))]
+    publish = ["mosquitto_pub", "-h", one.host, "-p", str(one.mqtt_port), "-t", "a/b", "-m", "hi", "-q", "1"]
+    with subprocess.Popen(subscribe, stdout=subprocess.PIPE, text=True) as subscriber:
+
+        def heard() -> bool:
+            # Nobody says when the first node knows of the subscription.
+            subprocess.run(publish, check=True, timeout=LIMIT_S)
+            return subscriber.poll() is not None
+
+        wait_until(heard, "mosquitto_sub on node 3 hears mosquitto_pub on node 1")
+        assert subscriber.stdout is not None
+        assert subscriber.stdout.read() == "a/b hi\n"
+
+
+def test_unsubscribed_is_unsubscribed_everywhere(cluster: list[Node]) -> None:
+    one, two, _ = cluster
+    with Client(one) as publisher, Client(two) as subscriber:
+        subscriber.subscribe("news")
+        wait_known(subscriber, publisher)
+        publisher.publish("news", "1")
+        assert subscriber.message() == ("news", "1")
+        subscriber.paho.unsubscribe("news")
+        wait_known(subscriber, publisher)
+        publisher.publish("news", "2")
+        wait_known(subscriber, publisher)
+        assert subscriber.nothing_waits()
+
+
+@pytest.mark.parametrize("mechanism", ["random key", "NULL", "wrong server key", "PLAIN"])
+def test_a_stranger_on_the_mesh_port_gets_nothing(cluster: list[Node], mechanism: str) -> None:
+    one = cluster[0]
+    with zmq.Context() as context, context.socket(zmq.DEALER) as stranger:
+        stranger.linger = 0
+        if mechanism in ("random key", "wrong server key"):
+            stranger.curve_publickey, stranger.curve_secretkey = zmq.curve_keypair()
+            # The right server key takes the cookie; a stranger with one key of a member is the harder case.
+            stranger.curve_serverkey = server_key(one.name) if mechanism == "random key" else zmq.curve_keypair()[0]
+        elif mechanism == "PLAIN":
+            stranger.plain_username, stranger.plain_password = b"node2@127.0.0.2", COOKIE.encode()
+        monitor = stranger.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
+        stranger.connect(f"tcp://{one.host}:{one.mesh_port}")
+        # The first byte of a frame is its version, the second its type: a Hello that would be read if it got in.
+        stranger.send(b"\x01\x01hello")
+        assert stranger.poll(SILENCE_MS) == 0
+        assert monitor.poll(0) == 0
+        stranger.disable_monitor()
+    assert one.cluster() == {member.name: True for member in cluster}
+
+
+def server_key(name: str) -> bytes:
+    """Return the public key of a node, as one who knows the cookie computes it."""
+    from cluster.transport import cluster_keys
+
+    return cluster_keys(COOKIE).public(name)
+
+
+def test_discovery_makes_one_cluster_of_nodes_started_at_once(three: list[Node]) -> None:
+    # That it is whole is the fixture's work; here it carries a message each way round.
+    with ExitStack() as stack:
+        clients = [stack.enter_context(Client(member)) for member in three]
+        for publisher, subscriber in zip(clients, clients[1:] + clients[:1], strict=True):
+            subscriber.subscribe("round")
+            wait_known(subscriber, publisher)
+        for publisher in clients:
+            publisher.publish("round", "trip")
+        for subscriber in clients:
+            assert subscriber.messages(3) == [("round", "trip")] * 3
+
+
+def test_a_killed_node_is_seen_and_comes_back_with_its_sessions(three: list[Node]) -> None:
+    one, two, last = three
+    subscriber = Client(last, "keeper", persistent=True).connect()
+    subscriber.subscribe("kept/#")
+    with Client(one) as publisher, Client(two) as other:
+        wait_known(subscriber, publisher, other)
+        subscriber.disconnect()
+        publisher.publish("kept/1", "while the session's node runs")
+        last.kill()
+        killed_at = time.monotonic()
+        for member in (one, two):
+            wait_until(
+                lambda member=member: member.cluster().get(last.name) is False,  # type: ignore[misc]
+                f"{member.name} sees that {last.name} is not running",
+                NOTICE_LIMIT_S - (time.monotonic() - killed_at),
+            )
+        assert one.cluster() == {one.name: True, two.name: True, last.name: False}
+        # It waits for a persistent session of a node that is down: nobody has taken it, so nobody acknowledges it.
+        waiting = publisher.publish_later("kept/2", "while it is down")
+        other.publish("elsewhere", "a topic that nobody waits for there is acknowledged at once")
+        assert not publisher.acknowledged(waiting)
+        last.start()
+        publisher.wait_acknowledged(waiting)
+        wait_whole(three)
+        with Client(last, "keeper", persistent=True) as subscriber:
+            assert subscriber.present
+            assert subscriber.messages(2) == [
+                ("kept/1", "while the session's node runs"),
+                ("kept/2", "while it is down"),
+            ]
+            # Nothing has to be joined or subscribed again.
+            other.publish("kept/3", "afterwards")
+            assert subscriber.message() == ("kept/3", "afterwards")
+
+
+def test_a_cluster_comes_back_in_any_order_without_discovery(make_node: Callable[..., Node]) -> None:
+    members = [make_node(number, COOKIE).start() for number in (1, 2, 3)]
+    join_all(members)
+    for member in members:
+        member.stop()
+    # The one that the others joined comes last; after a while alone the second is a member as before.
+    one, two, last = members
+    two.start()
+    assert two.cluster() == {one.name: False, two.name: True, last.name: False}
+    last.start()
+    wait_whole_without(one, [two, last])
+    one.start()
+    wait_whole(members)
+    for member in members:
+        member.kill()
+    for member in reversed(members):
+        member.start()
+    wait_whole(members)
+
+
+def wait_whole_without(missing: Node, members: list[Node]) -> None:
+    """Wait until the members see each other running and `missing` not."""
+    seen = {member.name: True for member in members} | {missing.name: False}
+    for member in members:
+        wait_until(lambda member=member: member.cluster() == seen, f"{member.name} sees {seen}")  # type: ignore[misc]
+
+
+def refused_join(node: Node, discovery_node: str) -> str:
+    """Ask `node` to join, and return why it did not within the promised time."""
+    began = time.monotonic()
+    joined = node.admin("cluster", "join", f"discovery-node={discovery_node}")
+    took_s = time.monotonic() - began
+    assert (joined.returncode, joined.stdout) == (1, "")
+    assert joined.stderr.startswith("vmq-admin: ") and joined.stderr.count("\n") == 1
+    assert took_s < ANSWER_LIMIT_S, joined.stderr
+    return joined.stderr
+
+
+def test_a_wrong_cookie_is_refused(cluster: list[Node], make_node: Callable[..., Node]) -> None:
+    stranger = make_node(4, "the cookie of another cluster").start()
+    assert "handshake refused: different cookie, or not a zvmq cluster port" in refused_join(
+        stranger, cluster[0].discovery_node
+    )
+    assert stranger.cluster() == {stranger.name: True}
+    assert stranger.name not in cluster[0].cluster()
+
+
+def test_joins_that_can_not_be(cluster: list[Node], make_node: Callable[..., Node]) -> None:
+    # One node for all: none of them may change anything.
+    loner = make_node(4, COOKIE).start()
+    free = free_address("127.0.0.5")
+    assert "can't join itself" in refused_join(loner, loner.discovery_node)
+    assert "refused" in refused_join(loner, f"node5@{free}")
+    assert "cannot find the host nowhere.invalid" in refused_join(loner, "node5@nowhere.invalid:44053")
+    # Somebody listens there, who isn't zvmq.
+    assert "handshake refused" in refused_join(loner, f"node1@{cluster[0].mqtt_address}")
+    # A port of the cluster under another node's name: its key is another one.
+    assert "handshake refused" in refused_join(loner, f"node2@{cluster[0].host}:{cluster[0].mesh_port}")
+    assert loner.cluster() == {loner.name: True}
+    assert cluster[0].cluster() == {member.name: True for member in cluster}
+
+
+def test_a_name_that_is_taken_is_refused(cluster: list[Node], make_node: Callable[..., Node]) -> None:
+    double = make_node(2, COOKIE).start()
+    why = refused_join(double, cluster[0].discovery_node)
+    assert f"a member named {double.name} with another store is already in the cluster" in why
+    assert double.cluster() == {double.name: True}
+    # At the node that it is called like, and by its own name, nothing is different.
+    assert "can't join itself" in refused_join(double, cluster[1].discovery_node)
+    assert cluster[0].cluster() == {member.name: True for member in cluster}
+
+
+def test_a_node_without_a_cookie_can_not_join(cluster: list[Node], node: Node) -> None:
+    assert "cookie" in refused_join(node, cluster[1].discovery_node)
+
+
+def test_a_member_joins_no_other_cluster_and_joining_again_is_harmless(make_node: Callable[..., Node]) -> None:
+    members = [make_node(number, COOKIE).start() for number in (1, 2, 3, 4)]
+    one, two, three, four = members
+    two.join(one)
+    four.join(three)
+    assert "already in a cluster with others" in refused_join(two, three.discovery_node)
+    assert "already in a cluster with others" in refused_join(one, four.discovery_node)
+    two.join(one)
+    one.join(two)
+    wait_whole([one, two])
+    wait_whole([three, four])
