@@ -28,6 +28,7 @@ from broker.core.events import CONNECTION_LOST, NEVER_EXPIRES_S, Attach
 from broker.core.records import NO_LOCAL_FLAG, PUBACK, Answer, ListenerBatch
 from broker.mqtt.codec import decode, decode_publish, encode, encode_ack, split
 from broker.mqtt.packets import (
+    PACKET_REASONS,
     Auth,
     Connack,
     Connect,
@@ -43,7 +44,7 @@ from broker.mqtt.packets import (
     Unsubscribe,
 )
 from broker.mqtt.properties import NO_PROPERTIES, Properties, Property, encode_properties, int_property
-from broker.mqtt.reasons import ProtocolError, Reason, connack_return_code
+from broker.mqtt.reasons import ProtocolError, Reason
 from broker.mqtt.topics import TOPIC_LEVELS_MAX, check_filter, check_name, shared_group
 
 WAITING: Final = 0
@@ -56,6 +57,7 @@ CONNECT_BYTES_MAX: Final = 8192
 # MQTT 3.1.1 has no Receive Maximum: a client that sends on without an acknowledgement is not read.
 UNACKNOWLEDGED_MAX: Final = 4096
 _QOS_MAX: Final = 1
+_TYPE_CONNECT: Final = 1
 _TYPE_PUBLISH: Final = 3
 
 _FORWARDED_PROPERTIES: Final = (
@@ -127,7 +129,9 @@ class Connection:
         """Work off bytes from the client. `make_client_id` names a client that has no id of its own."""
         if self.state == CLOSED:
             return
-        self.last_received = now
+        if self.state != WAITING:
+            # The time for a CONNECT runs from the beginning, however busily its bytes trickle in.
+            self.last_received = now
         if self._held_bytes:
             self._chunks.append(data)
             self._held_bytes += len(data)
@@ -159,7 +163,7 @@ class Connection:
             first: i64 = data[pos]
             if self.state == WAITING:
                 # [MQTT-3.1.0-1] The first packet is a CONNECT; anything else isn't worth a buffer.
-                if first >> 4 != PacketType.CONNECT:
+                if first >> 4 != _TYPE_CONNECT:
                     raise ProtocolError(Reason.PROTOCOL_ERROR, "the first packet must be CONNECT")
                 packet_bytes_max = CONNECT_BYTES_MAX
             start, end = split(data, pos, packet_bytes_max)
@@ -167,9 +171,13 @@ class Connection:
                 self._hold(data[pos:], int(end - pos) if end else 0)
                 return
             if self.state != ATTACHED:
+                assert self.state == WAITING
                 self._connect(decode(data, int(first), int(start), int(end), 0), make_client_id)
                 self._hold(data[end:], 0)
                 return
+            if first >> 4 == _TYPE_CONNECT:
+                # [MQTT-3.1.0-2] A second CONNECT is a fault, whatever is in it.
+                raise ProtocolError(Reason.PROTOCOL_ERROR, "CONNECT on a connection that has a session")
             if first >> 4 == _TYPE_PUBLISH:
                 self._publish(decode_publish(data, first, start, end, self.version))
             else:
@@ -189,6 +197,7 @@ class Connection:
         self.version = packet.version
         limits = self._limits
         properties = packet.properties
+        self._answer_bytes_max = int_property(properties, Property.MAXIMUM_PACKET_SIZE, 0)
         if Property.AUTHENTICATION_METHOD in properties:
             self.close(Reason.BAD_AUTHENTICATION_METHOD, "enhanced authentication is not served")
             return
@@ -205,7 +214,6 @@ class Connection:
                 return
             self._assigned_client_id = make_client_id()
         self.client_id = packet.client_id or self._assigned_client_id
-        self._answer_bytes_max = int_property(properties, Property.MAXIMUM_PACKET_SIZE, 0)
         self.keep_alive_s = packet.keep_alive_s
         if packet.version == 5:
             self._session_expiry_s = int_property(properties, Property.SESSION_EXPIRY_INTERVAL, 0)
@@ -387,16 +395,17 @@ class Connection:
             if self.state == ATTACHED:
                 self._say(Disconnect(reason, properties), Disconnect(reason, NO_PROPERTIES))
             else:
-                self._say(Connack(False, reason, properties), Connack(False, reason, NO_PROPERTIES))
+                refused = refusal(reason)
+                self._say(Connack(False, refused, properties), Connack(False, refused, NO_PROPERTIES))
         elif self.state == ATTACHED:
             # [MQTT-4.8.0-1] of MQTT 3.1.1: closing is all there is to say.
             pass
         elif self.version == 4:
-            self._write(Connack(False, connack_return_code(reason), NO_PROPERTIES))
+            self._write(Connack(False, refusal(reason), NO_PROPERTIES))
         elif reason == Reason.UNSUPPORTED_PROTOCOL_VERSION:
             # [MQTT-3.1.2-2] A client of an unknown version is answered in the oldest form that is served.
             self.version = 4
-            self._write(Connack(False, connack_return_code(reason), NO_PROPERTIES))
+            self._write(Connack(False, reason, NO_PROPERTIES))
         if not owner_knows:
             self.lost()
         self.state = CLOSED
@@ -411,6 +420,11 @@ class Connection:
 
     def _write(self, packet: Any) -> None:
         self.output.append(encode(packet, self.version))
+
+
+def refusal(reason: int) -> int:
+    """Return the reason as a CONNACK may carry it; what only a DISCONNECT can say becomes SERVER_UNAVAILABLE."""
+    return reason if reason in PACKET_REASONS[PacketType.CONNACK] else int(Reason.SERVER_UNAVAILABLE)
 
 
 _HANDLERS: Final[dict[type, Callable[[Connection, Any], None]]] = {

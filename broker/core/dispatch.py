@@ -33,7 +33,10 @@ _EXPIRY_PROPERTY_BYTES: Final = 5
 
 @dataclass(slots=True, frozen=True)
 class OwnerSettings:
-    """What the configuration says to the queue-owner; negative limits are none."""
+    """What the configuration says to the queue-owner; negative limits are none.
+
+    `listener_window_bytes` is WINDOW_BYTES but in tests: listeners return credit in parts of that.
+    """
 
     max_inflight_messages: int = 20
     max_online_messages: int = 1000
@@ -73,8 +76,11 @@ class Dispatcher:
         self.clock = persistence.Clock(0.0, 0)
         self._settings = settings
 
-    def deliver(self, message: Message, route: Route, now: float) -> None:
-        """Offer the message to each session and send it, once for each listener, to those that can take it."""
+    def deliver(self, message: Message, route: Route, now: float) -> int:
+        """Offer the message to each session and send it, once for each listener, to those that can take it.
+
+        Returns how many sessions it was for, whatever became of it there.
+        """
         sessions = route.sessions
         granted = route.granted
         if route.no_local and message.publisher in route.no_local:
@@ -90,7 +96,7 @@ class Dispatcher:
                 attachment = session.attachment
                 assert attachment is not None
                 attachment.outlet.deliver(attachment.connection, head, message, now)
-            return
+            return 1
         groups: dict[Outlet, BytesWriter] = {}
         for index, session in enumerate(sessions):
             head = self._offer(session, message, granted[index])
@@ -104,6 +110,7 @@ class Dispatcher:
                 pack_target(group, attachment.connection, head >> 16, head & 0xFFFF)
         for outlet, group in groups.items():
             outlet.deliver_many(group.getvalue(), message, now)
+        return len(sessions)
 
     def _offer(self, session: Session, message: Message, granted: i64) -> i64:
         """Give the message to a session; the result is packet id << 16 | QoS when it goes out now, else -1."""

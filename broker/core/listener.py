@@ -158,7 +158,8 @@ class ListenerCore:
 
     def _answer(self, answer: Answer) -> None:
         connection = self.connections.get(answer.connection)
-        if connection is None:
+        if connection is None or connection.state == CLOSED:
+            # [MQTT-3.14.4-1] Nothing follows a DISCONNECT.
             return
         if answer.kind == PUBACK:
             connection.receive_puback(answer)

@@ -19,6 +19,8 @@ from broker.core.records import OwnerBatch
 STALL_S: Final = 1.0
 # What the four bytes of a Message Expiry Interval hold.
 EXPIRY_S_MAX: Final = 0xFFFFFFFF
+# Sums of seconds are not exact: a whole interval must not become one second more.
+_ROUNDING_S: Final = 0.001
 
 
 @final
@@ -76,7 +78,7 @@ class Outlet:
         was_open = self.open
         self.credit_bytes = min(self.credit_bytes + credit_bytes, self.window_bytes)
         # Opening at the first byte would make a turn of every few messages: half a window is worth one.
-        if not was_open and self.credit_bytes * 2 >= self.window_bytes:
+        if not was_open and (self.credit_bytes - self.batch.size()) * 2 >= self.window_bytes:
             self.open = True
         return self.open and not was_open
 
@@ -85,4 +87,4 @@ def remaining_s(message: Message, now: float) -> i64:
     """Return the Message Expiry Interval to send, -1 for none [MQTT-3.3.2-6]."""
     if message.expires_at == 0.0:
         return -1
-    return min(max(math.ceil(message.expires_at - now), 0), EXPIRY_S_MAX)
+    return min(max(math.ceil(message.expires_at - now - _ROUNDING_S), 0), EXPIRY_S_MAX)

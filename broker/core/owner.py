@@ -53,6 +53,7 @@ from broker.mqtt.reasons import Reason
 
 # A number of a message id is the incarnation and a count: 2^24 starts of 2^40 messages each.
 _INCARNATION_SHIFT: Final = 40
+_STALE_DEADLINES_MAX: Final = 64
 _SUCCESS: Final = 0
 _FAILURE: Final = 0x80
 _NO_MATCHING_SUBSCRIBERS: Final = 0x10
@@ -260,6 +261,11 @@ class QueueOwner:
         if session.scheduled_at == 0.0 or session.expires_at < session.scheduled_at:
             session.scheduled_at = session.expires_at
             heapq.heappush(self._expiries, (session.expires_at, session.number, session))
+        if len(self._expiries) > 2 * len(self._sessions) + _STALE_DEADLINES_MAX:
+            # Sessions that ended long before their time would otherwise stay until it comes.
+            self._expiries = [(left.scheduled_at, left.number, left) for left in self._sessions.values()]
+            self._expiries = [entry for entry in self._expiries if entry[0] > 0.0]
+            heapq.heapify(self._expiries)
 
     def _set_expiry(self, session: Session, expiry_s: int) -> None:
         """Set how long the session outlives its connection, and store or unstore it accordingly."""
@@ -362,16 +368,14 @@ class QueueOwner:
             self._message_number += 1
             message.origin = self._store_id
             message.number = self._message_number
-        if route.sessions:
-            self._dispatcher.deliver(message, route, now)
+        matched = self._dispatcher.deliver(message, route, now) if route.sessions else 0
         ticket: Ticket | None = None
         if route.nodes:
             ticket = self._forward(event, message, route.nodes)
         if message.qos == 0:
             return
         if ticket is None:
-            matched = bool(route.sessions) or bool(route.nodes)
-            reason = _SUCCESS if matched else _NO_MATCHING_SUBSCRIBERS
+            reason = _SUCCESS if matched or route.nodes else _NO_MATCHING_SUBSCRIBERS
             if not attachment.pending:
                 attachment.outlet.batch.puback(event.connection, event.packet_id, reason)
                 return

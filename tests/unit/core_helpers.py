@@ -12,7 +12,7 @@ from broker.core.effects import Effects, Forward, InterestChange
 from broker.core.events import CreditReturned, ListenerGone, ListenerStarted
 from broker.core.listener import ListenerCore
 from broker.core.owner import OwnerSettings, QueueOwner
-from broker.core.records import ListenerHeader, owner_frame, unpack_events
+from broker.core.records import LISTENER_HEADER_BYTES, ListenerHeader, owner_frame, unpack_events
 from broker.core.routes import Interest, NoInterest
 from broker.core.storage import MemoryStorage
 from broker.mqtt.codec import decode, encode, split
@@ -153,6 +153,7 @@ class Node:
         generation: int = 1,
     ) -> None:
         self.now = now
+        self.started = now
         self.utc_ms = utc_ms
         self.generation = generation
         self.incarnation = incarnation
@@ -168,6 +169,7 @@ class Node:
         self.clients: dict[tuple[int, int], Client] = {}
         # A listener that returns no credit is one that does not get on with its work.
         self.credit_held: set[int] = set()
+        self.unreturned_bytes = [0] * listeners
         self._names = 0
         self.listeners: list[ListenerCore] = []
         for index in range(listeners):
@@ -212,27 +214,31 @@ class Node:
 
     def settle(self) -> None:
         """Work until nobody has anything to say."""
-        while True:
-            frames = [listener.take_frame() for listener in self.listeners if listener.batch.size()]
+        busy = True
+        while busy:
+            frames = [listener.take_frame() for listener in self.listeners]
             for frame in frames:
                 self.receive_frame(frame)
-            if not self.turn() and not frames:
-                return
+            busy = self.turn() or any(len(frame) > LISTENER_HEADER_BYTES for frame in frames)
 
     def receive_frame(self, frame: bytes) -> None:
-        """Hand a listener's frame to the owner."""
+        """Hand a listener's frame to the owner, and give the listener its credit back."""
+        header = ListenerHeader(frame)
+        index = header.listener
+        self.unreturned_bytes[index] += header.consumed_bytes
+        if index not in self.credit_held:
+            credit_bytes, self.unreturned_bytes[index] = self.unreturned_bytes[index], 0
+            if credit_bytes:
+                self.owner.receive(CreditReturned(index, credit_bytes), self.now)
         for event in unpack_events(frame):
             self.owner.receive(event, self.now)
-        # The owner's credit to its listener: given back at once.
-        header = ListenerHeader(frame)
-        listener = self.listeners[header.listener]
-        listener.receive_frame(owner_frame(self.generation, header.generation, len(frame), b""))
+        answer = owner_frame(self.generation, header.generation, len(frame), b"")
+        self.listeners[index].receive_frame(answer)
 
     def turn(self) -> bool:
         """Carry out what the owner decided; true when it was anything."""
         effects = self.owner.take_effects()
         self.owner.validate()
-        self.turns.append(effects)
         self.storage.commit(effects.writes)
         self.forwards.extend(effects.to_peers)
         self.interest_changes.extend(effects.interest)
@@ -243,22 +249,14 @@ class Node:
             for connection in listener.take_dirty():
                 self.clients[(index, connection.number)].unread += b"".join(connection.output)
                 connection.output = []
-            if index not in self.credit_held:
-                self.return_credit(index)
-        return bool(effects.to_listeners or len(effects.writes) or effects.to_peers or effects.interest)
-
-    def return_credit(self, index: int) -> None:
-        """Let a listener say how much it has worked off."""
-        frame = self.listeners[index].take_frame()
-        consumed_bytes = ListenerHeader(frame).consumed_bytes
-        if consumed_bytes:
-            self.owner.receive(CreditReturned(index, consumed_bytes), self.now)
-        self.receive_frame(frame)
+        busy = bool(effects.to_listeners or len(effects.writes) or effects.to_peers or effects.interest)
+        if busy:
+            self.turns.append(effects)
+        return busy
 
     def release_credit(self, index: int) -> None:
         """A listener that was stuck gets on with its work."""
         self.credit_held.discard(index)
-        self.return_credit(index)
         self.settle()
 
     def advance(self, seconds: float) -> None:
@@ -285,7 +283,7 @@ class Node:
             self.incarnation + 1,
             # Another process, another boot perhaps: monotonic time begins elsewhere.
             now=START_S / 2,
-            utc_ms=self.utc_ms + int((self.now - START_S + down_s) * 1000),
+            utc_ms=self.utc_ms + int((self.now - self.started + down_s) * 1000),
             generation=self.generation + 1,
         )
 
@@ -304,7 +302,6 @@ class Node:
         assert {key[:8] for key in self.stored("queue")} <= sessions, "a delivery of no session"
         referenced = {value[-24:] for _, value in self.storage.scan("queue", b"", b"")}
         assert set(self.stored("message")) == referenced, "messages without deliveries, or the other way round"
-        assert len({key for key in self.stored("queue")}) == len(self.stored("queue"))
 
 
 def started_nodes() -> Iterator[Callable[..., Node]]:

@@ -149,6 +149,15 @@ def test_scan_is_a_snapshot_while_commits_go_on(storage: Storage) -> None:
     assert len(keys(storage, "queue")) == 100 + 1 - 1 - 32
 
 
+def test_a_scan_keeps_the_bound_that_its_caller_lets_go(storage: Storage) -> None:
+    put_all(storage, "queue", dict.fromkeys((b"row 1", b"row 2", b"row 3", b"z"), b"v"))
+    for filler in (b"\x00" * 4, b"\xff" * 4):
+        rows = storage.scan("queue", b"row ", bytes(bytearray(b"row 3")))
+        # Objects of the same size are put where the bound was.
+        fillers = [filler + bytes([number]) for number in range(100)]
+        assert [key for key, _ in rows] == [b"row 1", b"row 2"], fillers[0]
+
+
 def test_an_unknown_family_is_our_mistake_and_nothing_of_the_batch_is_there(storage: Storage) -> None:
     batch = WriteBatch()
     batch.put("queue", b"k", b"v")

@@ -1,0 +1,389 @@
+"""broker.core.connection: the states of one connection, and which records and packets make which others."""
+
+import pytest
+
+from broker.core.connection import (
+    ATTACHED,
+    ATTACHING,
+    CLOSED,
+    CONNECT_BYTES_MAX,
+    WAITING,
+    Connection,
+    ConnectionLimits,
+)
+from broker.core.events import (
+    CONNECTION_LOST,
+    NEVER_EXPIRES_S,
+    Attach,
+    Detach,
+    PubackReceived,
+    PublishReceived,
+    SubscribeReceived,
+    UnsubscribeReceived,
+)
+from broker.core.records import CONNACK, PUBACK, SUBACK, UNSUBACK, Answer, ListenerBatch, unpack_events
+from broker.mqtt.codec import decode, encode, split
+from broker.mqtt.packets import (
+    Auth,
+    Connack,
+    Connect,
+    Disconnect,
+    Pingreq,
+    Pingresp,
+    Puback,
+    Publish,
+    Pubrec,
+    Suback,
+    Subscribe,
+    SubscriptionRequest,
+    Unsuback,
+    Unsubscribe,
+    Will,
+)
+from broker.mqtt.properties import Property
+from broker.mqtt.reasons import Reason
+
+
+class Talk:
+    """A connection and its batch; `told` is what the owner heard since the last look, `heard` what the client did."""
+
+    def __init__(self, limits: ConnectionLimits | None = None) -> None:
+        self.batch = ListenerBatch(0, 1, 1)
+        self.connection = Connection(9, self.batch, limits or ConnectionLimits(), 100.0)
+
+    def say(self, *packets, version=4, now=100.0):
+        data = b"".join(encode(packet, version) for packet in packets)
+        self.connection.receive_data(data, now, lambda: "assigned")
+        return self
+
+    def told(self):
+        return unpack_events(self.batch.take(0))
+
+    def heard(self):
+        data = b"".join(self.connection.output)
+        self.connection.output = []
+        packets = []
+        pos = 0
+        while pos < len(data):
+            start, end = split(data, pos, 0)
+            packets.append(decode(data, data[pos], start, end, self.connection.version))
+            pos = end
+        return packets
+
+    def answer(self, kind, packet_id=0, reason=0, reasons=b"", present=False):
+        answer = Answer(kind, 9, packet_id, reason)
+        answer.reasons = reasons
+        answer.session_present = present
+        if kind == CONNACK:
+            self.connection.receive_connack(answer, lambda: "assigned")
+        elif kind == PUBACK:
+            self.connection.receive_puback(answer)
+        elif kind == SUBACK:
+            self.connection.receive_suback(answer)
+        else:
+            self.connection.receive_unsuback(answer)
+
+    def refusal(self, version=5):
+        """The one packet that the client heard, after which it is closed and the owner knows."""
+        assert self.connection.state == CLOSED
+        assert not self.connection.want_read
+        (packet,) = self.heard()
+        return packet.reason
+
+
+def attached(version=4, limits=None, **options):
+    talk = Talk(limits).say(Connect(version, "c", **options), version=version)
+    talk.answer(CONNACK)
+    talk.told()
+    talk.heard()
+    return talk
+
+
+def test_the_states():
+    talk = Talk()
+    assert talk.connection.state == WAITING
+    assert talk.connection.want_read
+    talk.say(Connect(4, "c"))
+    assert talk.connection.state == ATTACHING
+    assert not talk.connection.want_read
+    talk.answer(CONNACK, present=True)
+    assert talk.connection.state == ATTACHED
+    assert talk.connection.want_read
+    assert talk.heard() == [Connack(True)]
+    talk.say(Disconnect())
+    assert talk.connection.state == CLOSED
+    assert not talk.connection.want_read
+    assert talk.heard() == []
+    # Nothing is heard any more, and the owner knows already.
+    talk.told()
+    talk.say(Pingreq())
+    talk.connection.lost()
+    assert talk.told() == []
+    assert talk.heard() == []
+
+
+def only(talk, kind):
+    (event,) = talk.told()
+    assert isinstance(event, kind)
+    return event
+
+
+@pytest.mark.parametrize(
+    ("version", "clean", "properties", "limits", "expiry_s"),
+    [
+        (4, True, {}, ConnectionLimits(), 0),
+        (4, False, {}, ConnectionLimits(), NEVER_EXPIRES_S),
+        (4, False, {}, ConnectionLimits(persistent_client_expiration_s=60), 60),
+        (5, True, {}, ConnectionLimits(), 0),
+        (5, False, {}, ConnectionLimits(), 0),
+        (5, True, {Property.SESSION_EXPIRY_INTERVAL: 7}, ConnectionLimits(), 7),
+        (5, False, {Property.SESSION_EXPIRY_INTERVAL: NEVER_EXPIRES_S}, ConnectionLimits(), NEVER_EXPIRES_S),
+    ],
+)
+def test_connect_becomes_attach(version, clean, properties, limits, expiry_s):
+    talk = Talk(limits).say(Connect(version, "käse", clean, 30, "user", b"secret", properties=properties))
+    event = only(talk, Attach)
+    assert (event.client_id, event.version, event.clean_start) == ("käse", version, clean)
+    assert (event.session_expiry_s, event.user_name) == (expiry_s, "user")
+    assert (event.receive_maximum, event.packet_bytes_max) == (65535, 0)
+
+
+def test_the_limits_of_a_5_0_client():
+    properties = {int(Property.RECEIVE_MAXIMUM): 3, int(Property.MAXIMUM_PACKET_SIZE): 0xFFFFFFFF}
+    event = only(Talk().say(Connect(5, "c", properties=properties)), Attach)
+    assert (event.receive_maximum, event.packet_bytes_max) == (3, 0xFFFFFFFF)
+
+
+def test_a_client_without_an_id_is_given_one():
+    """[MQTT-3.1.3-6] [MQTT-3.1.3-7]"""
+    for version, clean in ((4, True), (5, True), (5, False)):
+        talk = Talk().say(Connect(version, "", clean))
+        assert only(talk, Attach).client_id == "assigned"
+        talk.answer(CONNACK)
+        (connack,) = talk.heard()
+        assert connack.properties.get(Property.ASSIGNED_CLIENT_IDENTIFIER) == ("assigned" if version == 5 else None)
+
+
+def test_an_id_of_100_bytes_is_not_too_long():
+    """The limit counts bytes of UTF-8."""
+    assert only(Talk().say(Connect(4, "é" * 50)), Attach).client_id == "é" * 50
+    talk = Talk().say(Connect(4, "é" * 51))
+    assert talk.refusal() == Reason.CLIENT_IDENTIFIER_NOT_VALID
+    assert talk.told() == []
+
+
+@pytest.mark.parametrize(
+    ("connect", "reason"),
+    [
+        (Connect(4, "", False), Reason.CLIENT_IDENTIFIER_NOT_VALID),
+        (Connect(4, "x" * 101), Reason.CLIENT_IDENTIFIER_NOT_VALID),
+        (Connect(5, "x" * 101), Reason.CLIENT_IDENTIFIER_NOT_VALID),
+        (Connect(4, "c", will=Will(b"a", b"b")), Reason.SERVER_UNAVAILABLE),
+        (Connect(5, "c", will=Will(b"a", b"b")), Reason.IMPLEMENTATION_SPECIFIC_ERROR),
+        (Connect(5, "c", properties={Property.AUTHENTICATION_METHOD: "m"}), Reason.BAD_AUTHENTICATION_METHOD),
+    ],
+)
+def test_refused_connects(connect, reason):
+    """The owner never hears of them."""
+    talk = Talk().say(connect)
+    assert talk.refusal() == reason
+    assert talk.told() == []
+
+
+def test_a_refusal_by_the_owner():
+    for version in (4, 5):
+        talk = Talk().say(Connect(version, "c"))
+        talk.told()
+        talk.answer(CONNACK, reason=Reason.NOT_AUTHORIZED)
+        assert talk.refusal() == Reason.NOT_AUTHORIZED
+
+
+def test_a_connack_that_comes_too_late_or_twice():
+    talk = attached()
+    talk.answer(CONNACK)
+    assert talk.heard() == []
+    talk = Talk().say(Connect(4, "c"))
+    talk.connection.lost()
+    talk.answer(CONNACK)
+    assert talk.heard() == []
+    assert talk.connection.state == CLOSED
+
+
+def test_what_the_connack_of_5_0_says():
+    """[MQTT-3.2.2-9..17]: what is not served is announced."""
+    talk = Talk(ConnectionLimits(packet_bytes_max=1000)).say(Connect(5, "c"))
+    talk.answer(CONNACK)
+    (connack,) = talk.heard()
+    assert connack.properties == {
+        Property.MAXIMUM_QOS: 1,
+        Property.RETAIN_AVAILABLE: 0,
+        Property.SUBSCRIPTION_IDENTIFIER_AVAILABLE: 0,
+        Property.SHARED_SUBSCRIPTION_AVAILABLE: 0,
+        Property.MAXIMUM_PACKET_SIZE: 1000,
+    }
+
+
+def test_publish():
+    talk = attached(5)
+    properties = {
+        int(Property.MESSAGE_EXPIRY_INTERVAL): 30,
+        int(Property.CONTENT_TYPE): "text/plain",
+        int(Property.USER_PROPERTY): [("k", "v")],
+    }
+    talk.say(Publish(b"a", b"p", 1, packet_id=65535, properties=properties), version=5)
+    event = only(talk, PublishReceived)
+    assert (event.connection, event.packet_id, event.expiry_s) == (9, 65535, 30)
+    message = event.message
+    assert (message.topic, message.payload, message.qos, message.retain) == (b"a", b"p", 1, False)
+    # Without the expiry, which differs for each receiver.
+    assert message.properties == bytes.fromhex("03000a") + b"text/plain" + bytes.fromhex("2600016b000176")
+
+
+def test_subscribe_and_unsubscribe():
+    talk = attached(5)
+    filters = (
+        SubscriptionRequest(b"a/#", 2, no_local=True),
+        SubscriptionRequest(b"$share/g/a", 1),
+        SubscriptionRequest(b"b", 0, retain_as_published=True, retain_handling=2),
+    )
+    talk.say(Subscribe(5, filters), Unsubscribe(6, (b"a", b"$share/g/a")), version=5)
+    subscribe, unsubscribe = talk.told()
+    assert isinstance(subscribe, SubscribeReceived)
+    assert subscribe.requests == [
+        (b"a/#", 1 | 4),
+        (b"$share/g/a", Reason.SHARED_SUBSCRIPTIONS_NOT_SUPPORTED),
+        (b"b", 0),
+    ]
+    assert isinstance(unsubscribe, UnsubscribeReceived)
+    assert (unsubscribe.packet_id, unsubscribe.filters) == (6, [b"a", b"$share/g/a"])
+
+
+def test_answers():
+    reasons = bytes([0, 1 | 4, 0x9E, 0x80])
+    for version, suback, unsuback in (
+        (5, Suback(1, (0, 1, 0x9E, 0x80)), Unsuback(2, (0, 0x11))),
+        (4, Suback(1, (0, 1, 0x80, 0x80)), Unsuback(2)),
+    ):
+        talk = attached(version)
+        talk.answer(SUBACK, 1, reasons=reasons)
+        talk.answer(UNSUBACK, 2, reasons=bytes([0, 0x11]))
+        talk.say(Publish(b"a", b"", 1, packet_id=3), version=version)
+        talk.answer(PUBACK, 3, 0x10)
+        assert talk.heard() == [suback, unsuback, Puback(3, 0x10 if version == 5 else 0)]
+
+
+def test_pubacks_of_the_client():
+    talk = attached(5)
+    talk.say(Puback(1), Puback(65535, 0x80), version=5)
+    first, second = talk.told()
+    assert isinstance(first, PubackReceived)
+    assert (first.packet_id, first.reason) == (1, 0)
+    assert (second.packet_id, second.reason) == (65535, 0x80)
+
+
+@pytest.mark.parametrize(
+    ("packet", "reason"),
+    [
+        (Publish(b"a", b"", 2, packet_id=1), Reason.QOS_NOT_SUPPORTED),
+        (Publish(b"a", b"", retain=True), Reason.RETAIN_NOT_SUPPORTED),
+        (Publish(b"a", b"", properties={int(Property.TOPIC_ALIAS): 1}), Reason.TOPIC_ALIAS_INVALID),
+        (Publish(b"", b"", properties={int(Property.TOPIC_ALIAS): 1}), Reason.TOPIC_ALIAS_INVALID),
+        (Publish(b"a", b"", properties={int(Property.SUBSCRIPTION_IDENTIFIER): [1]}), Reason.PROTOCOL_ERROR),
+        (Publish(b"a/b/c/d", b""), Reason.TOPIC_NAME_INVALID),
+        (Subscribe(1, (SubscriptionRequest(b"a/b/c/d"),)), Reason.TOPIC_FILTER_INVALID),
+        (
+            Subscribe(1, (SubscriptionRequest(b"a"),), {int(Property.SUBSCRIPTION_IDENTIFIER): 1}),
+            Reason.SUBSCRIPTION_IDENTIFIERS_NOT_SUPPORTED,
+        ),
+        (Auth(0x18, {int(Property.AUTHENTICATION_METHOD): "m"}), Reason.PROTOCOL_ERROR),
+        (Connect(5, "c"), Reason.PROTOCOL_ERROR),
+        (Pubrec(1), Reason.PROTOCOL_ERROR),
+        (Pingresp(), Reason.PROTOCOL_ERROR),
+        (Connack(), Reason.PROTOCOL_ERROR),
+        (Suback(1, (0,)), Reason.PROTOCOL_ERROR),
+        (Disconnect(0, {int(Property.SESSION_EXPIRY_INTERVAL): 1}), Reason.PROTOCOL_ERROR),
+    ],
+    ids=lambda value: type(value).__name__ if not isinstance(value, int) else Reason(value).name,
+)
+def test_faults_end_the_connection(packet, reason):
+    """[MQTT-4.13.1-1]: with the reason for 5.0; the owner hears of the end once, and of nothing after the fault."""
+    talk = attached(5, ConnectionLimits(topic_levels_max=3))
+    talk.say(packet, Publish(b"after", b""), version=5)
+    assert talk.refusal() == reason
+    event = only(talk, Detach)
+    assert (event.reason, event.session_expiry_s) == (CONNECTION_LOST, -1)
+    talk.connection.lost()
+    assert talk.told() == []
+
+
+def test_what_came_before_a_fault_counts():
+    talk = attached(4)
+    talk.say(Publish(b"a", b"counts"), Pubrec(1))
+    publish, detach = talk.told()
+    assert publish.message.payload == b"counts"
+    assert isinstance(detach, Detach)
+    assert talk.heard() == []
+
+
+@pytest.mark.parametrize("expiry_s", [-1, 0, 5, NEVER_EXPIRES_S])
+def test_disconnect_becomes_detach(expiry_s):
+    """[MQTT-3.14.2-1]"""
+    talk = attached(5, properties={Property.SESSION_EXPIRY_INTERVAL: 60})
+    properties = {} if expiry_s < 0 else {int(Property.SESSION_EXPIRY_INTERVAL): expiry_s}
+    talk.say(Disconnect(4, properties), version=5)
+    event = only(talk, Detach)
+    assert (event.reason, event.session_expiry_s) == (4, expiry_s)
+
+
+def test_a_lost_connection_is_told_when_the_owner_knows_of_it():
+    talk = Talk()
+    talk.connection.lost()
+    assert talk.told() == []
+    talk = Talk().say(Connect(4, "c"))
+    talk.connection.lost()
+    attach, detach = talk.told()
+    assert (type(attach), type(detach)) == (Attach, Detach)
+    talk = attached()
+    talk.connection.lost()
+    assert only(talk, Detach).reason == CONNECTION_LOST
+
+
+def test_a_close_that_the_owner_asked_for_is_not_told_back():
+    talk = attached(5)
+    talk.connection.close(Reason.SESSION_TAKEN_OVER, "", owner_knows=True)
+    assert talk.refusal() == Reason.SESSION_TAKEN_OVER
+    talk.connection.close(Reason.PROTOCOL_ERROR, "")
+    talk.connection.lost()
+    assert talk.heard() == []
+    assert talk.told() == []
+
+
+def test_who_never_gets_an_answer_is_closed():
+    """An owner that is busy for longer than the connect timeout: the client had better try again."""
+    talk = Talk(ConnectionLimits(connect_timeout_s=5))
+    talk.say(Connect(5, "c"), now=100.0)
+    talk.connection.tick(104.0)
+    assert talk.connection.state == ATTACHING
+    talk.connection.tick(105.1)
+    assert talk.refusal() == Reason.SERVER_UNAVAILABLE
+    attach, detach = talk.told()
+    assert (type(attach), type(detach)) == (Attach, Detach)
+
+
+def test_time_without_a_keep_alive():
+    talk = attached()
+    talk.connection.tick(1e9)
+    assert talk.connection.state == ATTACHED
+
+
+@pytest.mark.parametrize(("size", "closed"), [(CONNECT_BYTES_MAX, False), (CONNECT_BYTES_MAX + 1, True)])
+def test_the_largest_connect(size, closed):
+    """It counts from the first byte to the last, and a larger one isn't waited for."""
+    rest = size - len(encode(Connect(4, "c", user_name="u", password=b""), 4)) - 1
+    data = encode(Connect(4, "c", user_name="u", password=b"p" * rest), 4)
+    assert len(data) == size
+    talk = Talk()
+    talk.connection.receive_data(data[:3], 100.0, lambda: "assigned")
+    assert (talk.connection.state == CLOSED) == closed
+    talk.connection.receive_data(data[3:], 100.0, lambda: "assigned")
+    assert (talk.connection.state == CLOSED) == closed
