@@ -8,11 +8,12 @@ Grammar
 Integers are big-endian; text and bytes16 are a u16 length and as many bytes; a pair is text name, 16 bytes store_id.
 
     frame      = u8 version (FRAME_VERSION), u8 type, body
-    member     = pair, u64 incarnation, u8 state, text address
+    number     = u64, at most NUMBER_MAX: what is counted on from here
+    member     = pair, number incarnation, u8 state, text address
     members    = u32 count, member*, u32 count, removed pair*
     wish       = u8 flags (1 wanted, 2 persistent), bytes16 topic filter
 
-    HELLO             pair, u64 incarnation, u64 session, u64 loop counter, bytes16 cluster id, text address,
+    HELLO             pair, number incarnation, u64 session, u64 loop counter, bytes16 cluster id, text address,
                       u8 oldest, u8 newest mesh version, u8 flags (1 automatic, 2 clustered),
                       u64 interest incarnation, u64 interest version, u64 interest checksum
     WELCOME           bytes16 cluster id, members, u32 count, text name of a running member*
@@ -21,16 +22,15 @@ Integers are big-endian; text and bytes16 are a u16 length and as many bytes; a 
                       u64 interest incarnation, u64 interest version, u64 interest checksum,
                       u64 version of your interest that I know, u64 your session, u64 position, u8 flags (1 link open)
     MEMBERS           members
-    INTEREST_DELTA    u64 incarnation, u64 version, u32 count, wish*
-    INTEREST_SNAPSHOT u64 incarnation, u64 version, u32 part, u8 flags (1 last), u32 count, wish*
+    INTEREST_DELTA    u64 incarnation, number version, u32 count, wish*
+    INTEREST_SNAPSHOT u64 incarnation, number version, u32 part, u8 flags (1 last), u32 count, wish*
     INTEREST_REQUEST  nothing
-    POSITIONS         u64 your session, u64 position
-    LINK_ACK          u64 your session, u64 position
-    FORWARDS          u64 session, u64 number of the first, u32 count, u32 age in ms, u8 flags (1 start, 2 gap),
-                      message*
-    message           u8 flags (0-1 QoS, 4 retain, 8 expires, 16 foreign), u16 topic length, u16 publisher length,
-                      u32 properties length, u32 payload length, [u32 remaining ms], [u64 number if QoS > 0],
-                      [16 bytes origin if foreign], topic, publisher, properties, payload
+    POSITIONS         u64 your session, number position
+    LINK_ACK          u64 your session, number position
+    FORWARDS          see `forwards`, which packs them: they are what is hot
+
+A node name is name@host and an address host:port, as the configuration demands of them: what they are used for (keys
+that are admitted, connections, texts) relies on it. A topic filter is what MQTT calls one.
 
 A HELLO names the mesh versions that its sender speaks and keeps its layout for ever, so that two nodes too far apart
 can say so. A frame of another version than FRAME_VERSION is a FrameError.
@@ -41,18 +41,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final, final
 
-from librt.strings import (
-    BytesWriter,
-    read_i16_be,
-    read_i32_be,
-    read_i64_be,
-    write_i16_be,
-    write_i32_be,
-    write_i64_be,
-)
-from mypy_extensions import i16, i32, i64
-
-from broker.core.message import ORIGIN_BYTES, Message
+from broker.core.message import ORIGIN_BYTES
+from broker.mqtt.reasons import ProtocolError
+from broker.mqtt.topics import check_filter
 from cluster.membership import Member, State
 
 FRAME_VERSION: Final = 1
@@ -64,23 +55,17 @@ MESH_VERSION_NEWEST: Final = 1
 # A frame of several messages or wishes is at most this long; a single larger message has a frame to itself.
 FRAME_BYTES_MAX: Final = 256 * 1024
 
+# No counter of ours ever gets near; beyond it, adding to what a peer said might not fit 64 bits any more.
+NUMBER_MAX: Final = (1 << 63) - 1
+
+NODE_NAME_BYTES_MAX: Final = 255
+# A host name, brackets, a colon and a port.
+ADDRESS_BYTES_MAX: Final = 263
+
 # The largest MQTT packet has 256 MiB; what it says takes little more room here.
 ANY_FRAME_BYTES_MAX: Final = 257 * 1024 * 1024
 
-FORWARDS_HEADER_BYTES: Final = 27
-
-_U64_MASK: Final = (1 << 64) - 1
-_U64: Final = struct.Struct(">Q")
 _HEARTBEAT: Final = struct.Struct(">QQQQQQQQQB")
-_FORWARDS: Final = struct.Struct(">BBQQIIB")
-
-_MESSAGE_RETAIN: Final = 4
-_MESSAGE_EXPIRES: Final = 8
-_MESSAGE_FOREIGN: Final = 16
-_MESSAGE_FIXED_BYTES: Final = 13
-
-# Room for a message's frame data beside its texts, for estimates.
-MESSAGE_OVERHEAD_BYTES: Final = _MESSAGE_FIXED_BYTES + 4 + 8 + ORIGIN_BYTES
 
 
 class FrameError(Exception):
@@ -214,124 +199,6 @@ class Position:
 
 
 @final
-class Forwards:
-    """The header of a FORWARDS frame; `messages` reads the rest."""
-
-    __slots__ = ("age_ms", "count", "first", "frame", "gap", "session", "start")
-
-    def __init__(self, frame: bytes) -> None:
-        if len(frame) < FORWARDS_HEADER_BYTES:
-            raise FrameError("short FORWARDS frame")
-        self.frame = frame
-        _, _, session, first, count, age_ms, flags = _FORWARDS.unpack_from(frame)
-        self.session: int = session
-        self.first: int = first
-        self.count: int = count
-        self.age_ms: int = age_ms
-        self.start: bool = flags & 1 != 0
-        self.gap: bool = flags & 2 != 0
-
-    def messages(self, sender: bytes, now: float) -> list[Message]:
-        """Unpack every message; `sender` is the store id that is the origin where none is given."""
-        frame = self.frame
-        end: i64 = len(frame)
-        position: i64 = FORWARDS_HEADER_BYTES
-        found: list[Message] = []
-        for _ in range(self.count):
-            if end - position < _MESSAGE_FIXED_BYTES:
-                raise FrameError("short message")
-            flags: i64 = frame[position]
-            topic_length: i64 = i64(read_i16_be(frame, position + 1)) & 0xFFFF
-            publisher_length: i64 = i64(read_i16_be(frame, position + 3)) & 0xFFFF
-            properties_length: i64 = i64(read_i32_be(frame, position + 5)) & 0xFFFFFFFF
-            payload_length: i64 = i64(read_i32_be(frame, position + 9)) & 0xFFFFFFFF
-            position += _MESSAGE_FIXED_BYTES
-            texts: i64 = topic_length + publisher_length + properties_length + payload_length
-            if end - position < texts:
-                raise FrameError("short message")
-            expires_at: float = 0.0
-            if flags & _MESSAGE_EXPIRES:
-                if end - position < 4:
-                    raise FrameError("short message")
-                remaining_ms: i64 = i64(read_i32_be(frame, position)) & 0xFFFFFFFF
-                # 0.0 means never; what has expired on the way expired just now.
-                expires_at = max(now + (int(remaining_ms) - self.age_ms) / 1000.0, 1e-6)
-                position += 4
-            qos: i64 = flags & 3
-            number: int = 0
-            if qos:
-                if end - position < 8:
-                    raise FrameError("short message")
-                number = int(read_i64_be(frame, position)) & _U64_MASK
-                position += 8
-            origin = sender
-            if flags & _MESSAGE_FOREIGN:
-                origin = frame[position : position + ORIGIN_BYTES]
-                position += ORIGIN_BYTES
-            if end - position < texts or qos == 3:
-                raise FrameError("malformed message")
-            topic = frame[position : position + topic_length]
-            position += topic_length
-            try:
-                publisher = frame[position : position + publisher_length].decode()
-            except UnicodeDecodeError:
-                raise FrameError("malformed client id") from None
-            position += publisher_length
-            properties = frame[position : position + properties_length]
-            position += properties_length
-            payload = frame[position : position + payload_length]
-            position += payload_length
-            retain = flags & _MESSAGE_RETAIN != 0
-            found.append(Message(topic, payload, properties, qos, retain, expires_at, publisher, origin, number))
-        if position != end:
-            raise FrameError("FORWARDS frame with something behind its messages")
-        return found
-
-
-def pack_message(writer: BytesWriter, message: Message, publisher: bytes, sender: bytes, now: float) -> None:
-    """Append a message to the body of a FORWARDS frame; `publisher` is its publisher in UTF-8."""
-    topic = message.topic
-    properties = message.properties
-    payload = message.payload
-    qos: i64 = message.qos
-    flags: i64 = qos
-    if message.retain:
-        flags |= _MESSAGE_RETAIN
-    expires_at = message.expires_at
-    if expires_at != 0.0:
-        flags |= _MESSAGE_EXPIRES
-    foreign = qos != 0 and message.origin != sender
-    if foreign:
-        flags |= _MESSAGE_FOREIGN
-    writer.append(flags)
-    size: i64 = len(topic)
-    write_i16_be(writer, i16(size - 0x10000 if size >= 0x8000 else size))
-    size = len(publisher)
-    write_i16_be(writer, i16(size - 0x10000 if size >= 0x8000 else size))
-    # MQTT packets end at 256 MiB: these lengths fit a signed 32-bit number.
-    write_i32_be(writer, len(properties))
-    write_i32_be(writer, len(payload))
-    if expires_at != 0.0:
-        remaining_ms: i64 = int(min(max(expires_at - now, 0.0) * 1000.0, 4294967295.0))
-        write_i32_be(writer, i32(remaining_ms - 0x100000000 if remaining_ms >= 0x80000000 else remaining_ms))
-    if qos:
-        write_i64_be(writer, message.number)
-    if foreign:
-        writer.write(message.origin)
-    writer.write(topic)
-    writer.write(publisher)
-    writer.write(properties)
-    writer.write(payload)
-
-
-def pack_forwards(session: int, first: int, count: int, age_ms: int, start: bool, gap: bool, body: bytes) -> bytes:
-    """Pack a FORWARDS frame around messages that `pack_message` wrote."""
-    flags = (1 if start else 0) | (2 if gap else 0)
-    header = _FORWARDS.pack(FRAME_VERSION, int(FrameType.FORWARDS), session, first, count, age_ms, flags)
-    return header + body
-
-
-@final
 class Reader:
     """Reads a frame from front to back; a frame that ends too early is a FrameError."""
 
@@ -373,6 +240,29 @@ class Reader:
             return self.bytes16().decode()
         except UnicodeDecodeError:
             raise FrameError("text that is not UTF-8") from None
+
+    def number(self) -> int:
+        """Read a u64 that something will be added to."""
+        value = self.u64()
+        if value > NUMBER_MAX:
+            raise FrameError(f"{value} is out of range")
+        return value
+
+    def node_name(self) -> str:
+        """Read a text that is name@host; above all it is never JOIN."""
+        name = self.text()
+        front, _, host = name.partition("@")
+        if not front or not host or len(name.encode()) > NODE_NAME_BYTES_MAX or not name.isprintable() or " " in name:
+            raise FrameError(f"{name[:NODE_NAME_BYTES_MAX]!r} is no node name")
+        return name
+
+    def address(self) -> str:
+        """Read a text that is host:port; whether it can be connected to shows when it is tried."""
+        address = self.text()
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdecimal() or len(address) > ADDRESS_BYTES_MAX or not address.isprintable():
+            raise FrameError(f"{address[:ADDRESS_BYTES_MAX]!r} is no address")
+        return address
 
     def end(self) -> None:
         """Refuse anything left."""
@@ -435,13 +325,13 @@ def unpack_hello(frame: bytes) -> Hello:
     if len(frame) < 2 or frame[1] != FrameType.HELLO:
         raise FrameError("no HELLO frame")
     reader = Reader(frame, 2)
-    name = reader.text()
+    name = reader.node_name()
     store_id = reader.take(ORIGIN_BYTES)
-    incarnation = reader.u64()
+    incarnation = reader.number()
     session = reader.u64()
     counter = reader.u64()
     cluster_id = reader.bytes16()
-    address = reader.text()
+    address = reader.address()
     oldest = reader.u8()
     newest = reader.u8()
     flags = reader.u8()
@@ -481,13 +371,13 @@ def pack_member(member: Member) -> bytes:
 
 def read_member(reader: Reader) -> Member:
     """Read what `pack_member` packed."""
-    name = reader.text()
+    name = reader.node_name()
     store_id = reader.take(ORIGIN_BYTES)
-    incarnation = reader.u64()
+    incarnation = reader.number()
     state = reader.u8()
     if state > State.LEFT:
         raise FrameError(f"unknown member state {state}")
-    return Member(name, store_id, incarnation, reader.text(), State(state))
+    return Member(name, store_id, incarnation, reader.address(), State(state))
 
 
 def _pack_members(members: list[Member], removed: list[tuple[str, bytes]]) -> bytes:
@@ -506,7 +396,7 @@ def _read_members(reader: Reader) -> tuple[list[Member], list[tuple[str, bytes]]
         members.append(read_member(reader))
     removed = []
     for _ in range(reader.u32()):
-        name = reader.text()
+        name = reader.node_name()
         removed.append((name, reader.take(ORIGIN_BYTES)))
     return members, removed
 
@@ -528,7 +418,7 @@ def unpack_welcome(frame: bytes) -> Welcome:
     members, removed = _read_members(reader)
     running = []
     for _ in range(reader.u32()):
-        running.append(reader.text())
+        running.append(reader.node_name())
     reader.end()
     return Welcome(cluster_id, members, removed, running)
 
@@ -604,7 +494,12 @@ def _read_wishes(reader: Reader) -> list[Wish]:
     wishes = []
     for _ in range(reader.u32()):
         flags = reader.u8()
-        wishes.append(Wish(reader.bytes16(), flags & 1 != 0, flags & 2 != 0))
+        topic_filter = reader.bytes16()
+        try:
+            check_filter(topic_filter)
+        except ProtocolError as error:
+            raise FrameError(f"{topic_filter[:80]!r} is no topic filter: {error}") from None
+        wishes.append(Wish(topic_filter, flags & 1 != 0, flags & 2 != 0))
     return wishes
 
 
@@ -619,7 +514,7 @@ def unpack_interest_delta(frame: bytes) -> InterestDelta:
     """Unpack an INTEREST_DELTA frame."""
     reader = _body(frame, FrameType.INTEREST_DELTA)
     incarnation = reader.u64()
-    version = reader.u64()
+    version = reader.number()
     wishes = _read_wishes(reader)
     reader.end()
     return InterestDelta(incarnation, version, wishes)
@@ -636,7 +531,7 @@ def unpack_interest_snapshot(frame: bytes) -> InterestSnapshot:
     """Unpack an INTEREST_SNAPSHOT frame."""
     reader = _body(frame, FrameType.INTEREST_SNAPSHOT)
     incarnation = reader.u64()
-    version = reader.u64()
+    version = reader.number()
     part = reader.u32()
     last = reader.u8() & 1 != 0
     wishes = _read_wishes(reader)
@@ -664,6 +559,6 @@ def unpack_position(frame: bytes) -> Position:
     frame_type(frame)
     reader = Reader(frame, 2)
     session = reader.u64()
-    position = reader.u64()
+    position = reader.number()
     reader.end()
     return Position(session, position)

@@ -54,7 +54,7 @@ class PeerInterest:
         # Parts of a snapshot that is still arriving.
         self.parts: dict[bytes, bool] = {}
         self.next_part = 0
-        self.parts_version = 0
+        self.parts_of = (0, 0)
 
 
 @final
@@ -63,8 +63,10 @@ class InterestTable:
 
     def __init__(self, incarnation: int) -> None:
         self.incarnation = incarnation
+        # What was told last; changes since then are in `_changes` and `_checksum`.
         self.version = 0
         self.checksum = 0
+        self._checksum = 0
         self._own: dict[bytes, bool] = {}
         self._changes: list[bytes] = []
         self._peers: dict[str, PeerInterest] = {}
@@ -99,14 +101,14 @@ class InterestTable:
             if known is not None and known == persistent:
                 return
             if known is not None:
-                self.checksum = (self.checksum - wish_hash(topic_filter, known)) & _MASK
+                self._checksum = (self._checksum - wish_hash(topic_filter, known)) & _MASK
             self._own[topic_filter] = persistent
-            self.checksum = (self.checksum + wish_hash(topic_filter, persistent)) & _MASK
+            self._checksum = (self._checksum + wish_hash(topic_filter, persistent)) & _MASK
         else:
             if known is None:
                 return
             del self._own[topic_filter]
-            self.checksum = (self.checksum - wish_hash(topic_filter, known)) & _MASK
+            self._checksum = (self._checksum - wish_hash(topic_filter, known)) & _MASK
         self._changes.append(pack_wish(topic_filter, wanted, persistent))
 
     def apply_changes(self, changes: list[InterestChange]) -> None:
@@ -123,6 +125,7 @@ class InterestTable:
             self.version += 1
             frames.append(pack_interest_delta(self.incarnation, self.version, wishes))
         self._changes = []
+        self.checksum = self._checksum
         return frames
 
     def snapshot(self) -> list[bytes]:
@@ -173,8 +176,8 @@ class InterestTable:
         if snapshot.part == 0:
             peer.parts = {}
             peer.next_part = 0
-            peer.parts_version = snapshot.version
-        if snapshot.part != peer.next_part or snapshot.version != peer.parts_version:
+            peer.parts_of = (snapshot.incarnation, snapshot.version)
+        if snapshot.part != peer.next_part or (snapshot.incarnation, snapshot.version) != peer.parts_of:
             # A part was lost; the next heartbeat shows that the snapshot is still missing.
             return False
         peer.next_part += 1
@@ -217,7 +220,8 @@ class InterestTable:
             count += len(peer.filters)
             assert peer.checksum == _sum(peer.filters)
         assert count == len(self._tree)
-        assert self.checksum == _sum(self._own)
+        assert self._checksum == _sum(self._own)
+        assert self._changes or self.checksum == self._checksum
 
     def _peer(self, node: str) -> PeerInterest:
         peer = self._peers.get(node)

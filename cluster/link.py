@@ -38,7 +38,8 @@ from mypy_extensions import i64
 
 from broker.core.effects import Ticket
 from broker.core.message import Message
-from cluster.frames import FRAME_BYTES_MAX, MESSAGE_OVERHEAD_BYTES, Forwards, pack_forwards, pack_message
+from cluster.forwards import MESSAGE_OVERHEAD_BYTES, Forwards, pack_forwards, pack_message
+from cluster.frames import FRAME_BYTES_MAX
 
 # Returned by the receiver's acknowledgements; 8 MiB is 0.1 s of a 640 Mbit/s stream.
 WINDOW_BYTES_MAX: Final = 8 * 1024 * 1024
@@ -319,26 +320,29 @@ class IncomingLink:
         self.position_due = True
 
     def receive(self, forwards: Forwards, now: float) -> list[Message]:
-        """Take a frame; return the messages that are new, in order."""
+        """Take a frame; return the messages that are new, in order. FrameError if they can't be read."""
         if forwards.session != self.session:
             self.stale += 1
             return []
         first = forwards.first
-        if forwards.start:
-            self.waiting_for_start = False
+        if not forwards.start:
+            if self.waiting_for_start:
+                self.stale += 1
+                return []
             if first > self.position + 1:
-                if forwards.gap:
-                    self.gaps += 1
-                self.position = first - 1
-                self.commit_due = True
-        elif self.waiting_for_start:
-            self.stale += 1
-            return []
-        if first > self.position + 1:
-            self.waiting_for_start = True
-            self.position_due = True
-            return []
+                self.waiting_for_start = True
+                self.position_due = True
+                return []
+        # What can't be read would be as unreadable when it is sent again at once. It is asked for again, like a START
+        # that was lost, no more often than once a heartbeat.
+        self.waiting_for_start = True
         messages = forwards.messages(self.sender, now)
+        self.waiting_for_start = False
+        if first > self.position + 1:
+            if forwards.gap:
+                self.gaps += 1
+            self.position = first - 1
+            self.commit_due = True
         self.ack_due = True
         known = self.position + 1 - first
         if known > 0:

@@ -9,8 +9,8 @@ How to drive it: create it after `QueueOwner.recover`; hand in everything that h
 `to_listeners`. Every acknowledgement is in the last two.
 """
 
-import math
-from typing import final
+from collections import deque
+from typing import Final, final
 
 from broker.core.effects import Effects, Ticket
 from broker.core.events import Event
@@ -20,6 +20,9 @@ from broker.core.storage import WriteBatch
 from cluster.commands import MeshCommand, MeshInput
 from cluster.joining import JoinResult
 from cluster.mesh import MemberView, Mesh
+
+# How long it takes at most to notice that a listener is not behind any more, but stalls.
+BEHIND_S: Final = 0.1
 
 
 @final
@@ -50,6 +53,10 @@ class NodeCore:
         self.mesh = mesh
         # Tickets that a full link refused: the owner answers them at the next tick, which is due at once.
         self._refused: list[Ticket] = []
+        # What peers forwarded while a listener was behind. It is not received yet and so not acknowledged: the links'
+        # windows bound it, and hold back the peers. It must not wait in the sockets, where the answers of the
+        # handshake and the heartbeats are, too.
+        self._held: deque[MeshInput] = deque()
         self._now = 0.0
         for topic_filter, persistent in owner.local_interest():
             mesh.interest.change(topic_filter, True, persistent)
@@ -61,8 +68,10 @@ class NodeCore:
 
     def receive_input(self, happened: MeshInput, now: float) -> None:
         """Take one input from the transport."""
-        mesh = self.mesh
-        mesh.receive(happened, now)
+        if self.mesh.is_bulk(happened) and (self._held or self.owner.is_behind(now)):
+            self._held.append(happened)
+            return
+        self.mesh.receive(happened, now)
         self._collect(now)
 
     def tick(self, now: float) -> None:
@@ -73,15 +82,22 @@ class NodeCore:
             self._refused = []
             for ticket in refused:
                 self.owner.forward_refused(ticket, now)
+        while self._held and not self.owner.is_behind(now):
+            self.mesh.receive(self._held.popleft(), now)
+            self._collect(now)
         self.mesh.tick(now)
         self._collect(now)
         self.owner.tick(now)
 
     def next_deadline(self) -> float:
-        """Return when `tick` has something to do; infinity if never, the past if now."""
+        """Return when `tick` has something to do; infinity if never, 0.0 if now."""
         if self._refused:
-            return -math.inf
-        return min(self.owner.next_deadline(), self.mesh.next_deadline())
+            return 0.0
+        deadline = min(self.owner.next_deadline(), self.mesh.next_deadline())
+        if self._held:
+            # Credit makes a turn by itself; a listener that stalls makes none.
+            deadline = min(deadline, self._now + BEHIND_S)
+        return deadline
 
     def join(self, node: str, address: str, now: float) -> None:
         """Begin to join the cluster of `node` at host:port."""
@@ -121,8 +137,7 @@ class NodeCore:
         self._now = now
         mesh = self.mesh
         owner = self.owner
-        if mesh.routes_changed:
-            mesh.routes_changed = False
+        if mesh.take_routes_changed():
             owner.interest_changed()
         for message in mesh.take_messages():
             owner.receive_forwarded(message, now)

@@ -13,6 +13,10 @@ How it works
 - libzmq gives up for good on a connection that was refused with 400, and reconnects after every other failure. The
   mesh hears `PeerRefused` and decides when to connect anew.
 - The bulk DEALER is made anew with every control connection, so that nothing of an older one is left in it.
+- A large message must pass through a slow network, and counts as no sign of life before it is whole. So ZeroMQ's own
+  heartbeats guard the control connections alone; what is dead of the others TCP finds out, or the link does.
+- An I/O thread stands still while it looks up a host name, and answers nothing meanwhile. So the connections to one
+  member don't share a thread with those to the next, nor with what members connect to.
 - Nothing blocks. What a full socket doesn't take is counted and lost; heartbeats and links repair it.
 
 Create it in the process that uses it, never before a fork: ZeroMQ's threads don't follow.
@@ -58,6 +62,17 @@ RECONNECT_MAX_MS: Final = 1000
 # What may still leave when the node stops: the last acknowledgements.
 LINGER_MS: Final = 200
 
+# What was sent and is not acknowledged by the other machine for so long ends a connection.
+TCP_SILENCE_MS: Final = 15_000
+TCP_IDLE_S: Final = 15
+TCP_PROBE_S: Final = 5
+
+# One thread for the ROUTER, the others for the DEALERs to members in turn.
+IO_THREADS: Final = 4
+
+# Connections begin and end rarely: under load it is enough to look so often.
+WATCH_S: Final = 0.01
+
 # The links and the mesh bound what is under way; these are the backstop. A pipe holds frames, not bytes.
 CONTROL_FRAMES_MAX: Final = 20_000
 BULK_FRAMES_MAX: Final = 4_096
@@ -65,7 +80,10 @@ BULK_FRAMES_MAX: Final = 4_096
 # A busy node may miss one handshake; a node with another cookie fails them all. 3 * 2 s are within the 10 s in which
 # `cluster join` has to say so.
 HANDSHAKE_FAILURES_MAX: Final = 3
-HANDSHAKE_REFUSED: Final = "handshake refused: different cookie, or not a zvmq cluster port"
+# The first words are promised to users; the name is part of the key that is expected over there.
+HANDSHAKE_REFUSED: Final = (
+    "handshake refused: different cookie, or not a zvmq cluster port, or the node there has another name"
+)
 
 _HANDSHAKE_FAILED: Final = int(
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
@@ -119,8 +137,9 @@ class _Outgoing:
 class _Peer:
     """The connections to one member; both are None after a refusal."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, thread: int) -> None:
         self.address = address
+        self.thread = thread
         self.control: _Outgoing | None = None
         self.bulk: _Outgoing | None = None
         self.connected = False
@@ -166,6 +185,7 @@ class MeshTransport:
         self._peers: dict[str, _Peer] = {}
         self._join: _Join | None = None
         self._inputs: list[MeshInput] = []
+        self._watched_at = 0.0
         self._handlers: dict[type, Callable[[Any], None]] = {
             ConnectPeer: self._connect_peer,
             DisconnectPeer: self._disconnect_peer,
@@ -179,7 +199,7 @@ class MeshTransport:
             CloseJoin: self._close_join,
         }
         # A context of its own: ZAP is one a context, and this one is the mesh's alone.
-        self._context: zmq.Context[Socket] = zmq.Context()
+        self._context: zmq.Context[Socket] = zmq.Context(IO_THREADS)
         self._zap: Socket = self._context.socket(zmq.REP)
         self._zap.setsockopt(zmq.LINGER, 0)
         self._zap.bind(ZAP_ENDPOINT)
@@ -199,28 +219,19 @@ class MeshTransport:
 
     def receive(self, limit: int) -> list[MeshInput]:
         """Return what happened since, at most about `limit` frames. Call it when any of `sockets` is readable."""
-        self._answer_zap()
-        for node, peer in list(self._peers.items()):
-            self._watch_peer(node, peer)
-        self._watch_join()
+        frames = self._receive_frames(limit)
+        now = time.monotonic()
+        if not frames or now - self._watched_at >= WATCH_S:
+            self._watched_at = now
+            self._answer_zap()
+            for node, peer in list(self._peers.items()):
+                self._watch_peer(node, peer)
+            self._watch_join()
+        if not self._inputs:
+            return frames
         inputs = self._inputs
         self._inputs = []
-        router = self._router
-        for _ in range(limit):
-            try:
-                # The envelope is the ROUTER's routing id; only the frame behind it carries the User-Id.
-                connection = router.recv(zmq.NOBLOCK)
-            except zmq.Again:
-                break
-            parts = [router.recv(zmq.NOBLOCK, copy=False)]
-            while parts[-1].more:
-                parts.append(router.recv(zmq.NOBLOCK, copy=False))
-            if len(parts) != 1:
-                self._count("mesh_frames_malformed")
-                continue
-            user = parts[0].get("User-Id")
-            assert isinstance(user, str) and user, "ZAP admitted a connection without a name"
-            inputs.append(FrameReceived(user, connection, parts[0].bytes))
+        inputs.extend(frames)
         return inputs
 
     def execute(self, commands: list[MeshCommand]) -> None:
@@ -252,6 +263,7 @@ class MeshTransport:
         router.setsockopt(zmq.ROUTER_MANDATORY, 1)
         router.setsockopt(zmq.ROUTER_HANDOVER, 0)
         router.setsockopt(zmq.IPV6, 1 if ":" in host else 0)
+        router.setsockopt(zmq.AFFINITY, 1)
         self._set_common(router, CONTROL_FRAMES_MAX)
         try:
             router.bind(endpoint)
@@ -262,7 +274,7 @@ class MeshTransport:
             raise BindError(f"can't listen for the cluster on {host}:{port}: {error.strerror}") from None
         return router
 
-    def _make_dealer(self, label: str, node: str, address: str, immediate: bool, frames_max: int) -> _Outgoing:
+    def _make_dealer(self, label: str, node: str, address: str, thread: int, bulk: bool = False) -> _Outgoing:
         """Connect to `node` with the pair of `label`; raise ZMQError for an address that can't be one."""
         dealer: Socket = self._context.socket(zmq.DEALER)
         public, secret = self._keys.pair(label)
@@ -272,9 +284,17 @@ class MeshTransport:
         dealer.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
         dealer.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
         dealer.setsockopt(zmq.CONNECT_TIMEOUT, CONNECT_TIMEOUT_MS)
-        dealer.setsockopt(zmq.IMMEDIATE, 1 if immediate else 0)
         dealer.setsockopt(zmq.IPV6, 1 if address.startswith("[") else 0)
-        self._set_common(dealer, frames_max)
+        dealer.setsockopt(zmq.AFFINITY, 1 << thread)
+        if bulk:
+            # What is sent before its handshake is done waits in it.
+            self._set_common(dealer, BULK_FRAMES_MAX)
+        else:
+            dealer.setsockopt(zmq.IMMEDIATE, 1)
+            self._set_common(dealer, CONTROL_FRAMES_MAX)
+            dealer.setsockopt(zmq.HEARTBEAT_IVL, self._heartbeat_ms)
+            dealer.setsockopt(zmq.HEARTBEAT_TIMEOUT, 2 * self._heartbeat_ms)
+            dealer.setsockopt(zmq.HEARTBEAT_TTL, 5 * self._heartbeat_ms)
         outgoing = _Outgoing(dealer)
         self.changes += 1
         try:
@@ -284,16 +304,42 @@ class MeshTransport:
             raise
         return outgoing
 
+    def _thread(self) -> int:
+        """Choose an I/O thread, never the ROUTER's, for the connections to one more node."""
+        used = [peer.thread for peer in self._peers.values()]
+        return min(range(1, IO_THREADS), key=used.count)
+
     def _set_common(self, socket: Socket, frames_max: int) -> None:
         socket.setsockopt(zmq.LINGER, LINGER_MS)
         socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_TIMEOUT_MS)
         socket.setsockopt(zmq.MAXMSGSIZE, ANY_FRAME_BYTES_MAX)
         socket.setsockopt(zmq.SNDHWM, frames_max)
         socket.setsockopt(zmq.RCVHWM, frames_max)
-        socket.setsockopt(zmq.HEARTBEAT_IVL, self._heartbeat_ms)
-        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 2 * self._heartbeat_ms)
-        socket.setsockopt(zmq.HEARTBEAT_TTL, 5 * self._heartbeat_ms)
         socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+        socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, TCP_IDLE_S)
+        socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, TCP_PROBE_S)
+        socket.setsockopt(zmq.TCP_MAXRT, TCP_SILENCE_MS)
+
+    def _receive_frames(self, limit: int) -> list[MeshInput]:
+        """Return what others sent on the connections that they opened."""
+        inputs: list[MeshInput] = []
+        router = self._router
+        for _ in range(limit):
+            try:
+                # The envelope is the ROUTER's routing id; only the frame behind it carries the User-Id.
+                connection = router.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            parts = [router.recv(zmq.NOBLOCK, copy=False)]
+            while parts[-1].more:
+                parts.append(router.recv(zmq.NOBLOCK, copy=False))
+            if len(parts) != 1:
+                self._count("mesh_frames_malformed")
+                continue
+            user = parts[0].get("User-Id")
+            assert isinstance(user, str) and user, "ZAP admitted a connection without a name"
+            inputs.append(FrameReceived(user, connection, parts[0].bytes))
+        return inputs
 
     def _answer_zap(self) -> None:
         while True:
@@ -326,8 +372,7 @@ class MeshTransport:
                 if peer.bulk is not None:
                     peer.bulk.close()
                 peer.connected = True
-                # What is sent before its handshake is done waits in it.
-                peer.bulk = self._make_dealer(self.name, node, peer.address, False, BULK_FRAMES_MAX)
+                peer.bulk = self._make_dealer(self.name, node, peer.address, peer.thread, bulk=True)
                 self._inputs.append(PeerConnected(node))
             elif event == zmq.EVENT_DISCONNECTED and peer.connected:
                 peer.connected = False
@@ -407,12 +452,13 @@ class MeshTransport:
 
     def _connect_peer(self, command: ConnectPeer) -> None:
         peer = self._peers.get(command.node)
-        if peer is not None:
-            peer.close()
-        peer = _Peer(command.address)
-        self._peers[command.node] = peer
+        if peer is None:
+            peer = _Peer(command.address, self._thread())
+            self._peers[command.node] = peer
+        peer.close()
+        peer.address = command.address
         try:
-            peer.control = self._make_dealer(self.name, command.node, command.address, True, CONTROL_FRAMES_MAX)
+            peer.control = self._make_dealer(self.name, command.node, command.address, peer.thread)
         except zmq.ZMQError:
             # An address that can't be one now may be put right by the member's next Hello.
             self._inputs.append(PeerRefused(command.node))
@@ -457,7 +503,7 @@ class MeshTransport:
     def _open_join(self, command: OpenJoin) -> None:
         self._close_join(CloseJoin())
         try:
-            dealer = self._make_dealer(JOIN, command.node, command.address, True, CONTROL_FRAMES_MAX)
+            dealer = self._make_dealer(JOIN, command.node, command.address, self._thread())
         except zmq.ZMQError as error:
             self._inputs.append(JoinFailed("invalid", f"not an address: {error.strerror}"))
             return

@@ -212,6 +212,7 @@ class OwnerProcess:
             if verbose:
                 row["State"] = member.state
                 row["Address"] = member.address
+                row["Link lag (bytes)"] = member.link_bytes_pending
             rows.append(row)
         return {"type": "table", "table": rows}
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import nodes
 import pytest
-from nodes import COOKIE, Node, wait_whole
+from nodes import COOKIE, Node, start_all, wait_whole
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -51,9 +51,7 @@ def three(make_node: Callable[..., Node]) -> list[Node]:
     listed = ", ".join(member.discovery_node for member in members)
     for member in members:
         member.settings.append(f"cluster.discovery=[{listed}]")
-        member.launch()
-    for member in members:
-        member.wait_ready()
+    start_all(members)
     wait_whole(members)
     return members
 

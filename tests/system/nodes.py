@@ -47,11 +47,20 @@ def free_port(host: str = "127.0.0.1") -> int:
     """Return a port of `host` that nobody listens on, another one at each call."""
     for number in itertools.islice(_next_port, len(_PORTS)):
         port = _PORTS[number % len(_PORTS)]
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
+        if port_is_free(host, port):
             return port
     raise OSError(f"no free port on {host}")
+
+
+def port_is_free(host: str, port: int) -> bool:
+    """Whether nobody listens on a port of `host`."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
 
 
 def free_address(host: str = "127.0.0.1") -> str:
@@ -248,6 +257,15 @@ class Node:
         """Join the cluster of another node."""
         joined = self.admin("cluster", "join", f"discovery-node={other.discovery_node}")
         assert (joined.returncode, joined.stdout, joined.stderr) == (0, "Done\n", "")
+
+
+def start_all(nodes: Iterable[Node]) -> None:
+    """Start nodes at once and wait until each is ready."""
+    nodes = list(nodes)
+    for node in nodes:
+        node.launch()
+    for node in nodes:
+        node.wait_ready()
 
 
 def wait_whole(nodes: Iterable[Node], limit_s: float = LIMIT_S) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from clients import V4, V5, Client, accepts
-from nodes import BROKER, LIMIT_S, STOP_LIMIT_S, Node, environment, wait_until
+from nodes import BROKER, LIMIT_S, STOP_LIMIT_S, Node, environment, port_is_free, wait_until
 
 SOCKET_PATH_BYTES_MAX = 107
 
@@ -27,20 +27,9 @@ def start_refused(directory: Path, *settings: str) -> tuple[int, str]:
     return ended.returncode, ended.stderr
 
 
-def taken(port: int) -> bool:
-    """Whether somebody listens on a port of 127.0.0.1."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return True
-    return False
-
-
 @pytest.mark.parametrize("version", [V4, V5], ids=["v3.1.1", "v5"])
 def test_without_any_configuration(make_node: Callable[..., Node], version: int) -> None:
-    if taken(1883):
+    if not port_is_free("127.0.0.1", 1883):
         pytest.skip("port 1883 of 127.0.0.1 is taken, by a lab or by mosquitto")
     node = make_node()
     node.settings = []

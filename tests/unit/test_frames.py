@@ -1,11 +1,15 @@
 """cluster.frames: what is packed is unpacked, and every shorter or stranger frame is a FrameError."""
 
+from dataclasses import replace
+
 import pytest
+import recorded_frames
 from librt.strings import BytesWriter
 
 from broker.core.message import Message
-from cluster import frames
-from cluster.frames import Forwards, FrameError
+from cluster import forwards, frames
+from cluster.forwards import Forwards
+from cluster.frames import FrameError
 from cluster.membership import Member, State
 
 STORE = bytes(range(16))
@@ -14,7 +18,7 @@ HELLO = frames.Hello(
     "nöde1@a", STORE, 1 << 20, 7 << 32 | 1, 99, b"c" * 16, "10.0.0.1:44053", 1, 3, True, False, 7, 2**64 - 1, 5
 )
 MEMBERS = [
-    Member("a@a", STORE, 2**63, "10.0.0.1:1", State.ALIVE),
+    Member("a@a", STORE, 2**63 - 1, "10.0.0.1:1", State.ALIVE),
     Member("b@b", OTHER, 3, "[::1]:2", State.LEAVING),
 ]
 REMOVED = [("x@x", OTHER)]
@@ -49,6 +53,7 @@ TABLE = [
     (frames.pack_positions(2**64 - 1, 5), frames.unpack_position, frames.Position(2**64 - 1, 5)),
     (frames.pack_link_ack(1, 5), frames.unpack_position, frames.Position(1, 5)),
 ]
+# Their recordings stand in the order of this table.
 
 
 @pytest.mark.parametrize(("frame", "unpack", "value"), TABLE, ids=[type(row[2]).__name__ for row in TABLE])
@@ -76,11 +81,87 @@ def test_malformed_text_and_states_are_refused():
         frames.read_member(frames.Reader(frames.pack_member(MEMBERS[0]).replace(b"\0\0\x0a10", b"\x09\0\x0a10"), 0))
 
 
+def test_numbers_that_could_not_be_counted_on_are_refused():
+    for frame, unpack, _ in TABLE:
+        numbers = {
+            frames.unpack_hello: HELLO.incarnation,
+            frames.unpack_members: 2**63 - 1,
+            frames.unpack_welcome: 2**63 - 1,
+            frames.unpack_interest_delta: 2,
+            frames.unpack_interest_snapshot: 2,
+            frames.unpack_position: 5,
+        }
+        if unpack in numbers:
+            assert unpack(frame)
+            with pytest.raises(FrameError, match="out of range"):
+                unpack(frame.replace(numbers[unpack].to_bytes(8, "big"), (2**63).to_bytes(8, "big"), 1))
+    with pytest.raises(FrameError, match="out of range"):
+        Forwards(forwards.pack_forwards(1, 2**63, 0, 0, True, False, b""))
+
+
+@pytest.mark.parametrize("name", ["", "join", "@h", "a@", "a b@h", "a@h\n", "a@h\0", "a@" + "h" * 254])
+def test_what_is_no_node_name_is_refused_wherever_it_stands(name):
+    hello = replace(HELLO, name=name)
+    member = replace(MEMBERS[0], name=name)
+    for frame, unpack in (
+        (frames.pack_hello(hello), frames.unpack_hello),
+        (frames.pack_members([member], []), frames.unpack_members),
+        (frames.pack_members([], [(name, STORE)]), frames.unpack_members),
+        (frames.pack_welcome(frames.Welcome(b"c", [], [], [name])), frames.unpack_welcome),
+    ):
+        with pytest.raises(FrameError, match="no node name"):
+            unpack(frame)
+
+
+@pytest.mark.parametrize("address", ["", "h", "h:", ":1", "h:x", "h\0:1", "h" * 300 + ":1"])
+def test_what_is_no_address_is_refused(address):
+    with pytest.raises(FrameError, match="no address"):
+        frames.unpack_hello(frames.pack_hello(replace(HELLO, address=address)))
+    with pytest.raises(FrameError, match="no address"):
+        frames.unpack_members(frames.pack_members([replace(MEMBERS[0], address=address)], []))
+
+
+@pytest.mark.parametrize("topic_filter", [b"", b"a#", b"a/#/b", b"a\0", b"\xff", b"/" * 200])
+def test_a_wish_for_what_is_no_filter_is_refused(topic_filter):
+    with pytest.raises(FrameError, match="no topic filter"):
+        frames.unpack_interest_delta(frames.pack_interest_delta(1, 1, [frames.pack_wish(topic_filter, True, True)]))
+
+
+def test_a_message_without_a_topic_is_refused():
+    with pytest.raises(FrameError):
+        Forwards(pack([Message(b"", b"p", b"", 0, False, 0.0, "c", STORE, 0)])).messages(STORE, 0.0)
+
+
+def test_the_recorded_frames_of_every_version_are_read():
+    """Reason: nodes of different versions run side by side while a cluster is upgraded."""
+    recorded = {}
+    for number, (name, text) in enumerate(recorded_frames.VERSION_1):
+        frame = bytes.fromhex(text)
+        assert frame[0] == 1
+        recorded[frame[1]] = name
+        if number < len(TABLE):
+            packed, unpack, value = TABLE[number]
+            assert unpack(frame) == value, name
+            assert frames.FRAME_VERSION != 1 or frame == packed, f"{name} is packed differently under the same version"
+    assert sorted(recorded) == sorted(frames.FrameType)
+    assert recorded == {int(kind): kind.name for kind in frames.FrameType}
+
+
+def test_the_recorded_messages_are_read():
+    frame = bytes.fromhex(dict(recorded_frames.VERSION_1)["FORWARDS"])
+    read = Forwards(frame)
+    assert (read.session, read.first, read.age_ms, read.start, read.gap) == (5, 11, 7, True, False)
+    assert [fields(message) for message in read.messages(STORE, 100.007)] == [
+        fields(each) for each in RECORDED_MESSAGES
+    ]
+    assert frame == pack(RECORDED_MESSAGES, 100.0, 7)
+
+
 def pack(messages, now=100.0, age_ms=0):
     writer = BytesWriter()
     for message in messages:
-        frames.pack_message(writer, message, message.publisher.encode(), STORE, now)
-    return frames.pack_forwards(5, 11, len(messages), age_ms, True, False, writer.getvalue())
+        forwards.pack_message(writer, message, message.publisher.encode(), STORE, now)
+    return forwards.pack_forwards(5, 11, len(messages), age_ms, True, False, writer.getvalue())
 
 
 def fields(message):
@@ -97,6 +178,11 @@ def fields(message):
     )
 
 
+RECORDED_MESSAGES = [
+    Message(b"a/b", b"hi", b"", 0, False, 0.0, "", STORE, 0),
+    Message(b"a/b", b"", b"\x01\x00", 1, True, 0.0, "client", STORE, 2**62),
+    Message("t/ü".encode(), b"payload", b"", 2, False, 160.0, "ü", OTHER, 1),
+]
 MESSAGES = [
     Message(b"a/b", b"hi", b"", 0, False, 0.0, "", STORE, 0),
     Message(b"a/b", b"", b"\x01\x00", 1, True, 0.0, "client", STORE, 2**62),

@@ -5,7 +5,8 @@ import random
 from broker.core.effects import Ticket
 from broker.core.message import Message
 from cluster import link as link_module
-from cluster.frames import FRAME_BYTES_MAX, Forwards
+from cluster.forwards import Forwards
+from cluster.frames import FRAME_BYTES_MAX
 from cluster.link import (
     FRAMES_IN_FLIGHT_MAX,
     MEMORY_BYTES_MAX,

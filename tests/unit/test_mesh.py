@@ -1,237 +1,22 @@
-"""cluster.mesh, joining and node: meshes on a network in memory, without sockets or waiting."""
+"""cluster.mesh, its parts, and node: what members make of each other, without sockets or waiting."""
 
 import itertools
 import math
 import random
 
 import pytest
+from librt.strings import BytesWriter
+from mesh_network import TIMEOUT_S, Network, cluster, message, payloads
 
-from broker.core.effects import InterestChange, Ticket
-from broker.core.message import Message
+from broker.core.effects import Ticket
 from broker.core.owner import OwnerSettings, QueueOwner
-from broker.core.storage import MemoryStorage, WriteBatch, next_incarnation
+from broker.core.storage import MemoryStorage, WriteBatch
 from cluster import commands as say
-from cluster import frames
-from cluster.joining import JOIN_TIMEOUT_S
+from cluster import forwards, frames
+from cluster.admission import INVITATIONS_MAX
 from cluster.keys import JOIN
 from cluster.mesh import Mesh, MeshSettings
 from cluster.node import NodeCore
-
-TIMEOUT_S = 5.0
-
-
-class Node:
-    """One mesh with its store, and what its application saw."""
-
-    def __init__(self, network, name, discovery=(), storage=None):
-        self.network = network
-        self.name = name
-        self.storage = storage or MemoryStorage()
-        self.store_id = name.encode().ljust(16, b".")
-        self.discovery = discovery
-        self.down = True
-        self.connections = {}
-
-    def start(self, address=""):
-        self.down = False
-        settings = MeshSettings(
-            self.name, address or f"{self.name}:1", TIMEOUT_S, tuple((node, f"{node}:1") for node in self.discovery)
-        )
-        cluster_id = b"cluster of " + self.name.encode()
-        now = self.network.now
-        self.mesh = Mesh(settings, self.storage, self.store_id, next_incarnation(self.storage), cluster_id, now)
-        self.admitted = set()
-        self.connected = set()
-        self.wanted = {}
-        self.join = None
-        self.received = []
-        self.acknowledged = []
-        self.notes = []
-        self.life = next(self.network.lives)
-
-    def wish(self, topic_filter, wanted=True, persistent=False):
-        self.mesh.change_interest([InterestChange(topic_filter, wanted, persistent)])
-
-    def running(self):
-        return [view.name for view in self.mesh.members_view() if view.running]
-
-
-class Network:
-    """Delivers in order per connection, after delays drawn from one seed."""
-
-    def __init__(self, seed=0):
-        self.rng = random.Random(seed)
-        self.now = 100.0
-        self.nodes = {}
-        self.events = []
-        self.order = itertools.count()
-        self.lives = itertools.count(1)
-        self.cut = set()
-        self.last_arrival = {}
-        self.lose = lambda command: False
-
-    def add(self, name, discovery=(), start=True):
-        node = Node(self, name, discovery)
-        self.nodes[name] = node
-        if start:
-            node.start()
-        return node
-
-    def kill(self, name):
-        node = self.nodes[name]
-        node.down = True
-        node.storage = node.storage.survivor()
-        for other in self.nodes.values():
-            if not other.down and name in other.connected:
-                other.connected.discard(name)
-                self.later(other, say.PeerDisconnected(name))
-            if not other.down and other.join == name:
-                self.later(other, say.JoinFailed("disconnected", "closed"))
-
-    def later(self, node, happened, lane=None):
-        """Schedule an input; inputs of one lane keep their order."""
-        at = self.now + self.rng.uniform(0.0005, 0.02)
-        if lane is not None:
-            at = max(at, self.last_arrival.get(lane, 0.0))
-            self.last_arrival[lane] = at
-        self.events.append((at, next(self.order), node.name, node.life, happened))
-        self.events.sort(key=lambda event: event[:2])
-
-    def reachable(self, one, other):
-        return not self.nodes[other].down and frozenset((one, other)) not in self.cut
-
-    def execute(self, node, command):
-        if self.lose(command):
-            return
-        name = node.name
-        if isinstance(command, say.Admit):
-            node.admitted.add(command.node)
-        elif isinstance(command, say.Revoke):
-            node.admitted.discard(command.node)
-        elif isinstance(command, say.ConnectPeer):
-            node.wanted[command.node] = command.address
-            node.connected.discard(command.node)
-        elif isinstance(command, say.DisconnectPeer):
-            node.wanted.pop(command.node, None)
-            node.connected.discard(command.node)
-        elif isinstance(command, (say.SendControl, say.SendBulk)):
-            if command.node in node.connected and self.reachable(name, command.node):
-                peer = self.nodes[command.node]
-                kind = type(command).__name__
-                connection = f"{name}/{node.life}/{node.connections.get(command.node, 0)}/{kind}".encode()
-                self.later(peer, say.FrameReceived(name, connection, command.frame), (name, command.node, kind))
-        elif isinstance(command, say.OpenJoin):
-            node.join = command.node
-            target = self.nodes.get(command.node)
-            if target is None or not self.reachable(name, command.node):
-                self.later(node, say.JoinFailed("refused", "the TCP connection was refused"))
-            else:
-                self.later(node, say.PeerConnected(JOIN))
-        elif isinstance(command, say.SendJoin):
-            if node.join and self.reachable(name, node.join):
-                connection = f"join/{name}/{node.life}/{node.join}".encode()
-                self.later(self.nodes[node.join], say.FrameReceived(JOIN, connection, command.frame))
-        elif isinstance(command, say.CloseJoin):
-            node.join = None
-        elif isinstance(command, say.Reply):
-            self.reply(node, command)
-
-    def reply(self, node, command):
-        parts = command.connection.decode().split("/")
-        if parts[0] == "join":
-            asking = self.nodes[parts[1]]
-            if not asking.down and asking.join == node.name and self.reachable(node.name, asking.name):
-                self.later(asking, say.FrameReceived(JOIN, b"", command.frame))
-        elif self.reachable(node.name, parts[0]):
-            self.later(self.nodes[parts[0]], say.FrameReceived(node.name, b"", command.frame))
-
-    def dial(self, node):
-        """Do what the transport does by itself: connect what is wanted, notice what is gone."""
-        for peer in list(node.wanted):
-            if peer in node.connected:
-                if not self.reachable(node.name, peer):
-                    node.connected.discard(peer)
-                    self.later(node, say.PeerDisconnected(peer), (node.name, peer, "watch"))
-            elif self.reachable(node.name, peer):
-                if node.name in self.nodes[peer].admitted:
-                    node.connected.add(peer)
-                    node.connections = {**getattr(node, "connections", {}), peer: next(self.order)}
-                    self.later(node, say.PeerConnected(peer), (node.name, peer, "watch"))
-                else:
-                    del node.wanted[peer]
-                    self.later(node, say.PeerRefused(peer), (node.name, peer, "watch"))
-
-    def turn(self, node):
-        node.mesh.tick(self.now)
-        batch = WriteBatch()
-        commands = node.mesh.flush(batch, self.now)
-        node.received += node.mesh.take_messages()
-        node.acknowledged += node.mesh.take_acknowledged()
-        node.notes += node.mesh.take_notes()
-        node.storage.commit(batch)
-        for command in commands:
-            self.execute(node, command)
-        node.mesh.validate()
-
-    def run(self, seconds, until=lambda: False):
-        """Let time pass; return whether `until` came true."""
-        end = self.now + seconds
-        while self.now < end:
-            if until():
-                return True
-            for node in self.nodes.values():
-                if not node.down:
-                    self.turn(node)
-                    self.dial(node)
-            self.now += 0.01
-            while self.events and self.events[0][0] <= self.now:
-                _, _, name, life, happened = self.events.pop(0)
-                node = self.nodes[name]
-                if not node.down and node.life == life:
-                    node.mesh.receive(happened, self.now)
-                    node.received += node.mesh.take_messages()
-                    node.acknowledged += node.mesh.take_acknowledged()
-        return until()
-
-    def one_cluster(self):
-        """Say whether all nodes are in one cluster and everybody hears everybody."""
-        up = [node for node in self.nodes.values() if not node.down]
-        names = sorted(node.name for node in up)
-        return len({node.mesh.cluster_id for node in up}) == 1 and all(node.running() == names for node in up)
-
-    def join(self, joiner, target):
-        node = self.nodes[joiner]
-        node.mesh.join(target, f"{target}:1", self.now)
-        results = []
-
-        def decided():
-            result = node.mesh.take_join_result()
-            if result is not None:
-                results.append(result)
-            return bool(results)
-
-        assert self.run(JOIN_TIMEOUT_S + 1, decided), "the join has no outcome"
-        return results[0]
-
-
-def cluster(seed=0, count=3):
-    network = Network(seed)
-    names = [f"node{number}@h" for number in range(1, count + 1)]
-    for name in names:
-        network.add(name)
-    for name in names[1:]:
-        result = network.join(name, names[0])
-        assert result.joined, result.text
-    assert network.run(5, network.one_cluster)
-    return network, [network.nodes[name] for name in names]
-
-
-def message(payload=b"hi", qos=1, number=1):
-    return Message(b"a/b", payload, b"", qos, False, 0.0, "client", b"o" * 16, number)
-
-
-def payloads(node):
-    return [each.payload for each in node.received]
 
 
 def test_a_join_ends_when_the_member_can_send_and_receive_everything():
@@ -315,7 +100,7 @@ def test_the_join_key_carries_nothing_but_hello():
     for frame in (
         frames.pack_members([], [("node2@h", nodes[1].store_id)]),
         frames.pack_interest_delta(1, 1, [frames.pack_wish(b"#", True, True)]),
-        frames.pack_forwards(1, 1, 0, 0, True, False, b""),
+        forwards.pack_forwards(1, 1, 0, 0, True, False, b""),
         b"\x01",
         b"",
     ):
@@ -346,6 +131,174 @@ def test_malformed_frames_are_counted_and_change_nothing():
     assert mesh.counters()["frames_malformed"] >= 5
     mesh.validate()
     assert network.run(3, network.one_cluster)
+
+
+def test_a_malformed_frame_is_noted_once():
+    network, nodes = cluster(count=2)
+    connection = nodes[0].mesh.peers["node2@h"].connection
+    nodes[0].mesh.take_notes()
+    for _ in range(100):
+        nodes[0].mesh.receive(say.FrameReceived("node2@h", connection, b"\x01\x04"), network.now)
+    assert nodes[0].mesh.take_notes() == ["malformed frame from node2@h: short frame"]
+    assert nodes[0].mesh.counters()["frames_malformed"] == 100
+
+
+def every_frame(nodes):
+    """One frame of each kind, as the first of the nodes could send it to the second."""
+    mesh = nodes[0].mesh
+    link = mesh.peers["node2@h"].outgoing
+    own = mesh.membership.own()
+    members = [mesh.membership.members[name] for name in sorted(mesh.membership.members)]
+    hello = frames.Hello(
+        own.name, own.store_id, own.incarnation, link.session, 1, mesh.cluster_id, "a:1", 1, 1, False, True, 1, 0, 0
+    )
+    session = nodes[1].mesh.peers[own.name].outgoing.session
+    heartbeat = frames.Heartbeat(link.session, 2, 3, 1, 1, 5, 1, session, 1, True)
+    wishes = [frames.pack_wish(b"a/#", True, True), frames.pack_wish(b"b", False, False)]
+    writer = BytesWriter()
+    for each in (message(), message(b"", 0, 0)):
+        forwards.pack_message(writer, each, b"client", own.store_id, 0.0)
+    return [
+        frames.pack_hello(hello),
+        frames.pack_welcome(frames.Welcome(mesh.cluster_id, members, [("x@x", b"x" * 16)], [own.name])),
+        frames.pack_refused(frames.Refusal.FINAL, "no"),
+        frames.pack_heartbeat(heartbeat),
+        frames.pack_members(members, []),
+        frames.pack_interest_delta(1, 1, wishes),
+        frames.pack_interest_snapshot(1, 1, 0, True, wishes),
+        frames.pack_interest_request(),
+        frames.pack_positions(heartbeat.your_session, 0),
+        frames.pack_link_ack(heartbeat.your_session, 0),
+        forwards.pack_forwards(link.session, 1, 2, 0, True, False, writer.getvalue()),
+    ]
+
+
+def broken(rng, frame):
+    """A frame with some of its bytes changed, cut out or doubled; often with the numbers that hurt most."""
+    frame = bytearray(frame)
+    for _ in range(rng.randint(1, 4)):
+        at = rng.randrange(2, len(frame) + 1) if len(frame) > 2 else 0
+        size = rng.choice([1, 1, 2, 4, 8])
+        choice = rng.random()
+        if choice < 0.6:
+            frame[at : at + size] = rng.choice([b"\xff", b"\0", b"\x7f", rng.randbytes(1)]) * size
+        elif choice < 0.8:
+            del frame[at : at + size]
+        else:
+            frame[at:at] = frame[at : at + rng.randint(1, 40)]
+    return bytes(frame)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_frame_crashes_who_receives_it(seed):
+    rng = random.Random(seed)
+    network, nodes = cluster(seed, count=3)
+    mesh = nodes[1].mesh
+    whole = every_frame(nodes)
+    for _ in range(300):
+        node = rng.choice([JOIN, "node1@h", "node1@h", "node1@h", "nobody@h"])
+        connection = mesh.peers["node1@h"].connection if node == "node1@h" and "node1@h" in mesh.peers else b"join/x"
+        connection = rng.choice([b"", b"another", connection, connection, connection, connection])
+        mesh.receive(say.FrameReceived(node, connection, broken(rng, rng.choice(whole))), network.now)
+        if rng.random() < 0.2:
+            # What it made of the frame has to be packed, too.
+            mesh.tick(network.now)
+            for command in mesh.flush(WriteBatch(), network.now):
+                assert command != say.Revoke(JOIN)
+            network.now += 0.3
+    mesh.validate()
+    assert JOIN not in mesh.peers
+
+
+def test_the_largest_numbers_that_a_peer_may_say_can_be_counted_on():
+    network, nodes = cluster(count=2)
+    mesh = nodes[1].mesh
+    peer = mesh.peers["node1@h"]
+    largest = frames.NUMBER_MAX
+    own = mesh.membership.own()
+    rumour = frames.Member(own.name, own.store_id, largest, own.address, frames.State.DEAD)
+    ours = peer.outgoing.session
+    for frame in (
+        frames.pack_interest_snapshot(1, largest, 0, True, []),
+        frames.pack_heartbeat(frames.Heartbeat(2**64 - 1, 2**64 - 1, 2**64 - 1, 1, largest, 0, 0, ours, largest, True)),
+        frames.pack_members([rumour], []),
+        frames.pack_positions(ours, largest),
+        forwards.pack_forwards(peer.incoming.session, largest, 0, 0, True, False, b""),
+    ):
+        mesh.receive(say.FrameReceived("node1@h", peer.connection, frame), network.now)
+    assert mesh.forward("node1@h", message(), Ticket(1, 1, 0), network.now)
+    for _ in range(3):
+        network.now += TIMEOUT_S
+        mesh.tick(network.now)
+        assert mesh.flush(WriteBatch(), network.now)
+    assert mesh.counters()["frames_malformed"] == 0
+    assert mesh.membership.own().incarnation == largest + 1
+    mesh.validate()
+
+
+def test_a_node_that_calls_itself_join_can_not_take_the_join_key_away():
+    network = Network()
+    node = network.add("node1@h")
+    hello = frames.Hello("join", b"n" * 16, 1, 0, 0, b"x", "new@h:1", 1, 1, False, False, 1, 0, 0)
+    node.mesh.receive(say.FrameReceived(JOIN, b"join/node1@h/1/x", frames.pack_hello(hello)), network.now)
+    assert node.mesh.counters()["frames_malformed"] == 1
+    assert not node.mesh.flush(WriteBatch(), network.now)
+
+
+def test_invitations_are_bounded():
+    network = Network()
+    node = network.add("node1@h")
+    for number in range(INVITATIONS_MAX + 1):
+        hello = frames.Hello(f"n{number}@h", b"n" * 16, 1, 0, 0, b"x", "h:1", 1, 1, False, False, 1, 0, 0)
+        node.mesh.receive(say.FrameReceived(JOIN, b"%d" % number, frames.pack_hello(hello)), network.now)
+    replies = [each for each in node.mesh.flush(WriteBatch(), network.now) if isinstance(each, say.Reply)]
+    assert [each.frame[1] for each in replies] == [frames.FrameType.WELCOME] * INVITATIONS_MAX + [
+        frames.FrameType.REFUSED
+    ]
+    assert frames.unpack_refused(replies[-1].frame).reason == frames.Refusal.BUSY
+
+
+def test_forwards_that_can_not_be_read_are_not_asked_for_at_full_speed():
+    network, nodes = cluster(count=2)
+    network.run(1)
+    broken_ones = 0
+
+    def lose(command):
+        nonlocal broken_ones
+        if isinstance(command, say.SendBulk) and len(command.frame) > forwards.HEADER_BYTES:
+            broken_ones += 1
+            command = say.SendBulk(command.node, command.frame[:-1])
+            network.lose = lambda command: False
+            network.execute(nodes[0], command)
+            network.lose = lose
+            return True
+        return False
+
+    network.lose = lose
+    nodes[0].mesh.forward("node2@h", message(), Ticket(1, 1, 0), network.now)
+    network.run(10)
+    assert 2 <= broken_ones <= 11, "at most once a heartbeat"
+    network.lose = lambda command: False
+    assert network.run(5, lambda: len(nodes[0].acknowledged) == 1)
+    assert payloads(nodes[1]) == [b"hi"]
+
+
+def test_messages_and_their_acknowledgements_make_nothing_due():
+    """Reason: they come in every turn under load, and what is due costs something for every peer."""
+    network, nodes = cluster(count=2)
+    network.run(1)
+    nodes[0].mesh.forward("node2@h", message(), Ticket(1, 1, 0), network.now)
+    due = [node.mesh.next_deadline() for node in nodes]
+    for command in nodes[0].mesh.flush(WriteBatch(), network.now):
+        if isinstance(command, say.SendBulk):
+            nodes[1].mesh.receive(say.FrameReceived("node1@h", b"bulk", command.frame), network.now)
+    connection = nodes[0].mesh.peers["node2@h"].connection
+    for command in nodes[1].mesh.flush(WriteBatch(), network.now):
+        if isinstance(command, say.SendControl) and command.frame[1] == frames.FrameType.LINK_ACK:
+            nodes[0].mesh.receive(say.FrameReceived("node2@h", connection, command.frame), network.now)
+    assert len(nodes[0].mesh.take_acknowledged()) == len(nodes[1].mesh.take_messages()) == 1
+    assert [node.mesh.next_deadline() for node in nodes] == due
+    assert min(due) > network.now - 0.01
 
 
 def test_frames_of_an_old_connection_are_ignored():
@@ -435,6 +388,18 @@ def test_a_member_whose_invitation_was_lost_introduces_itself_again():
     assert network.run(20, network.one_cluster)
 
 
+def test_a_member_that_is_connected_but_not_known_introduces_itself_again():
+    """Reason: its key was admitted by an invitation that ended after its handshake, and nobody refuses the key."""
+    network = Network()
+    first, second = network.add("node1@h"), network.add("node2@h")
+    network.lose = lambda command: isinstance(command, say.SendControl)
+    second.mesh.join("node1@h", "node1@h:1", network.now)
+    assert network.run(25, lambda: "node2@h" not in first.admitted and "node1@h" in second.connected)
+    assert first.mesh.membership.alone()
+    network.lose = lambda command: False
+    assert network.run(20, network.one_cluster)
+
+
 def test_members_find_each_other_after_a_restart_of_all():
     network, nodes = cluster()
     for node in nodes:
@@ -456,6 +421,20 @@ def test_a_killed_node_is_not_running_after_the_timeout_and_is_again_when_back()
     nodes[2].start()
     assert network.run(3, network.one_cluster)
     assert network.run(3, lambda: len({node.mesh.membership.digest() for node in nodes}) == 1)
+
+
+def test_a_node_that_is_called_only_when_something_is_due_declares_death_in_time():
+    network, nodes = cluster(count=2)
+    mesh = nodes[0].mesh
+    mesh.receive(say.PeerDisconnected("node2@h"), network.now)
+    end = network.now + TIMEOUT_S
+    while nodes[0].running() == ["node1@h", "node2@h"]:
+        mesh.tick(network.now)
+        assert mesh.next_deadline() > network.now
+        network.now = mesh.next_deadline()
+    assert network.now == math.inf
+    assert nodes[0].mesh.peers["node2@h"].liveness.deadline() == math.inf
+    assert mesh._ticked_at == pytest.approx(end)
 
 
 def test_a_quick_restart_is_no_netsplit():
@@ -504,6 +483,23 @@ def test_interest_spreads_and_lost_frames_are_repaired():
     for node in nodes[1:]:
         for number in range(20):
             assert node.mesh.interest.match(b"t/%d" % number) == [("node1@h", number % 2 == 0)]
+
+
+def test_a_long_snapshot_is_not_asked_for_again_while_it_arrives():
+    network, nodes = cluster(count=2)
+    mesh = nodes[0].mesh
+    connection = mesh.peers["node2@h"].connection
+    heartbeat = frames.pack_heartbeat(frames.Heartbeat(1, 0, 0, 9, 1, 1, 0, 0, 0, True))
+    before = mesh.counters()["interest_requests"]
+    for part in range(30):
+        network.now += 0.5
+        snapshot = frames.pack_interest_snapshot(9, 1, part, False, [frames.pack_wish(b"%d" % part, True, False)])
+        mesh.receive(say.FrameReceived("node2@h", connection, snapshot), network.now)
+        mesh.receive(say.FrameReceived("node2@h", connection, heartbeat), network.now)
+    assert mesh.counters()["interest_requests"] == before
+    network.now += TIMEOUT_S
+    mesh.receive(say.FrameReceived("node2@h", connection, heartbeat), network.now)
+    assert mesh.counters()["interest_requests"] == before + 1
 
 
 def test_persistent_interest_of_a_peer_that_is_down_survives_the_own_restart():
@@ -606,3 +602,19 @@ def test_a_node_core_joins_owner_and_mesh():
     node.join("node1@h", "node1@h:1", 1.0)
     assert not node.take_join_result().joined
     node.validate()
+
+
+def test_a_link_that_is_full_leaves_the_node_something_to_do_at_once():
+    storage = MemoryStorage()
+    settings = MeshSettings("node1@h", "node1@h:1", TIMEOUT_S, ())
+    mesh = Mesh(settings, storage, b"s" * 16, 1, b"c" * 16, 0.0)
+    node = NodeCore(QueueOwner(OwnerSettings(), storage, mesh.interest, b"s" * 16, 1), mesh)
+    node.tick(1.0)
+    node.take_effects()
+    ticket = Ticket(1, 1, 0)
+    ticket.waiting = 1
+    node._refused.append(ticket)
+    assert node.next_deadline() == 0.0, "a loop has to be able to wait for it"
+    node.tick(1.0)
+    assert ticket.waiting == 0
+    assert node.next_deadline() == math.inf

@@ -1,6 +1,8 @@
 """cluster.transport: real sockets on 127.0.0.1; who may come in, and what a refused join says."""
 
+import contextlib
 import socket
+import threading
 import time
 
 import pytest
@@ -31,10 +33,10 @@ class Nodes:
         self.addresses = {}
         self.inputs = {}
 
-    def add(self, name, cookie=COOKIE):
+    def add(self, name, cookie=COOKIE, failure_timeout_s=5.0):
         port = free_port()
         self.addresses[name] = f"127.0.0.1:{port}"
-        self.transports[name] = MeshTransport(cluster_keys(cookie), name, ("127.0.0.1", port), 5.0)
+        self.transports[name] = MeshTransport(cluster_keys(cookie), name, ("127.0.0.1", port), failure_timeout_s)
         self.inputs[name] = []
         return self.transports[name]
 
@@ -151,6 +153,82 @@ def test_a_large_frame_passes(nodes):
     large = bytes(3 * 1024 * 1024)
     nodes.transports["node1@a"].execute([say.SendBulk("node2@a", large)])
     assert nodes.poll(lambda: nodes.frames("node2@a") == [("node1@a", large)])
+
+
+class SlowNetwork:
+    """A TCP relay that carries so many bytes a second each way, on every connection."""
+
+    STEP_S = 0.01
+
+    def __init__(self, address, bytes_per_s):
+        host, port = address.split(":")
+        self.target = (host, int(port))
+        self.step_bytes = int(bytes_per_s * self.STEP_S)
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self.listener.getsockname()[1]}"
+        self.sockets = [self.listener]
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self.listener.accept()
+                server = socket.create_connection(self.target)
+                self.sockets += [client, server]
+                for one, other in ((client, server), (server, client)):
+                    threading.Thread(target=self.carry, args=(one, other), daemon=True).start()
+
+    def carry(self, one, other):
+        with contextlib.suppress(OSError):
+            while data := one.recv(self.step_bytes):
+                other.sendall(data)
+                time.sleep(self.STEP_S)
+            other.shutdown(socket.SHUT_RDWR)
+
+    def close(self):
+        for each in self.sockets:
+            each.close()
+
+
+def test_a_large_frame_passes_a_slow_network_however_short_the_failure_timeout_is(nodes):
+    """Reason: a frame is no sign of life before it is whole; a link that breaks over it would try it for ever."""
+    nodes.add("node1@a", failure_timeout_s=2.0)
+    nodes.add("node2@a", failure_timeout_s=2.0)
+    slow = SlowNetwork(nodes.addresses["node2@a"], 1_000_000)
+    nodes.addresses["node2@a"] = slow.address
+    connect(nodes, "node1@a", "node2@a")
+    large = bytes(3_000_000)
+    nodes.transports["node1@a"].execute([say.SendBulk("node2@a", large)])
+    assert nodes.poll(lambda: nodes.frames("node2@a") == [("node1@a", large)])
+    assert say.PeerDisconnected("node2@a") not in nodes.inputs["node1@a"]
+    slow.close()
+
+
+def test_no_two_members_and_no_member_and_the_router_share_an_io_thread(nodes):
+    """Reason: a thread that looks up a name that nobody answers for stands still, with all its connections."""
+    transport = nodes.add("node1@a")
+    transport.execute([say.ConnectPeer(f"node{number}@a", f"127.0.0.1:{number}") for number in (2, 3, 4)])
+    transport.execute([say.ConnectPeer("node3@a", "127.0.0.1:9"), say.DisconnectPeer("node2@a")])
+    transport.execute([say.ConnectPeer("node5@a", "127.0.0.1:5")])
+    used = [transport._router.affinity] + [peer.control.socket.affinity for peer in transport._peers.values()]
+    assert sorted(used) == [1, 2, 4, 8]
+
+
+def test_connections_are_watched_while_frames_keep_coming(nodes):
+    nodes.add("node1@a")
+    nodes.add("node2@a")
+    connect(nodes, "node1@a", "node2@a")
+    transport = nodes.transports["node2@a"]
+    transport.execute([say.ConnectPeer("node3@a", f"127.0.0.1:{free_port()}"), say.OpenJoin("node4@a", "127.0.0.1:x")])
+    nodes.transports["node1@a"].execute([say.SendBulk("node2@a", b"%d" % number) for number in range(1000)])
+    nodes.addresses["node4@a"] = f"127.0.0.1:{free_port()}"
+    transport.execute([say.OpenJoin("node4@a", nodes.addresses["node4@a"])])
+
+    def failed():
+        nodes.transports["node1@a"].execute([say.SendBulk("node2@a", b"more")] * 10)
+        return [each.kind for each in nodes.inputs["node2@a"] if isinstance(each, say.JoinFailed)][-1:] == ["refused"]
+
+    assert nodes.poll(failed)
 
 
 def test_a_join_is_heard_under_the_join_label_only(nodes):

@@ -1,0 +1,280 @@
+"""Conversation: what members say to each other on their control connections, and what each sentence does.
+
+Owns the greeting, heartbeats, gossip, the exchange of interest and of the links' positions. It knows nothing of
+strangers (`admission`) or of the messages that the links carry.
+
+A control connection begins with Hello, which is repeated until POSITIONS answers it; then heartbeats follow. Nothing
+is lost for good when a frame is: a heartbeat carries the position (an acknowledgement), the version and checksum of
+interest and the digest of the membership, and whoever sees a difference asks or tells.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final, final
+
+from cluster.commands import ConnectPeer, SendBulk
+from cluster.frames import (
+    FrameError,
+    FrameType,
+    Heartbeat,
+    Hello,
+    pack_heartbeat,
+    pack_interest_request,
+    pack_link_ack,
+    pack_positions,
+    unpack_heartbeat,
+    unpack_interest_delta,
+    unpack_interest_snapshot,
+    unpack_members,
+    unpack_position,
+    unpack_refused,
+)
+from cluster.interest import InterestTable
+from cluster.joining import Joining
+from cluster.membership import State
+from cluster.mesh_store import MeshStore
+from cluster.peers import Peer, Peers
+from cluster.turn import Turn
+
+# The first and the last pause before this node tries again where its key was refused; each pause doubles the last.
+REFUSED_RETRY_S: Final = 0.2
+REFUSED_RETRY_MAX_S: Final = 3.0
+# After so many refusals of its key or its Hello it introduces itself with the join key.
+REFUSALS_BEFORE_INTRODUCTION: Final = 3
+
+
+@final
+class Conversation:
+    """This node's half of every control connection."""
+
+    def __init__(self, peers: Peers, store: MeshStore, joining: Joining, turn: Turn, incarnation: int) -> None:
+        self._peers = peers
+        self._interest: InterestTable = peers.interest
+        self._store = store
+        self._joining = joining
+        self._turn = turn
+        self._heartbeat_s = peers.heartbeat_s
+        # Sessions of this node grow over its restarts, too.
+        self._session = incarnation << 32
+        self._handlers: dict[int, Callable[[Peer, bytes, float], None]] = {
+            FrameType.HEARTBEAT: self._receive_heartbeat,
+            FrameType.MEMBERS: self._receive_members,
+            FrameType.INTEREST_DELTA: self._receive_interest_delta,
+            FrameType.INTEREST_SNAPSHOT: self._receive_interest_snapshot,
+            FrameType.INTEREST_REQUEST: self._receive_interest_request,
+            FrameType.POSITIONS: self._receive_positions,
+            FrameType.LINK_ACK: self._receive_link_ack,
+        }
+
+    def connected(self, peer: Peer, now: float) -> None:
+        """The control connection to the peer is up: greet."""
+        self._session += 1
+        peer.outgoing.connected(self._session)
+        peer.retry_at = math.inf
+        peer.liveness.connection_opened(now)
+        self._peers.update_running(peer)
+        self._peers.send(peer, self._peers.hello(peer.outgoing.session, False))
+        peer.heartbeat_at = now + self._heartbeat_s
+        if peer.session:
+            peer.incoming.position_due = True
+            peer.requested_at = -math.inf
+            self._repair_interest(peer, now)
+
+    def key_refused(self, peer: Peer, now: float) -> None:
+        """The peer does not admit this node's key; the transport leaves it at that."""
+        self._peers.disconnected(peer, now)
+        pause_s: float = REFUSED_RETRY_S * 2 ** min(peer.refusals, 10)
+        peer.retry_at = now + min(pause_s, REFUSED_RETRY_MAX_S)
+        self._refused(peer)
+
+    def hello_refused(self, peer: Peer, frame: bytes) -> None:
+        """The peer knows this node's key, but does not take it for a member."""
+        text = unpack_refused(frame).text
+        self._turn.note_once(f"refused by {peer.name}", f"{peer.name} refuses this node: {text}")
+        self._refused(peer)
+
+    def greeted(self, peer: Peer, connection: bytes, hello: Hello, now: float) -> None:
+        """A control connection of the peer began, or still waits for POSITIONS."""
+        if hello.session < peer.session:
+            self._turn.count("frames_of_old_connections")
+            return
+        peer.connection = connection
+        greeting = hello.session > peer.session
+        if greeting:
+            peer.session = hello.session
+            peer.link_open = False
+            peer.knows_interest = 0
+            peer.requested_at = -math.inf
+            # This node's own key may have been refused because the peer was only starting.
+            if peer.retry_at < math.inf:
+                peer.retry_at = now
+        member = self._peers.membership.members[peer.name]
+        if hello.incarnation > member.incarnation:
+            told = replace(member, incarnation=hello.incarnation, address=hello.address, state=State.ALIVE)
+            self._peers.merge([told], [], now)
+        peer.interest = (hello.interest_incarnation, hello.interest_version, hello.interest_checksum)
+        peer.incoming.connected(hello.session)
+        peer.liveness.heard(hello.counter, now, greeting)
+        self._peers.update_running(peer)
+        self._repair_interest(peer, now)
+
+    def receive(self, peer: Peer, kind: int, frame: bytes, now: float) -> None:
+        """Take a frame of the peer's newest control connection; FrameError if it can't be read."""
+        handler = self._handlers.get(kind)
+        if handler is None:
+            raise FrameError(f"unexpected frame type {kind}")
+        handler(peer, frame, now)
+
+    def tick(self, peer: Peer, now: float) -> None:
+        """Do what is due between this node and the peer."""
+        if now >= peer.retry_at:
+            peer.retry_at = math.inf
+            self._turn.commands.append(ConnectPeer(peer.name, peer.address))
+        peer.liveness.tick(now)
+        self._peers.update_running(peer)
+        if now >= peer.heartbeat_at and peer.liveness.connected:
+            self._heartbeat(peer, now)
+            probe = peer.outgoing.take_probe(now)
+            if probe:
+                self._turn.commands.append(SendBulk(peer.name, probe))
+
+    def deadline(self, peer: Peer, now: float) -> float:
+        """Return when `tick` has something to do for the peer."""
+        deadline = min(peer.retry_at, peer.liveness.deadline())
+        if peer.liveness.connected:
+            deadline = min(deadline, peer.heartbeat_at)
+        elif peer.running:
+            # A node that ticks no more than once a heartbeat while somebody's death may come of it can tell when it
+            # stood still itself.
+            deadline = min(deadline, now + self._heartbeat_s)
+        return deadline
+
+    def tell_interest(self) -> None:
+        """Tell everybody what changed of this node's own wishes."""
+        for delta in self._interest.take_deltas():
+            for peer in self._peers.all.values():
+                self._peers.send(peer, delta)
+
+    def tell_position(self, peer: Peer) -> None:
+        """Tell how far the peer's stream has come, if that is due; it leaves after the commit of what it promises."""
+        incoming = peer.incoming
+        if incoming.position_due:
+            self._peers.send(peer, pack_positions(incoming.session, incoming.position))
+        elif incoming.ack_due:
+            self._peers.send(peer, pack_link_ack(incoming.session, incoming.position))
+        incoming.position_due = False
+        incoming.ack_due = False
+
+    def _refused(self, peer: Peer) -> None:
+        peer.refusals += 1
+        if peer.refusals % REFUSALS_BEFORE_INTRODUCTION == 0:
+            # It may have lost the invitation it gave, or not have heard of this member yet.
+            self._joining.introduce(peer.name, peer.address)
+
+    def _receive_heartbeat(self, peer: Peer, frame: bytes, now: float) -> None:
+        heartbeat = unpack_heartbeat(frame)
+        peer.liveness.heard(heartbeat.counter, now)
+        peer.interest = (heartbeat.interest_incarnation, heartbeat.interest_version, heartbeat.interest_checksum)
+        peer.knows_interest = heartbeat.known_interest_version
+        peer.link_open = heartbeat.link_open
+        self._turn.acknowledged.extend(peer.outgoing.acknowledged(heartbeat.your_session, heartbeat.position, now))
+        if heartbeat.link_open and peer.incoming.waiting_for_start:
+            # The START frame may be on its way behind other bulk; if it is still missing a heartbeat later it is lost.
+            peer.starts_missed += 1
+            if peer.starts_missed > 1:
+                peer.incoming.position_due = True
+                peer.starts_missed = 0
+        else:
+            peer.starts_missed = 0
+        if heartbeat.membership_digest != self._peers.membership.digest():
+            self._peers.send_members(peer, now)
+        self._peers.update_running(peer)
+        self._repair_interest(peer, now)
+
+    def _receive_members(self, peer: Peer, frame: bytes, now: float) -> None:
+        members = unpack_members(frame)
+        self._peers.merge(members.members, members.removed, now)
+
+    def _receive_interest_delta(self, peer: Peer, frame: bytes, now: float) -> None:
+        delta = unpack_interest_delta(frame)
+        known = self._interest.known_version(peer.name)
+        if not self._interest.receive_delta(peer.name, delta):
+            self._request_interest(peer, now)
+            return
+        if self._interest.known_version(peer.name) == known:
+            # An old one, which changed nothing and must not change the store either.
+            return
+        for wish in delta.wishes:
+            if wish.wanted and wish.persistent:
+                self._store.put_interest(peer.store_id, wish.topic_filter)
+            else:
+                self._store.delete_interest(peer.store_id, wish.topic_filter)
+        self._turn.routes_changed = True
+
+    def _receive_interest_snapshot(self, peer: Peer, frame: bytes, now: float) -> None:
+        # A long one is not asked for again while it arrives.
+        peer.requested_at = now
+        if not self._interest.receive_snapshot(peer.name, unpack_interest_snapshot(frame)):
+            return
+        self._store.clear_interest(peer.store_id)
+        for topic_filter in self._interest.persistent_filters(peer.name):
+            self._store.put_interest(peer.store_id, topic_filter)
+        self._turn.routes_changed = True
+        # It waits to hear that its wishes are known.
+        self._heartbeat(peer, now)
+
+    def _receive_interest_request(self, peer: Peer, frame: bytes, now: float) -> None:
+        self.tell_interest()
+        for part in self._interest.snapshot():
+            self._peers.send(peer, part)
+
+    def _receive_positions(self, peer: Peer, frame: bytes, now: float) -> None:
+        position = unpack_position(frame)
+        if position.session != peer.outgoing.session or not peer.liveness.connected:
+            return
+        gaps = peer.outgoing.gaps
+        self._turn.acknowledged.extend(peer.outgoing.opened(position.session, position.position, now))
+        if peer.outgoing.gaps > gaps:
+            self._turn.note(f"link gap: {peer.name} went back behind what it had acknowledged, and lost messages")
+        peer.refusals = 0
+        self._heartbeat(peer, now)
+
+    def _receive_link_ack(self, peer: Peer, frame: bytes, now: float) -> None:
+        position = unpack_position(frame)
+        self._turn.acknowledged.extend(peer.outgoing.acknowledged(position.session, position.position, now))
+
+    def _heartbeat(self, peer: Peer, now: float) -> None:
+        """Say that this node turns; until the peer has answered the Hello, repeat that instead."""
+        peer.heartbeat_at = now + self._heartbeat_s
+        outgoing = peer.outgoing
+        if not outgoing.open:
+            self._peers.send(peer, self._peers.hello(outgoing.session, False))
+            return
+        incarnation, version = self._interest.known_version(peer.name)
+        known = version + 1 if incarnation and incarnation == peer.interest[0] else 0
+        heartbeat = Heartbeat(
+            outgoing.session,
+            self._turn.number,
+            self._peers.membership.digest(),
+            self._interest.incarnation,
+            self._interest.version,
+            self._interest.checksum,
+            known,
+            peer.incoming.session,
+            peer.incoming.position,
+            outgoing.open,
+        )
+        self._peers.send(peer, pack_heartbeat(heartbeat))
+
+    def _repair_interest(self, peer: Peer, now: float) -> None:
+        incarnation, version, checksum = peer.interest
+        if not self._interest.current(peer.name, incarnation, version, checksum):
+            self._request_interest(peer, now)
+
+    def _request_interest(self, peer: Peer, now: float) -> None:
+        # A snapshot that was asked for may be on its way.
+        if peer.liveness.connected and now - peer.requested_at >= 2 * self._heartbeat_s:
+            peer.requested_at = now
+            self._turn.count("interest_requests")
+            self._peers.send(peer, pack_interest_request())

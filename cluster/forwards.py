@@ -1,0 +1,165 @@
+"""Forwards: how messages look on their way to another node, the one frame that is hot.
+
+Owns the packing of messages into the body of a FORWARDS frame and back. It knows nothing of who wants them or of the
+stream that they are numbered in; what surrounds it is `frames`.
+
+Grammar
+-------
+    FORWARDS          u64 session, number of the first, u32 count, u32 age in ms, u8 flags (1 start, 2 gap),
+                      message*
+    message           u8 flags (0-1 QoS, 4 retain, 8 expires, 16 foreign), u16 topic length, u16 publisher length,
+                      u32 properties length, u32 payload length, [u32 remaining ms], [u64 number if QoS > 0],
+                      [16 bytes origin if foreign], topic, publisher, properties, payload
+"""
+
+import struct
+from typing import Final, final
+
+from librt.strings import (
+    BytesWriter,
+    read_i16_be,
+    read_i32_be,
+    read_i64_be,
+    write_i16_be,
+    write_i32_be,
+    write_i64_be,
+)
+from mypy_extensions import i16, i32, i64
+
+from broker.core.message import ORIGIN_BYTES, Message
+from cluster.frames import FRAME_VERSION, NUMBER_MAX, FrameError, FrameType
+
+HEADER_BYTES: Final = 27
+
+_U64_MASK: Final = (1 << 64) - 1
+_HEADER: Final = struct.Struct(">BBQQIIB")
+
+_MESSAGE_RETAIN: Final = 4
+_MESSAGE_EXPIRES: Final = 8
+_MESSAGE_FOREIGN: Final = 16
+_MESSAGE_FIXED_BYTES: Final = 13
+
+# Room for a message's frame data beside its texts, for estimates.
+MESSAGE_OVERHEAD_BYTES: Final = _MESSAGE_FIXED_BYTES + 4 + 8 + ORIGIN_BYTES
+
+
+@final
+class Forwards:
+    """The header of a FORWARDS frame; `messages` reads the rest."""
+
+    __slots__ = ("age_ms", "count", "first", "frame", "gap", "session", "start")
+
+    def __init__(self, frame: bytes) -> None:
+        if len(frame) < HEADER_BYTES:
+            raise FrameError("short FORWARDS frame")
+        self.frame = frame
+        _, _, session, first, count, age_ms, flags = _HEADER.unpack_from(frame)
+        self.session: int = session
+        if first > NUMBER_MAX:
+            raise FrameError(f"{first} is out of range")
+        self.first: int = first
+        self.count: int = count
+        self.age_ms: int = age_ms
+        self.start: bool = flags & 1 != 0
+        self.gap: bool = flags & 2 != 0
+
+    def messages(self, sender: bytes, now: float) -> list[Message]:
+        """Unpack every message; `sender` is the store id that is the origin where none is given."""
+        frame = self.frame
+        end: i64 = len(frame)
+        position: i64 = HEADER_BYTES
+        found: list[Message] = []
+        for _ in range(self.count):
+            if end - position < _MESSAGE_FIXED_BYTES:
+                raise FrameError("short message")
+            flags: i64 = frame[position]
+            topic_length: i64 = i64(read_i16_be(frame, position + 1)) & 0xFFFF
+            publisher_length: i64 = i64(read_i16_be(frame, position + 3)) & 0xFFFF
+            properties_length: i64 = i64(read_i32_be(frame, position + 5)) & 0xFFFFFFFF
+            payload_length: i64 = i64(read_i32_be(frame, position + 9)) & 0xFFFFFFFF
+            position += _MESSAGE_FIXED_BYTES
+            texts: i64 = topic_length + publisher_length + properties_length + payload_length
+            if end - position < texts:
+                raise FrameError("short message")
+            if topic_length == 0:
+                raise FrameError("message without a topic")
+            expires_at: float = 0.0
+            if flags & _MESSAGE_EXPIRES:
+                if end - position < 4:
+                    raise FrameError("short message")
+                remaining_ms: i64 = i64(read_i32_be(frame, position)) & 0xFFFFFFFF
+                # 0.0 means never; what has expired on the way expired just now.
+                expires_at = max(now + (int(remaining_ms) - self.age_ms) / 1000.0, 1e-6)
+                position += 4
+            qos: i64 = flags & 3
+            number: int = 0
+            if qos:
+                if end - position < 8:
+                    raise FrameError("short message")
+                number = int(read_i64_be(frame, position)) & _U64_MASK
+                position += 8
+            origin = sender
+            if flags & _MESSAGE_FOREIGN:
+                origin = frame[position : position + ORIGIN_BYTES]
+                position += ORIGIN_BYTES
+            if end - position < texts or qos == 3:
+                raise FrameError("malformed message")
+            topic = frame[position : position + topic_length]
+            position += topic_length
+            try:
+                publisher = frame[position : position + publisher_length].decode()
+            except UnicodeDecodeError:
+                raise FrameError("malformed client id") from None
+            position += publisher_length
+            properties = frame[position : position + properties_length]
+            position += properties_length
+            payload = frame[position : position + payload_length]
+            position += payload_length
+            retain = flags & _MESSAGE_RETAIN != 0
+            found.append(Message(topic, payload, properties, qos, retain, expires_at, publisher, origin, number))
+        if position != end:
+            raise FrameError("FORWARDS frame with something behind its messages")
+        return found
+
+
+def pack_message(writer: BytesWriter, message: Message, publisher: bytes, sender: bytes, now: float) -> None:
+    """Append a message to the body of a FORWARDS frame; `publisher` is its publisher in UTF-8."""
+    topic = message.topic
+    properties = message.properties
+    payload = message.payload
+    qos: i64 = message.qos
+    flags: i64 = qos
+    if message.retain:
+        flags |= _MESSAGE_RETAIN
+    expires_at = message.expires_at
+    if expires_at != 0.0:
+        flags |= _MESSAGE_EXPIRES
+    foreign = qos != 0 and message.origin != sender
+    if foreign:
+        flags |= _MESSAGE_FOREIGN
+    writer.append(flags)
+    size: i64 = len(topic)
+    write_i16_be(writer, i16(size - 0x10000 if size >= 0x8000 else size))
+    size = len(publisher)
+    write_i16_be(writer, i16(size - 0x10000 if size >= 0x8000 else size))
+    # MQTT packets end at 256 MiB: these lengths fit a signed 32-bit number.
+    write_i32_be(writer, len(properties))
+    write_i32_be(writer, len(payload))
+    if expires_at != 0.0:
+        remaining_ms: i64 = int(min(max(expires_at - now, 0.0) * 1000.0, 4294967295.0))
+        write_i32_be(writer, i32(remaining_ms - 0x100000000 if remaining_ms >= 0x80000000 else remaining_ms))
+    if qos:
+        write_i64_be(writer, message.number)
+    if foreign:
+        writer.write(message.origin)
+    writer.write(topic)
+    writer.write(publisher)
+    writer.write(properties)
+    writer.write(payload)
+
+
+def pack_forwards(session: int, first: int, count: int, age_ms: int, start: bool, gap: bool, body: bytes) -> bytes:
+    """Pack a FORWARDS frame around messages that `pack_message` wrote."""
+    flags = (1 if start else 0) | (2 if gap else 0)
+    header = _HEADER.pack(FRAME_VERSION, int(FrameType.FORWARDS), session, first, count, age_ms, flags)
+    return header + body

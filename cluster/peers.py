@@ -1,0 +1,302 @@
+"""Peers: the other members as this node deals with them, each with its connection, its liveness and its two links.
+
+Owns which peers there are, in line with the membership that it merges and stores, and whether each runs. It knows
+nothing of what is said on a connection (`conversation`) or of who may become a member (`admission`).
+
+Invariants: the peers are exactly the other members that have not left, with their store ids; a link is open only
+while the connection that carries it is up; the store holds what finds the members again after a restart.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Final, final
+
+from cluster.commands import Admit, ConnectPeer, DisconnectPeer, Revoke, SendControl
+from cluster.frames import MESH_VERSION_NEWEST, MESH_VERSION_OLDEST, Hello, pack_hello, pack_members
+from cluster.interest import InterestTable
+from cluster.link import IncomingLink, OutgoingLink
+from cluster.membership import Liveness, Member, Membership, State
+from cluster.mesh_store import MeshStore
+from cluster.turn import Turn
+
+# A failure timeout has so many heartbeats.
+HEARTBEATS_PER_TIMEOUT: Final = 5
+
+
+@dataclass(slots=True, frozen=True)
+class MeshSettings:
+    """What the configuration says of the mesh; addresses are host:port."""
+
+    name: str
+    address: str
+    failure_timeout_s: float
+    discovery: tuple[tuple[str, str], ...]
+
+
+@dataclass(slots=True, frozen=True)
+class MemberView:
+    """A member as `cluster show` shows it: by this node's own ears."""
+
+    name: str
+    store_id: bytes
+    address: str
+    incarnation: int
+    state: str
+    running: bool
+    link_open: bool
+    link_bytes_pending: int
+
+
+@final
+class Peer:
+    """Another member and everything between it and this node."""
+
+    def __init__(self, member: Member, own_store_id: bytes, position: int, timeout_s: float, now: float) -> None:
+        self.name = member.name
+        self.store_id = member.store_id
+        self.address = member.address
+        self.liveness = Liveness(timeout_s, now)
+        self.outgoing = OutgoingLink(own_store_id)
+        self.incoming = IncomingLink(member.store_id, position)
+        # Of the peer's newest control connection: the transport's id and the Hello's session, 0 before the first.
+        self.connection = b""
+        self.session = 0
+        self.running = False
+        # What the peer said last: its interest's (incarnation, version, checksum), and of this node's interest the
+        # version it knows plus one.
+        self.interest = (0, 0, 0)
+        self.knows_interest = 0
+        self.link_open = False
+        self.requested_at = -math.inf
+        self.members_sent_at = -math.inf
+        self.heartbeat_at = now
+        self.starts_missed = 0
+        self.refusals = 0
+        self.retry_at = math.inf
+
+
+@final
+class Peers:
+    """All peers. `all` is by node name and belongs to this class alone to change."""
+
+    def __init__(
+        self, settings: MeshSettings, store: MeshStore, membership: Membership, interest: InterestTable, turn: Turn
+    ) -> None:
+        self.all: dict[str, Peer] = {}
+        self.membership = membership
+        self.interest = interest
+        self.cluster_id = b""
+        self.heartbeat_s = settings.failure_timeout_s / HEARTBEATS_PER_TIMEOUT
+        self._failure_timeout_s = settings.failure_timeout_s
+        self._store = store
+        self._turn = turn
+        # Links of members that are gone leave their counts here.
+        self._link_counts: dict[str, int] = {}
+
+    def restore(self, fresh_cluster_id: bytes, now: float) -> None:
+        """Find again what the store remembers, and connect."""
+        for member in self._store.members():
+            if member.name != self.membership.name:
+                self.membership.merge(member)
+        for name, store_id in self._store.removed():
+            self.membership.merge_removed(name, store_id)
+        for member in self.membership.others():
+            for topic_filter in self._store.interest(member.store_id):
+                self.interest.restore(member.name, topic_filter)
+        self.cluster_id = self._store.cluster_id(fresh_cluster_id)
+        self._update(now)
+
+    def adopt(self, cluster_id: bytes) -> None:
+        """Become a member of this cluster."""
+        self.cluster_id = cluster_id
+        self._store.put_cluster_id(cluster_id)
+
+    def merge(self, members: list[Member], removed: list[tuple[str, bytes]], now: float) -> None:
+        """Take in what somebody tells of the membership."""
+        changed = False
+        for name, store_id in removed:
+            if self.membership.merge_removed(name, store_id):
+                changed = True
+                self._store.put_removed(name, store_id)
+        for member in members:
+            if self.membership.merge(member):
+                changed = True
+        if changed:
+            self._update(now)
+
+    def retry(self, now: float) -> None:
+        """Try again at once with those that refused this node's key."""
+        for peer in self.all.values():
+            if peer.retry_at < math.inf:
+                peer.retry_at = now
+
+    def send(self, peer: Peer, frame: bytes) -> None:
+        """Send a frame on the control connection, if it is up."""
+        if peer.liveness.connected:
+            self._turn.commands.append(SendControl(peer.name, frame))
+
+    def send_members(self, peer: Peer, now: float) -> None:
+        """Tell a peer the membership: it or this node knows something that the other doesn't."""
+        # Both sides see the difference; once a heartbeat is enough for either.
+        if now - peer.members_sent_at >= self.heartbeat_s / 2:
+            peer.members_sent_at = now
+            self.send(peer, pack_members(self.members(), sorted(self.membership.removed)))
+
+    def tell_members(self, now: float) -> None:
+        """Push the membership to everybody, without waiting for a heartbeat to show the difference."""
+        for peer in self.all.values():
+            peer.members_sent_at = -math.inf
+            self.send_members(peer, now)
+
+    def members(self) -> list[Member]:
+        """Return every member, by name."""
+        return [self.membership.members[name] for name in sorted(self.membership.members)]
+
+    def hello(self, session: int, automatic: bool) -> bytes:
+        """Pack who this node is."""
+        own = self.membership.own()
+        return pack_hello(
+            Hello(
+                own.name,
+                own.store_id,
+                own.incarnation,
+                session,
+                self._turn.number,
+                self.cluster_id,
+                own.address,
+                MESH_VERSION_OLDEST,
+                MESH_VERSION_NEWEST,
+                automatic,
+                not self.membership.alone(),
+                self.interest.incarnation,
+                self.interest.version,
+                self.interest.checksum,
+            )
+        )
+
+    def disconnected(self, peer: Peer, now: float) -> None:
+        """The control connection to the peer is down."""
+        peer.outgoing.disconnected()
+        peer.liveness.connection_closed(now)
+        self._tell_state(peer)
+        self.update_running(peer)
+
+    def update_running(self, peer: Peer) -> None:
+        """Draw the conclusions of the peer's liveness."""
+        running = peer.liveness.running()
+        if running == peer.running:
+            return
+        peer.running = running
+        if not running:
+            self._turn.count("peers_died")
+            self._tell_state(peer)
+        self._turn.note(f"{peer.name} is {'running' if running else 'not running'}")
+        if self.interest.set_running(peer.name, running):
+            self._turn.routes_changed = True
+
+    def is_complete(self, name: str) -> bool:
+        """Say whether links are open both ways, and both sides know each other's wishes."""
+        peer = self.all.get(name)
+        if peer is None:
+            return False
+        incarnation, version, checksum = peer.interest
+        return (
+            peer.running
+            and peer.outgoing.open
+            and peer.link_open
+            and peer.knows_interest > 0
+            and self.interest.current(name, incarnation, version, checksum)
+        )
+
+    def views(self) -> list[MemberView]:
+        """Return every member, by name."""
+        views = []
+        for member in self.members():
+            peer = self.all.get(member.name)
+            state = member.state
+            running = member.name == self.membership.name
+            if peer is not None and state < State.LEAVING:
+                state = peer.liveness.state
+            if peer is not None:
+                running = peer.liveness.running()
+            views.append(
+                MemberView(
+                    member.name,
+                    member.store_id,
+                    member.address,
+                    member.incarnation,
+                    state.name.lower(),
+                    running,
+                    peer is not None and peer.outgoing.open,
+                    0 if peer is None else peer.outgoing.bytes_pending,
+                )
+            )
+        return views
+
+    def link_counts(self) -> dict[str, int]:
+        """Return the counts of all links, added up, those of members that are gone included."""
+        counts = dict(self._link_counts)
+        for peer in self.all.values():
+            _add_link_counts(counts, peer)
+        return counts
+
+    def validate(self) -> None:
+        """Check the invariants."""
+        assert sorted(self.all) == [member.name for member in self.membership.others()]
+        for peer in self.all.values():
+            assert peer.store_id == self.membership.members[peer.name].store_id
+            assert not peer.outgoing.open or peer.liveness.connected
+            peer.outgoing.validate()
+
+    def _update(self, now: float) -> None:
+        """Bring peers and store in line with the membership."""
+        others = {member.name: member for member in self.membership.others()}
+        for name in list(self.all):
+            member = others.get(name)
+            if member is None or member.store_id != self.all[name].store_id:
+                self._forget(self.all[name])
+        for name, member in others.items():
+            peer = self.all.get(name)
+            if peer is None:
+                position = self._store.position(member.store_id)
+                self.all[name] = Peer(member, self.membership.own().store_id, position, self._failure_timeout_s, now)
+                self._turn.commands.append(Admit(name))
+                self._turn.commands.append(ConnectPeer(name, member.address))
+            elif peer.address != member.address:
+                peer.address = member.address
+                self.disconnected(peer, now)
+                self._turn.commands.append(ConnectPeer(name, member.address))
+        self._store.put_members([member for member in self.members() if member.name != self.membership.name])
+
+    def _forget(self, peer: Peer) -> None:
+        del self.all[peer.name]
+        if peer.incoming.commit_due:
+            # Its messages of this turn are committed in this turn.
+            self._store.put_position(peer.store_id, peer.incoming.position)
+        _add_link_counts(self._link_counts, peer)
+        self._turn.acknowledged.extend(peer.outgoing.take_tickets())
+        self.interest.forget(peer.name)
+        self._turn.routes_changed = True
+        self._store.clear_interest(peer.store_id)
+        self._turn.commands.append(Revoke(peer.name))
+        self._turn.commands.append(DisconnectPeer(peer.name))
+
+    def _tell_state(self, peer: Peer) -> None:
+        self.membership.tell(peer.name, peer.liveness.state)
+
+
+def _add_link_counts(counts: dict[str, int], peer: Peer) -> None:
+    outgoing = peer.outgoing
+    incoming = peer.incoming
+    found = {
+        "link_drop_memory": outgoing.dropped_memory,
+        "link_drop_not_running": outgoing.dropped_not_running,
+        "link_refused": outgoing.refused,
+        "link_gap": outgoing.gaps + incoming.gaps,
+        "link_resent_frames": outgoing.resent,
+        "link_duplicates": incoming.duplicates,
+        "link_stale_frames": incoming.stale,
+        "link_messages_received": incoming.messages,
+    }
+    for name, count in found.items():
+        counts[name] = counts.get(name, 0) + count

@@ -1,0 +1,75 @@
+"""How the simulator is called, and what it says at the end.
+
+`--seed N` replays one history and prints its trace; `--seeds N` or `--seeds A-B` runs more than the suite's 200.
+"""
+
+from collections import Counter
+from contextlib import contextmanager
+
+import pytest
+import workload
+
+SEEDS = 200
+CHUNK = 10
+
+TOTALS = pytest.StashKey[Counter]()
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("simulator")
+    group.addoption("--seed", type=int, default=None, help="replay one seed and print its trace")
+    group.addoption("--seeds", default=None, help="how many seeds, or A-B for those from A to B")
+
+
+def chunks(config):
+    """Return the seeds to run, as lists that are one test each."""
+    seed = config.getoption("seed", None)
+    if seed is not None:
+        return [[seed]]
+    text = str(config.getoption("seeds", None) or SEEDS)
+    first, _, last = text.rpartition("-")
+    seeds = range(int(first), int(last) + 1) if first else range(int(last))
+    return [list(seeds[place : place + CHUNK]) for place in range(0, len(seeds), CHUNK)]
+
+
+def pytest_generate_tests(metafunc):
+    if "seeds" in metafunc.fixturenames:
+        found = chunks(metafunc.config)
+        metafunc.parametrize("seeds", found, ids=[f"{seeds[0]}-{seeds[-1]}" for seeds in found])
+
+
+def pytest_collection_modifyitems(config, items):
+    # Who replays a seed, or runs very many, wants nothing else.
+    if config.getoption("seed", None) is not None or config.getoption("seeds", None) is not None:
+        wanted = [item for item in items if "seeds" in getattr(item, "fixturenames", ())]
+        config.hook.pytest_deselected(items=[item for item in items if item not in wanted])
+        items[:] = wanted
+
+
+@pytest.fixture
+def totals(request):
+    """What the seeds went through so far, for the summary."""
+    return request.config.stash.setdefault(TOTALS, Counter())
+
+
+@pytest.fixture
+def tracing(request, capfd):
+    """Return a context manager that says where the trace goes: to the terminal with --seed, else nowhere."""
+
+    @contextmanager
+    def tracing():
+        if request.config.getoption("seed", None) is None:
+            yield None
+        else:
+            with capfd.disabled():
+                print()
+                yield print
+
+    return tracing
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    counted = config.stash.get(TOTALS, None)
+    if counted:
+        terminalreporter.section("simulator")
+        terminalreporter.line(f"{counted['seeds']} seeds: {workload.describe(counted)}")

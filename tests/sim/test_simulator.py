@@ -1,0 +1,49 @@
+"""The simulator's seeds: a virtual cluster under load and faults, judged as a whole; and that a seed is a history."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import workload
+
+
+def test_promises_hold_under_faults(seeds, totals, tracing):
+    failures = []
+    for seed in seeds:
+        try:
+            with tracing() as trace:
+                result = workload.run(seed, trace)
+        except workload.Failure as failure:
+            if len(seeds) == 1:
+                raise
+            failures.append(str(failure))
+            continue
+        totals.update(result.stats)
+        totals["seeds"] += 1
+        print(f"seed {seed}: {result.line()}")
+    assert not failures, "\n" + "\n".join(failures)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 3, 7])
+def test_a_seed_is_one_history(seed):
+    first = workload.run(seed).digest
+    assert workload.run(seed).digest == first
+    # Another process hashes strings in another way: nothing may depend on the order of a set.
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import workload; print(workload.run(int(sys.argv[2])).digest)"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": str(seed + 1)}
+    here = str(Path(__file__).parent)
+    command = [sys.executable, "-c", program, here, str(seed)]
+    printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=Path.cwd())
+    assert printed.stdout.strip() == first
+
+
+def test_a_failure_says_how_to_see_it_again():
+    def break_the_world(world):
+        world.later(5.0, world.check, False, "planted")
+
+    with pytest.raises(workload.Failure, match=r"seed 4 .*planted\nsee it again: .*pytest tests/sim --seed 4"):
+        workload.run(4, prepare=break_the_world)
