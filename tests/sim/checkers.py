@@ -9,7 +9,7 @@ missing there.
 
 from collections import Counter
 
-from clients import matches
+from virtual_clients import matches
 
 from broker.core.owner import QueueOwner
 from broker.core.routes import NoInterest

@@ -11,7 +11,7 @@ for proof.
 """
 
 import checkers
-from clients import Client, Ledger
+from virtual_clients import Client, Ledger
 from world import CRASH_POINTS, SimulationError, World
 
 from broker.core.owner import OwnerSettings

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,12 @@ def test_every_module_says_what_it_owns(module: str) -> None:
 def test_no_test_directory_is_a_package() -> None:
     # A package tests/x would shadow our x while its tests run.
     assert not list((ROOT / "tests").rglob("__init__.py"))
+
+
+def test_no_two_test_modules_share_a_name() -> None:
+    # Without packages they share one name space: the second of two would be the first one, whoever imports it.
+    names = [path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py"]
+    assert not [name for name, count in Counter(names).items() if count > 1]
 
 
 def test_no_compiled_file_lies_in_the_source_tree() -> None:
