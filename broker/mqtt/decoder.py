@@ -12,6 +12,7 @@ from mypy_extensions import i64
 
 from broker.mqtt.framing import read_binary, read_string, read_u8, read_u16
 from broker.mqtt.packets import (
+    MQTT_3_1,
     MQTT_3_1_1,
     MQTT_5_0,
     PACKET_REASONS,
@@ -55,6 +56,13 @@ from broker.mqtt.topics import SHARE_PREFIX, check_filter, check_name
 # The lower four bits that the first byte of each type must have [MQTT-2.1.3-1]; PUBLISH has its own flags there.
 _FLAGS: Final[tuple[int, ...]] = (0, 0, 0, 0, 0, 0, 2, 0, 2, 0, 2, 0, 0, 0, 0, 0)
 
+# What 3.1 has besides: the duplicate flag of a PUBREL, SUBSCRIBE or UNSUBSCRIBE that is sent again.
+_FLAGS_AGAIN_3_1: Final = 0x0A
+
+_PROTOCOL_NAME: Final = b"MQTT"
+_PROTOCOL_NAME_3_1: Final = b"MQIsdp"
+_BRIDGE_BIT: Final = 0x80
+
 _PUBACK: Final = 4
 _PUBREC: Final = 5
 _PUBREL: Final = 6
@@ -62,12 +70,19 @@ _PUBCOMP: Final = 7
 
 
 def decode(buf: bytes, first_byte: i64, start: i64, end: i64, version: i64) -> Packet:
-    """The packet with the body buf[start:end], which is all there. `version` is 4 or 5; 0 will do for CONNECT."""
+    """The packet with the body buf[start:end], which is all there. `version` is 3, 4 or 5; 0 will do for CONNECT."""
     assert start <= end <= len(buf)
     packet_type: i64 = first_byte >> 4
-    if packet_type != PUBLISH_CONTEXT and first_byte & 15 != _FLAGS[packet_type]:
-        raise malformed("reserved bits of the first byte are wrong")
+    if packet_type != PUBLISH_CONTEXT:
+        _check_flags(first_byte, version)
     return _DECODERS[packet_type](buf, first_byte, start, end, version)
+
+
+def _check_flags(first_byte: i64, version: i64) -> None:
+    flags: i64 = first_byte & 15
+    expected: i64 = _FLAGS[first_byte >> 4]
+    if flags != expected and not (version == MQTT_3_1 and expected == 2 and flags == _FLAGS_AGAIN_3_1):
+        raise malformed("reserved bits of the first byte are wrong")
 
 
 def decode_publish(buf: bytes, first_byte: i64, start: i64, end: i64, version: i64) -> Publish:
@@ -106,11 +121,23 @@ def decode_publish(buf: bytes, first_byte: i64, start: i64, end: i64, version: i
     return Publish(topic, buf[pos:end], qos, first_byte & 1 != 0, first_byte & 8 != 0, packet_id, properties)
 
 
-def decode_puback(buf: bytes, first_byte: i64, start: i64, end: i64, version: i64) -> Puback:
-    """A PUBACK, whose fixed header flags `decode` has checked."""
+def decode_ack(buf: bytes, first_byte: i64, start: i64, end: i64, version: i64) -> tuple[i64, i64]:
+    """(packet identifier, reason) of a PUBACK, PUBREC, PUBREL or PUBCOMP: what a session asks of one.
+
+    All is checked as `decode` does, properties too; they are forgotten, and no packet is made.
+    """
+    packet_type: i64 = first_byte >> 4
+    assert _PUBACK <= packet_type <= _PUBCOMP
+    _check_flags(first_byte, version)
     packet_id = _packet_id(buf, start, end)
     if end - start == 2:
-        return Puback(packet_id, 0, NO_PROPERTIES)
+        return packet_id, 0
+    reason, _ = _decode_reason(buf, start + 2, end, version, packet_type)
+    return packet_id, reason
+
+
+def _decode_puback(buf: bytes, first_byte: i64, start: i64, end: i64, version: i64) -> Packet:
+    packet_id = _packet_id(buf, start, end)
     reason, properties = _decode_reason(buf, start + 2, end, version, _PUBACK)
     return Puback(packet_id, reason, properties)
 
@@ -168,10 +195,7 @@ def _check_end(pos: i64, end: i64) -> None:
 
 def _decode_connect(buf: bytes, first_byte: i64, start: i64, end: i64, version: i64) -> Packet:
     """CONNECT: protocol name, level, flags, keep alive, properties, then the payload that the flags announce."""
-    name, pos = read_binary(buf, start, end)
-    level, pos = read_u8(buf, pos, end)
-    if name != b"MQTT" or (level != MQTT_3_1_1 and level != MQTT_5_0):
-        raise ProtocolError(Reason.UNSUPPORTED_PROTOCOL_VERSION, "only MQTT 3.1.1 and 5.0 are served")  # [MQTT-3.1.2-1]
+    level, bridge, pos = _decode_level(buf, start, end)
     flags, pos = read_u8(buf, pos, end)
     _check_connect_flags(flags, level)
     keep_alive_s, pos = read_u16(buf, pos, end)
@@ -185,23 +209,40 @@ def _decode_connect(buf: bytes, first_byte: i64, start: i64, end: i64, version: 
     if flags & 0x04:
         will, pos = _decode_will(buf, pos, end, flags, level)
     user_name: str | None = None
-    if flags & 0x80:
+    # In 3.1 the packet's length goes before the flags: what they announce may be missing at its end.
+    if flags & 0x80 and not (level == MQTT_3_1 and pos == end):
         user_name, pos = read_string(buf, pos, end)
     password: bytes | None = None
-    if flags & 0x40:
+    if flags & 0x40 and not (level == MQTT_3_1 and pos == end):
         password, pos = read_binary(buf, pos, end)
     _check_end(pos, end)
-    return Connect(level, client_id, flags & 0x02 != 0, keep_alive_s, user_name, password, will, properties)
+    return Connect(level, client_id, flags & 0x02 != 0, keep_alive_s, user_name, password, will, properties, bridge)
+
+
+def _decode_level(buf: bytes, pos: i64, end: i64) -> tuple[i64, bool, i64]:
+    """Protocol name and level: (level, whether the client is a bridge, the position after them)."""
+    name, pos = read_binary(buf, pos, end)
+    level, pos = read_u8(buf, pos, end)
+    bridge = level in (MQTT_3_1 | _BRIDGE_BIT, MQTT_3_1_1 | _BRIDGE_BIT)
+    if bridge:
+        level &= ~_BRIDGE_BIT
+    if (name == _PROTOCOL_NAME and level in (MQTT_3_1_1, MQTT_5_0)) or (
+        name == _PROTOCOL_NAME_3_1 and level == MQTT_3_1
+    ):
+        return level, bridge, pos
+    # [MQTT-3.1.2-1] [MQTT-3.1.2-2] The same word for an unknown name, so that its sender learns what listens here.
+    raise ProtocolError(Reason.UNSUPPORTED_PROTOCOL_VERSION, "only MQTT 3.1, 3.1.1 and 5.0 are served")
 
 
 def _check_connect_flags(flags: i64, level: i64) -> None:
-    if flags & 0x01:
-        raise malformed("reserved connect flag is set")  # [MQTT-3.1.2-3]
-    if not flags & 0x04 and flags & 0x38:
-        raise malformed("will QoS or will retain without a will")  # [MQTT-3.1.2-11] [MQTT-3.1.2-13]
-    if flags & 0x18 == 0x18:
+    if flags & 0x01 and level > MQTT_3_1:
+        raise malformed("reserved connect flag is set")  # [MQTT-3.1.2-3]; 3.1 disregards it.
+    if not flags & 0x04:
+        if flags & 0x38 and level > MQTT_3_1:
+            raise malformed("will QoS or will retain without a will")  # [MQTT-3.1.2-11] [MQTT-3.1.2-13]; as above.
+    elif flags & 0x18 == 0x18:
         raise malformed("will with QoS 3")  # [MQTT-3.1.2-12]
-    if level == MQTT_3_1_1 and flags & 0xC0 == 0x40:
+    if level < MQTT_5_0 and flags & 0xC0 == 0x40:
         raise malformed("password without a user name")  # [MQTT-3.1.2-22] of 3.1.1; 5.0 allows it.
 
 
@@ -218,6 +259,8 @@ def _decode_will(buf: bytes, pos: i64, end: i64, flags: i64, level: i64) -> tupl
 def _decode_connack(buf: bytes, first_byte: i64, start: i64, end: i64, version: i64) -> Packet:
     flags, pos = read_u8(buf, start, end)
     reason, pos = read_u8(buf, pos, end)
+    if version == MQTT_3_1:
+        flags = 0  # A reserved byte.
     if flags > 1:
         raise malformed("reserved bits of the connect acknowledge flags are set")  # [MQTT-3.2.2-1]
     properties = NO_PROPERTIES
@@ -334,6 +377,8 @@ def _decode_auth(buf: bytes, first_byte: i64, start: i64, end: i64, version: i64
     if end - start == 1:
         raise malformed("AUTH with a reason code and no property length")  # Only both together may be left out.
     reason, properties = _decode_reason(buf, start, end, version, PacketType.AUTH)
+    if (reason or properties) and Property.AUTHENTICATION_METHOD not in properties:
+        raise forbidden("AUTH without an authentication method")
     return Auth(reason, properties)
 
 
@@ -350,7 +395,7 @@ _DECODERS: Final[tuple[Callable[[bytes, i64, i64, i64, i64], Packet], ...]] = (
     _decode_connect,
     _decode_connack,
     decode_publish,
-    decode_puback,
+    _decode_puback,
     _decode_pubrec,
     _decode_pubrel,
     _decode_pubcomp,

@@ -12,7 +12,7 @@ from mypy_extensions import i64
 
 from broker.mqtt import framing
 from broker.mqtt.packets import (
-    MQTT_3_1_1,
+    MQTT_3_1,
     MQTT_5_0,
     PACKET_REASONS,
     Acknowledgement,
@@ -51,10 +51,12 @@ _PUBREL: Final = 6
 _PUBCOMP: Final = 7
 
 _PROTOCOL_NAME: Final = b"\x00\x04MQTT"
+_PROTOCOL_NAME_3_1: Final = b"\x00\x06MQIsdp"
+_BRIDGE_BIT: Final = 0x80
 
 
 def encode(packet: Packet, version: int) -> bytes:
-    """The bytes of a packet for a peer that speaks `version` (4 or 5). What 3.1.1 can't say is left out."""
+    """The bytes of a packet for a peer that speaks `version` (3, 4 or 5). What 3.1.1 can't say is left out."""
     return _ENCODERS[type(packet)](packet, version)
 
 
@@ -182,8 +184,8 @@ def _encode_connect(packet: Connect, version: int) -> bytes:
         flags |= 0x40
     _check_own_connect(packet, flags)
     body = BytesWriter()
-    body.write(_PROTOCOL_NAME)
-    framing.write_u8(body, packet.version)
+    body.write(_PROTOCOL_NAME_3_1 if packet.version == MQTT_3_1 else _PROTOCOL_NAME)
+    framing.write_u8(body, packet.version | (_BRIDGE_BIT if packet.bridge else 0))
     framing.write_u8(body, flags)
     framing.write_u16(body, packet.keep_alive_s)
     if packet.version >= MQTT_5_0:
@@ -202,15 +204,17 @@ def _encode_connect(packet: Connect, version: int) -> bytes:
 
 
 def _check_own_connect(packet: Connect, flags: i64) -> None:
-    assert packet.version == MQTT_3_1_1 or packet.version == MQTT_5_0
+    assert MQTT_3_1 <= packet.version <= MQTT_5_0
     assert flags & 0x18 != 0x18
     assert packet.version == MQTT_5_0 or flags & 0xC0 != 0x40
+    assert packet.version < MQTT_5_0 or not packet.bridge
 
 
 def _encode_connack(packet: Connack, version: int) -> bytes:
     assert not (packet.session_present and packet.reason)  # [MQTT-3.2.2-6]
     body = BytesWriter()
-    framing.write_u8(body, 1 if packet.session_present else 0)
+    # 3.1 reserves the byte.
+    framing.write_u8(body, 1 if packet.session_present and version > MQTT_3_1 else 0)
     if version >= MQTT_5_0:
         assert packet.reason in PACKET_REASONS[PacketType.CONNACK]
         framing.write_u8(body, packet.reason)

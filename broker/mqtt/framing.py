@@ -121,6 +121,20 @@ def decode_utf8(data: bytes) -> str:
     return text
 
 
+def is_utf8(payload: bytes) -> bool:
+    """Whether a payload is what its payload format indicator 1 says: well-formed UTF-8 (5.0 section 3.3.2.3.2).
+
+    Unlike a string's, a payload's text may hold U+0000.
+    """
+    if payload.isascii():
+        return True
+    try:
+        payload.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def write_varint(writer: BytesWriter, value: i64) -> None:
     """Append a variable byte integer in its shortest form."""
     assert 0 <= value <= VARINT_MAX

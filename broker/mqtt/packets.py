@@ -1,6 +1,7 @@
-"""The control packets of MQTT 3.1.1 and 5.0 as values.
+"""The control packets of MQTT 3.1, 3.1.1 and 5.0 as values.
 
-One class a packet for both versions; what only 5.0 has keeps its default in 3.1.1. A reason is always a 5.0 code.
+One class a packet for all versions; what only 5.0 has keeps its default before it. A reason is always a 5.0 code.
+What the code and its comments say of 3.1.1 holds for 3.1 too where they say nothing else.
 Publish and the four acknowledgements are made for every message, so they are plain classes; all others are frozen
 dataclasses. A packet is never changed once made, nor is its `properties` dict, which may be the shared NO_PROPERTIES.
 """
@@ -13,7 +14,8 @@ from mypy_extensions import mypyc_attr
 
 from broker.mqtt.properties import NO_PROPERTIES, Properties, no_properties
 
-MQTT_3_1_1: Final = 4  # The protocol levels as CONNECT says them.
+MQTT_3_1: Final = 3  # The protocol levels as CONNECT says them.
+MQTT_3_1_1: Final = 4
 MQTT_5_0: Final = 5
 
 
@@ -40,7 +42,8 @@ class PacketType(IntEnum):
 _RECEIVED: Final = frozenset((0x00, 0x10, 0x80, 0x83, 0x87, 0x90, 0x91, 0x97, 0x99))
 _RELEASED: Final = frozenset((0x00, 0x92))
 
-# Packet type -> the reason codes that it may carry in 5.0.
+# Packet type -> the reason codes that it may carry in 5.0. Where the specification's list of all reasons and its list
+# for one packet differ (0x99 of CONNACK, 0x8C of DISCONNECT), either will do.
 PACKET_REASONS: Final[dict[int, frozenset[int]]] = {
     int(PacketType.CONNACK): frozenset(
         (0x00, *range(0x80, 0x8B), 0x8C, 0x90, 0x95, 0x97, 0x99, 0x9A, 0x9B, 0x9C, 0x9D, 0x9F)
@@ -52,7 +55,7 @@ PACKET_REASONS: Final[dict[int, frozenset[int]]] = {
     int(PacketType.SUBACK): frozenset((0x00, 0x01, 0x02, 0x80, 0x83, 0x87, 0x8F, 0x91, 0x97, 0x9E, 0xA1, 0xA2)),
     int(PacketType.UNSUBACK): frozenset((0x00, 0x11, 0x80, 0x83, 0x87, 0x8F, 0x91)),
     int(PacketType.DISCONNECT): frozenset(
-        (0x00, 0x04, 0x80, 0x81, 0x82, 0x83, 0x87, 0x89, 0x8B, 0x8D, 0x8E, 0x8F, 0x90, *range(0x93, 0xA3))
+        (0x00, 0x04, 0x80, 0x81, 0x82, 0x83, 0x87, 0x89, 0x8B, 0x8C, 0x8D, 0x8E, 0x8F, 0x90, *range(0x93, 0xA3))
     ),
     int(PacketType.AUTH): frozenset((0x00, 0x18, 0x19)),
 }
@@ -71,7 +74,11 @@ class Will:
 
 @dataclass(slots=True, frozen=True)
 class Connect:
-    """A client's opening packet; `clean_start` is 3.1.1's clean session, an empty `client_id` is as received."""
+    """A client's opening packet; `clean_start` is 3.1.1's clean session, an empty `client_id` is as received.
+
+    `bridge`: the client says that it is another broker, by the upper bit of the level. The specification has no such
+    bit, mosquitto and its bridges do, before 5.0 (which has options for what a bridge wants).
+    """
 
     version: int
     client_id: str
@@ -81,11 +88,12 @@ class Connect:
     password: bytes | None = field(default=None, repr=False)
     will: Will | None = None
     properties: Properties = field(default_factory=no_properties)
+    bridge: bool = False
 
 
 @dataclass(slots=True, frozen=True)
 class Connack:
-    """The answer to CONNECT. In 3.1.1 the reason is written as the nearest return code."""
+    """The answer to CONNECT. In 3.1.1 the reason is written as the nearest return code; 3.1 lacks `session_present`."""
 
     session_present: bool = False
     reason: int = 0
@@ -206,7 +214,11 @@ class Subscribe:
 
 @dataclass(slots=True, frozen=True)
 class Suback:
-    """One reason for each filter of the SUBSCRIBE. In 3.1.1 every failure is written as 0x80."""
+    """One reason for each filter of the SUBSCRIBE. In 3.1.1 every failure is written as 0x80.
+
+    3.1 has no code for a failure. It is sent 0x80 all the same, as mosquitto does: the alternatives are to grant what
+    will never be delivered, or to close the connection for one filter among many.
+    """
 
     packet_id: int
     reasons: tuple[int, ...]

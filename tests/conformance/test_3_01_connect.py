@@ -25,9 +25,9 @@ def test_5_0_is_answered_with_what_is_not_served(broker):
     [
         ("10 0d 0004 4d515454 03 02 0000 0001 63", "20 02 00 01"),
         ("10 0d 0004 4d515454 06 02 0000 0001 63", "20 02 00 01"),
-        ("10 0f 0006 4d5149736470 03 02 0000 0001 63", "20 02 00 01"),
+        ("10 0f 0006 4d5149736470 04 02 0000 0001 63", "20 02 00 01"),
     ],
-    ids=["level 3", "level 6", "3.1"],
+    ids=["level 3", "level 6", "level 4 with the name of 3.1"],
 )
 def test_other_versions_are_refused(broker, connect, answer):
     """[MQTT-3.1.2-2], in the form of the oldest version that is served."""

@@ -1,17 +1,16 @@
 """The table of named packets: bytes and the packet they are, or bytes and the reason why they are refused.
 
 Every Row with a `packet` is read and written both ways; one whose bytes are not the shortest form says so with
-`canonical=False` and is only read. Rows are ordered by packet type. Hexadecimal bytes may hold spaces.
+`canonical=False` and is only read. Rows are ordered by packet type.
 """
 
-from dataclasses import dataclass
+from connect_rows import OPENING_ROWS
+from packet_rows import FORBIDDEN, Row, bad, framed, good, sized, text
 
 from broker.mqtt.packets import (
+    Acknowledgement,
     Auth,
-    Connack,
-    Connect,
     Disconnect,
-    Packet,
     Pingreq,
     Pingresp,
     Puback,
@@ -24,294 +23,11 @@ from broker.mqtt.packets import (
     SubscriptionRequest,
     Unsuback,
     Unsubscribe,
-    Will,
 )
 from broker.mqtt.properties import Property as P
 from broker.mqtt.reasons import Reason
 
-
-@dataclass(frozen=True)
-class Row:
-    """One packet: a good one has `packet`, a bad one `refused`."""
-
-    name: str
-    version: int
-    hex: str
-    packet: Packet | None = None
-    refused: Reason | None = None
-    canonical: bool = True
-
-    @property
-    def data(self) -> bytes:
-        return bytes.fromhex(self.hex)
-
-
-def text(value: str) -> str:
-    """The hexadecimal form of a string with its length."""
-    data = value.encode()
-    return len(data).to_bytes(2, "big").hex() + data.hex()
-
-
-def framed(first_byte: int, body_hex: str) -> str:
-    """A body of less than 128 bytes behind its fixed header."""
-    return f"{first_byte:02x}" + sized(body_hex)
-
-
-def sized(body_hex: str) -> str:
-    """Less than 128 bytes behind their length."""
-    body = bytes.fromhex(body_hex)
-    assert len(body) < 128
-    return f"{len(body):02x}" + body.hex()
-
-
-def good(name: str, version: int, hex_bytes: str, packet: Packet, canonical: bool = True) -> Row:
-    return Row(name, version, hex_bytes, packet=packet, canonical=canonical)
-
-
-def bad(name: str, version: int, hex_bytes: str, refused: Reason = Reason.MALFORMED_PACKET) -> Row:
-    return Row(name, version, hex_bytes, refused=refused)
-
-
-MALFORMED = Reason.MALFORMED_PACKET
-FORBIDDEN = Reason.PROTOCOL_ERROR
-HEAD_4 = text("MQTT") + "04"
-HEAD_5 = text("MQTT") + "05"
-
-
-def connect_4(flags: str, rest: str, keep_alive: str = "003c") -> str:
-    return framed(0x10, HEAD_4 + flags + keep_alive + rest)
-
-
-def connect_5(flags: str, rest: str, properties: str = "") -> str:
-    return framed(0x10, HEAD_5 + flags + "003c" + sized(properties) + rest)
-
-
-CONNECT_ROWS = [
-    good("connect minimal", 4, "100d 0004 4d515454 04 02 003c 0001 61", Connect(4, "a", True, 60)),
-    good("connect minimal", 5, "100e 0004 4d515454 05 02 003c 00 0001 61", Connect(5, "a", True, 60)),
-    good("connect resume", 4, connect_4("00", text("a")), Connect(4, "a", False, 60)),
-    good("connect resume", 5, connect_5("00", text("a")), Connect(5, "a", False, 60)),
-    good("connect empty client id", 4, connect_4("02", text("")), Connect(4, "", True, 60)),
-    good("connect empty client id, resume", 4, connect_4("00", text("")), Connect(4, "", False, 60)),
-    good("connect empty client id", 5, connect_5("00", text("")), Connect(5, "", False, 60)),
-    good("connect no keep alive", 4, connect_4("02", text("a"), "0000"), Connect(4, "a", True, 0)),
-    good("connect longest keep alive", 4, connect_4("02", text("a"), "ffff"), Connect(4, "a", True, 65535)),
-    good("connect user name", 4, connect_4("82", text("a") + text("u")), Connect(4, "a", True, 60, "u")),
-    good(
-        "connect user name and password",
-        4,
-        connect_4("c2", text("a") + text("u") + "0002 00ff"),
-        Connect(4, "a", True, 60, "u", b"\x00\xff"),
-    ),
-    good(
-        "connect empty user name and password",
-        4,
-        connect_4("c2", text("a") + "0000 0000"),
-        Connect(4, "a", True, 60, "", b""),
-    ),
-    bad("connect password without user name", 4, connect_4("42", text("a") + text("p"))),
-    good(
-        "connect password without user name",
-        5,
-        connect_5("42", text("a") + text("p")),
-        Connect(5, "a", True, 60, None, b"p"),
-    ),
-    good(
-        "connect will",
-        4,
-        connect_4("06", text("a") + text("w/t") + text("gone")),
-        Connect(4, "a", True, 60, will=Will(b"w/t", b"gone")),
-    ),
-    good(
-        "connect will QoS 1 retained",
-        4,
-        connect_4("2e", text("a") + text("w") + "0000"),
-        Connect(4, "a", True, 60, will=Will(b"w", b"", 1, True)),
-    ),
-    good(
-        "connect will QoS 2, user name, password",
-        5,
-        connect_5("d6", text("a") + "00" + text("w") + text("x") + text("u") + text("p")),
-        Connect(5, "a", True, 60, "u", b"p", Will(b"w", b"x", 2)),
-    ),
-    good(
-        "connect all will properties",
-        5,
-        connect_5(
-            "06",
-            text("a")
-            + sized(
-                "18 00000005 01 01 02 0000000a 03 0001 74 08 0003 722f31 09 0002 00ff"
-                " 26 0001 6b 0001 76 26 0001 6b 0001 77"
-            )
-            + text("w")
-            + text("x"),
-        ),
-        Connect(
-            5,
-            "a",
-            True,
-            60,
-            will=Will(
-                b"w",
-                b"x",
-                properties={
-                    P.WILL_DELAY_INTERVAL: 5,
-                    P.PAYLOAD_FORMAT_INDICATOR: 1,
-                    P.MESSAGE_EXPIRY_INTERVAL: 10,
-                    P.CONTENT_TYPE: "t",
-                    P.RESPONSE_TOPIC: "r/1",
-                    P.CORRELATION_DATA: b"\x00\xff",
-                    P.USER_PROPERTY: [("k", "v"), ("k", "w")],
-                },
-            ),
-        ),
-    ),
-    good(
-        "connect all properties",
-        5,
-        connect_5(
-            "02",
-            text("a"),
-            "11 ffffffff 21 0014 27 00000fff 22 000a 19 01 17 00 26 0001 6b 0000 15 0001 6d 16 0002 0102",
-        ),
-        Connect(
-            5,
-            "a",
-            True,
-            60,
-            properties={
-                P.SESSION_EXPIRY_INTERVAL: 0xFFFF_FFFF,
-                P.RECEIVE_MAXIMUM: 20,
-                P.MAXIMUM_PACKET_SIZE: 4095,
-                P.TOPIC_ALIAS_MAXIMUM: 10,
-                P.REQUEST_RESPONSE_INFORMATION: 1,
-                P.REQUEST_PROBLEM_INFORMATION: 0,
-                P.USER_PROPERTY: [("k", "")],
-                P.AUTHENTICATION_METHOD: "m",
-                P.AUTHENTICATION_DATA: b"\x01\x02",
-            },
-        ),
-    ),
-    good(
-        "connect client id in UTF-8",
-        4,
-        connect_4("02", text("Gruß-日本-\U0001f600")),
-        Connect(4, "Gruß-日本-\U0001f600", True, 60),
-    ),
-    bad("connect reserved flag", 4, connect_4("03", text("a"))),
-    bad("connect reserved flag", 5, connect_5("03", text("a"))),
-    bad("connect will QoS without will", 4, connect_4("0a", text("a"))),
-    bad("connect will retain without will", 5, connect_5("22", text("a"))),
-    bad("connect will QoS 3", 4, connect_4("1e", text("a") + text("w") + text("x"))),
-    bad("connect will QoS 3", 5, connect_5("1e", text("a") + "00" + text("w") + text("x"))),
-    bad("connect will topic empty", 4, connect_4("06", text("a") + "0000" + text("x")), Reason.TOPIC_NAME_INVALID),
-    bad(
-        "connect will topic with wildcard",
-        4,
-        connect_4("06", text("a") + text("w/#") + text("x")),
-        Reason.TOPIC_NAME_INVALID,
-    ),
-    bad("connect first byte flags", 4, "110d 0004 4d515454 04 02 003c 0001 61"),
-    bad("connect client id missing", 4, connect_4("02", "")),
-    bad("connect client id cut", 4, connect_4("02", "0002 61")),
-    bad("connect client id with surrogate", 4, connect_4("02", "0003 eda080")),
-    bad("connect client id overlong", 5, connect_5("02", "0002 c0af")),
-    bad("connect client id with U+0000", 4, connect_4("02", "0003 610062")),
-    bad("connect user name missing", 4, connect_4("82", text("a"))),
-    bad("connect password missing", 4, connect_4("c2", text("a") + text("u"))),
-    bad("connect will missing", 4, connect_4("06", text("a"))),
-    bad("connect bytes after the end", 4, connect_4("02", text("a") + "00")),
-    bad("connect empty", 4, "1000"),
-    bad("connect 3.1", 4, framed(0x10, text("MQIsdp") + "03 02 003c" + text("a")), Reason.UNSUPPORTED_PROTOCOL_VERSION),
-    bad(
-        "connect level 3", 4, framed(0x10, text("MQTT") + "03 02 003c" + text("a")), Reason.UNSUPPORTED_PROTOCOL_VERSION
-    ),
-    bad(
-        "connect level 6", 5, framed(0x10, text("MQTT") + "06 02 003c" + text("a")), Reason.UNSUPPORTED_PROTOCOL_VERSION
-    ),
-    bad(
-        "connect bridge level",
-        4,
-        framed(0x10, text("MQTT") + "84 02 003c" + text("a")),
-        Reason.UNSUPPORTED_PROTOCOL_VERSION,
-    ),
-    bad(
-        "connect other protocol",
-        4,
-        framed(0x10, text("HTTP") + "04 02 003c" + text("a")),
-        Reason.UNSUPPORTED_PROTOCOL_VERSION,
-    ),
-    bad("connect receive maximum 0", 5, connect_5("02", text("a"), "210000"), FORBIDDEN),
-    bad("connect maximum packet size 0", 5, connect_5("02", text("a"), "2700000000"), FORBIDDEN),
-    bad("connect request problem information 2", 5, connect_5("02", text("a"), "1702"), FORBIDDEN),
-    bad("connect request response information 2", 5, connect_5("02", text("a"), "1902"), FORBIDDEN),
-    bad("connect session expiry twice", 5, connect_5("02", text("a"), "11000000011100000001"), FORBIDDEN),
-    bad("connect authentication data without method", 5, connect_5("02", text("a"), "16000101"), FORBIDDEN),
-    bad("connect property of PUBLISH", 5, connect_5("02", text("a"), "230001")),
-    bad("connect unknown property", 5, connect_5("02", text("a"), "7f")),
-    bad("connect property identifier of two bytes", 5, connect_5("02", text("a"), "9100")),
-    bad("connect property value cut", 5, connect_5("02", text("a"), "110000")),
-    bad("connect properties longer than the packet", 5, framed(0x10, HEAD_5 + "02 003c 7f" + text("a"))),
-    bad("connect property length not minimal", 5, framed(0x10, HEAD_5 + "02 003c 8000" + text("a"))),
-    bad("connect will delay outside the will", 5, connect_5("02", text("a"), "1800000001")),
-    bad("connect session expiry in the will", 5, connect_5("06", text("a") + "05 11 00000001" + text("w") + text("x"))),
-]
-
-CONNACK_ROWS = [
-    good("connack accepted", 4, "2002 00 00", Connack()),
-    good("connack session present", 4, "2002 01 00", Connack(True)),
-    good("connack wrong version", 4, "2002 00 01", Connack(False, Reason.UNSUPPORTED_PROTOCOL_VERSION)),
-    good("connack client id refused", 4, "2002 00 02", Connack(False, Reason.CLIENT_IDENTIFIER_NOT_VALID)),
-    good("connack server unavailable", 4, "2002 00 03", Connack(False, Reason.SERVER_UNAVAILABLE)),
-    good("connack bad password", 4, "2002 00 04", Connack(False, Reason.BAD_USER_NAME_OR_PASSWORD)),
-    good("connack not authorized", 4, "2002 00 05", Connack(False, Reason.NOT_AUTHORIZED)),
-    good("connack accepted", 5, "2003 00 00 00", Connack()),
-    good("connack refused", 5, "2003 00 87 00", Connack(False, Reason.NOT_AUTHORIZED)),
-    good(
-        "connack all properties",
-        5,
-        framed(
-            0x20,
-            "0100"
-            + sized(
-                "11 00000001 21 0014 24 01 25 00 27 00001000 12 0001 69 22 000a 1f 0001 72 28 01 29 00 2a 00 13 001e"
-                " 1a 0001 69 1c 0001 73 15 0001 6d 16 0001 64 26 0001 6b 0001 76 26 0001 61 0001 62"
-            ),
-        ),
-        Connack(
-            True,
-            0,
-            {
-                P.SESSION_EXPIRY_INTERVAL: 1,
-                P.RECEIVE_MAXIMUM: 20,
-                P.MAXIMUM_QOS: 1,
-                P.RETAIN_AVAILABLE: 0,
-                P.MAXIMUM_PACKET_SIZE: 4096,
-                P.ASSIGNED_CLIENT_IDENTIFIER: "i",
-                P.TOPIC_ALIAS_MAXIMUM: 10,
-                P.REASON_STRING: "r",
-                P.WILDCARD_SUBSCRIPTION_AVAILABLE: 1,
-                P.SUBSCRIPTION_IDENTIFIER_AVAILABLE: 0,
-                P.SHARED_SUBSCRIPTION_AVAILABLE: 0,
-                P.SERVER_KEEP_ALIVE: 30,
-                P.RESPONSE_INFORMATION: "i",
-                P.SERVER_REFERENCE: "s",
-                P.AUTHENTICATION_METHOD: "m",
-                P.AUTHENTICATION_DATA: b"d",
-                P.USER_PROPERTY: [("k", "v"), ("a", "b")],
-            },
-        ),
-    ),
-    bad("connack reserved flags", 4, "2002 02 00"),
-    bad("connack reserved return code", 4, "2002 00 06", FORBIDDEN),
-    bad("connack session present in a refusal", 4, "2002 01 05", FORBIDDEN),
-    bad("connack session present in a refusal", 5, "2003 01 87 00", FORBIDDEN),
-    bad("connack reason of another packet", 5, "2003 00 93 00", FORBIDDEN),
-    bad("connack maximum QoS 2", 5, "2005 00 00 02 24 02", FORBIDDEN),
-    bad("connack properties missing", 5, "2002 00 00"),
-    bad("connack bytes after the end", 4, "2003 00 00 00"),
-]
+FILTER_INVALID = Reason.TOPIC_FILTER_INVALID
 
 PUBLISH_ROWS = [
     good("publish QoS 0", 4, "3007 0003 612f62 6869", Publish(b"a/b", b"hi")),
@@ -398,33 +114,93 @@ PUBLISH_ROWS = [
     bad("publish user property cut", 5, "300a 0001 61 06 26 0001 61 0001"),
     bad("publish string runs over the properties", 5, "300a 0001 61 04 03 0003 616263"),
     bad("publish property length of five bytes", 5, "3008 0001 61 80808080 01"),
+    good("publish QoS 0", 3, "3007 0003 612f62 6869", Publish(b"a/b", b"hi")),
+    good("publish QoS 1", 3, "3209 0003 612f62 0007 6869", Publish(b"a/b", b"hi", 1, packet_id=7)),
+    good("publish QoS 2 duplicate", 3, "3c09 0003 612f62 ffff 6869", Publish(b"a/b", b"hi", 2, False, True, 65535)),
+    bad("publish QoS 3", 3, "3605 0001 61 0001"),
+    bad("publish packet id 0", 3, "3205 0001 61 0000", FORBIDDEN),
+    bad("publish packet id 0", 5, "3406 0001 61 0000 00", FORBIDDEN),
+    bad("publish topic empty", 3, "3003 0000 78", Reason.TOPIC_NAME_INVALID),
+    bad("publish topic with #", 3, "3005 0003 612f23", Reason.TOPIC_NAME_INVALID),
+    bad("publish duplicate with QoS 0", 3, "3803 0001 61"),
+    bad("publish duplicate with QoS 0", 5, "3804 0001 61 00"),
+    good(
+        "publish QoS 2 topic alias only",
+        5,
+        "3408 0000 0007 03 23 ffff",
+        Publish(b"", b"", 2, packet_id=7, properties={P.TOPIC_ALIAS: 65535}),
+    ),
+    bad("publish QoS 1 neither topic nor alias", 5, "3205 0000 0007 00", FORBIDDEN),
+    bad("publish topic empty, property but no alias", 5, "3005 0000 02 01 01", FORBIDDEN),
+    bad("publish topic alias 0 without topic", 5, "3006 0000 03 23 0000", Reason.TOPIC_ALIAS_INVALID),
+    bad("publish topic with # beside an alias", 5, "3007 0001 23 03 23 0001", Reason.TOPIC_NAME_INVALID),
+    bad("publish payload format twice", 5, "3008 0001 61 04 01 01 01 01", FORBIDDEN),
+    bad("publish message expiry twice", 5, "300e 0001 61 0a 02 00000001 02 00000001", FORBIDDEN),
+    bad("publish content type twice", 5, "300a 0001 61 06 03 0000 03 0000", FORBIDDEN),
+    bad("publish correlation data twice", 5, "300a 0001 61 06 09 0000 09 0000", FORBIDDEN),
+    bad("publish response topic twice", 5, "300c 0001 61 08 08 0001 72 08 0001 72", FORBIDDEN),
+    bad("publish response topic empty", 5, "3007 0001 61 03 08 0000", Reason.TOPIC_NAME_INVALID),
+    bad("publish response topic with U+0000", 5, "3008 0001 61 04 08 0001 00"),
+    bad("publish will delay", 5, "3009 0001 61 05 18 00000001"),
 ]
 
+
+def ack_rows(name: str, first: int, kind: type[Acknowledgement], reason: int, wrong: int) -> list[Row]:
+    """What the four acknowledgements have alike; `wrong` is the reason of another packet."""
+
+    def row_bytes(body: str) -> str:
+        return framed(first, "0007" + body)
+
+    pairs = [("k", "v"), ("k", "")]
+    said = f"{reason:02x}"
+    return [
+        *(good(name, version, row_bytes(""), kind(7)) for version in (3, 4, 5)),
+        *(good(f"{name} last id", version, framed(first, "ffff"), kind(65_535)) for version in (3, 4, 5)),
+        good(f"{name} reason", 5, row_bytes(said), kind(7, reason)),
+        good(f"{name} reason string", 5, row_bytes(said + "04 1f 0001 78"), kind(7, reason, {P.REASON_STRING: "x"})),
+        good(
+            f"{name} all properties",
+            5,
+            row_bytes(said + sized("1f 0001 78 26 0001 6b 0001 76 26 0001 6b 0000")),
+            kind(7, reason, {P.REASON_STRING: "x", P.USER_PROPERTY: pairs}),
+        ),
+        good(
+            f"{name} success, properties", 5, row_bytes("00 05 26 0000 0000"), kind(7, 0, {P.USER_PROPERTY: [("", "")]})
+        ),
+        good(f"{name} success said aloud", 5, row_bytes("00"), kind(7), canonical=False),
+        good(f"{name} empty properties", 5, row_bytes("00 00"), kind(7), canonical=False),
+        good(f"{name} reason, empty properties", 5, row_bytes(said + "00"), kind(7, reason), canonical=False),
+        *(bad(f"{name} empty", version, framed(first, "")) for version in (3, 4, 5)),
+        *(bad(f"{name} packet id cut", version, framed(first, "00")) for version in (3, 4, 5)),
+        *(bad(f"{name} packet id 0", version, framed(first, "0000"), FORBIDDEN) for version in (3, 4, 5)),
+        *(bad(f"{name} flags", version, framed(first ^ 0x02, "0007")) for version in (3, 4, 5)),
+        *(bad(f"{name} retain flag", version, framed(first ^ 0x01, "0007")) for version in (3, 4, 5)),
+        *(bad(f"{name} success said aloud", version, row_bytes("00")) for version in (3, 4)),
+        bad(f"{name} reason of another packet", 5, row_bytes(f"{wrong:02x}"), FORBIDDEN),
+        bad(f"{name} reason that doesn't exist", 5, row_bytes("ff 00"), FORBIDDEN),
+        bad(f"{name} reason string twice", 5, row_bytes(said + "08 1f 0001 78 1f 0001 78"), FORBIDDEN),
+        bad(f"{name} reason string ill-formed", 5, row_bytes(said + "04 1f 0001 ff")),
+        bad(f"{name} property of PUBLISH", 5, row_bytes("00 03 23 0001")),
+        bad(f"{name} properties cut", 5, row_bytes("00 05 26 0000")),
+        bad(f"{name} bytes after the end", 5, row_bytes("00 00 00")),
+    ]
+
+
 ACK_ROWS = [
-    good("puback", 4, "4002 0007", Puback(7)),
-    good("puback", 5, "4002 0007", Puback(7)),
+    *ack_rows("puback", 0x40, Puback, Reason.QUOTA_EXCEEDED, Reason.PACKET_IDENTIFIER_NOT_FOUND),
+    *ack_rows("pubrec", 0x50, Pubrec, Reason.NOT_AUTHORIZED, Reason.PACKET_IDENTIFIER_NOT_FOUND),
+    *ack_rows("pubrel", 0x62, Pubrel, Reason.PACKET_IDENTIFIER_NOT_FOUND, Reason.PACKET_IDENTIFIER_IN_USE),
+    *ack_rows("pubcomp", 0x70, Pubcomp, Reason.PACKET_IDENTIFIER_NOT_FOUND, Reason.NO_MATCHING_SUBSCRIBERS),
     good("puback no subscribers", 5, "4003 0007 10", Puback(7, Reason.NO_MATCHING_SUBSCRIBERS)),
-    good("puback quota, reason string", 5, "4008 0007 97 04 1f 0001 78", Puback(7, 0x97, {P.REASON_STRING: "x"})),
-    good("puback success, properties", 5, "4009 0007 00 05 26 0000 0000", Puback(7, 0, {P.USER_PROPERTY: [("", "")]})),
-    good("puback success said aloud", 5, "4003 0007 00", Puback(7), canonical=False),
-    good("puback empty properties", 5, "4004 0007 00 00", Puback(7), canonical=False),
-    bad("puback reason", 4, "4003 0007 00"),
-    bad("puback packet id 0", 4, "4002 0000", FORBIDDEN),
-    bad("puback packet id cut", 5, "4001 00"),
-    bad("puback flags", 4, "4202 0007"),
-    bad("puback reason of another packet", 5, "4003 0007 92", FORBIDDEN),
-    bad("puback reason string twice", 5, "400c 0007 00 08 1f 0001 78 1f 0001 78", FORBIDDEN),
-    bad("puback bytes after the end", 5, "4005 0007 00 00 00"),
-    good("pubrec", 4, "5002 0007", Pubrec(7)),
-    good("pubrec refused", 5, "5003 0007 87", Pubrec(7, Reason.NOT_AUTHORIZED)),
-    bad("pubrec flags", 5, "5202 0007"),
-    good("pubrel", 4, "6202 0007", Pubrel(7)),
-    good("pubrel unknown", 5, "6203 0007 92", Pubrel(7, Reason.PACKET_IDENTIFIER_NOT_FOUND)),
-    bad("pubrel flags", 4, "6002 0007"),
-    bad("pubrel reason of another packet", 5, "6203 0007 87", FORBIDDEN),
-    good("pubcomp", 4, "7002 0007", Pubcomp(7)),
-    good("pubcomp unknown", 5, "7008 0007 92 04 1f 0001 78", Pubcomp(7, 0x92, {P.REASON_STRING: "x"})),
-    bad("pubcomp empty", 4, "7000"),
+    good("pubrec no subscribers", 5, "5003 0007 10", Pubrec(7, Reason.NO_MATCHING_SUBSCRIBERS)),
+    good("pubrel again", 3, "6a02 0007", Pubrel(7), canonical=False),
+    bad("pubrel again", 4, "6a02 0007"),
+    bad("pubrel again", 5, "6a02 0007"),
+    bad("pubrel again with QoS 2", 3, "6c02 0007"),
+    bad("pubrel again with QoS 0", 3, "6802 0007"),
+    bad("puback again", 3, "4802 0007"),
+    bad("pubrec again", 3, "5802 0007"),
+    bad("pubcomp again", 3, "7802 0007"),
 ]
 
 SUBSCRIBE_ROWS = [
@@ -484,6 +260,60 @@ SUBSCRIBE_ROWS = [
     bad("suback QoS 3", 5, "9004 0001 00 03", FORBIDDEN),
     bad("suback no reason", 4, "9002 0001", FORBIDDEN),
     bad("suback no reason", 5, "9003 0001 00", FORBIDDEN),
+    good("subscribe", 3, "8206 0001 0001 61 02", Subscribe(1, (SubscriptionRequest(b"a", 2),))),
+    good("subscribe again", 3, "8a06 0001 0001 61 00", Subscribe(1, (SubscriptionRequest(b"a"),)), canonical=False),
+    bad("subscribe again", 4, "8a06 0001 0001 61 00"),
+    bad("subscribe again", 5, "8a07 0001 00 0001 61 00"),
+    bad("subscribe flags", 3, "8006 0001 0001 61 00"),
+    bad("subscribe retain flag", 3, "8306 0001 0001 61 00"),
+    bad("subscribe no filter", 3, "8202 0001", FORBIDDEN),
+    bad("subscribe packet id 0", 3, "8206 0000 0001 61 00", FORBIDDEN),
+    bad("subscribe QoS 3", 3, "8206 0001 0001 61 03", FORBIDDEN),
+    bad("subscribe QoS 3", 5, "8207 0001 00 0001 61 03", FORBIDDEN),
+    bad("subscribe options of 5.0", 3, "8206 0001 0001 61 08"),
+    good(
+        "subscribe shared",
+        4,
+        framed(0x82, "0001" + text("$share/g/+/#") + "02"),
+        Subscribe(1, (SubscriptionRequest(b"$share/g/+/#", 2),)),
+    ),
+    good(
+        "subscribe $share alone",
+        5,
+        framed(0x82, "0001 00" + text("$share") + "04"),
+        Subscribe(1, (SubscriptionRequest(b"$share", no_local=True),)),
+    ),
+    *(
+        bad(f"subscribe shared {what}", 5, framed(0x82, "0001 00" + text(topic_filter) + "00"), FILTER_INVALID)
+        for what, topic_filter in {
+            "without name": "$share//a",
+            "with + in its name": "$share/+/a",
+            "with + beside letters in its name": "$share/g+/a",
+            "with # in its name": "$share/#",
+            "with # beside letters in its name": "$share/g#/a",
+            "with an empty filter": "$share/g/",
+            "with nothing": "$share/",
+            "with a bad filter": "$share/g/#/a",
+        }.items()
+    ),
+    bad("subscribe shared without name", 4, framed(0x82, "0001" + text("$share//a") + "00"), FILTER_INVALID),
+    good(
+        "subscribe greatest identifier",
+        5,
+        "820c 0001 05 0b ffffff7f 0001 61 00",
+        Subscribe(1, (SubscriptionRequest(b"a"),), {P.SUBSCRIPTION_IDENTIFIER: 268_435_455}),
+    ),
+    bad("subscribe identifier of five bytes", 5, "820d 0001 06 0b 8080808001 0001 61 00"),
+    bad("subscribe identifier missing", 5, "8208 0001 01 0b 0001 61 00"),
+    bad("subscribe reason string", 5, "820b 0001 04 1f 0001 78 0001 61 00"),
+    good("suback all codes", 3, "9006 0001 00 01 02 80", Suback(1, (0, 1, 2, 0x80))),
+    bad("suback reason of 5.0", 3, "9003 0001 87", FORBIDDEN),
+    good(
+        "suback all codes",
+        5,
+        "900f 0001 00 00 01 02 80 83 87 8f 91 97 9e a1 a2",
+        Suback(1, (0, 1, 2, 0x80, 0x83, 0x87, 0x8F, 0x91, 0x97, 0x9E, 0xA1, 0xA2)),
+    ),
 ]
 
 UNSUBSCRIBE_ROWS = [
@@ -507,6 +337,22 @@ UNSUBSCRIBE_ROWS = [
     bad("unsuback reasons of 5.0", 4, "b003 0001 00"),
     bad("unsuback no reason", 5, "b003 0001 00", FORBIDDEN),
     bad("unsuback granted QoS 1", 5, "b004 0001 00 01", FORBIDDEN),
+    good("unsubscribe", 3, "a205 0001 0001 61", Unsubscribe(1, (b"a",))),
+    good("unsubscribe again", 3, "aa05 0001 0001 61", Unsubscribe(1, (b"a",)), canonical=False),
+    bad("unsubscribe again", 4, "aa05 0001 0001 61"),
+    bad("unsubscribe again", 5, "aa06 0001 00 0001 61"),
+    bad("unsubscribe flags", 3, "a005 0001 0001 61"),
+    bad("unsubscribe packet id 0", 5, "a206 0000 00 0001 61", FORBIDDEN),
+    good("unsubscribe shared", 5, framed(0xA2, "0001 00" + text("$share/g/a")), Unsubscribe(1, (b"$share/g/a",))),
+    bad("unsubscribe shared without filter", 5, framed(0xA2, "0001 00" + text("$share/g")), FILTER_INVALID),
+    good("unsuback", 3, "b002 0001", Unsuback(1)),
+    bad("unsuback reasons of 5.0", 3, "b003 0001 00"),
+    good(
+        "unsuback all codes",
+        5,
+        "b00a 0001 00 00 11 80 83 87 8f 91",
+        Unsuback(1, (0, 0x11, 0x80, 0x83, 0x87, 0x8F, 0x91)),
+    ),
 ]
 
 OTHER_ROWS = [
@@ -548,8 +394,39 @@ OTHER_ROWS = [
     bad("auth flags", 5, "f100"),
     bad("type 0", 4, "0000"),
     bad("type 0", 5, "0100"),
+    good("pingreq", 3, "c000", Pingreq()),
+    bad("pingreq flags", 3, "c200"),
+    good("pingresp", 3, "d000", Pingresp()),
+    good("disconnect", 3, "e000", Disconnect()),
+    bad("disconnect flags", 3, "e200"),
+    bad("disconnect reason", 3, "e001 00"),
+    bad("disconnect session expiry twice", 5, "e00c 00 0a 11 00000001 11 00000001", FORBIDDEN),
+    bad("disconnect property of CONNECT", 5, "e005 00 03 21 0001"),
+    bad("disconnect properties cut", 5, "e003 00 05 11"),
+    bad("auth", 3, "f000"),
+    good(
+        "auth all properties",
+        5,
+        framed(0xF0, "18" + sized("15 0001 6d 16 0002 00ff 1f 0001 78 26 0001 6b 0001 76 26 0001 6b 0000")),
+        Auth(
+            0x18,
+            {
+                P.AUTHENTICATION_METHOD: "m",
+                P.AUTHENTICATION_DATA: b"\x00\xff",
+                P.REASON_STRING: "x",
+                P.USER_PROPERTY: [("k", "v"), ("k", "")],
+            },
+        ),
+    ),
+    good("auth success with method", 5, "f006 00 04 15 0001 6d", Auth(0, {P.AUTHENTICATION_METHOD: "m"})),
+    bad("auth continue without method", 5, "f002 18 00", FORBIDDEN),
+    bad("auth data without method", 5, "f006 18 04 16 0001 64", FORBIDDEN),
+    bad("auth method twice", 5, "f00a 18 08 15 0001 6d 15 0001 6d", FORBIDDEN),
+    bad("auth data twice", 5, "f00e 18 0c 15 0001 6d 16 0001 64 16 0001 64", FORBIDDEN),
+    bad("auth property of CONNECT", 5, "f009 18 07 15 0001 6d 21 0001"),
+    bad("auth bytes after the end", 5, "f007 19 04 15 0001 6d 00"),
 ]
 
-ROWS = CONNECT_ROWS + CONNACK_ROWS + PUBLISH_ROWS + ACK_ROWS + SUBSCRIBE_ROWS + UNSUBSCRIBE_ROWS + OTHER_ROWS
+ROWS = OPENING_ROWS + PUBLISH_ROWS + ACK_ROWS + SUBSCRIBE_ROWS + UNSUBSCRIBE_ROWS + OTHER_ROWS
 GOOD_ROWS = [row for row in ROWS if row.packet is not None]
 BAD_ROWS = [row for row in ROWS if row.refused is not None]

@@ -3,21 +3,33 @@
 import hypothesis
 import pytest
 from hypothesis import strategies
-from packet_table import BAD_ROWS, GOOD_ROWS, ROWS, Row
+from packet_rows import Row
+from packet_table import BAD_ROWS, GOOD_ROWS, ROWS
 
 from broker.mqtt import codec
 from broker.mqtt.packets import (
+    MQTT_3_1,
     MQTT_3_1_1,
     MQTT_5_0,
     PACKET_REASONS,
+    Acknowledgement,
+    Auth,
     Connack,
+    Connect,
+    Disconnect,
     Packet,
     PacketType,
     Puback,
+    Pubcomp,
     Publish,
     Pubrec,
+    Pubrel,
     Suback,
+    Subscribe,
+    SubscriptionRequest,
     Unsuback,
+    Unsubscribe,
+    Will,
 )
 from broker.mqtt.properties import NO_PROPERTIES, Property, encode_properties
 from broker.mqtt.reasons import CONNACK_RETURN_CODES, ProtocolError, Reason, connack_return_code
@@ -41,7 +53,7 @@ def each(rows: list[Row]):
 
 
 def test_table_is_as_large_as_it_claims():
-    assert len(ROWS) >= 120
+    assert len(ROWS) >= 400
     assert len({(row.name, row.version) for row in ROWS}) == len(ROWS)
     assert {row.data[0] >> 4 for row in GOOD_ROWS} == {int(packet_type) for packet_type in PacketType}
 
@@ -131,7 +143,7 @@ def test_flipped_bits(row, flips):
     try_decode(bytes(data), row.version)
 
 
-@hypothesis.given(strategies.binary(max_size=80), strategies.integers(0, 255), strategies.sampled_from((4, 5)))
+@hypothesis.given(strategies.binary(max_size=80), strategies.integers(0, 255), strategies.sampled_from((3, 4, 5)))
 @hypothesis.settings(deadline=None, max_examples=1500)
 def test_random_bodies(body, first_byte, version):
     try_decode(bytes((first_byte, len(body))) + body, version)
@@ -181,7 +193,7 @@ def test_decode_wants_the_whole_body():
         codec.decode(b"\x30\x7f", 0x30, 2, 129, 4)
 
 
-@pytest.mark.parametrize("version", [MQTT_3_1_1, MQTT_5_0])
+@pytest.mark.parametrize("version", [MQTT_3_1, MQTT_3_1_1, MQTT_5_0])
 @pytest.mark.parametrize("qos", [0, 1, 2])
 @pytest.mark.parametrize("payload_bytes", [0, 1, 100, 117, 118, 119, 1024, 1025, 16_370, 70_000, 2_097_150])
 def test_encode_publish_and_its_parts(version, qos, payload_bytes):
@@ -203,10 +215,205 @@ def test_publish_properties_are_not_written_in_3_1_1():
 def test_hot_functions_agree_with_decode():
     data = bytes.fromhex("3209 0003 612f62 0007 6869")
     assert codec.decode_publish(data, data[0], 2, 11, 4) == codec.decode(data, data[0], 2, 11, 4)
-    data = bytes.fromhex("4003 0007 97")
-    assert codec.decode_puback(data, data[0], 2, 5, 5) == codec.decode(data, data[0], 2, 5, 5) == Puback(7, 0x97)
-    assert codec.encode_ack(PacketType.PUBACK, 7, 0x97, b"", 5) == data
+    assert codec.encode_ack(PacketType.PUBACK, 7, 0x97, b"", 5) == bytes.fromhex("4003 0007 97")
     assert codec.encode_ack(PacketType.PUBREL, 7, 0, b"", 5) == b"\x62\x02\x00\x07"
+
+
+ACKS = (PacketType.PUBACK, PacketType.PUBREC, PacketType.PUBREL, PacketType.PUBCOMP)
+
+
+def assert_decode_ack_agrees(data: bytes, start: int, end: int, version: int) -> None:
+    """`decode_ack` says what `decode` says, or refuses with the same words."""
+    try:
+        packet = codec.decode(data, data[0], start, end, version)
+    except ProtocolError as error:
+        with pytest.raises(ProtocolError) as caught:
+            codec.decode_ack(data, data[0], start, end, version)
+        assert (caught.value.reason, caught.value.text) == (error.reason, error.text)
+        return
+    assert isinstance(packet, Acknowledgement)
+    assert codec.decode_ack(data, data[0], start, end, version) == (packet.packet_id, packet.reason)
+
+
+@each([row for row in ROWS if row.data[0] >> 4 in ACKS])
+def test_decode_ack_agrees_with_decode(row):
+    start, end = codec.split(row.data, 0, 0)
+    data = row.data + b"\xff" * 8
+    for version in (3, 4, 5):
+        for cut in range(start, end + 1):
+            assert_decode_ack_agrees(data, start, cut, version)
+
+
+@hypothesis.given(
+    strategies.sampled_from(ACKS), strategies.integers(0, 15), strategies.binary(max_size=20), strategies.integers(3, 5)
+)
+@hypothesis.settings(deadline=None, max_examples=500)
+def test_decode_ack_agrees_with_decode_about_any_bytes(packet_type, flags, body, version):
+    data = bytes((packet_type << 4 | flags, len(body))) + body
+    assert_decode_ack_agrees(data, 2, len(data), version)
+
+
+def test_decode_ack_is_for_acknowledgements():
+    for first_byte in set(range(256)) - set(range(0x40, 0x80)):
+        with pytest.raises(AssertionError):
+            codec.decode_ack(b"\x00\x02\x00\x01", first_byte, 2, 4, 5)
+
+
+@pytest.mark.parametrize("packet_type", ACKS)
+def test_every_reason_of_an_acknowledgement(packet_type):
+    """Each reason in its three forms: alone, with an empty property length, with a property; or in none."""
+    properties = {int(Property.REASON_STRING): "x"}
+    first_byte = packet_type << 4 | (2 if packet_type == PacketType.PUBREL else 0)
+    kind = {4: Puback, 5: Pubrec, 6: Pubrel, 7: Pubcomp}[packet_type]
+    for reason in range(256):
+        for tail, expected in ((b"", {}), (b"\x00", {}), (b"\x04\x1f\x00\x01x", properties)):
+            data = bytes((first_byte, 3 + len(tail), 0, 7, reason)) + tail
+            assert_decode_ack_agrees(data, 2, len(data), 5)
+            if reason not in PACKET_REASONS[packet_type]:
+                with pytest.raises(ProtocolError) as caught:
+                    decode_all(data, 5)
+                assert caught.value.reason == Reason.PROTOCOL_ERROR
+                continue
+            packet = kind(7, reason, expected)
+            assert decode_all(data, 5) == packet
+            shortest = bytes((first_byte, 2, 0, 7)) if reason == 0 and not expected else data
+            if tail == b"\x00":
+                shortest = shortest if reason == 0 else bytes((first_byte, 3, 0, 7, reason))
+            assert codec.encode(packet, 5) == shortest
+            if reason < 0x80:
+                # Before 5.0 neither the reason nor the properties can be said.
+                assert codec.encode(packet, 4) == codec.encode(packet, 3) == bytes((first_byte, 2, 0, 7))
+
+
+@pytest.mark.parametrize("packet_type", [PacketType.DISCONNECT, PacketType.AUTH])
+def test_every_reason_of_disconnect_and_auth(packet_type):
+    for reason in range(256):
+        method = b"\x04\x15\x00\x01m" if packet_type == PacketType.AUTH else b"\x00"
+        data = bytes((packet_type << 4, 1 + len(method), reason)) + method
+        if reason in PACKET_REASONS[packet_type]:
+            assert decode_all(data, 5).reason == reason
+        else:
+            with pytest.raises(ProtocolError) as caught:
+                decode_all(data, 5)
+            assert caught.value.reason == Reason.PROTOCOL_ERROR
+
+
+def test_every_level_with_every_name():
+    """Of all names and levels exactly five open a connection, two of them as a bridge."""
+    served = {}
+    for name in (b"MQTT", b"MQIsdp", b"MQTt", b"MQISDP", b""):
+        for level in range(256):
+            properties = b"\x00" if level & 0x7F == 5 else b""
+            body = len(name).to_bytes(2, "big") + name + bytes((level, 2, 0, 0)) + properties + b"\x00\x01a"
+            try:
+                packet = decode_all(bytes((0x10, len(body))) + body, 0)
+            except ProtocolError as error:
+                assert error.reason == Reason.UNSUPPORTED_PROTOCOL_VERSION
+                continue
+            assert packet == Connect(packet.version, "a", True, 0, bridge=packet.bridge)
+            served[name, level] = (packet.version, packet.bridge)
+    assert served == {
+        (b"MQIsdp", 3): (3, False),
+        (b"MQIsdp", 131): (3, True),
+        (b"MQTT", 4): (4, False),
+        (b"MQTT", 132): (4, True),
+        (b"MQTT", 5): (5, False),
+    }
+
+
+PACKETS_OF_ALL_VERSIONS = [
+    Connack(),
+    Connack(False, Reason.NOT_AUTHORIZED),
+    Publish(b"a", b"x", 2, True, True, 7),
+    Puback(7),
+    Pubrec(7),
+    Pubrel(7),
+    Pubcomp(7),
+    Subscribe(7, (SubscriptionRequest(b"a/#", 1), SubscriptionRequest(b"$share/g/+", 2))),
+    Suback(7, (0, 1, 2, 0x80)),
+    Unsubscribe(7, (b"a/#",)),
+    Unsuback(7),
+    Disconnect(),
+]
+
+
+@pytest.mark.parametrize("packet", PACKETS_OF_ALL_VERSIONS, ids=lambda packet: type(packet).__name__)
+def test_3_1_is_written_as_3_1_1(packet):
+    encoded = codec.encode(packet, MQTT_3_1)
+    assert encoded == codec.encode(packet, MQTT_3_1_1)
+    assert decode_all(encoded, MQTT_3_1) == decode_all(encoded, MQTT_3_1_1) == packet
+
+
+def test_3_1_has_no_session_present():
+    assert codec.encode(Connack(True), MQTT_3_1) == bytes.fromhex("2002 00 00")
+    assert codec.encode(Connack(True), MQTT_3_1_1) == bytes.fromhex("2002 01 00")
+
+
+def test_3_1_is_sent_0x80_for_a_failure():
+    assert codec.encode(Suback(1, (1, Reason.NOT_AUTHORIZED)), MQTT_3_1) == bytes.fromhex("9004 0001 01 80")
+
+
+WILL_VALUES = {
+    Property.WILL_DELAY_INTERVAL: 0xFFFF_FFFF,
+    Property.PAYLOAD_FORMAT_INDICATOR: 0,
+    Property.MESSAGE_EXPIRY_INTERVAL: 0,
+    Property.CONTENT_TYPE: "text/plain; charset=utf-8",
+    Property.RESPONSE_TOPIC: "r/日",
+    Property.CORRELATION_DATA: bytes(range(256)),
+    Property.USER_PROPERTY: [("k", "v"), ("", ""), ("k", "v")],
+}
+
+
+@pytest.mark.parametrize("identifier", WILL_VALUES, ids=lambda identifier: identifier.name)
+def test_each_will_property_alone(identifier):
+    will = Will(b"w", b"\x00", 2, True, {int(identifier): WILL_VALUES[identifier]})
+    packet = Connect(5, "a", False, 1, "u", b"p", will, {int(Property.RECEIVE_MAXIMUM): 1})
+    assert decode_all(codec.encode(packet, 5), 5) == packet
+
+
+def test_a_will_goes_on_as_a_publish():
+    """What of a will's properties a PUBLISH may have reads the same in one."""
+    forwarded = {int(name): value for name, value in WILL_VALUES.items() if name != Property.WILL_DELAY_INTERVAL}
+    packet = Publish(b"w", b"gone", 1, True, False, 7, forwarded)
+    assert decode_all(codec.encode(packet, 5), 5) == packet
+
+
+@pytest.mark.parametrize(
+    ("payload", "good"),
+    [
+        (b"", True),
+        (b"plain", True),
+        (b"a\0b", True),
+        (b"\x01\x7f", True),
+        ("Grüße, 日本, \U0001f600".encode(), True),
+        (b"\xef\xbb\xbfx", True),
+        (b"\xef\xbf\xbf", True),
+        (b"\xf4\x8f\xbf\xbf", True),
+        ("ä".encode() * 50_000, True),
+        (b"\xff", False),
+        (b"\x80", False),
+        (b"caf\xe9", False),
+        (b"\xc3", False),
+        (b"\xc0\x80", False),
+        (b"\xc1\xbf", False),
+        (b"\xe0\x80\xaf", False),
+        (b"\xf0\x80\x80\x80", False),
+        (b"\xed\xa0\x80", False),
+        (b"\xed\xbf\xbf", False),
+        (b"\xf4\x90\x80\x80", False),
+        (b"\xf8\x88\x80\x80\x80", False),
+        ("ä".encode() * 50_000 + b"\xc3", False),
+    ],
+)
+def test_is_utf8(payload, good):
+    assert codec.is_utf8(payload) is good
+
+
+@hypothesis.given(strategies.text(strategies.characters(exclude_categories=["Cs"])), strategies.binary(max_size=8))
+def test_is_utf8_of_any_text(text, more):
+    assert codec.is_utf8(text.encode())
+    payload = text.encode() + more
+    assert codec.is_utf8(payload) == (payload.decode(errors="ignore").encode() == payload)
 
 
 def test_packets_without_properties_share_one_dict():
@@ -248,6 +455,19 @@ def test_3_1_1_says_what_it_can():
 @pytest.mark.parametrize(
     ("packet", "version"),
     [
+        (Connect(2, "a"), 4),
+        (Connect(6, "a"), 5),
+        (Connect(3, "a", password=b"p"), 3),
+        (Connect(4, "a", password=b"p"), 4),
+        (Connect(4, "a", will=Will(b"w", b"", 3)), 4),
+        (Connect(5, "a", bridge=True), 5),
+        (Auth(), 3),
+        (Auth(), 4),
+        (Auth(Reason.NOT_AUTHORIZED), 5),
+        (Pubrec(1, Reason.PACKET_IDENTIFIER_NOT_FOUND), 5),
+        (Pubrel(1, Reason.PACKET_IDENTIFIER_IN_USE), 5),
+        (Pubcomp(1, Reason.NOT_AUTHORIZED), 5),
+        (Pubrec(1, Reason.NOT_AUTHORIZED), 3),
         (Connack(True, Reason.NOT_AUTHORIZED), 5),
         (Connack(False, Reason.RECEIVE_MAXIMUM_EXCEEDED), 5),
         (Puback(1, Reason.QUOTA_EXCEEDED), 4),
