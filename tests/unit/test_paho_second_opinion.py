@@ -13,12 +13,15 @@ import pytest
 from hypothesis import strategies
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties as PahoProperties
+from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from broker.mqtt import codec
 from broker.mqtt.packets import (
+    MQTT_3_1,
     MQTT_3_1_1,
     MQTT_5_0,
+    PACKET_REASONS,
     Connack,
     Connect,
     Disconnect,
@@ -49,7 +52,7 @@ from broker.mqtt.properties import (
 from broker.mqtt.reasons import Reason
 
 TIMEOUT_S = 10.0
-VERSIONS = (MQTT_3_1_1, MQTT_5_0)
+VERSIONS = (MQTT_3_1, MQTT_3_1_1, MQTT_5_0)
 
 
 def to_paho(properties: Properties, packet_type: int) -> PahoProperties:
@@ -80,7 +83,7 @@ class Peer:
         self.client = paho.Client(
             paho.CallbackAPIVersion.VERSION2,
             client_id,
-            clean_session=clean_start if version == MQTT_3_1_1 else None,
+            clean_session=clean_start if version < MQTT_5_0 else None,
             protocol=paho.MQTTProtocolVersion(version),
             reconnect_on_failure=False,
         )
@@ -165,7 +168,7 @@ def peers():
         peer.close()
 
 
-@pytest.fixture(params=VERSIONS, ids=["v4", "v5"])
+@pytest.fixture(params=VERSIONS, ids=["v3", "v4", "v5"])
 def connected(request, peers):
     peer = peers(request.param)
     peer.open()
@@ -186,6 +189,28 @@ def test_connect_with_will_user_name_and_password(peers, version):
     peer.client.username_pw_set("üser", "pass")
     peer.client.will_set("w/t", b"\x00gone", 1, True)
     assert peer.open() == Connect(version, "paho", True, 60, "üser", b"pass", Will(b"w/t", b"\x00gone", 1, True))
+
+
+@pytest.mark.parametrize("version", [MQTT_3_1, MQTT_3_1_1])
+def test_connect_as_a_bridge(peers, version):
+    peer = peers(version)
+    peer.client.enable_bridge_mode()
+    assert peer.open() == Connect(version, "paho", True, 60, bridge=True)
+
+
+def test_connect_with_all_will_properties(peers):
+    properties = {
+        Property.WILL_DELAY_INTERVAL: 0xFFFF_FFFF,
+        Property.PAYLOAD_FORMAT_INDICATOR: 1,
+        Property.MESSAGE_EXPIRY_INTERVAL: 9,
+        Property.CONTENT_TYPE: "text/plain",
+        Property.RESPONSE_TOPIC: "r/日",
+        Property.CORRELATION_DATA: b"\x00\xff",
+        Property.USER_PROPERTY: [("a", "1"), ("a", "2"), ("", "")],
+    }
+    peer = peers(MQTT_5_0)
+    peer.client.will_set("w", "x", 1, True, to_paho(properties, PacketTypes.WILLMESSAGE))
+    assert peer.open() == Connect(5, "paho", True, 60, will=Will(b"w", b"x", 1, True, properties))
 
 
 def test_connect_with_properties(peers):
@@ -218,7 +243,8 @@ def test_connack(peers, version, session_present):
     name, flags, reason, theirs = peer.write(
         Connack(session_present, 0, properties if version == MQTT_5_0 else NO_PROPERTIES)
     )
-    assert (name, flags.session_present, reason.value) == ("connect", session_present, 0)
+    assert (name, reason.value) == ("connect", 0)
+    assert flags.session_present == (session_present and version > MQTT_3_1)
     if version == MQTT_5_0:
         assert from_paho(theirs) == properties
 
@@ -314,6 +340,46 @@ def test_puback_with_reason(peers):
     )
     assert (name, mid, reason.value) == ("publish", packet_id, Reason.QUOTA_EXCEEDED)
     assert from_paho(properties) == {Property.REASON_STRING: "full"}
+
+
+REASON_PROPERTIES = {Property.REASON_STRING: "why", Property.USER_PROPERTY: [("k", "v"), ("k", "w")]}
+
+
+def test_pubcomp_with_reason(peers):
+    peer = peers(MQTT_5_0)
+    peer.open()
+    peer.write(Connack())
+    packet_id = peer.client.publish("a", b"x", 2).mid
+    peer.read()
+    peer.serve(Pubrec(packet_id, Reason.NO_MATCHING_SUBSCRIBERS, REASON_PROPERTIES))
+    assert peer.read() == Pubrel(packet_id)
+    name, mid, reason, properties = peer.write(
+        Pubcomp(packet_id, Reason.PACKET_IDENTIFIER_NOT_FOUND, REASON_PROPERTIES)
+    )
+    assert (name, mid, reason.value) == ("publish", packet_id, Reason.PACKET_IDENTIFIER_NOT_FOUND)
+    assert from_paho(properties) == REASON_PROPERTIES
+
+
+def test_pubrel_with_reason(peers):
+    peer = peers(MQTT_5_0)
+    peer.open()
+    peer.write(Connack())
+    peer.serve(Publish(b"a", b"x", 2, packet_id=7))
+    assert peer.read() == Pubrec(7)
+    name, message = peer.write(Pubrel(7, Reason.PACKET_IDENTIFIER_NOT_FOUND, REASON_PROPERTIES))
+    assert (name, message.mid, message.payload) == ("message", 7, b"x")
+    assert peer.read() == Pubcomp(7)
+
+
+@pytest.mark.parametrize("packet_type", sorted(PACKET_REASONS))
+def test_reasons_of_each_packet(packet_type):
+    """paho has a table of its own of which reason belongs in which packet."""
+    theirs = {
+        reason for reason, names in ReasonCode.names.items() if any(packet_type in types for types in names.values())
+    }
+    if packet_type == PacketType.CONNACK:
+        theirs.add(Reason.PAYLOAD_FORMAT_INVALID)  # In the specification's list for CONNACK.
+    assert PACKET_REASONS[packet_type] == theirs
 
 
 def test_subscribe(connected):
