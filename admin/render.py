@@ -10,16 +10,21 @@ Table = list[dict[str, Any]]
 
 
 def render(result: dict[str, Any], as_json: bool, stream: IO[str], color: bool = True) -> None:
-    """Write a result ({"type": "table" | "text", ...}) to `stream`."""
+    """Write a result ({"type": "table" | "text", ...}) to `stream`.
+
+    A table that has a "text" beside it is that text for people, and a table for programs.
+    """
     if as_json:
+        if result["type"] == "table":
+            result = {name: value for name, value in result.items() if name != "text"}
         print(json.dumps(result, separators=(",", ":"), ensure_ascii=False), file=stream)
+    elif "text" in result:
+        print(result["text"], file=stream)
     elif result["type"] == "table":
         if stream.isatty():
             _rich_table(result["table"], stream, color)
         else:
             stream.write(plain_table(result["table"]))
-    else:
-        print(result["text"], file=stream)
 
 
 def cell(value: Any) -> str:

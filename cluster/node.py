@@ -14,9 +14,12 @@ from typing import Final, final
 
 from broker.core.effects import Effects, Ticket
 from broker.core.events import Event
+from broker.core.message import Message
+from broker.core.metrics import mesh_names, node_metrics
 from broker.core.owner import QueueOwner
 from broker.core.records import OwnerBatch
 from broker.core.storage import WriteBatch
+from broker.core.systree import Systree
 from cluster.commands import MeshCommand, MeshInput
 from cluster.joining import JoinResult
 from cluster.mesh import MemberView, Mesh
@@ -48,9 +51,10 @@ class NodeEffects:
 class NodeCore:
     """One node without its processes and sockets."""
 
-    def __init__(self, owner: QueueOwner, mesh: Mesh) -> None:
+    def __init__(self, owner: QueueOwner, mesh: Mesh, systree: Systree | None = None) -> None:
         self.owner = owner
         self.mesh = mesh
+        self._systree = systree
         # Tickets that a full link refused: the owner answers them at the next tick, which is due at once.
         self._refused: list[Ticket] = []
         # What peers forwarded while a listener was behind. It is not received yet and so not acknowledged: the links'
@@ -88,12 +92,21 @@ class NodeCore:
         self.mesh.tick(now)
         self._collect(now)
         self.owner.tick(now)
+        if self._systree is not None and now >= self._systree.next_deadline():
+            self._publish_systree(self._systree, now)
+
+    def _publish_systree(self, systree: Systree, now: float) -> None:
+        """Tell this node's subscribers of $SYS; as what comes from a peer it is never forwarded."""
+        for topic, payload in systree.tick(now, self.metrics()):
+            self.owner.receive_forwarded(Message(topic, payload), now)
 
     def next_deadline(self) -> float:
         """Return when `tick` has something to do; infinity if never, 0.0 if now."""
         if self._refused:
             return 0.0
         deadline = min(self.owner.next_deadline(), self.mesh.next_deadline())
+        if self._systree is not None:
+            deadline = min(deadline, self._systree.next_deadline())
         if self._held:
             # Credit makes a turn by itself; a listener that stalls makes none.
             deadline = min(deadline, self._now + BEHIND_S)
@@ -110,6 +123,23 @@ class NodeCore:
     def members_view(self) -> list[MemberView]:
         """Return every member as this node sees it."""
         return self.mesh.members_view()
+
+    def metrics(self) -> dict[str, int]:
+        """Return every metric of this node, in the order in which they are shown."""
+        counters = self.owner.counters
+        counted = {
+            "mqtt_publish_received": counters.mqtt_publish_received,
+            "mqtt_publish_sent": counters.mqtt_publish_sent,
+            "queue_message_in": counters.queue_message_in,
+            "queue_message_out": counters.queue_message_out,
+            "router_matches_local": counters.router_matches_local,
+            "router_matches_remote": counters.router_matches_remote,
+        }
+        members = self.mesh.members_view()
+        mesh = mesh_names(self.mesh.counters())
+        mesh["cluster_nodes"] = len(members)
+        mesh["cluster_nodes_running"] = sum([1 for member in members if member.running])
+        return node_metrics(counted, counters.dropped, self.owner.counts(), {}, mesh)
 
     def take_effects(self) -> NodeEffects:
         """Return what is to be done since the last call."""

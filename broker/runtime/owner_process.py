@@ -24,9 +24,11 @@ from broker import __version__
 from broker.config import Config, expiration_s, mesh_advertise, mesh_listen, node_and_address
 from broker.core.dispatch import OwnerSettings
 from broker.core.events import NEVER_EXPIRES_S, CreditReturned, ListenerGone, ListenerStarted
+from broker.core.metrics import in_order, mesh_names, metrics_result
 from broker.core.owner import QueueOwner
 from broker.core.records import ListenerHeader, unpack_events
 from broker.core.storage import StorageError
+from broker.core.systree import Systree
 from broker.logs import child_logging, level_number
 from broker.runtime.channel import OwnerChannel
 from broker.runtime.control import ControlChannel
@@ -180,6 +182,8 @@ class OwnerProcess:
             self._reply(number, self._cluster_table(bool(message["flags"].get("verbose"))))
         elif command == "node status":
             self._reply(number, self._status_table())
+        elif command == "metrics show":
+            self._reply(number, self._metrics(bool(message["flags"].get("with-descriptions"))))
         else:
             self._refuse(number, f"unknown command {command!r}", 2)
 
@@ -222,6 +226,12 @@ class OwnerProcess:
             "table": [{"Status": name, "Value": value} for name, value in status(self.node).items()],
         }
 
+    def _metrics(self, with_descriptions: bool) -> dict[str, Any]:
+        found = self.node.metrics()
+        if self._transport is not None:
+            found = in_order({**found, **mesh_names(self._transport.counters)})
+        return metrics_result(found, with_descriptions)
+
     def _reply(self, number: int, result: dict[str, Any]) -> None:
         self._control.send({"type": "reply", "id": number, "result": result})
 
@@ -255,7 +265,8 @@ def build_node(config: Config, opened: OpenedStore) -> NodeCore:
     )
     owner = QueueOwner(owner_settings(config), opened.storage, mesh.interest, opened.store_id, opened.incarnation)
     owner.recover(now, time.time_ns() // 1_000_000)
-    return NodeCore(owner, mesh)
+    interval_s = config.systree.interval_s if config.systree.enabled else 0
+    return NodeCore(owner, mesh, Systree(config.node.name, __version__, interval_s, now))
 
 
 def open_transport(config: Config) -> MeshTransport | None:

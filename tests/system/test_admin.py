@@ -36,3 +36,14 @@ def test_node_stop(node: Node) -> None:
     assert node.wait_end(STOP_LIMIT_S) == 0
     gone = node.admin("node", "status")
     assert (gone.returncode, gone.stdout) == (3, "")
+
+
+def test_metrics_show(node: Node) -> None:
+    shown = node.admin("metrics", "show")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    lines = dict(line.split(" = ") for line in shown.stdout.splitlines())
+    assert lines["counter.queue_message_drop"] == lines["gauge.sessions_online"] == "0"
+    described = node.admin("metrics", "show", "-d").stdout.splitlines()
+    assert described[described.index("gauge.sessions_online = 0") - 1] == "# The sessions with a connection."
+    assert {"Kind": "gauge", "Metric": "cluster_nodes", "Value": 1} in node.table("metrics", "show")
+    assert node.admin("metrics", "show", "--aggregate").returncode == 2

@@ -182,3 +182,12 @@ def test_a_node_whose_supervisor_is_killed_ends_and_can_be_started_at_once(node:
     node.process = None
     node.start()
     assert accepts(node)
+
+
+def test_a_node_publishes_about_itself(make_node: Callable[..., Node]) -> None:
+    node = make_node(settings=["systree.interval_s=1"]).start()
+    with Client(node) as client:
+        client.subscribe("$SYS/broker/clients/connected", 0)
+        client.subscribe(f"$SYS/{node.name}/sessions/online", 0)
+        said = dict(client.messages(2))
+    assert said == {"$SYS/broker/clients/connected": "1", f"$SYS/{node.name}/sessions/online": "1"}

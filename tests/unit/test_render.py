@@ -50,6 +50,12 @@ def test_text() -> None:
     assert rendered({"type": "text", "text": "Done"}, as_json=True) == '{"type":"text","text":"Done"}\n'
 
 
+def test_a_table_with_a_text_is_a_text_for_people_and_a_table_for_programs() -> None:
+    result = {"type": "table", "table": [{"Metric": "a", "Value": 1}], "text": "counter.a = 1"}
+    assert rendered(result) == rendered(result, stream=Terminal()) == "counter.a = 1\n"
+    assert json.loads(rendered(result, as_json=True)) == {"type": "table", "table": result["table"]}
+
+
 def test_a_table_without_rows_is_nothing() -> None:
     assert plain_table([]) == ""
     assert rendered({"type": "table", "table": []}, stream=Terminal()) == ""

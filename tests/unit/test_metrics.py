@@ -1,0 +1,190 @@
+"""The table of metrics, the joining of what the parts of a node count, and what `metrics show` prints."""
+
+import ast
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from broker.core.counters import LISTENER_COUNTERS, ListenerTotals
+from broker.core.dispatch import Counters
+from broker.core.metrics import (
+    COUNTER,
+    DROP_REASONS,
+    GAUGE,
+    LISTENER,
+    METRICS,
+    base_name,
+    description_of,
+    drop_name,
+    in_order,
+    kind_of,
+    label_value,
+    mesh_names,
+    metric_lines,
+    metrics_result,
+    node_metrics,
+)
+from cluster.turn import COUNTS
+
+ROOT = Path(__file__).resolve().parents[2]
+COUNTS_OF_OWNER = {"num_online": 2, "num_offline": 1, "num_subscriptions": 4, "queued_messages": 5}
+
+
+def joined(**parts: Any) -> dict[str, int]:
+    empty: dict[str, int] = {}
+    return node_metrics(
+        parts.get("counted", empty),
+        parts.get("dropped", empty),
+        parts.get("counts", empty),
+        parts.get("listeners", empty),
+        parts.get("mesh", empty),
+    )
+
+
+def reported(**counted: int) -> dict[str, int]:
+    totals = ListenerTotals()
+    totals.receive(0, 1, [counted.get(base_name(name), 0) for name in LISTENER_COUNTERS])
+    return totals.named()
+
+
+@pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS)
+def test_the_table_is_complete(metric: Any) -> None:
+    assert METRICS[metric.name] is metric
+    assert re.fullmatch(r"[a-z][a-z0-9_]*", metric.name)
+    assert metric.kind in (COUNTER, GAUGE)
+    assert re.fullmatch(r"[A-Z].*[a-z]\.", metric.description) or metric.description.endswith(
+        "stayed away for too long."
+    )
+
+
+def test_what_listeners_count_is_in_the_table() -> None:
+    names = {base_name(name) for name in LISTENER_COUNTERS}
+    assert names == {metric.name for metric in METRICS.values() if metric.source == LISTENER}
+
+
+def test_vernemqs_names() -> None:
+    assert {
+        "mqtt_connect_received", "mqtt_connack_sent", "mqtt_publish_received", "mqtt_publish_sent", "socket_open",
+        "socket_close", "socket_close_timeout", "socket_error", "bytes_received", "bytes_sent", "queue_setup",
+        "queue_teardown", "queue_message_in", "queue_message_out", "queue_message_drop", "queue_message_expired",
+        "queue_message_unhandled", "queue_processes", "router_matches_local", "router_matches_remote",
+        "router_subscriptions", "retain_messages", "netsplit_detected", "netsplit_resolved", "cluster_bytes_sent",
+        "client_keepalive_expired", "mqtt_invalid_msg_size_error",
+    } <= set(METRICS)  # fmt: skip
+
+
+def test_what_the_queue_owner_and_the_mesh_count_is_in_the_table() -> None:
+    assert set(vars(Counters())) - {"dropped"} <= set(METRICS)
+    links = re.findall(r'"(link_\w+)":', (ROOT / "cluster" / "peers.py").read_text())
+    sockets = re.findall(r'"(mesh_\w+)": 0', (ROOT / "cluster" / "transport.py").read_text())
+    assert links and sockets
+    assert set(mesh_names(dict.fromkeys([*COUNTS, *links, *sockets], 0))) <= set(METRICS)
+
+
+def drop_reasons_in_the_code() -> set[str]:
+    """The literals that are passed to `drop`."""
+    found = set()
+    for path in (ROOT / "broker" / "core").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "drop":
+                found |= {argument.value for argument in node.args[:1] if isinstance(argument, ast.Constant)}
+    return found
+
+
+def test_every_drop_reason_is_described() -> None:
+    assert drop_reasons_in_the_code()
+    assert drop_reasons_in_the_code() <= set(DROP_REASONS)
+
+
+def test_a_series_has_a_metric_and_a_label() -> None:
+    assert base_name(drop_name("queue_full")) == "queue_message_drop"
+    assert label_value(drop_name("queue_full")) == "queue_full"
+    assert (base_name("bytes_sent"), label_value("bytes_sent")) == ("bytes_sent", "")
+
+
+def test_without_listeners_nothing_of_theirs_is_there() -> None:
+    metrics = joined(counted={"mqtt_publish_received": 3}, counts=COUNTS_OF_OWNER, mesh={"cluster_nodes": 1})
+    assert metrics == {
+        "mqtt_publish_received": 3,
+        "queue_message_drop": 0,
+        "queue_message_expired": 0,
+        "queue_processes": 3,
+        "sessions_online": 2,
+        "sessions_offline": 1,
+        "queue_messages": 5,
+        "router_subscriptions": 4,
+        "cluster_nodes": 1,
+    }
+    assert [name for name in METRICS if name in metrics] == list(metrics)
+
+
+def test_a_listeners_number_stands_for_the_owners() -> None:
+    metrics = joined(
+        counted={"mqtt_publish_received": 3, "queue_message_in": 1}, listeners=reported(mqtt_publish_received=4)
+    )
+    assert (metrics["mqtt_publish_received"], metrics["queue_message_in"]) == (4, 1)
+
+
+def test_drops_are_summed_and_shown_by_reason() -> None:
+    metrics = joined(dropped={"queue_full": 2, "expired": 3})
+    assert list(metrics.items())[:3] == [
+        ("queue_message_drop", 5),
+        ("queue_message_drop{reason=expired}", 3),
+        ("queue_message_drop{reason=queue_full}", 2),
+    ]
+    assert metrics["queue_message_expired"] == 3
+
+
+def test_connacks_and_open_connections_come_from_listeners() -> None:
+    metrics = joined(listeners=reported(mqtt_connack_sent=1, socket_open=9, socket_close=2))
+    assert metrics["mqtt_connack_sent"] == len([name for name in metrics if name.startswith("mqtt_connack_sent{")])
+    assert metrics["total_active_connections"] == 7
+
+
+def test_what_the_table_does_not_know_is_shown_last() -> None:
+    assert list(in_order({"zzz": 1, "sessions_online": 2, "bytes_sent": 3})) == ["bytes_sent", "sessions_online", "zzz"]
+    assert (kind_of("zzz"), description_of("zzz")) == (COUNTER, "")
+    assert metric_lines({"zzz": 1}, True) == "counter.zzz = 1"
+
+
+def test_mesh_and_transport_have_one_prefix() -> None:
+    assert mesh_names({"peers_died": 1, "mesh_send_blocked": 2}) == {
+        "cluster_peers_died": 1,
+        "cluster_send_blocked": 2,
+    }
+
+
+SHOWN = {"bytes_sent": 12, drop_name("queue_full"): 2, "sessions_online": 3}
+
+
+def test_lines_are_vernemqs() -> None:
+    assert metric_lines(SHOWN, False).splitlines() == [
+        "counter.bytes_sent = 12",
+        "counter.queue_message_drop{reason=queue_full} = 2",
+        "gauge.sessions_online = 3",
+    ]
+
+
+def test_lines_with_descriptions() -> None:
+    assert metric_lines(SHOWN, True).splitlines() == [
+        "# The bytes sent to clients.",
+        "counter.bytes_sent = 12",
+        "# The deliveries that were dropped, by reason. queue_full: the session's queue was at its limit.",
+        "counter.queue_message_drop{reason=queue_full} = 2",
+        "# The sessions with a connection.",
+        "gauge.sessions_online = 3",
+    ]
+
+
+def test_the_result_is_a_table_for_programs() -> None:
+    result = metrics_result({"sessions_online": 3}, True)
+    row = {"Kind": "gauge", "Metric": "sessions_online", "Value": 3}
+    assert result["type"] == "table"
+    assert result["table"] == [row | {"Description": "The sessions with a connection."}]
+    assert metrics_result({"sessions_online": 3}, False) == {
+        "type": "table",
+        "table": [row],
+        "text": "gauge.sessions_online = 3",
+    }
