@@ -41,6 +41,7 @@ from broker.runtime.admin_socket import NAME as ADMIN_SOCKET_NAME
 from broker.runtime.admin_socket import AdminSocket, Progress, error_response, text_result
 from broker.runtime.child_process import ChildProcess, ending, python_command
 from broker.runtime.control import Message
+from broker.runtime.notify import Notifier
 from broker.runtime.run_dir import NodeRunningError, RunDir
 
 EXIT_CANNOT_START = 78
@@ -126,6 +127,7 @@ class Supervisor:
         commands: Mapping[str, list[str]] = COMMANDS,
         timing: Timing | None = None,
         output: IO[str] | None = None,
+        notifier: Notifier | None = None,
     ) -> None:
         self._config = config
         self._node_log = log
@@ -135,6 +137,7 @@ class Supervisor:
         self._commands = commands
         self._timing = timing or Timing()
         self._output = output or sys.stdout
+        self._notifier = notifier or Notifier()
         self._owner = Slot("owner", 0, restart_s=self._timing.restart_first_s)
         self._listeners = [
             Slot("listener", index, restart_s=self._timing.restart_first_s)
@@ -155,15 +158,17 @@ class Supervisor:
         admin = AdminSocket(self._run_dir.path(ADMIN_SOCKET_NAME), self.execute)
         await admin.start()
         signals = asyncio.create_task(self._guard(self._handle_signals()))
+        watchdog = asyncio.create_task(self._guard(self._keep_watchdog_quiet()))
         owner = asyncio.create_task(self._guard(self._keep(self._owner)))
         listeners = [asyncio.create_task(self._guard(self._keep(slot))) for slot in self._listeners]
         try:
             await self._stopping.wait()
             await self._stop_children(listeners, owner)
         finally:
-            for task in (signals, owner, *listeners):
+            tasks = (signals, watchdog, owner, *listeners)
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(signals, owner, *listeners, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
             await admin.close()
         self._log(logging.INFO, "stopped")
         return self._exit
@@ -172,6 +177,7 @@ class Supervisor:
         """Begin the clean stop."""
         if not self._stopping.is_set():
             self._log(logging.INFO, "stopping")
+            self._notifier.stopping()
             self._stopping.set()
 
     async def execute(
@@ -345,6 +351,14 @@ class Supervisor:
         with contextlib.suppress(OSError):
             print("ready:", self._config.node.name, *addresses, file=self._output, flush=True)
         self._log(logging.INFO, " ".join(["ready", *addresses]))
+        self._notifier.ready(" ".join([f"{self._config.node.name} serves", *addresses]))
+
+    async def _keep_watchdog_quiet(self) -> None:
+        """Tell the service manager that the node is alive, as long as all of its processes are."""
+        while self._notifier.watchdog_s:
+            if self._stopping.is_set() or all(slot.child is not None for slot in (self._owner, *self._listeners)):
+                self._notifier.alive()
+            await asyncio.sleep(self._notifier.watchdog_s)
 
     def _fail(self, error: str, exit_code: int = 1) -> None:
         """End the node for a reason that a restart does not cure. The first reason counts."""
@@ -464,7 +478,8 @@ def run_node(
         if listener.type != "mqtt":
             log.write("supervisor", logging.WARNING, f"{listener.type} on {listener.address} is not served yet")
     try:
-        return asyncio.run(Supervisor(config, log, run_dir, lock, reload, commands, timing).run())
+        notifier = Notifier.from_environment(os.environ)
+        return asyncio.run(Supervisor(config, log, run_dir, lock, reload, commands, timing, notifier=notifier).run())
     finally:
         log.close()
         os.close(lock)

@@ -191,3 +191,28 @@ def test_a_node_publishes_about_itself(make_node: Callable[..., Node]) -> None:
         client.subscribe(f"$SYS/{node.name}/sessions/online", 0)
         said = dict(client.messages(2))
     assert said == {"$SYS/broker/clients/connected": "1", f"$SYS/{node.name}/sessions/online": "1"}
+
+
+def test_the_service_manager_is_told(make_node: Callable[..., Node], monkeypatch: pytest.MonkeyPatch) -> None:
+    address = f"@zvmq-system-test-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind("\0" + address[1:])
+        manager.settimeout(LIMIT_S)
+        monkeypatch.setenv("NOTIFY_SOCKET", address)
+        monkeypatch.setenv("WATCHDOG_USEC", "400000")
+        node = make_node()
+        node.launch()
+        said = ""
+        while not said.startswith("READY=1"):
+            said = manager.recv(4096).decode()
+        assert said.splitlines()[1] == f"STATUS={node.name} serves mqtt={node.mqtt_address}"
+        assert accepts(node), "ready before it accepts"
+        while said != "WATCHDOG=1":
+            said = manager.recv(4096).decode()
+        for pid in node.processes():
+            # None of its own: only the main process speaks for the node.
+            inherited = Path(f"/proc/{pid}/environ").read_bytes()
+            assert pid == node.process_of("supervisor") or b"NOTIFY_SOCKET" not in inherited
+        node.stop()
+        while not said.startswith("STOPPING=1"):
+            said = manager.recv(4096).decode()
