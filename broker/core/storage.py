@@ -9,7 +9,8 @@ A core appends what it wants kept to a WriteBatch; the shell commits the batch a
 what acknowledges it. Reads go straight to the Storage and never see an uncommitted batch.
 
 A key belongs to one family; keys are ordered as unsigned bytes. Every value begins with a version byte, so that an
-older program can tell what it can't read; `SCHEMA_VERSION` counts changes to the families and keys themselves.
+older program can tell what it can't read; `SCHEMA_VERSION` counts changes to the families and keys themselves. A
+store of an older version is brought up to date by the steps in UPGRADES, one version at a time.
 
 Errors are of two kinds. StorageError is the disk's: full, corrupt, locked, written by a newer program; the node
 stays up and acknowledges nothing. A family that doesn't exist or a reversed range is ours, and raises KeyError or
@@ -17,7 +18,7 @@ AssertionError.
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final, Protocol
 
 FAMILIES: Final = ("meta", "session", "queue", "message", "outbox", "registry", "retained", "will")
@@ -83,6 +84,9 @@ class Storage(Protocol):
     def scan(self, family: str, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Iterate [start, end) in ascending order, as it is at the call; an empty `end` is the end of the family."""
 
+    def scan_reverse(self, family: str, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Iterate the same range in descending order."""
+
     def close(self) -> None:
         """Release the store; closing twice is harmless."""
 
@@ -130,6 +134,10 @@ class MemoryStorage:
         last = bisect_left(keys, end) if end else len(keys)
         return iter([(key, values[key]) for key in keys[bisect_left(keys, start) : last]])
 
+    def scan_reverse(self, family: str, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Iterate [start, end) backwards, as it is at the call."""
+        return iter(list(self.scan(family, start, end))[::-1])
+
     def close(self) -> None:
         """Do nothing: what is in memory needs no closing."""
 
@@ -146,21 +154,45 @@ class MemoryStorage:
         return copy
 
 
-def check_schema(storage: Storage) -> None:
-    """Stamp a new store with SCHEMA_VERSION; raise StorageError if a newer program wrote it."""
+# What brings a store from the version before to the version named, in as many batches as it wants. The last batch holds
+# the stamp (`put_schema`), and whatever a crash leaves before it is what the same step finds again and goes on from.
+UPGRADES: Final[dict[int, Callable[[Storage], None]]] = {}
+
+
+def put_schema(batch: WriteBatch, version: int) -> None:
+    """Stamp the store: from the commit of this batch on it has this version."""
+    batch.put("meta", KEY_SCHEMA, bytes([version]))
+
+
+def check_schema(storage: Storage, newest: int = SCHEMA_VERSION) -> int:
+    """Return the store's schema version; a new one is stamped. StorageError if a newer program wrote it.
+
+    It asks for no family but `meta`, and changes nothing in a store that is not new.
+    """
     stored = storage.get("meta", KEY_SCHEMA)
     if stored is None:
         batch = WriteBatch()
-        batch.put("meta", KEY_SCHEMA, bytes([SCHEMA_VERSION]))
+        put_schema(batch, newest)
         storage.commit(batch)
-        return
-    if len(stored) < 1:
+        return newest
+    if len(stored) < 1 or stored[0] < 1:
         raise StorageError("the store's schema version is empty: the store is corrupt")
-    if stored[0] > SCHEMA_VERSION:
+    if stored[0] > newest:
         raise StorageError(
-            f"the store has schema version {stored[0]}, this program reads up to version {SCHEMA_VERSION}: "
+            f"the store has schema version {stored[0]}, this program reads up to version {newest}: "
             "it was written by a newer version of zvmq"
         )
+    return stored[0]
+
+
+def upgrade_schema(
+    storage: Storage, steps: Mapping[int, Callable[[Storage], None]] = UPGRADES, newest: int = SCHEMA_VERSION
+) -> None:
+    """Bring an older store up to date; StorageError if it is a newer program's. Call it before anything is read."""
+    stored = check_schema(storage, newest)
+    for version in range(stored + 1, newest + 1):
+        steps[version](storage)
+        assert storage.get("meta", KEY_SCHEMA) == bytes([version]), f"step {version} did not stamp its version"
 
 
 def ensure_store_id(storage: Storage, fresh: bytes) -> bytes:
@@ -168,11 +200,16 @@ def ensure_store_id(storage: Storage, fresh: bytes) -> bytes:
     stored = storage.get("meta", KEY_STORE_ID)
     if stored is not None:
         return _meta_value(KEY_STORE_ID, stored, STORE_ID_BYTES)
-    assert len(fresh) == STORE_ID_BYTES
     batch = WriteBatch()
-    batch.put("meta", KEY_STORE_ID, bytes([META_VERSION]) + fresh)
+    put_store_id(batch, fresh)
     storage.commit(batch)
     return fresh
+
+
+def put_store_id(batch: WriteBatch, fresh: bytes) -> None:
+    """Give the store an identity of its own: for everybody else it is another store from now on."""
+    assert len(fresh) == STORE_ID_BYTES
+    batch.put("meta", KEY_STORE_ID, bytes([META_VERSION]) + fresh)
 
 
 def next_incarnation(storage: Storage) -> int:

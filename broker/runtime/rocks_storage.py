@@ -19,7 +19,7 @@ mistakes (an unknown family) stay what they are.
 import contextlib
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
@@ -35,6 +35,7 @@ from broker.core.storage import (
     check_schema,
     ensure_store_id,
     next_incarnation,
+    upgrade_schema,
 )
 
 SyncMode = Literal["always", "interval", "never"]
@@ -109,6 +110,7 @@ class RocksStorage:
             if name == "meta":
                 # First of all families: nothing is created in a store that we don't understand.
                 check_schema(self)
+        upgrade_schema(self)
 
     def commit(self, batch: WriteBatch) -> None:
         """Apply the batch atomically and hand it to the operating system; nothing of it if it can't be done."""
@@ -153,15 +155,39 @@ class RocksStorage:
             iterator.seek(start)
         except Exception as error:
             raise StorageError(f"the store {self.path} can't be read: {error}") from error
-        return self._rows(iterator, end)
+        return self._rows(iterator, iterator.next, bound=end)
 
-    def _rows(self, iterator: rocksdict.RdictIter, end: bytes) -> Iterator[tuple[bytes, bytes]]:
-        # RocksDB reads the bound in place and rocksdict does not keep it alive, so `end` must live as long as the
+    def scan_reverse(self, family: str, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Iterate the same range in descending order."""
+        # The lower bound is checked row by row: rocksdict's own is not honoured on the way down.
+        rows = self._families[family]
+        options = rocksdict.ReadOptions()
+        try:
+            iterator = rows.iter(options)
+            if end:
+                # The last key up to the end, which is not in the range itself.
+                iterator.seek_for_prev(end)
+                if iterator.valid() and iterator.key() == end:
+                    iterator.prev()
+            else:
+                iterator.seek_to_last()
+        except Exception as error:
+            raise StorageError(f"the store {self.path} can't be read: {error}") from error
+        return self._rows(iterator, iterator.prev, start)
+
+    def _rows(
+        self, iterator: rocksdict.RdictIter, step: Callable[[], None], first: bytes = b"", bound: bytes = b""
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Go on to the end, or to the first key below `first`."""
+        # RocksDB reads its bound in place and rocksdict does not keep it alive, so `bound` must live as long as the
         # iterator. Else the scan would stop wherever the memory's next use says.
         try:
             while iterator.valid():
-                yield iterator.key(), iterator.value()
-                iterator.next()
+                key = iterator.key()
+                if key < first:
+                    return
+                yield key, iterator.value()
+                step()
             # An iterator that meets a damaged block ends like one that is through; only its status tells.
             iterator.status()
         except Exception as error:

@@ -158,6 +158,43 @@ def test_a_scan_keeps_the_bound_that_its_caller_lets_go(storage: Storage) -> Non
         assert [key for key, _ in rows] == [b"row 1", b"row 2"], fillers[0]
 
 
+def reverse_keys(storage: Storage, start: bytes = b"", end: bytes = b"") -> list[bytes]:
+    return [key for key, _ in storage.scan_reverse("queue", start, end)]
+
+
+def test_scan_reverse_is_descending_and_bounded_as_scan_is(storage: Storage) -> None:
+    put_all(storage, "queue", dict.fromkeys((b"\xff", b"\x80", b"a\x00", b"a", b"b", b""), b"v"))
+    assert reverse_keys(storage) == [b"\xff", b"\x80", b"b", b"a\x00", b"a", b""]
+    assert reverse_keys(storage, b"a", b"b") == [b"a\x00", b"a"]
+    assert reverse_keys(storage, b"a\x00") == [b"\xff", b"\x80", b"b", b"a\x00"]
+    assert reverse_keys(storage, b"", b"a") == [b""]
+    assert reverse_keys(storage, b"a", b"a") == []
+    assert reverse_keys(storage, b"c", b"b") == []
+    assert reverse_keys(storage, b"aa", b"az") == []
+    assert list(storage.scan_reverse("session", b"", b"")) == []
+    with pytest.raises(KeyError):
+        storage.scan_reverse("nowhere", b"", b"")
+
+
+def test_scan_reverse_is_a_snapshot_while_commits_go_on(storage: Storage) -> None:
+    put_all(storage, "queue", {bytes([n]): b"old" for n in range(100)})
+    scan = storage.scan_reverse("queue", b"\x10", b"\x60")
+    batch = WriteBatch()
+    batch.put("queue", b"\x15", b"new")
+    batch.delete("queue", b"\x16")
+    batch.delete_range("queue", b"\x20", b"\x40")
+    storage.commit(batch)
+    assert list(scan) == [(bytes([n]), b"old") for n in range(0x5F, 0x0F, -1)]
+
+
+def test_scan_reverse_keeps_the_bounds_that_its_caller_lets_go(storage: Storage) -> None:
+    put_all(storage, "queue", dict.fromkeys((b"a", b"row 1", b"row 2", b"row 3", b"z"), b"v"))
+    for filler in (b"\x00" * 4, b"\xff" * 4):
+        rows = storage.scan_reverse("queue", bytes(bytearray(b"row 1")), bytes(bytearray(b"row 3")))
+        fillers = [filler + bytes([number]) for number in range(100)]
+        assert [key for key, _ in rows] == [b"row 2", b"row 1"], fillers[0]
+
+
 def test_an_unknown_family_is_our_mistake_and_nothing_of_the_batch_is_there(storage: Storage) -> None:
     batch = WriteBatch()
     batch.put("queue", b"k", b"v")
@@ -202,6 +239,95 @@ def test_the_store_of_a_newer_program_is_refused(reopen: Callable[[], Storage]) 
         core.check_schema(reopen())
 
 
+def move_rows(storage: Storage) -> None:
+    """A step to version 2 that moves every session to `registry`, two rows a batch."""
+    while rows := list(storage.scan("session", b"", b""))[:2]:
+        batch = WriteBatch()
+        for key, value in rows:
+            batch.put("registry", b"moved/" + key, value)
+            batch.delete("session", key)
+        storage.commit(batch)
+    batch = WriteBatch()
+    core.put_schema(batch, 2)
+    storage.commit(batch)
+
+
+def stamp_only(version: int) -> Callable[[Storage], None]:
+    def step(storage: Storage) -> None:
+        batch = WriteBatch()
+        batch.put("meta", b"seen/" + bytes([version]), storage.get("meta", core.KEY_SCHEMA) or b"")
+        core.put_schema(batch, version)
+        storage.commit(batch)
+
+    return step
+
+
+class DyingStorage(MemoryStorage):
+    """Fails from the commit on that `commits_left` says, as a process that is killed there."""
+
+    commits_left = 1_000
+
+    def commit(self, batch: WriteBatch) -> None:
+        if self.commits_left == 0:
+            raise KeyboardInterrupt
+        self.commits_left -= 1
+        super().commit(batch)
+
+
+def test_an_older_store_is_brought_up_to_date_step_by_step(reopen: Callable[[], Storage]) -> None:
+    storage = reopen()
+    core.check_schema(storage)
+    put_all(storage, "session", {bytes([n]): b"v" for n in range(5)})
+    core.upgrade_schema(storage, {2: move_rows, 3: stamp_only(3), 4: stamp_only(4)}, 4)
+    storage = reopen_newer(reopen, storage)
+    assert storage.get("meta", b"schema") == b"\x04"
+    assert (storage.get("meta", b"seen/\x03"), storage.get("meta", b"seen/\x04")) == (b"\x02", b"\x03")
+    assert keys(storage, "session") == []
+    assert len(keys(storage, "registry")) == 5
+    # Nothing is left to do.
+    core.upgrade_schema(storage, {}, 4)
+
+
+def reopen_newer(reopen: Callable[[], Storage], storage: Storage) -> Storage:
+    """Only a program that knows version 4 could open a store on disk again; one in memory doesn't ask."""
+    return reopen() if isinstance(storage, MemoryStorage) else storage
+
+
+@pytest.mark.parametrize("commits", range(5))
+def test_an_upgrade_goes_on_where_a_crash_left_it(commits: int) -> None:
+    storage = DyingStorage()
+    core.check_schema(storage)
+    put_all(storage, "session", {bytes([n]): b"v" for n in range(5)})
+    storage.commits_left = commits
+    steps = {2: move_rows, 3: stamp_only(3)}
+    with pytest.raises(KeyboardInterrupt):
+        core.upgrade_schema(storage, steps, 3)
+    assert storage.get("meta", b"schema") == (b"\x01" if commits < 4 else b"\x02")
+    survivor = storage.survivor()
+    core.upgrade_schema(survivor, steps, 3)
+    assert survivor.get("meta", b"schema") == b"\x03"
+    assert keys(survivor, "registry") == [b"moved/" + bytes([n]) for n in range(5)]
+
+
+def test_a_newer_store_is_not_upgraded() -> None:
+    storage = MemoryStorage()
+    put_all(storage, "meta", {b"schema": b"\x03"})
+    with pytest.raises(StorageError, match=r"schema version 3.* up to version 2"):
+        core.upgrade_schema(storage, {2: move_rows}, 2)
+    assert storage.get("meta", b"schema") == b"\x03"
+
+
+def test_a_step_without_its_stamp_is_our_mistake() -> None:
+    storage = MemoryStorage()
+    core.check_schema(storage)
+    with pytest.raises(AssertionError, match="step 2 did not stamp"):
+        core.upgrade_schema(storage, {2: lambda storage: None}, 2)
+
+
+def test_this_version_has_a_step_for_every_older_one() -> None:
+    assert sorted(core.UPGRADES) == list(range(2, core.SCHEMA_VERSION + 1))
+
+
 def test_the_store_id_is_drawn_once(reopen: Callable[[], Storage]) -> None:
     assert core.ensure_store_id(reopen(), b"a" * 16) == b"a" * 16
     assert core.ensure_store_id(reopen(), b"b" * 16) == b"a" * 16
@@ -215,6 +341,7 @@ def test_every_opening_is_counted(reopen: Callable[[], Storage]) -> None:
     ("rows", "message"),
     [
         ({b"schema": b""}, "corrupt"),
+        ({b"schema": b"\x00"}, "corrupt"),
         ({b"store_id": b"\x01short"}, "store_id has 6 bytes instead of 17"),
         ({b"store_id": b"\x02" + bytes(20)}, "store_id has version 2"),
         ({b"incarnation": b""}, "incarnation has 0 bytes"),
