@@ -135,7 +135,8 @@ class Conversation:
         self._peers.update_running(peer)
         if now >= peer.heartbeat_at and peer.liveness.connected:
             self._heartbeat(peer, now)
-            probe = peer.outgoing.take_probe(now)
+            # A frozen link makes no progress, and knows why.
+            probe = b"" if self._turn.frozen else peer.outgoing.take_probe(now)
             if probe:
                 self._turn.commands.append(SendBulk(peer.name, probe))
 
@@ -253,6 +254,11 @@ class Conversation:
             return
         incarnation, version = self._interest.known_version(peer.name)
         known = version + 1 if incarnation and incarnation == peer.interest[0] else 0
+        position = peer.incoming.position
+        if self._turn.frozen:
+            # What the store does not hold is not known here yet. Neither number takes anything back at the peer.
+            known = 0
+            position = 0
         heartbeat = Heartbeat(
             outgoing.session,
             self._turn.number,
@@ -262,7 +268,7 @@ class Conversation:
             self._interest.checksum,
             known,
             peer.incoming.session,
-            peer.incoming.position,
+            position,
             outgoing.open,
         )
         self._peers.send(peer, pack_heartbeat(heartbeat))

@@ -18,6 +18,10 @@ bulk frames name their session. So no frame of an older connection is ever taken
 A frame that can't be read is its sender's fault: it is counted, noted once, and changes nothing. Frames that
 acknowledge leave after the commit of the batch that `flush` writes into.
 
+While the store takes no writes the mesh is frozen: it hears and says only what keeps its peers from thinking it dead.
+Heartbeats go on and acknowledge nothing; frames of messages wait with the caller and in the links; every other frame is
+taken for lost on the way, which the conversation repairs afterwards as it always does.
+
 Invariants: those of the parts.
 """
 
@@ -49,6 +53,7 @@ from cluster.peers import MemberView, MeshSettings, Peer, Peers
 from cluster.turn import Turn
 
 _FORWARDS: Final = bytes([FrameType.FORWARDS])
+_HEARTBEAT: Final = bytes([FrameType.HEARTBEAT])
 
 __all__ = ["MemberView", "Mesh", "MeshSettings"]
 
@@ -92,6 +97,9 @@ class Mesh:
     def receive(self, happened: MeshInput, now: float) -> None:
         """Take one input of the transport. Afterwards take messages and tickets, then `flush`."""
         if isinstance(happened, FrameReceived):
+            if self._turn.frozen and happened.frame[1:2] != _HEARTBEAT:
+                self._turn.count("frames_while_frozen")
+                return
             try:
                 self._receive_frame(happened.node, happened.connection, happened.frame, now)
             except FrameError as error:
@@ -115,6 +123,11 @@ class Mesh:
                 self._peers.disconnected(peer, now)
             else:
                 self._conversation.key_refused(peer, now)
+
+    def freeze(self, frozen: bool) -> None:
+        """Say that the store takes no writes, or that it does again."""
+        self._turn.frozen = frozen
+        self._deadline = 0.0
 
     def is_bulk(self, happened: MeshInput) -> bool:
         """Say whether an input brings forwarded messages, which may be received later than what comes after it."""
@@ -189,6 +202,16 @@ class Mesh:
 
     def flush(self, writes: WriteBatch, now: float) -> list[MeshCommand]:
         """Append to `writes`, and return the commands to carry out, in order, once they are committed."""
+        if not self._turn.frozen:
+            self._tell_progress(now)
+        if self._joining.commands:
+            self._turn.commands.extend(self._joining.commands)
+            self._joining.commands = []
+        self._turn.take_writes(writes)
+        return self._turn.take_commands()
+
+    def _tell_progress(self, now: float) -> None:
+        """Tell each peer what is new, what was received and what is for it."""
         self._conversation.tell_interest()
         for peer in self.peers.values():
             incoming = peer.incoming
@@ -200,11 +223,6 @@ class Mesh:
                 if peer.outgoing.open:
                     for frame in peer.outgoing.take_frames(now):
                         self._turn.commands.append(SendBulk(peer.name, frame))
-        if self._joining.commands:
-            self._turn.commands.extend(self._joining.commands)
-            self._joining.commands = []
-        self._turn.take_writes(writes)
-        return self._turn.take_commands()
 
     def members_view(self) -> list[MemberView]:
         """Return every member, by name."""

@@ -7,6 +7,11 @@ to do, in the order of its fields.
 How to drive it: create it after `QueueOwner.recover`; hand in everything that has arrived (`receive_event`,
 `receive_input`), then `tick`, then `take_effects`: commit `writes`, then carry out `commands` in order, then send
 `to_listeners`. Every acknowledgement is in the last two.
+
+When a commit fails, `freeze`: the turn waits as a whole, and meanwhile events go to `receive_degraded`. Nothing that
+comes from a frozen node acknowledges what waits: the mesh says none of it, forwarded messages and the answers of peers
+are kept from the owner, and its clock stands still. Effects without writes may be carried out at once, others wait
+behind those that wait already; `thaw` once all are carried out.
 """
 
 from collections import deque
@@ -62,6 +67,7 @@ class NodeCore:
         # handshake and the heartbeats are, too.
         self._held: deque[MeshInput] = deque()
         self._now = 0.0
+        self._frozen = False
         for topic_filter, persistent in owner.local_interest():
             mesh.interest.change(topic_filter, True, persistent)
 
@@ -70,9 +76,14 @@ class NodeCore:
         self._now = now
         self.owner.receive(event, now)
 
+    def receive_degraded(self, event: Event, now: float) -> bool:
+        """Take one event of a listener while frozen; false: hold it, and replay it after `thaw`."""
+        self._now = now
+        return self.owner.receive_degraded(event, now)
+
     def receive_input(self, happened: MeshInput, now: float) -> None:
         """Take one input from the transport."""
-        if self.mesh.is_bulk(happened) and (self._held or self.owner.is_behind(now)):
+        if self.mesh.is_bulk(happened) and (self._held or self._frozen or self.owner.is_behind(now)):
             self._held.append(happened)
             return
         self.mesh.receive(happened, now)
@@ -81,6 +92,10 @@ class NodeCore:
     def tick(self, now: float) -> None:
         """Do what is due; call it once a turn, after the inputs."""
         self._now = now
+        if self._frozen:
+            self.mesh.tick(now)
+            self._collect(now)
+            return
         if self._refused:
             refused = self._refused
             self._refused = []
@@ -102,6 +117,8 @@ class NodeCore:
 
     def next_deadline(self) -> float:
         """Return when `tick` has something to do; infinity if never, 0.0 if now."""
+        if self._frozen:
+            return self.mesh.next_deadline()
         if self._refused:
             return 0.0
         deadline = min(self.owner.next_deadline(), self.mesh.next_deadline())
@@ -111,6 +128,20 @@ class NodeCore:
             # Credit makes a turn by itself; a listener that stalls makes none.
             deadline = min(deadline, self._now + BEHIND_S)
         return deadline
+
+    def freeze(self, waiting: NodeEffects) -> None:
+        """The commit of these effects failed, or has to wait behind one that did."""
+        self._frozen = True
+        self.mesh.freeze(True)
+        self.owner.degraded.wait(waiting.to_listeners)
+
+    def thaw(self, now: float) -> None:
+        """Everything that waited is committed and carried out."""
+        self._now = now
+        self._frozen = False
+        self.mesh.freeze(False)
+        self.owner.degraded.end(now)
+        self._collect(now)
 
     def join(self, node: str, address: str, now: float) -> None:
         """Begin to join the cluster of `node` at host:port."""
@@ -169,6 +200,9 @@ class NodeCore:
         owner = self.owner
         if mesh.take_routes_changed():
             owner.interest_changed()
+        if self._frozen:
+            # An acknowledgement of a peer may let one out that waits behind it, for what is not committed.
+            return
         for message in mesh.take_messages():
             owner.receive_forwarded(message, now)
         for ticket in mesh.take_acknowledged():

@@ -22,6 +22,7 @@ COUNTS: Final = (
     "frames_of_strangers",
     "frames_of_old_connections",
     "hellos_refused",
+    "frames_while_frozen",
     "peers_died",
     "interest_requests",
 )
@@ -33,6 +34,8 @@ class Turn:
 
     def __init__(self) -> None:
         self.number = 0
+        # The store takes no writes: nothing leaves that says how far this node has come.
+        self.frozen = False
         self.commands: list[MeshCommand] = []
         self.writes = WriteBatch()
         self.messages: list[Message] = []

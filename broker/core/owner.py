@@ -25,6 +25,7 @@ from collections.abc import Callable
 from typing import Any, Final, final
 
 from broker.core import persistence
+from broker.core.degraded import Degraded
 from broker.core.dispatch import Dispatcher, OwnerSettings
 from broker.core.effects import Effects, Forward, InterestChange, Ticket
 from broker.core.events import (
@@ -83,6 +84,7 @@ class QueueOwner:
         self._expiries: list[tuple[float, int, Session]] = []
         self._effects = Effects()
         self._dispatcher.writes = self._effects.writes
+        self.degraded = Degraded(self._attachments, self._outlets, self.counters, self.receive)
         self._handlers: dict[type, Callable[[Any, float], None]] = {
             Attach: self._attach,
             Detach: self._detach_received,
@@ -121,6 +123,10 @@ class QueueOwner:
             self._puback(event, now)
         else:
             self._handlers[type(event)](event, now)
+
+    def receive_degraded(self, event: Event, now: float) -> bool:
+        """Do what one event asks for while the store takes no writes; false: it has to wait for the store."""
+        return self.degraded.receive(event, now)
 
     def receive_forwarded(self, message: Message, now: float) -> None:
         """Deliver what another node forwarded; it is never forwarded again (one hop)."""

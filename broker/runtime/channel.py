@@ -131,12 +131,17 @@ class OwnerChannel:
             frames.append((header, frame))
         return frames
 
-    def worked_off(self, header: ListenerHeader, frame: bytes) -> bool:
-        """Take note that a frame is done; false when its listener is gone and its events are void."""
+    def is_current(self, header: ListenerHeader) -> bool:
+        """Say whether the listener of a frame still lives; else its events are void."""
+        pipe = self._pipes.get(header.listener)
+        return pipe is not None and pipe.generation == header.generation
+
+    def worked_off(self, header: ListenerHeader, credit_bytes: int) -> bool:
+        """Take note that so much of a frame is done; false when its listener is gone and its events are void."""
         pipe = self._pipes.get(header.listener)
         if pipe is None or pipe.generation != header.generation:
             return False
-        pipe.consumed_bytes += len(frame)
+        pipe.consumed_bytes += credit_bytes
         return True
 
     def send(self, batches: dict[int, OwnerBatch]) -> None:

@@ -3,7 +3,8 @@
     drain the pipes and the mesh -> step the core -> commit -> tell peers -> tell listeners
 
 It owns the only writer of the store and every socket of the mesh. What it decides is nothing: events and
-frames go into NodeCore, effects come out, and they are carried out in the order of their fields.
+frames go into NodeCore, effects come out, and they are carried out in the order of their fields. Between the two
+stands the commit gate, which keeps what a failing store can't take.
 """
 
 import contextlib
@@ -31,11 +32,12 @@ from broker.core.storage import StorageError
 from broker.core.systree import Systree
 from broker.logs import child_logging, level_number
 from broker.runtime.channel import OwnerChannel
+from broker.runtime.commit_gate import CommitGate
 from broker.runtime.control import ControlChannel
 from broker.runtime.rocks_storage import OpenedStore, open_store
 from broker.runtime.run_dir import RunDir
 from cluster.mesh import Mesh, MeshSettings
-from cluster.node import NodeCore
+from cluster.node import NodeCore, NodeEffects
 from cluster.transport import BindError, MeshTransport, cluster_keys
 
 log = logging.getLogger(__name__)
@@ -60,6 +62,7 @@ class OwnerProcess:
         opened = open_store(os.path.join(data_dir, "store"), store.sync, store.sync_interval_ms)  # type: ignore[arg-type]
         self._storage = opened.storage
         self.node = build_node(self.config, opened)
+        self._gate = CommitGate(self.node, self._storage)
         self._channel = OwnerChannel(self._context, RunDir(data_dir), int(start["generation"]))
         self._transport = open_transport(self.config)
         self._mesh_sockets: set[Any] = set()
@@ -100,10 +103,10 @@ class OwnerProcess:
         now = time.monotonic()
         if self._transport is not None and self._transport.has_inputs():
             return 0
-        if self._backlog:
+        if self._backlog or self._gate.has_held():
             # Credit wakes the loop through the pipe; a listener that stalls has to be noticed without.
             return _BEHIND_POLL_MS if self.node.owner.is_behind(now) else 0
-        wait_s = min(self.node.next_deadline(), self._storage.next_deadline()) - now
+        wait_s = min(self.node.next_deadline(), self._gate.next_deadline()) - now
         # Rounded up: waking a fraction of a millisecond early would mean a turn for nothing.
         return max(0, math.ceil(min(wait_s, _POLL_S_MAX) * 1000))
 
@@ -113,7 +116,7 @@ class OwnerProcess:
         if self._channel.pull in ready:
             for header, frame in self._channel.receive(_FRAMES_PER_TURN, now):
                 if header.consumed_bytes:
-                    node.receive_event(CreditReturned(header.listener, header.consumed_bytes), now)
+                    self._gate.receive(CreditReturned(header.listener, header.consumed_bytes), now)
                 self._backlog.append((header, frame))
         self._work_off(now)
         for listener, generation in self._channel.take_silent(now):
@@ -123,30 +126,33 @@ class OwnerProcess:
             for mesh_input in transport.receive(_FRAMES_PER_TURN):
                 node.receive_input(mesh_input, now)
         node.tick(now)
-        effects = node.take_effects()
-        if len(effects.writes):
-            self._storage.commit(effects.writes)
-        if transport is not None and effects.commands:
-            transport.execute(effects.commands)
-        self._channel.send(effects.to_listeners)
-        if now >= self._storage.next_deadline():
-            self._storage.flush(now)
-        for note in effects.notes:
-            log.info("%s", note)
+        for effects in self._gate.settle(now):
+            self._carry_out(effects)
+        self._gate.flush(now)
         for notice in node.owner.take_notices():
             log.warning("%s", notice)
         self._answer_joins()
 
+    def _carry_out(self, effects: NodeEffects) -> None:
+        """Let out what a turn has to say; what it writes is committed."""
+        if self._transport is not None and effects.commands:
+            self._transport.execute(effects.commands)
+        self._channel.send(effects.to_listeners)
+        for note in effects.notes:
+            log.info("%s", note)
+
     def _work_off(self, now: float) -> None:
         """Step through what the listeners sent, as long as they keep up with what comes of it."""
         node = self.node
+        if self._gate.has_held() and not self._gate.replay(self._channel.worked_off, now):
+            return
         for _ in range(min(_FRAMES_PER_TURN, len(self._backlog))):
             if node.owner.is_behind(now):
                 return
             header, frame = self._backlog.popleft()
-            if self._channel.worked_off(header, frame):
-                for event in unpack_events(frame):
-                    node.receive_event(event, now)
+            if self._channel.is_current(header):
+                credit_bytes = self._gate.receive_frame(header, unpack_events(frame), len(frame), now)
+                self._channel.worked_off(header, credit_bytes)
 
     # The supervisor.
 
@@ -162,9 +168,9 @@ class OwnerProcess:
             if kind == "listener-started":
                 index, generation = int(message["index"]), int(message["generation"])
                 self._channel.add_listener(index, generation)
-                self.node.receive_event(ListenerStarted(index, generation), now)
+                self._gate.receive(ListenerStarted(index, generation), now)
             elif kind == "listener-gone":
-                self.node.receive_event(ListenerGone(int(message["index"]), int(message["generation"])), now)
+                self._gate.receive(ListenerGone(int(message["index"]), int(message["generation"])), now)
                 self._channel.remove_listener(int(message["index"]))
             elif kind == "command":
                 self._command(message, now)
@@ -190,6 +196,8 @@ class OwnerProcess:
     def _join(self, number: int, arguments: dict[str, Any], now: float) -> None:
         if self._transport is None:
             self._refuse(number, "this node has no cluster.cookie: it can't join a cluster", 1)
+        elif self._gate.failing_reason:
+            self._refuse(number, f"this node can't join a cluster now: {self._gate.failing_reason}", 1)
         elif self._joins:
             self._refuse(number, "this node is joining a cluster already", 1)
         else:
@@ -197,7 +205,8 @@ class OwnerProcess:
             self.node.join(arguments["discovery-node"], arguments["address"], now)
 
     def _answer_joins(self) -> None:
-        if not self._joins:
+        # A node is a member once its store says so.
+        if not self._joins or self._gate.failing_reason:
             return
         result = self.node.take_join_result()
         if result is None:
@@ -221,10 +230,8 @@ class OwnerProcess:
         return {"type": "table", "table": rows}
 
     def _status_table(self) -> dict[str, Any]:
-        return {
-            "type": "table",
-            "table": [{"Status": name, "Value": value} for name, value in status(self.node).items()],
-        }
+        values = {**status(self.node), "store": self._gate.status(), "store_failures": self._gate.failures}
+        return {"type": "table", "table": [{"Status": name, "Value": value} for name, value in values.items()]}
 
     def _metrics(self, with_descriptions: bool) -> dict[str, Any]:
         found = self.node.metrics()

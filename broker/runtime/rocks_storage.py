@@ -8,9 +8,10 @@ the process in every mode. What a power loss leaves is up to `sync`: `always` sy
 commit: one for a whole batch), `interval` when the owner's loop calls `flush` and `sync_interval_ms` went by since
 the last time, `never` leaves it to the operating system.
 
-After a failed write or sync RocksDB takes no other until it was opened anew, so the next commit does that first. A
-batch that failed may be in the store or not; committing it again is right in both cases, as every operation may be
-repeated.
+After a failed write or sync RocksDB takes no other until it was opened anew, so the next commit does that first, even
+if its batch is empty. It first writes a file beside the store: while there is no room for that, the store that failed
+stays open and can still be read. A batch that failed may be in the store or not; committing it again is right in both
+cases, as every operation may be repeated.
 
 rocksdict raises bare `Exception` for whatever RocksDB says, so each call into it is guarded on its own, and our own
 mistakes (an unknown family) stay what they are.
@@ -53,6 +54,8 @@ BACKGROUND_JOBS: Final = 2
 INFO_LOG_BYTES_MAX: Final = 1024 * 1024
 INFO_LOG_FILES: Final = 2
 BLOOM_BITS_PER_KEY: Final = 10
+# A store that failed is opened again once there is room for this much and twice the batch: opening writes, too.
+PROBE_BYTES: Final = 1024 * 1024
 
 
 class RocksStorage:
@@ -114,10 +117,10 @@ class RocksStorage:
 
     def commit(self, batch: WriteBatch) -> None:
         """Apply the batch atomically and hand it to the operating system; nothing of it if it can't be done."""
+        if self._failed:
+            self._reopen(sum(len(key) + len(value) for _, _, key, value in batch.operations))
         if not batch.operations:
             return
-        if self._failed:
-            self._reopen()
         raw = rocksdict.WriteBatch(raw_mode=True)
         handles = self._handles
         put = raw.put
@@ -224,10 +227,29 @@ class RocksStorage:
         finally:
             self._release()
 
-    def _reopen(self) -> None:
+    def _reopen(self, batch_bytes: int) -> None:
+        self._try_writing(PROBE_BYTES + 2 * batch_bytes)
         self._release()
         self._open()
         self._failed = False
+        # What was written before the failure may not be on the disk, whatever was said of it.
+        self._dirty = True
+
+    def _try_writing(self, size: int) -> None:
+        """Write and sync `size` bytes beside the store; StorageError if that can't be done."""
+        path = f"{self.path}.probe"
+        try:
+            try:
+                with open(path, "wb") as probe:
+                    while size > 0:
+                        size -= probe.write(bytes(min(size, PROBE_BYTES)))
+                    probe.flush()
+                    os.fsync(probe.fileno())
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+        except OSError as error:
+            raise StorageError(f"the store {self.path} can't be written: {error.strerror or error}") from error
 
     def _release(self) -> None:
         # RocksDB gives up its lock when the last handle is gone, not at the close of the first. What is closed stays

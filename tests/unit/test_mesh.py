@@ -618,3 +618,52 @@ def test_a_link_that_is_full_leaves_the_node_something_to_do_at_once():
     node.tick(1.0)
     assert ticket.waiting == 0
     assert node.next_deadline() == math.inf
+
+
+def test_a_frozen_node_lives_on_and_acknowledges_nothing():
+    network, nodes = cluster(count=2)
+    network.run(1)
+    nodes[0].mesh.forward("node2@h", message(), Ticket(1, 1, 0), network.now)
+    assert network.run(5, lambda: payloads(nodes[1]) == [b"hi"])
+    # The commit of this turn fails: what it has to say waits.
+    waiting = nodes[1].mesh.flush(WriteBatch(), network.now)
+    nodes[1].mesh.freeze(True)
+    network.run(4 * TIMEOUT_S)
+    assert nodes[0].acknowledged == []
+    assert network.one_cluster()
+    nodes[1].mesh.freeze(False)
+    for command in waiting:
+        network.execute(nodes[1], command)
+    assert network.run(5, lambda: len(nodes[0].acknowledged) == 1)
+    assert payloads(nodes[1]) == [b"hi"]
+
+
+def test_a_frozen_node_forwards_nothing_and_everything_afterwards():
+    network, nodes = cluster(count=2)
+    network.run(1)
+    nodes[1].mesh.freeze(True)
+    for number in range(3):
+        nodes[1].mesh.forward("node1@h", message(payload=b"%d" % number), None, network.now)
+    network.run(4 * TIMEOUT_S)
+    assert payloads(nodes[0]) == []
+    nodes[1].mesh.freeze(False)
+    assert network.run(5, lambda: payloads(nodes[0]) == [b"0", b"1", b"2"])
+
+
+def test_what_a_frozen_node_did_not_hear_is_told_again():
+    network, nodes = cluster()
+    network.run(1)
+    nodes[1].mesh.freeze(True)
+    nodes[0].wish(b"a/b", persistent=True)
+    nodes[0].mesh.forward("node2@h", message(), Ticket(1, 1, 0), network.now)
+    network.run(1)
+    # Its connections break, too.
+    network.cut.add(frozenset(("node1@h", "node2@h")))
+    network.run(1)
+    network.cut.clear()
+    network.run(2 * TIMEOUT_S)
+    assert nodes[1].mesh.interest.match(b"a/b") == []
+    nodes[1].mesh.freeze(False)
+    assert network.run(2 * TIMEOUT_S, lambda: nodes[1].mesh.interest.match(b"a/b") == [("node1@h", True)])
+    assert network.run(2 * TIMEOUT_S, lambda: len(nodes[0].acknowledged) == 1 and network.one_cluster())
+    assert payloads(nodes[1]) == [b"hi"]

@@ -1,0 +1,499 @@
+"""The commit gate with a whole node behind it and a store that fails when told: what leaves, waits, is held."""
+
+import logging
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from core_helpers import START_S, STORE_ID, Client, Node
+
+from broker.core.effects import Ticket
+from broker.core.events import CreditReturned, ListenerGone, ListenerStarted
+from broker.core.records import LISTENER_HEADER_BYTES, ListenerHeader, owner_frame, unpack_events
+from broker.core.storage import MemoryStorage, StorageError, WriteBatch
+from broker.mqtt.packets import Connect, Puback, Publish, Suback, Subscribe, SubscriptionRequest
+from broker.runtime import commit_gate
+from broker.runtime.commit_gate import RETRY_S, CommitGate
+from cluster.mesh import Mesh, MeshSettings
+from cluster.node import NodeCore
+
+QUOTA_EXCEEDED = 0x97
+
+
+class FailingStorage(MemoryStorage):
+    """Fails while `error` says why; `applies` makes a commit that fails take effect nevertheless, as a disk may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.error = ""
+        self.sync_error = ""
+        self.applies = False
+        self.sync_at = float("inf")
+        self.attempts = 0
+
+    def commit(self, batch: WriteBatch) -> None:
+        self.attempts += 1
+        if not self.error or self.applies:
+            super().commit(batch)
+        if self.error:
+            raise StorageError(self.error)
+
+    def flush(self, now: float) -> None:
+        self.sync_at = float("inf")
+        if self.sync_error:
+            raise StorageError(self.sync_error)
+
+    def next_deadline(self) -> float:
+        return self.sync_at
+
+
+class GatedNode(Node):
+    """A node whose turns leave through the gate, as in the owner process."""
+
+    gate: CommitGate | None = None
+
+    def __init__(self, storage: MemoryStorage | None = None, **options: Any) -> None:
+        if not isinstance(storage, FailingStorage):
+            failing = FailingStorage()
+            if storage is not None:
+                failing._values, failing._keys = storage._values, storage._keys
+            storage = failing
+        self.disk = storage
+        now = options.get("now", START_S)
+        settings = MeshSettings("node1@h", "h:1", 5.0, ())
+        self.mesh = Mesh(settings, storage, STORE_ID, options.get("incarnation", 1), bytes(16), now)
+        options.pop("interest", None)
+        super().__init__(storage=storage, interest=self.mesh.interest, **options)
+        self.core = NodeCore(self.owner, self.mesh)
+        self.gate = CommitGate(self.core, self.disk)
+        self.settle()
+
+    def receive_frame(self, frame: bytes) -> None:
+        if self.gate is None:
+            return super().receive_frame(frame)
+        header = ListenerHeader(frame)
+        if header.consumed_bytes:
+            self.gate.receive(CreditReturned(header.listener, header.consumed_bytes), self.now)
+        credit_bytes = self.gate.receive_frame(header, unpack_events(frame), len(frame), self.now)
+        self.return_credit(header, credit_bytes)
+        return None
+
+    def return_credit(self, header: ListenerHeader, credit_bytes: int) -> bool:
+        if header.generation != 1:
+            return False
+        self.listeners[header.listener].receive_frame(owner_frame(self.generation, 1, credit_bytes, b""))
+        return True
+
+    def turn(self) -> bool:
+        if self.gate is None:
+            return super().turn()
+        if self.gate.has_held():
+            self.gate.replay(self.return_credit, self.now)
+        self.core.tick(self.now)
+        busy = False
+        for effects in self.gate.settle(self.now):
+            busy = busy or bool(effects.to_listeners or len(effects.writes))
+            for index, batch in effects.to_listeners.items():
+                for records in batch.records():
+                    self.listeners[index].receive_frame(owner_frame(self.generation, 1, 0, records))
+        self.gate.flush(self.now)
+        for index, listener in enumerate(self.listeners):
+            for connection in listener.take_dirty():
+                self.clients[(index, connection.number)].unread += b"".join(connection.output)
+                connection.output = []
+        return busy or self.gate.has_held()
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+        self.settle()
+
+    def fail(self, reason: str = "No space left on device") -> None:
+        """The disk takes no writes from now on."""
+        self.disk.error = reason
+
+    def recover(self) -> None:
+        """The disk takes writes again, and the node notices."""
+        self.disk.error = ""
+        self.advance(RETRY_S)
+
+    def restarted(self) -> "GatedNode":
+        """The node after `kill -9`."""
+        return GatedNode(storage=self.storage.survivor(), incarnation=self.incarnation + 1)
+
+
+@pytest.fixture
+def node() -> Iterator[GatedNode]:
+    node = GatedNode()
+    yield node
+    node.settle()
+    node.validate()
+    node.mesh.validate()
+
+
+@pytest.fixture
+def keeper(node: GatedNode) -> Client:
+    """A persistent subscriber of everything under a/."""
+    keeper = node.persistent("keeper")
+    keeper.subscribe(b"a/#")
+    return keeper
+
+
+def break_store(node: GatedNode) -> Client:
+    """Fail the disk, and have one PUBLISH of MQTT 5 run into that; its publisher is returned."""
+    first = node.connect("first", 5, listener=1)
+    node.fail()
+    first.publish(b"a/first", b"first", 1)
+    assert first.take() == []
+    assert node.gate is not None and node.gate.failing_reason
+    return first
+
+
+def test_what_could_not_be_committed_leaves_once_it_is(node: GatedNode, keeper: Client) -> None:
+    first = break_store(node)
+    assert keeper.take() == []
+    node.recover()
+    assert first.take() == [Puback(1)]
+    assert keeper.take_payloads() == [b"first"]
+    assert node.gate is not None and node.gate.status() == "ok" and node.gate.failures == 1
+    assert len(node.stored("queue")) == 1
+
+
+def test_a_publish_of_mqtt_5_is_refused_and_one_of_mqtt_3_waits(node: GatedNode, keeper: Client) -> None:
+    publishers = [node.connect("five", 5), node.connect("three", 4)]
+    break_store(node)
+    for publisher in publishers:
+        publisher.publish(b"a/b", publisher.connection.client_id.encode(), 1, packet_id=9)
+    assert publishers[0].take() == [Puback(9, QUOTA_EXCEEDED)]
+    assert publishers[1].take() == []
+    assert node.dropped("store_failing") == 1
+    node.recover()
+    assert publishers[0].take() == []
+    assert publishers[1].take() == [Puback(9)]
+    assert keeper.take_payloads() == [b"first", b"three"]
+
+
+def test_no_refusal_overtakes_an_acknowledgement_that_waits(node: GatedNode, keeper: Client) -> None:
+    first = break_store(node)
+    first.publish(b"a/b", b"second", 1, packet_id=2)
+    first.publish(b"a/b", b"third", 1, packet_id=3)
+    assert first.take() == []
+    node.recover()
+    # [MQTT-4.6.0-2]
+    assert first.take() == [Puback(1), Puback(2), Puback(3)]
+    assert keeper.take_payloads() == [b"first", b"second", b"third"]
+
+
+def test_qos_0_goes_on_but_overtakes_nothing_of_its_kind(node: GatedNode) -> None:
+    keeper, other = node.persistent("keeper"), node.connect("other", listener=1)
+    keeper.subscribe(b"a/#")
+    other.subscribe(b"b")
+    publisher = node.connect("publisher", 4)
+    node.fail()
+    # One turn: a delivery with QoS 0 and one that has to be stored.
+    publisher.say(Publish(b"a/0", b"0", 0))
+    publisher.say(Publish(b"a/1", b"1", 1, packet_id=1))
+    node.settle()
+    publisher.publish(b"a/0", b"2")
+    publisher.publish(b"b", b"other")
+    assert other.take_payloads() == [b"other"]
+    assert keeper.take() == []
+    node.recover()
+    assert keeper.take_payloads() == [b"0", b"1", b"2"]
+
+
+@pytest.mark.parametrize(("version", "reason"), [(5, 0x88), (4, 3)])
+def test_connects_are_refused(node: GatedNode, keeper: Client, version: int, reason: int) -> None:
+    break_store(node)
+    late = node.open(version=version)
+    late.send(Connect(version, "late"))
+    refused = late.take_bytes()
+    assert refused[:1] == b"\x20" and refused[2:4] == bytes([0, reason])
+    assert late.closed
+    assert node.owner.counts()["num_online"] == 2
+    node.recover()
+    connack = node.connect("late", version).connack
+    assert connack is not None and connack.reason == 0
+
+
+def test_a_connack_that_waits_comes_before_what_follows_it(node: GatedNode) -> None:
+    keeper = node.persistent("keeper")
+    keeper.subscribe(b"a/#", 0)
+    keeper.drop()
+    publisher = node.connect("publisher")
+    node.fail()
+    again = node.open(version=5)
+    again.send(Connect(5, "keeper", False, properties={17: 3600}))
+    publisher.publish(b"a/b", b"0")
+    assert again.take() == []
+    node.recover()
+    connack, publish = again.take()
+    assert connack.session_present and publish.payload == b"0"
+
+
+def test_the_rest_is_held_in_order(node: GatedNode, keeper: Client) -> None:
+    three = node.persistent("three", 4, listener=1)
+    break_store(node)
+    three.send(Subscribe(7, (SubscriptionRequest(b"b", 1, False),)))
+    three.publish(b"b", b"to itself", 1, packet_id=8)
+    assert three.take() == []
+    assert node.owner.counts()["num_subscriptions"] == 1
+    node.recover()
+    suback, *rest = three.take()
+    assert isinstance(suback, Suback) and suback.packet_id == 7
+    assert sorted(type(packet).__name__ for packet in rest) == ["Puback", "Publish"]
+    assert node.owner.counts()["num_subscriptions"] == 2
+
+
+def test_a_client_that_leaves_meanwhile_is_gone_afterwards(node: GatedNode, keeper: Client) -> None:
+    three = node.connect("three")
+    break_store(node)
+    three.publish(b"a/b", b"last words", 1)
+    three.disconnect()
+    node.recover()
+    assert keeper.take_payloads() == [b"first", b"last words"]
+    assert node.owner.counts()["num_online"] == 2
+
+
+def test_refused_clients_leave_nothing_to_hold(node: GatedNode, keeper: Client) -> None:
+    break_store(node)
+    assert node.gate is not None
+    for _ in range(100):
+        late = node.open()
+        late.send(Connect(4, "late"))
+        late.drop()
+    assert not node.gate._held
+
+
+def test_attempts_are_a_second_apart_and_both_ends_are_logged(
+    node: GatedNode, keeper: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    break_store(node)
+    assert node.gate is not None
+    attempts = node.disk.attempts
+    for _ in range(30):
+        node.advance(RETRY_S / 10)
+        assert node.gate.next_deadline() > node.now
+    assert node.disk.attempts == attempts + 3
+    node.recover()
+    begun, ended = (record.getMessage() for record in caplog.records)
+    assert begun.startswith("No space left on device; nothing that needs the store is acknowledged")
+    assert ended == "the store can be written again, after 4 s"
+
+
+def test_a_batch_that_failed_may_be_in_the_store_already(node: GatedNode, keeper: Client) -> None:
+    node.disk.applies = True
+    first = break_store(node)
+    node.advance(RETRY_S)
+    node.recover()
+    assert first.take() == [Puback(1)]
+    assert keeper.take_payloads() == [b"first"]
+    keeper.acknowledge(1)
+    assert node.stored("queue") == node.stored("message") == []
+
+
+def test_failing_again_amid_the_replay_keeps_the_order(
+    node: GatedNode, keeper: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commit_gate, "EVENTS_PER_TURN", 1)
+    five, three = node.connect("five", 5), node.connect("three", 4)
+    first = break_store(node)
+    three.publish(b"a/b", b"three", 1, packet_id=1)
+    first.publish(b"a/b", b"second", 1, packet_id=2)
+    # The store takes what waited, and fails at the first event of the replay.
+    node.disk.error = ""
+    node.now += RETRY_S
+    node.turn()
+    node.fail("Input/output error")
+    node.settle()
+    assert node.gate is not None and node.gate.status() == "failing: Input/output error"
+    first.publish(b"a/b", b"third", 1, packet_id=3)
+    five.publish(b"a/b", b"refused", 1, packet_id=1)
+    assert first.take() == [Puback(1)]
+    assert five.take() == [Puback(1, QUOTA_EXCEEDED)]
+    node.recover()
+    assert first.take() == [Puback(2), Puback(3)]
+    assert three.take() == [Puback(1)]
+    assert keeper.take_payloads() == [b"first", b"three", b"second", b"third"]
+
+
+def test_what_is_new_comes_after_what_was_held(
+    node: GatedNode, keeper: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commit_gate, "EVENTS_PER_TURN", 1)
+    first = break_store(node)
+    for number in (2, 3, 4):
+        first.publish(b"a/b", str(number).encode(), 1, packet_id=number)
+    node.disk.error = ""
+    node.now += RETRY_S
+    node.turn()
+    first.publish(b"a/b", b"5", 1, packet_id=5)
+    assert first.take() == [Puback(number) for number in range(1, 6)]
+    assert keeper.take_payloads() == [b"first", b"2", b"3", b"4", b"5"]
+
+
+def test_a_client_that_does_not_read_stays_paused_at_the_end(node: GatedNode, keeper: Client) -> None:
+    first = break_store(node)
+    node.listeners[0].batch.paused(keeper.connection.number)
+    node.settle()
+    node.recover()
+    assert first.take() == [Puback(1)]
+    attachment = node.owner._attachments[keeper.key]
+    assert attachment.paused
+    node.listeners[0].batch.resumed(keeper.connection.number)
+    node.settle()
+    assert not attachment.paused
+
+
+def test_what_reading_again_sends_waits_for_its_packet_id(node: GatedNode, keeper: Client) -> None:
+    # `keeper` is not the one for whom the first PUBLISH waits.
+    other = node.persistent("other", listener=1)
+    other.subscribe(b"b")
+    node.listeners[0].batch.paused(keeper.connection.number)
+    publisher = node.connect("publisher")
+    publisher.publish(b"a/b", b"queued", 1)
+    node.fail()
+    publisher.publish(b"b", b"breaks", 1, packet_id=2)
+    node.listeners[0].batch.resumed(keeper.connection.number)
+    node.settle()
+    publisher.publish(b"a/b", b"qos 0")
+    assert keeper.take() == []
+    node.recover()
+    assert [(packet.packet_id, packet.payload) for packet in keeper.take_publishes()] == [(1, b"queued"), (0, b"qos 0")]
+
+
+def test_a_listener_that_dies_meanwhile_leaves_nothing_to_the_next_one(node: GatedNode, keeper: Client) -> None:
+    three = node.connect("three", 4, listener=1)
+    break_store(node)
+    three.publish(b"a/b", b"held", 1)
+    assert node.gate is not None
+    node.gate.receive(ListenerGone(1, 1), node.now)
+    node.gate.receive(ListenerStarted(1, 2), node.now)
+    node.settle()
+    node.disk.error = ""
+    node.now += RETRY_S
+    node.core.tick(node.now)
+    leaving = node.gate.settle(node.now)
+    assert [1 in effects.to_listeners for effects in leaving] == [False] * len(leaving)
+    assert [0 in effects.to_listeners for effects in leaving].count(True) == 1
+    credits: list[int] = []
+
+    def worked_off(header: ListenerHeader, credit_bytes: int) -> bool:
+        credits.append(credit_bytes)
+        return header.listener == 0
+
+    assert node.gate.replay(worked_off, node.now)
+    assert len(credits) == 1
+    assert node.owner.counts()["num_online"] == 1
+
+
+def test_a_sync_that_fails_closes_the_gate_too(node: GatedNode, keeper: Client) -> None:
+    node.disk.sync_at = node.now
+    node.disk.sync_error = "Input/output error"
+    node.fail()
+    node.settle()
+    assert node.gate is not None and node.gate.status() == "failing: Input/output error"
+    five = node.open(version=5)
+    five.send(Connect(5, "five"))
+    assert five.take()[0].reason == 0x88
+    node.disk.sync_error = ""
+    node.recover()
+    assert node.gate.status() == "ok"
+
+
+def test_credit_is_returned_for_all_but_what_is_held(node: GatedNode, keeper: Client) -> None:
+    five, three = node.connect("five", 5), node.connect("three", 4)
+    break_store(node)
+    assert node.gate is not None
+    five.say(Publish(b"a/b", bytes(5000), 1, packet_id=1))
+    three.say(Publish(b"a/b", bytes(3000), 1, packet_id=1))
+    frame = node.listeners[0].take_frame()
+    credit_bytes = node.gate.receive_frame(ListenerHeader(frame), unpack_events(frame), len(frame), node.now)
+    assert 5000 < credit_bytes < len(frame) - 3000
+    assert len(frame) > LISTENER_HEADER_BYTES
+    node.disk.error = ""
+    node.now += RETRY_S
+    node.core.tick(node.now)
+    node.gate.settle(node.now)
+    credits: list[int] = []
+    assert node.gate.replay(lambda header, size: credits.append(size) is None, node.now)
+    assert credits == [len(frame) - credit_bytes]
+
+
+def test_a_peers_acknowledgement_lets_nothing_out_that_waits(node: GatedNode, keeper: Client) -> None:
+    publisher = node.connect("publisher", 5)
+    publisher.publish(b"nobody", b"", 1, packet_id=1)
+    assert publisher.take() == [Puback(1, 0x10)]
+    # A PUBLISH that waits for a peer, and one behind it whose commit fails.
+    ticket = Ticket(publisher.key, 2, 0)
+    ticket.waiting = 1
+    node.owner._attachments[publisher.key].pending.append(ticket)
+    node.fail()
+    publisher.publish(b"a/b", b"x", 1, packet_id=3)
+    node.mesh._turn.acknowledged.append(ticket)
+    node.advance(0.1)
+    assert publisher.take() == []
+    node.recover()
+    assert publisher.take() == [Puback(2), Puback(3)]
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_nothing_acknowledged_is_lost_whatever_the_disk_does(seed: int) -> None:
+    chance = random.Random(seed)
+    node = GatedNode()
+    keeper = node.persistent("keeper")
+    keeper.subscribe(b"a/#")
+    keeper.drop()
+    sent: dict[str, int] = {}
+    acknowledged: dict[str, list[int]] = {}
+    delivered: dict[str, list[int]] = {}
+    publishers: list[Client] = []
+    for index in range(4):
+        publishers.append(node.connect(f"p{index}", 4 + index % 2, listener=index % 2))
+        sent[f"p{index}"], acknowledged[f"p{index}"] = 0, []
+
+    def hear() -> None:
+        for publisher in publishers:
+            name = publisher.connection.client_id
+            for packet in publisher.take():
+                assert isinstance(packet, Puback)
+                # [MQTT-4.6.0-2] Each is answered in its turn, refused or not.
+                answered.setdefault(name, []).append(packet.packet_id)
+                if packet.reason < 0x80:
+                    acknowledged[name].append(packet.packet_id)
+
+    answered: dict[str, list[int]] = {}
+    for _ in range(150):
+        what = chance.random()
+        if what < 0.08:
+            node.disk.error = "" if node.disk.error else "No space left on device"
+            node.disk.applies = chance.random() < 0.5
+        elif what < 0.2:
+            node.advance(chance.uniform(0.1, 1.5))
+        else:
+            publisher = chance.choice(publishers)
+            name = publisher.connection.client_id
+            if publisher.connection._unacknowledged < 20:
+                sent[name] += 1
+                publisher.say(Publish(b"a/" + name.encode(), str(sent[name]).encode(), 1, packet_id=sent[name]))
+            if chance.random() < 0.7:
+                node.settle()
+        hear()
+    if chance.random() < 0.5:
+        node.disk.error = ""
+        node.advance(RETRY_S)
+        hear()
+        for name, numbers in answered.items():
+            assert numbers == list(range(1, sent[name] + 1))
+    node = node.restarted()
+    keeper = node.persistent("keeper")
+    assert keeper.connack is not None and keeper.connack.session_present
+    while publishes := keeper.take_publishes():
+        for packet in publishes:
+            delivered.setdefault(packet.topic.decode()[2:], []).append(int(packet.payload))
+        keeper.acknowledge(*(packet.packet_id for packet in publishes))
+    for name, numbers in acknowledged.items():
+        assert set(numbers) <= set(delivered.get(name, []))
+        assert delivered.get(name, []) == sorted(set(delivered.get(name, [])))
+    assert any(acknowledged.values())
