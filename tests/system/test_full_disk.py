@@ -1,0 +1,123 @@
+"""A node on a disk that fills up: it stays up, says no, holds what it can't refuse, and goes on when there is room."""
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from clients import V4, V5, Client, accepts
+from nodes import Node, wait_until
+from paho.mqtt import client as mqtt
+
+DISK = "16m"
+PAYLOAD = "x" * 50_000
+QUOTA_EXCEEDED = 0x97
+
+
+class Publisher(Client):
+    """A client that takes a refusal for an answer: `reasons` holds the reason of every acknowledgement."""
+
+    def __init__(self, node: Node, client_id: str, version: int) -> None:
+        self.reasons: dict[int, int] = {}
+        super().__init__(node, client_id, version)
+
+    def _on_publish(self, client: mqtt.Client, userdata: Any, mid: int, reason: Any, properties: Any) -> None:
+        self.reasons[mid] = reason.value
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A small file system of its own."""
+    directory = tmp_path / "disk"
+    directory.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(directory)], capture_output=True, text=True
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"a file system can't be mounted here: {mounted.stderr.strip()}")
+    yield directory
+    subprocess.run(["umount", "--lazy", str(directory)], check=True)
+
+
+def node_on(disk: Path, make_node: Callable[..., Node]) -> Node:
+    """A node whose data is on the disk."""
+    node = make_node(settings=[f"node.data_dir={disk / 'data'}"])
+    node.data_dir = disk / "data"
+    return node
+
+
+def fill(disk: Path) -> Path:
+    """Leave no room on the disk; return the file to remove for some."""
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as file:
+        for size in (65_536, 4096):
+            try:
+                while file.write(bytes(size)) == size:
+                    pass
+            except OSError:
+                continue
+    return filler
+
+
+def status(node: Node) -> dict[str, str]:
+    return {row["Status"]: str(row["Value"]) for row in node.table("node", "status")}
+
+
+def test_a_full_disk_stops_acknowledgements_and_nothing_else(disk: Path, make_node: Callable[..., Node]) -> None:
+    node = node_on(disk, make_node).start()
+    owner = node.process_of("owner")
+    keeper = Client(node, "keeper", V5, persistent=True).connect()
+    keeper.subscribe("orders/#")
+    keeper.disconnect()
+    watcher = Client(node, "watcher", V4).connect()
+    watcher.subscribe("watched", 0)
+    first, five, three = (
+        Publisher(node, "first", V5),
+        Publisher(node, "five", V5),
+        Publisher(node, "three", V4),
+    )
+    with first, five, three:
+        filler = fill(disk)
+        # The store has reserved some room, which has to be used up first.
+        sent = [first.publish_later("orders/first", PAYLOAD)]
+        while status(node)["store"] == "ok":
+            wait_until(lambda: sent[-1] in first.reasons or status(node)["store"] != "ok", "an answer")
+            sent.append(first.publish_later("orders/first", PAYLOAD))
+        assert "No space left on device" in status(node)["store"]
+        waiting = three.publish_later("orders/three", "three")
+        refused = five.publish_later("orders/five", "five")
+        assert wait_until(lambda: five.reasons.get(refused), "the refusal") == QUOTA_EXCEEDED
+        three.publish_later("watched", "qos 0", 0)
+        assert watcher.message() == ("watched", "qos 0")
+        assert not accepts(node)
+        assert waiting not in three.reasons
+        assert sent[-1] not in first.reasons
+        assert int(status(node)["queue_message_drop{reason=store_failing}"]) >= 1
+        filler.unlink()
+        for publisher, mid in ((three, waiting), (first, sent[-1])):
+            wait_until(lambda publisher=publisher, mid=mid: mid in publisher.reasons, "an acknowledgement")  # type: ignore[misc]
+            assert publisher.reasons[mid] == 0
+        assert status(node)["store"] == "ok"
+        assert all(reason == 0 for mid, reason in first.reasons.items() if mid in sent)
+    watcher.disconnect()
+    assert node.process_of("owner") == owner
+    assert node.said().count("nothing that needs the store is acknowledged") == 1
+    assert node.said().count("the store can be written again") == 1
+    node.kill()
+    node.start()
+    with Client(node, "keeper", V5, persistent=True) as keeper:
+        got = keeper.messages(len(sent) + 1)
+        assert sorted(topic for topic, _ in got) == ["orders/first"] * len(sent) + ["orders/three"]
+        assert keeper.nothing_waits()
+
+
+def test_a_disk_that_is_full_at_the_start_is_told(disk: Path, make_node: Callable[..., Node]) -> None:
+    node = node_on(disk, make_node)
+    os.mkdir(disk / "data")
+    os.mkdir(disk / "data" / "run")
+    fill(disk)
+    node.launch()
+    assert node.wait_end() == 1
+    assert "No space left on device" in node.said()
