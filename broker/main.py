@@ -38,8 +38,6 @@ def run(arguments: Sequence[str]) -> int:
     if options.command is None:
         parser().print_usage(sys.stderr)
         return USAGE
-    if options.command in ("backup", "restore"):
-        return _not_served(options.command)
     if options.command == "start" and options.recover_queues:
         return _not_served("start --recover-queues")
     try:
@@ -50,6 +48,8 @@ def run(arguments: Sequence[str]) -> int:
     if options.command == "check-config":
         print(f"the configuration of {config.node.name} is good")
         return 0
+    if options.command in ("backup", "restore"):
+        return _copy_store(config, options)
     return _start(config, options)
 
 
@@ -63,14 +63,20 @@ def parser() -> argparse.ArgumentParser:
         "--recover-queues", action="store_true", help="offer the queues of a removed node (not yet served)"
     )
     check = commands.add_parser("check-config", help="say what is wrong with a configuration", allow_abbrev=False)
-    for command in (start, check):
+    backup = commands.add_parser(
+        "backup", help="copy the store of a node, running or stopped, to a new directory", allow_abbrev=False
+    )
+    restore = commands.add_parser(
+        "restore", help="make a backup the store of a node that is stopped", allow_abbrev=False
+    )
+    for command in (backup, restore):
+        command.add_argument("directory", metavar="DIR")
+    restore.add_argument("--force", action="store_true", help="put aside the store that is there")
+    for command in (start, check, backup, restore):
         command.add_argument("--config", metavar="FILE", help="configuration file (else $ZVMQ_CONFIG, ./zvmq.yml, ...)")
         command.add_argument(
             "--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[], help="set a key, wins over the file"
         )
-    for name in ("backup", "restore"):
-        copy = commands.add_parser(name, help=f"{name} the store (not yet served)", allow_abbrev=False)
-        copy.add_argument("directory", metavar="DIR")
     return program
 
 
@@ -97,6 +103,24 @@ def _start(config: Config, options: argparse.Namespace) -> int:
     except StartError as error:
         print(f"vmq-broker: {error}", file=sys.stderr)
         return FAILED
+
+
+def _copy_store(config: Config, options: argparse.Namespace) -> int:
+    from broker.runtime.backup import BackupError, backup, restore
+
+    try:
+        if options.command == "backup":
+            backup(config, options.directory)
+            print(f"the store of {config.node.name} is in {options.directory}")
+            return 0
+        replaced = restore(config, options.directory, options.force)
+    except BackupError as error:
+        print(f"vmq-broker: {error}", file=sys.stderr)
+        return FAILED
+    print(f"{config.node.name} has the store from {options.directory}; it is in no cluster, and joins as a new member")
+    if replaced:
+        print(f"the store that was there is in {replaced}")
+    return 0
 
 
 def _not_served(what: str) -> int:

@@ -16,7 +16,7 @@ Every value begins with a version byte; a newer one is a StorageError, and the n
 from dataclasses import replace
 from typing import Final, final
 
-from broker.core.storage import STORE_ID_BYTES, Storage, StorageError
+from broker.core.storage import STORE_ID_BYTES, Storage, StorageError, WriteBatch
 from cluster.frames import FrameError, Reader, pack_member, read_member
 from cluster.membership import Member, State
 from cluster.turn import Turn
@@ -121,6 +121,16 @@ class MeshStore:
         """Forget all filters of a peer."""
         prefix = KEY_INTEREST + store_id
         self._turn.writes.delete_range("registry", prefix, _after(prefix))
+
+
+def forget_cluster(batch: WriteBatch) -> None:
+    """Make the store one that is a member of nothing: for a copy, which gets a store_id of its own.
+
+    Positions and interest are between two stores, of which the copy is neither. Removed pairs stay removed.
+    """
+    batch.delete("meta", KEY_CLUSTER_ID)
+    for family, prefix in (("meta", KEY_MEMBER), ("meta", KEY_POSITION), ("registry", KEY_INTEREST)):
+        batch.delete_range(family, prefix, _after(prefix))
 
 
 def _after(prefix: bytes) -> bytes:

@@ -190,6 +190,8 @@ class OwnerProcess:
             self._reply(number, self._status_table())
         elif command == "metrics show":
             self._reply(number, self._metrics(bool(message["flags"].get("with-descriptions"))))
+        elif command == "store backup":
+            self._backup(number, message["arguments"]["directory"])
         else:
             self._refuse(number, f"unknown command {command!r}", 2)
 
@@ -203,6 +205,18 @@ class OwnerProcess:
         else:
             self._joins.append(number)
             self.node.join(arguments["discovery-node"], arguments["address"], now)
+
+    def _backup(self, number: int, directory: str) -> None:
+        if not os.path.isabs(directory):
+            # This process has a working directory of its own.
+            self._refuse(number, f"the directory must be an absolute path: {directory}", 2)
+            return
+        try:
+            self._storage.checkpoint(directory)
+        except StorageError as error:
+            self._refuse(number, str(error), 1)
+        else:
+            self._reply(number, {"type": "text", "text": "Done"})
 
     def _answer_joins(self) -> None:
         # A node is a member once its store says so.

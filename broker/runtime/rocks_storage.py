@@ -216,6 +216,19 @@ class RocksStorage:
             raise StorageError(f"the store {self.path} can't be synced: {error}") from error
         self._dirty = False
 
+    def checkpoint(self, directory: str | os.PathLike[str]) -> None:
+        """Make a copy of everything committed so far in `directory`, which must not exist; its parent must.
+
+        On the store's file system that takes moments, as most of it is linked; on another it is copied.
+        """
+        if self._failed:
+            raise StorageError(f"the store {self.path} can't be copied: it can't be written at present")
+        try:
+            self._db.flush_wal(True)
+            rocksdict.Checkpoint(self._db).create_checkpoint(os.fspath(directory))
+        except Exception as error:
+            raise StorageError(f"the store {self.path} can't be copied to {os.fspath(directory)}: {error}") from error
+
     def close(self) -> None:
         """Sync and release the store; closing twice is harmless."""
         if self._closed:

@@ -44,7 +44,7 @@ def test_settings_of_the_command_line_win(tmp_path: Path, capsys: pytest.Capture
     assert "node8@127.0.0.1" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [["backup", "there"], ["restore", "there"], ["start", "--recover-queues"]])
+@pytest.mark.parametrize("arguments", [["start", "--recover-queues"]])
 def test_what_is_not_served_yet(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     assert run(arguments) == 1
     assert "not served by this version" in capsys.readouterr().err
