@@ -509,9 +509,29 @@ def test_a_full_disk_fails_commits_until_there_is_room_again(
         with pytest.raises(StorageError):
             put_all(storage, "queue", {b"b": bytes(100_000)})
         storage.flush(1e9)
+        # What failed stays open until there is room: what is there can be read.
+        assert storage.get("queue", b"a") == b"1"
+        assert os.listdir(tmp_path.parent).count(f"{tmp_path.name}.probe") == 0
     file_size_limit(-1)
     put_all(storage, "queue", {b"b": b"2"})
     assert list(storage.scan("queue", b"", b"")) == [(b"a", b"1"), (b"b", b"2")]
+    storage.close()
+
+
+def test_a_store_whose_sync_failed_is_opened_anew_by_an_empty_commit(tmp_path: Path) -> None:
+    storage = RocksStorage(tmp_path, "interval", 100)
+    put_all(storage, "queue", {b"a": b"1"})
+    database = storage._db
+    database.close()
+    with pytest.raises(StorageError, match="can't be synced"):
+        storage.flush(1e9)
+    assert storage.next_deadline() == float("inf")
+    storage.commit(WriteBatch())
+    assert storage._db is not database
+    # What was written before may not be on the disk: it is synced once more.
+    assert storage.next_deadline() < float("inf")
+    storage.flush(2e9)
+    assert storage.get("queue", b"a") == b"1"
     storage.close()
 
 
