@@ -8,12 +8,12 @@ import sys
 import time
 
 from broker.core.connection import Connection, ConnectionLimits
-from broker.core.dispatch import OwnerSettings
 from broker.core.events import ListenerStarted
 from broker.core.listener import ListenerCore
 from broker.core.owner import QueueOwner
 from broker.core.records import ListenerHeader, owner_frame, unpack_events
 from broker.core.routes import NoInterest
+from broker.core.settings import OwnerSettings
 from broker.core.storage import MemoryStorage
 from broker.mqtt.codec import encode
 from broker.mqtt.packets import Connect, Puback, Publish, Subscribe, SubscriptionRequest

@@ -156,6 +156,38 @@ def _discovery(text: str) -> str:
     return text
 
 
+def will_delay_s(text: str) -> float:
+    """Read `client` (infinity: as the client says) or a number of s, h, d, w, m or y, in seconds; ValueError else."""
+    if text == "client":
+        return math.inf
+    if re.fullmatch(r"[0-9]+s", text):
+        return float(text[:-1])
+    try:
+        return expiration_s(text)
+    except ValueError:
+        raise ValueError(f"expected client or a whole number followed by s, h, d, w, m or y, not {text!r}") from None
+
+
+def _will_delay(text: str) -> str:
+    if text == "never":
+        raise ValueError("expected client or a whole number followed by s, h, d, w, m or y, not 'never'")
+    will_delay_s(text)
+    return text
+
+
+def protocol_versions(text: str) -> frozenset[int]:
+    """Read `3,4,5,131,132` or a part of it; ValueError else."""
+    words = [word.strip() for word in text.split(",")]
+    if not words or not set(words) <= {"3", "4", "5", "131", "132"}:
+        raise ValueError(f"expected some of 3, 4, 5, 131 and 132 with commas between them, not {text!r}")
+    return frozenset(int(word) for word in words)
+
+
+def _protocol_versions(text: str) -> str:
+    protocol_versions(text)
+    return text
+
+
 def _expiration(text: str) -> str:
     expiration_s(text)
     return text
@@ -267,6 +299,29 @@ class MqttConfig:
     max_client_id_size: int = _key(_whole(23, 65535), 100, "bytes of a client id")
     mqtt_connect_timeout: int = _key(_whole(1, 600_000), 5000, "milliseconds from the TCP connection to CONNECT")
     topic_max_depth: int = _key(_whole(1, 65535), 128, "levels of a topic name or filter")
+    max_topic_size: int = _key(_whole(1, 65535), 65535, "bytes of a topic name or filter")
+    allowed_protocol_versions: str = _key(_protocol_versions, "3,4,5,131,132", "as CONNECT says them")
+    override_max_online_messages: bool = _key(_switch, False, "an absent session's backlog may exceed the online limit")
+    max_queued_bytes: int = _key(
+        _whole(0, 2**62), 0, "topics, properties and payloads queued for a session; 0: no limit"
+    )
+    queue_type: str = _key(_choice("fifo", "lifo"), "fifo", "fifo drops the newest when full, lifo the oldest")
+    upgrade_outgoing_qos: bool = _key(_switch, False, "deliver at the subscription's QoS, even if published with less")
+    receive_max_client: int = _key(_whole(1, 65535), 65535, "unacknowledged deliveries of a v5 client at most")
+    receive_max_broker: int = _key(_whole(1, 65535), 65535, "unacknowledged PUBLISHes of a client at most")
+    topic_alias_max_client: int = _key(_whole(0, 65535), 0, "topic aliases that a v5 client may set")
+    topic_alias_max_broker: int = _key(_whole(0, 65535), 0, "topic aliases set for a v5 client that takes them")
+    max_subscriptions_per_client: int = _key(_whole(0, 2**31 - 1), 0, "0: no limit")
+    max_retained_messages: int = _key(_whole(0, 2**31 - 1), 0, "retained messages of a node; 0: no limit")
+    max_retained_bytes: int = _key(_whole(0, 2**62), 0, "their topics, properties and payloads; 0: no limit")
+    max_last_will_delay: str = _key(_will_delay, "client", "client, or <n>s, h, d, w, m or y at most")
+    suppress_lwt_on_session_takeover: bool = _key(_switch, False, "no will when the client connects again meanwhile")
+    max_connections: int = _key(_whole(0, 2**31 - 1), 0, "connected clients of a node; 0: no limit")
+    max_connection_rate: int = _key(_whole(0, 2**31 - 1), 0, "CONNECTs a second of a listener process; 0: no limit")
+    max_message_rate: int = _key(_whole(0, 2**31 - 1), 0, "PUBLISHes a second that are read of a client; 0: no limit")
+    max_keep_alive: int = _key(_whole(0, 65535), 0, "seconds; 0: no limit")
+    max_output_buffer: int = _key(_whole(4096, 2**31 - 1), 262144, "bytes that wait for a client that does not read")
+    check_payload_format: bool = _key(_switch, False, "refuse payloads that say to be UTF-8 and aren't")
 
 
 @dataclass(frozen=True, slots=True)

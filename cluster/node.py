@@ -4,9 +4,9 @@ Owns nothing but the order of things between the two: the owner says "forward th
 arrived from a peer", and neither knows the other. It does no I/O: inputs and time come in, `take_effects` says what
 to do, in the order of its fields.
 
-How to drive it: create it after `QueueOwner.recover`; hand in everything that has arrived (`receive_event`,
-`receive_input`), then `tick`, then `take_effects`: commit `writes`, then carry out `commands` in order, then send
-`to_listeners`. Every acknowledgement is in the last two.
+How to drive it: create it after `QueueOwner.recover`. A turn: `begin`; hand in everything that has arrived
+(`receive_event`, `receive_input`); `tick`; `take_effects`: commit `writes`, then carry out `commands` in order, then
+send `to_listeners`. Every acknowledgement is in the last two.
 
 When a commit fails, `freeze`: the turn waits as a whole, and meanwhile events go to `receive_degraded`. Nothing that
 comes from a frozen node acknowledges what waits: the mesh says none of it, forwarded messages and the answers of peers
@@ -70,6 +70,12 @@ class NodeCore:
         self._frozen = False
         for topic_filter, persistent in owner.local_interest():
             mesh.interest.change(topic_filter, True, persistent)
+
+    def begin(self, now: float) -> None:
+        """Begin a turn; what the last one wrote is committed."""
+        self._now = now
+        if not self._frozen:
+            self.owner.begin(now)
 
     def receive_event(self, event: Event, now: float) -> None:
         """Take one event from a listener."""
@@ -165,12 +171,14 @@ class NodeCore:
             "queue_message_out": counters.queue_message_out,
             "router_matches_local": counters.router_matches_local,
             "router_matches_remote": counters.router_matches_remote,
+            "will_published": counters.will_published,
+            **{f"limit_refused{{limit={limit}}}": count for limit, count in sorted(counters.refused.items())},
         }
         members = self.mesh.members_view()
         mesh = mesh_names(self.mesh.counters())
         mesh["cluster_nodes"] = len(members)
         mesh["cluster_nodes_running"] = sum([1 for member in members if member.running])
-        return node_metrics(counted, counters.dropped, self.owner.counts(), {}, mesh)
+        return node_metrics(counted, counters.dropped, self.owner.counts(), self.owner.totals.named(), mesh)
 
     def take_effects(self) -> NodeEffects:
         """Return what is to be done since the last call."""

@@ -13,9 +13,7 @@ Theory of operation
     CLOSED     nothing more is read; the shell writes `output` and closes the socket
 
 A fault of the client is a ProtocolError: MQTT 5 is told the reason in a DISCONNECT (a CONNACK before
-it is attached), MQTT 3.1.1 sees the connection close. What this broker does not serve (QoS 2, retained
-messages, wills, shared subscriptions, subscription identifiers, topic aliases) is refused the same way,
-with the reason that the specification has for it.
+it is attached), MQTT 3 sees the connection close.
 """
 
 from collections.abc import Callable
@@ -24,9 +22,13 @@ from typing import Any, Final, final
 
 from mypy_extensions import i64
 
+from broker.core.counters import ListenerCounters
 from broker.core.events import CONNECTION_LOST, NEVER_EXPIRES_S, Attach
-from broker.core.records import NO_LOCAL_FLAG, PUBACK, Answer, ListenerBatch
-from broker.mqtt.codec import decode, decode_publish, encode, encode_ack, split
+from broker.core.records import PUBACK, PUBCOMP, PUBREC, Answer, ListenerBatch
+from broker.core.subscription import NO_LOCAL, RETAIN_AS_PUBLISHED, RETAIN_HANDLING_SHIFT
+from broker.core.will import Will
+from broker.mqtt.codec import decode, decode_ack, decode_publish, encode, encode_ack, is_utf8, split
+from broker.mqtt.framing import STRING_BYTES_MAX
 from broker.mqtt.packets import (
     PACKET_REASONS,
     Auth,
@@ -36,7 +38,6 @@ from broker.mqtt.packets import (
     PacketType,
     Pingreq,
     Pingresp,
-    Puback,
     Publish,
     Suback,
     Subscribe,
@@ -54,13 +55,21 @@ CLOSED: Final = 3
 
 # A CONNECT is an id, a user name and a password; the largest tokens in use as passwords are a few KiB.
 CONNECT_BYTES_MAX: Final = 8192
-# MQTT 3.1.1 has no Receive Maximum: a client that sends on without an acknowledgement is not read.
+# MQTT 3 has no Receive Maximum: a client that sends QoS 1 on and on without an acknowledgement is not read.
 UNACKNOWLEDGED_MAX: Final = 4096
-_QOS_MAX: Final = 1
+RECEIVE_MAXIMUM_MAX: Final = 65535
 _TYPE_CONNECT: Final = 1
 _TYPE_PUBLISH: Final = 3
+_TOPIC_ALIAS_PROPERTY: Final = b"\x23"
+# The property, and what the lengths in front of it may grow by.
+_TOPIC_ALIAS_ROOM_BYTES: Final = 8
+# How the body of an MQTT 5 CONNECT begins.
+_CONNECT_5: Final = b"\x00\x04MQTT\x05"
+_SUCCESS: Final = 0
+_FAILURE: Final = 0x80
+_BRIDGE_BIT: Final = 0x80
 
-_FORWARDED_PROPERTIES: Final = (
+_FORWARDED: Final = (
     Property.PAYLOAD_FORMAT_INDICATOR,
     Property.CONTENT_TYPE,
     Property.RESPONSE_TOPIC,
@@ -77,7 +86,46 @@ class ConnectionLimits:
     packet_bytes_max: int = 0
     client_id_bytes_max: int = 100
     topic_levels_max: int = 128
+    topic_bytes_max: int = STRING_BYTES_MAX
     persistent_client_expiration_s: int = NEVER_EXPIRES_S
+    # Unacknowledged QoS 1 and 2 PUBLISHes of an MQTT 5 client.
+    receive_max: int = RECEIVE_MAXIMUM_MAX
+    # Aliases that clients may set, and that this side sets.
+    topic_alias_max_client: int = 0
+    topic_alias_max_broker: int = 0
+    # 0 for no maximum.
+    keep_alive_s_max: int = 0
+    messages_per_s_max: int = 0
+    connects_per_s_max: int = 0
+    # As CONNECT says them, the bridge bit included.
+    protocol_versions: frozenset[int] = frozenset((3, 4, 5, 131, 132))
+    check_payload_format: bool = False
+
+
+@final
+class ConnectGate:
+    """How many CONNECTs a listener process lets in within a second."""
+
+    __slots__ = ("_counters", "_left", "_per_s_max")
+
+    def __init__(self, per_s_max: int, counters: ListenerCounters) -> None:
+        self._per_s_max = per_s_max
+        self._left = per_s_max
+        self._counters = counters
+
+    def begin_second(self) -> None:
+        """A new second begins."""
+        self._left = self._per_s_max
+
+    def admit(self) -> bool:
+        """Say whether one more may come in."""
+        if not self._per_s_max:
+            return True
+        if self._left == 0:
+            self._counters.connections_refused += 1
+            return False
+        self._left -= 1
+        return True
 
 
 @final
@@ -85,17 +133,28 @@ class Connection:
     """One client connection. `want_read` says whether the shell should go on reading its socket."""
 
     __slots__ = (
+        "_aliases",
         "_answer_bytes_max",
         "_assigned_client_id",
         "_batch",
+        "_bridge",
         "_chunks",
+        "_counters",
+        "_gate",
         "_held_bytes",
         "_limits",
         "_needed_bytes",
+        "_own_aliases",
+        "_own_aliases_max",
+        "_published",
+        "_quota_used",
+        "_server_keep_alive",
         "_session_expiry_s",
+        "_throttled",
         "_unacknowledged",
         "client_id",
         "dirty",
+        "has_aliases",
         "keep_alive_s",
         "last_received",
         "number",
@@ -105,7 +164,15 @@ class Connection:
         "want_read",
     )
 
-    def __init__(self, number: int, batch: ListenerBatch, limits: ConnectionLimits, now: float) -> None:
+    def __init__(
+        self,
+        number: int,
+        batch: ListenerBatch,
+        limits: ConnectionLimits,
+        gate: ConnectGate,
+        counters: ListenerCounters,
+        now: float,
+    ) -> None:
         self.number = number
         self.version: int = 0
         self.state: int = WAITING
@@ -117,10 +184,25 @@ class Connection:
         self.want_read = True
         self._batch = batch
         self._limits = limits
+        self._gate = gate
+        self._counters = counters
         self._chunks: list[bytes] = []
         self._held_bytes: int = 0
         self._needed_bytes: int = 0
         self._unacknowledged: int = 0
+        # QoS 1 and 2 PUBLISHes of the client that are not wholly acknowledged.
+        self._quota_used: int = 0
+        # PUBLISHes in the present second, and whether they were too many.
+        self._published: int = 0
+        self._throttled = False
+        # Alias -> topic, as the client set them.
+        self._aliases: dict[int, bytes] = {}
+        # Topic -> alias, as this side set them.
+        self._own_aliases: dict[bytes, int] = {}
+        self._own_aliases_max: int = 0
+        self.has_aliases = False
+        self._bridge = False
+        self._server_keep_alive = False
         self._session_expiry_s: int = 0
         self._assigned_client_id = ""
         self._answer_bytes_max: int = 0
@@ -146,6 +228,7 @@ class Connection:
         try:
             self._parse(data, make_client_id)
         except ProtocolError as error:
+            self._counters.fault(error.reason)
             self.close(error.reason, error.text)
 
     def _hold(self, rest: bytes, needed_bytes: int) -> None:
@@ -172,6 +255,10 @@ class Connection:
                 return
             if self.state != ATTACHED:
                 assert self.state == WAITING
+                self._counters.received[_TYPE_CONNECT] += 1
+                if data[start : start + len(_CONNECT_5)] == _CONNECT_5:
+                    # [MQTT-4.13.1-1] Whatever is wrong with the rest, MQTT 5 is told in a CONNACK.
+                    self.version = 5
                 self._connect(decode(data, int(first), int(start), int(end), 0), make_client_id)
                 self._hold(data[end:], 0)
                 return
@@ -179,13 +266,16 @@ class Connection:
                 # [MQTT-3.1.0-2] A second CONNECT is a fault, whatever is in it.
                 raise ProtocolError(Reason.PROTOCOL_ERROR, "CONNECT on a connection that has a session")
             if first >> 4 == _TYPE_PUBLISH:
+                self._counters.publishes_received += 1
                 self._publish(decode_publish(data, first, start, end, self.version))
+            elif PUBACK <= first >> 4 <= PUBCOMP:
+                self._counters.received[first >> 4] += 1
+                packet_id, reason = decode_ack(data, first, start, end, self.version)
+                self._batch.acknowledge(first >> 4, self.number, packet_id, reason)
             else:
+                self._counters.received[first >> 4] += 1
                 packet = decode(data, int(first), int(start), int(end), self.version)
-                if isinstance(packet, Puback):
-                    self._batch.puback(self.number, packet.packet_id, packet.reason)
-                else:
-                    _HANDLERS.get(type(packet), Connection._unexpected)(self, packet)
+                _HANDLERS.get(type(packet), Connection._unexpected)(self, packet)
             if self.state == CLOSED:
                 return
             pos = end
@@ -195,26 +285,38 @@ class Connection:
     def _connect(self, packet: Any, make_client_id: Callable[[], str]) -> None:
         assert isinstance(packet, Connect)
         self.version = packet.version
+        self._bridge = packet.bridge
         limits = self._limits
         properties = packet.properties
         self._answer_bytes_max = int_property(properties, Property.MAXIMUM_PACKET_SIZE, 0)
+        if packet.version | (_BRIDGE_BIT if packet.bridge else 0) not in limits.protocol_versions:
+            self.close(Reason.UNSUPPORTED_PROTOCOL_VERSION, "this protocol version is not served here")
+            return
+        if not self._gate.admit():
+            self.close(Reason.CONNECTION_RATE_EXCEEDED, "")
+            return
         if Property.AUTHENTICATION_METHOD in properties:
             self.close(Reason.BAD_AUTHENTICATION_METHOD, "enhanced authentication is not served")
-            return
-        if packet.will is not None:
-            self.close(Reason.IMPLEMENTATION_SPECIFIC_ERROR, "wills are not served")
             return
         if len(packet.client_id.encode()) > limits.client_id_bytes_max:
             self.close(Reason.CLIENT_IDENTIFIER_NOT_VALID, f"client id over {limits.client_id_bytes_max} bytes")
             return
         if not packet.client_id:
-            # [MQTT-3.1.3-8] MQTT 3.1.1: without an id there is nothing to find a stored session by.
-            if packet.version == 4 and not packet.clean_start:
+            # [MQTT-3.1.3-8] MQTT 3.1.1: without an id there is nothing to find a stored session by; MQTT 3.1 has none.
+            if packet.version == 3 or (packet.version == 4 and not packet.clean_start):
                 self.close(Reason.CLIENT_IDENTIFIER_NOT_VALID, "an empty client id needs a clean session")
                 return
             self._assigned_client_id = make_client_id()
         self.client_id = packet.client_id or self._assigned_client_id
         self.keep_alive_s = packet.keep_alive_s
+        if limits.keep_alive_s_max and not 0 < packet.keep_alive_s <= limits.keep_alive_s_max:
+            # [MQTT-3.1.2-21] MQTT 5 is told; for MQTT 3 the limit holds all the same.
+            self.keep_alive_s = limits.keep_alive_s_max
+            self._server_keep_alive = True
+        self._own_aliases_max = min(
+            int_property(properties, Property.TOPIC_ALIAS_MAXIMUM, 0), limits.topic_alias_max_broker
+        )
+        self.has_aliases = self._own_aliases_max > 0
         if packet.version == 5:
             self._session_expiry_s = int_property(properties, Property.SESSION_EXPIRY_INTERVAL, 0)
         else:
@@ -228,60 +330,111 @@ class Connection:
                 packet.version,
                 packet.clean_start,
                 self._session_expiry_s,
-                int_property(properties, Property.RECEIVE_MAXIMUM, 65535),
+                int_property(properties, Property.RECEIVE_MAXIMUM, RECEIVE_MAXIMUM_MAX),
                 self._answer_bytes_max,
                 packet.user_name,
+                self._will(packet),
             )
+        )
+
+    def _will(self, packet: Connect) -> Will | None:
+        will = packet.will
+        if will is None:
+            return None
+        check_name(will.topic, self._limits.topic_levels_max)
+        forwarded: Properties = {name: will.properties[name] for name in _FORWARDED if name in will.properties}
+        return Will(
+            will.topic,
+            will.payload,
+            encode_properties(forwarded),
+            will.qos,
+            will.retain,
+            int_property(will.properties, Property.WILL_DELAY_INTERVAL, 0),
+            int_property(will.properties, Property.MESSAGE_EXPIRY_INTERVAL, -1),
         )
 
     def _publish(self, packet: Publish) -> None:
         qos: i64 = packet.qos
-        if qos > _QOS_MAX:
-            raise ProtocolError(Reason.QOS_NOT_SUPPORTED, "QoS 2 is not served")
-        if packet.retain:
-            raise ProtocolError(Reason.RETAIN_NOT_SUPPORTED, "retained messages are not served")
+        limits = self._limits
+        topic = packet.topic
         properties = b""
         expiry_s: i64 = -1
         if packet.properties:
             expiry_s = int_property(packet.properties, Property.MESSAGE_EXPIRY_INTERVAL, -1)
-            properties = self._forwarded_properties(packet.properties)
-        if self._limits.topic_levels_max < TOPIC_LEVELS_MAX:
-            check_name(packet.topic, self._limits.topic_levels_max)
+            topic = self._resolve_alias(topic, packet.properties)
+            properties = self._forwarded_properties(packet)
+        if limits.topic_levels_max < TOPIC_LEVELS_MAX or len(topic) > limits.topic_bytes_max:
+            self._check_topic(topic)
         if qos:
-            self._unacknowledged += 1
-            if self._unacknowledged >= UNACKNOWLEDGED_MAX:
-                self.want_read = False
+            if self.version == 5:
+                # [MQTT-3.3.4-7] [MQTT-3.3.4-9] More under way than the CONNACK allowed.
+                if self._quota_used >= limits.receive_max:
+                    raise ProtocolError(Reason.RECEIVE_MAXIMUM_EXCEEDED, "more PUBLISHes than Receive Maximum allows")
+                self._quota_used += 1
+            if qos == 1:
+                self._unacknowledged += 1
+        self._published += 1
+        self._counters.mqtt_publish_bytes_received += len(packet.payload)
+        if self._unacknowledged >= UNACKNOWLEDGED_MAX or (
+            limits.messages_per_s_max and self._published >= limits.messages_per_s_max
+        ):
+            self._throttled = self._unacknowledged < UNACKNOWLEDGED_MAX
+            self._counters.client_read_paused += 1
+            self.want_read = False
         self._batch.publish(
-            self.number, packet.packet_id, qos, packet.retain, packet.topic, properties, packet.payload, expiry_s
+            self.number, packet.packet_id, qos, packet.retain, topic, properties, packet.payload, expiry_s
         )
 
-    def _forwarded_properties(self, properties: Properties) -> bytes:
-        if Property.TOPIC_ALIAS in properties:
-            # [MQTT-3.3.2-9] The CONNACK announced no aliases.
-            raise ProtocolError(Reason.TOPIC_ALIAS_INVALID, "topic aliases are not served")
+    def _check_topic(self, topic: bytes) -> None:
+        check_name(topic, self._limits.topic_levels_max)
+        if len(topic) > self._limits.topic_bytes_max:
+            raise ProtocolError(Reason.TOPIC_NAME_INVALID, f"topic over {self._limits.topic_bytes_max} bytes")
+
+    def _resolve_alias(self, topic: bytes, properties: Properties) -> bytes:
+        """Return the topic, and remember it under the alias that comes with it."""
+        alias = int_property(properties, Property.TOPIC_ALIAS, 0)
+        if not alias:
+            return topic
+        if alias > self._limits.topic_alias_max_client:
+            # [MQTT-3.3.2-9] The CONNACK said how many there may be.
+            raise ProtocolError(Reason.TOPIC_ALIAS_INVALID, "topic alias over the maximum")
+        if topic:
+            self._aliases[alias] = topic
+            return topic
+        known = self._aliases.get(alias)
+        if known is None:
+            raise ProtocolError(Reason.PROTOCOL_ERROR, "topic alias that was not set")
+        return known
+
+    def _forwarded_properties(self, packet: Publish) -> bytes:
+        properties = packet.properties
         if Property.SUBSCRIPTION_IDENTIFIER in properties:
             # [MQTT-3.3.4-6] A client's PUBLISH has none.
             raise ProtocolError(Reason.PROTOCOL_ERROR, "PUBLISH with a subscription identifier")
+        said_to_be_utf8 = int_property(properties, Property.PAYLOAD_FORMAT_INDICATOR, 0) == 1
+        if self._limits.check_payload_format and said_to_be_utf8 and not is_utf8(packet.payload):
+            raise ProtocolError(Reason.PAYLOAD_FORMAT_INVALID, "the payload is not the UTF-8 that it says to be")
         # [MQTT-3.3.2-4], [MQTT-3.3.2-15], [MQTT-3.3.2-16], [MQTT-3.3.2-17], [MQTT-3.3.2-20] go on unaltered.
-        forwarded: Properties = {name: properties[name] for name in _FORWARDED_PROPERTIES if name in properties}
+        forwarded: Properties = {name: properties[name] for name in _FORWARDED if name in properties}
         return encode_properties(forwarded)
 
     def _subscribe(self, packet: Subscribe) -> None:
-        if Property.SUBSCRIPTION_IDENTIFIER in packet.properties:
-            raise ProtocolError(
-                Reason.SUBSCRIPTION_IDENTIFIERS_NOT_SUPPORTED, "subscription identifiers are not served"
-            )
         requests: list[tuple[bytes, int]] = []
         for request in packet.filters:
             check_filter(request.topic_filter, self._limits.topic_levels_max)
-            if shared_group(request.topic_filter) is not None:
-                refused = Reason.SHARED_SUBSCRIPTIONS_NOT_SUPPORTED if self.version == 5 else Reason.UNSPECIFIED_ERROR
-                requests.append((request.topic_filter, refused))
+            shared_group(request.topic_filter)
+            if len(request.topic_filter) > self._limits.topic_bytes_max:
+                requests.append((request.topic_filter, int(Reason.TOPIC_FILTER_INVALID)))
                 continue
-            # [MQTT-3.8.4-6] The granted QoS is the highest that is served, up to what was asked for.
-            granted = min(request.qos, _QOS_MAX)
-            requests.append((request.topic_filter, granted | (NO_LOCAL_FLAG if request.no_local else 0)))
-        self._batch.subscribe(self.number, packet.packet_id, requests)
+            options = request.qos | request.retain_handling << RETAIN_HANDLING_SHIFT
+            # A bridge wants flags as they were published, and not its own messages back.
+            if request.no_local or self._bridge:
+                options |= NO_LOCAL
+            if request.retain_as_published or self._bridge:
+                options |= RETAIN_AS_PUBLISHED
+            requests.append((request.topic_filter, options))
+        identifier = int_property(packet.properties, Property.SUBSCRIPTION_IDENTIFIER, 0)
+        self._batch.subscribe(self.number, packet.packet_id, identifier, requests)
 
     def _unsubscribe(self, packet: Unsubscribe) -> None:
         self._batch.unsubscribe(self.number, packet.packet_id, list(packet.filters))
@@ -318,6 +471,7 @@ class Connection:
         properties: Properties = {}
         if self.version == 5:
             properties = self._capabilities()
+        self._counters.connacks[_SUCCESS] += 1
         self._write(Connack(answer.session_present, 0, properties))
         if self._chunks:
             data = b"".join(self._chunks)
@@ -326,29 +480,53 @@ class Connection:
             try:
                 self._parse(data, make_client_id)
             except ProtocolError as error:
+                self._counters.fault(error.reason)
                 self.close(error.reason, error.text)
 
     def _capabilities(self) -> Properties:
-        properties: Properties = {
-            Property.MAXIMUM_QOS: _QOS_MAX,
-            Property.RETAIN_AVAILABLE: 0,
-            Property.SUBSCRIPTION_IDENTIFIER_AVAILABLE: 0,
-            Property.SHARED_SUBSCRIPTION_AVAILABLE: 0,
-        }
-        if self._limits.packet_bytes_max:
-            properties[Property.MAXIMUM_PACKET_SIZE] = self._limits.packet_bytes_max
+        """What this side's limits are, as far as they are not MQTT's own."""
+        limits = self._limits
+        properties: Properties = {}
+        if limits.receive_max < RECEIVE_MAXIMUM_MAX:
+            properties[Property.RECEIVE_MAXIMUM] = limits.receive_max
+        if limits.packet_bytes_max:
+            properties[Property.MAXIMUM_PACKET_SIZE] = limits.packet_bytes_max
         if self._assigned_client_id:
             # [MQTT-3.1.3-7]
             properties[Property.ASSIGNED_CLIENT_IDENTIFIER] = self._assigned_client_id
+        if limits.topic_alias_max_client:
+            properties[Property.TOPIC_ALIAS_MAXIMUM] = limits.topic_alias_max_client
+        if self._server_keep_alive:
+            # [MQTT-3.2.2-22]
+            properties[Property.SERVER_KEEP_ALIVE] = self.keep_alive_s
         return properties
 
-    def receive_puback(self, answer: Answer) -> None:
-        """The owner took responsibility for a PUBLISH, or refused it."""
-        self._unacknowledged -= 1
-        if self._unacknowledged < UNACKNOWLEDGED_MAX and self.state == ATTACHED:
-            self.want_read = True
-        reason = answer.reason if self.version == 5 else 0
-        self.output.append(encode_ack(PUBACK, answer.packet_id, reason, b"", self.version))
+    def receive_acknowledgement(self, answer: Answer) -> None:
+        """The owner took responsibility for a PUBLISH or refused it, or goes on with a QoS 2 exchange."""
+        kind = answer.kind
+        if kind == PUBACK:
+            self._unacknowledged -= 1
+            if self._unacknowledged < UNACKNOWLEDGED_MAX and self.state == ATTACHED and not self._throttled:
+                self.want_read = True
+        if kind in (PUBACK, PUBCOMP) or (kind == PUBREC and answer.reason >= _FAILURE):
+            # [MQTT-4.9.0-2] The client may have one more under way.
+            self._quota_used = max(0, self._quota_used - 1)
+        reason = answer.reason if self.version == 5 else _SUCCESS
+        self._counters.sent[kind] += 1
+        self.output.append(encode_ack(kind, answer.packet_id, reason, b"", self.version))
+
+    def outgoing_alias(self, topic: bytes, packet_bytes: int) -> tuple[bytes, bytes]:
+        """Return the topic and the property with which a PUBLISH of about that size says it [MQTT-3.1.2-26]."""
+        alias = self._own_aliases.get(topic)
+        if alias is not None:
+            return b"", _TOPIC_ALIAS_PROPERTY + alias.to_bytes(2, "big")
+        if len(self._own_aliases) >= self._own_aliases_max:
+            return topic, b""
+        if self._answer_bytes_max and packet_bytes + _TOPIC_ALIAS_ROOM_BYTES > self._answer_bytes_max:
+            return topic, b""
+        alias = len(self._own_aliases) + 1
+        self._own_aliases[topic] = alias
+        return topic, _TOPIC_ALIAS_PROPERTY + alias.to_bytes(2, "big")
 
     def receive_suback(self, answer: Answer) -> None:
         """The owner subscribed."""
@@ -366,30 +544,38 @@ class Connection:
         self._write(Unsuback(answer.packet_id, tuple(answer.reasons), NO_PROPERTIES))
 
     def tick(self, now: float) -> None:
-        """Close what has been silent for too long."""
+        """Close what has been silent for too long, and begin a new second; call it about once in one."""
         silent_s = now - self.last_received
+        self._published = 0
+        if self._throttled and self.state == ATTACHED:
+            self._throttled = False
+            self.want_read = True
         if self.state == ATTACHED:
             if not self.want_read:
                 # What the client sends is not read: its silence is ours.
                 self.last_received = now
             elif self.keep_alive_s and silent_s > self.keep_alive_s * 1.5:
                 # [MQTT-3.1.2-22] One and a half times the keep-alive; 0 turns it off.
+                self._counters.fault(Reason.KEEP_ALIVE_TIMEOUT)
                 self.close(Reason.KEEP_ALIVE_TIMEOUT, "")
         elif self.state == WAITING and silent_s > self._limits.connect_timeout_s:
+            self._counters.socket_close_timeout += 1
             self.close(Reason.UNSPECIFIED_ERROR, "")
         elif self.state == ATTACHING and silent_s > self._limits.connect_timeout_s:
             self.close(Reason.SERVER_UNAVAILABLE, "")
 
-    def lost(self) -> None:
-        """The socket is closed; the owner is told unless it knows already."""
+    def lost(self, reason: int = CONNECTION_LOST) -> None:
+        """The socket is closed, for that reason; the owner is told unless it knows already."""
         if self.state in (ATTACHING, ATTACHED):
-            self._batch.detach(self.number, CONNECTION_LOST, -1)
+            self._batch.detach(self.number, reason, -1)
         self.state = CLOSED
 
     def close(self, reason: int, text: str, owner_knows: bool = False) -> None:
         """End the connection with a word to the client where its version has one for it."""
         if self.state == CLOSED:
             return
+        if self.state != ATTACHED:
+            self._counters.connacks[refusal(reason)] += 1
         if self.version == 5:
             properties: Properties = {Property.REASON_STRING: text} if text else {}
             if self.state == ATTACHED:
@@ -400,14 +586,15 @@ class Connection:
         elif self.state == ATTACHED:
             # [MQTT-4.8.0-1] of MQTT 3.1.1: closing is all there is to say.
             pass
-        elif self.version == 4:
+        elif self.version in (3, 4):
             self._write(Connack(False, refusal(reason), NO_PROPERTIES))
         elif reason == Reason.UNSUPPORTED_PROTOCOL_VERSION:
             # [MQTT-3.1.2-2] A client of an unknown version is answered in the oldest form that is served.
             self.version = 4
             self._write(Connack(False, reason, NO_PROPERTIES))
         if not owner_knows:
-            self.lost()
+            # That this side stops is no fault of the client's: its will is given more time.
+            self.lost(reason if reason == Reason.SERVER_SHUTTING_DOWN else CONNECTION_LOST)
         self.state = CLOSED
         self.want_read = False
 
@@ -416,10 +603,14 @@ class Connection:
         said = encode(packet, self.version)
         if self._answer_bytes_max and len(said) > self._answer_bytes_max:
             said = encode(shorter, self.version)
-        self.output.append(said)
+        self._append(said)
 
     def _write(self, packet: Any) -> None:
-        self.output.append(encode(packet, self.version))
+        self._append(encode(packet, self.version))
+
+    def _append(self, said: bytes) -> None:
+        self._counters.sent[said[0] >> 4] += 1
+        self.output.append(said)
 
 
 def refusal(reason: int) -> int:

@@ -106,7 +106,8 @@ class ListenerCounters:
     """What one listener process has counted since its start.
 
     Count by adding: to a plain attribute, to `received[type]` and `sent[type]` (the upper four bits of a packet's
-    first byte), and for a CONNACK, which is not in `sent`, to `connacks[reason]`.
+    first byte), and for a CONNACK, which is not in `sent`, to `connacks[reason]`. PUBLISHes, of which there are most,
+    have plain attributes of their own.
     """
 
     __slots__ = (
@@ -125,6 +126,8 @@ class ListenerCounters:
         "mqtt_publish_bytes_received",
         "mqtt_publish_bytes_sent",
         "mqtt_subscribe_auth_error",
+        "publishes_received",
+        "publishes_sent",
         "received",
         "sent",
         "socket_close",
@@ -152,6 +155,8 @@ class ListenerCounters:
         self.client_read_paused: int = 0
         self.client_write_paused: int = 0
         self.listener_read_paused: int = 0
+        self.publishes_received: int = 0
+        self.publishes_sent: int = 0
         self.received: list[int] = [0] * 16
         self.sent: list[int] = [0] * 16
         self.connacks: list[int] = [0] * _REASONS
@@ -169,6 +174,8 @@ class ListenerCounters:
 
     def values(self) -> list[int]:
         """Return all numbers in the order of LISTENER_COUNTERS."""
+        self.received[PacketType.PUBLISH] = self.publishes_received
+        self.sent[PacketType.PUBLISH] = self.publishes_sent
         values = [
             self.bytes_received,
             self.bytes_sent,
@@ -259,7 +266,7 @@ class ListenerTotals:
 
     def named(self) -> dict[str, int]:
         """Return the sums by name; nothing when no listener has reported yet."""
-        if not self._generations:
+        if not self._latest and not any(self._gone):
             return {}
         return dict(zip(LISTENER_COUNTERS, self.values(), strict=True))
 

@@ -10,7 +10,7 @@ A turn whose commit failed waits as a whole (`begin`): its writes and everything
 
     CONNECT                               refused: the session could not be stored
     PUBLISH QoS 0, not retained           delivered as usual: nothing of it is stored
-    PUBLISH QoS 1 of MQTT 5               refused: Quota exceeded; the client knows that it is its own again
+    PUBLISH QoS 1 or 2 of MQTT 5          refused: Quota exceeded; the client knows that it is its own again
     Paused, Resumed, credit, listeners    as usual
     everything else                       held: a PUBLISH of MQTT 3.1.1 can't be refused, the rest may change sessions
 
@@ -27,21 +27,22 @@ acknowledgements are held and nothing new with QoS 1 enters a queue.
 from collections.abc import Callable
 from typing import Final, final
 
-from broker.core.dispatch import Counters
 from broker.core.events import (
     Attach,
     ConnectionPaused,
     ConnectionResumed,
     CreditReturned,
     Event,
+    ListenerCounted,
     ListenerGone,
     ListenerStarted,
     PublishReceived,
     connection_key,
 )
 from broker.core.outlet import Outlet
-from broker.core.records import CLOSE, CONNACK, Answer, Deliver, OwnerBatch, unpack_owner_records
+from broker.core.records import CLOSE, CONNACK, PUBACK, PUBREC, Answer, Deliver, OwnerBatch, unpack_owner_records
 from broker.core.session import Attachment
+from broker.core.settings import Counters
 from broker.mqtt.reasons import Reason
 
 DROP_REASON: Final = "store_failing"
@@ -103,7 +104,7 @@ class Degraded:
             if event.connection in self._behind:
                 self._resumed.add(event.connection)
                 return True
-        elif not isinstance(event, (CreditReturned, ListenerStarted, ListenerGone)):
+        elif not isinstance(event, (CreditReturned, ListenerCounted, ListenerStarted, ListenerGone)):
             # Of a connection that was refused there is nothing to hold: refused clients come again and again.
             connection: int = getattr(event, "connection", -1)
             return connection >= 0 and connection not in self._attachments
@@ -132,14 +133,15 @@ class Degraded:
                 return False
             self._receive_as_usual(event, now)
             return True
-        # A PUBLISH with QoS 2 may be a repetition of one that was received, which must not be called refused: it is
-        # for the owner to know, and waits.
-        if attachment.version != 5 or message.qos != 1 or attachment.pending or connection in self._unacknowledged:
+        # A PUBLISH with QoS 2 may be a repetition of one that was received, which must not be called refused.
+        known = message.qos == 2 and event.packet_id in attachment.session.incoming
+        if attachment.version != 5 or known or attachment.pending or connection in self._unacknowledged:
             self.hold(event)
             return False
         self._counters.mqtt_publish_received += 1
         self._counters.drop(DROP_REASON)
-        attachment.outlet.batch.puback(connection, event.packet_id, Reason.QUOTA_EXCEEDED)
+        kind = PUBACK if message.qos == 1 else PUBREC
+        attachment.outlet.batch.acknowledge(kind, connection, event.packet_id, Reason.QUOTA_EXCEEDED)
         return True
 
     def _hold_back(self, connection: int) -> None:

@@ -1,58 +1,194 @@
-"""The delivery queue: what waits for one session, oldest first.
+"""The delivery queue: what waits for one session or shared group, its head in memory and the rest in the store.
 
-It owns the order and the limit. What is in flight is no longer here; what is here has no packet id.
-Messages of QoS 0 wait only while their client is connected and doesn't read.
+It owns the order, the limits and the boundary between memory and store. What is in flight is no longer here; what is
+here has no packet id. Messages of QoS 0 wait only while somebody is connected who doesn't read, and never in the store.
+
+Theory of operation
+-------------------
+    seq:   head (in memory, at most HEAD_MAX of what is stored) ... tail (in the store only, from `tail_seq` on)
+
+A stored delivery that comes when there is a tail already, or when the head is full, is only counted: its record is all
+there is of it. When the head runs low, `wants_load` says so, and the owner reads the next records, once everything
+that was written is committed. What is not stored (QoS 0, and everything of a session that ends with its connection)
+stays in memory, ordered by `seq` among itself, whatever is in the tail: order is promised per topic and QoS.
+
+A LIFO queue has its head at the young end: the head holds the youngest deliveries, and the tail the older ones, up to
+and with `tail_seq`.
+
+Invariants: every seq of the stored head is smaller than `tail_seq` (FIFO) or greater (LIFO); `bytes` is the sum of the
+sizes of all, in memory or not.
 """
 
 from collections import deque
-from typing import final
+from typing import Final, final
 
 from broker.core.message import Delivery
+
+# A delivery in memory costs about 500 bytes beside its payload: a head is what a window and a turn need.
+HEAD_MAX: Final = 512
+# Below it the next part of the tail is read; a window of acknowledgements does not drain so many in a turn.
+HEAD_LOW: Final = 128
 
 
 @final
 class DeliveryQueue:
-    """A bounded FIFO. `dropping` says that the last offer found it full, so that a log can say so once."""
+    """A bounded queue. `dropping` says that the last offer found it full, so that a log can say so once."""
 
-    __slots__ = ("_waiting", "dropping", "qos0")
+    __slots__ = ("_head", "_loose", "bytes", "dropping", "lifo", "qos0", "tail_count", "tail_seq", "trim_count")
 
-    def __init__(self) -> None:
-        self._waiting: deque[Delivery] = deque()
+    def __init__(self, lifo: bool = False) -> None:
+        self.lifo = lifo
+        self._head: deque[Delivery] = deque()
+        # What is not stored, oldest first.
+        self._loose: deque[Delivery] = deque()
+        self.tail_count: int = 0
+        self.tail_seq: int = 0
+        self.bytes: int = 0
+        # How many of QoS 0 wait.
         self.qos0: int = 0
+        # How many of the oldest records a full LIFO queue has to lose, once they can be read.
+        self.trim_count: int = 0
         self.dropping = False
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self._head) + len(self._loose) + self.tail_count
 
-    def has_room(self, messages_max: int) -> bool:
-        """Say whether another delivery fits; a negative limit is none."""
-        return messages_max < 0 or len(self._waiting) < messages_max
+    def in_memory(self) -> int:
+        """Return how many could be taken now."""
+        return len(self._head) + len(self._loose)
+
+    def has_room(self, messages_max: int, bytes_max: int, size: int) -> bool:
+        """Say whether another delivery of `size` bytes fits; a negative limit is none."""
+        if messages_max >= 0 and len(self) >= messages_max:
+            return False
+        return bytes_max < 0 or self.bytes + size <= bytes_max or not len(self)
 
     def push(self, delivery: Delivery) -> None:
-        """Append a delivery; the caller has asked `has_room`."""
-        self._waiting.append(delivery)
-        if delivery.qos == 0:
-            self.qos0 += 1
+        """Append a delivery; the caller has asked `has_room`, and stored it if it is to be stored."""
+        self.bytes += delivery.size
+        if not delivery.stored:
+            self._loose.append(delivery)
+            if delivery.qos == 0:
+                self.qos0 += 1
+        elif self.lifo:
+            self._head.append(delivery)
+            if len(self._head) > HEAD_MAX:
+                self.tail_seq = self._head.popleft().seq
+                self.tail_count += 1
+        elif self.tail_count or len(self._head) >= HEAD_MAX:
+            if not self.tail_count:
+                self.tail_seq = delivery.seq
+            self.tail_count += 1
+        else:
+            self._head.append(delivery)
 
-    def head(self) -> Delivery:
-        """Return the oldest delivery without taking it; the queue must not be empty."""
-        return self._waiting[0]
+    def restore(self, seq: int, size: int) -> None:
+        """Count a record found in the store at recovery, in ascending order of `seq`; nothing of it is in memory."""
+        if not self.tail_count or self.lifo:
+            self.tail_seq = seq
+        self.tail_count += 1
+        self.bytes += size
+
+    def head(self) -> Delivery | None:
+        """Return the next delivery without taking it; None when none is in memory."""
+        if not self._loose:
+            return self._first(self._head) if self._head else None
+        loose = self._first(self._loose)
+        if not self._head:
+            # What is in the tail is older, but of another QoS.
+            return loose
+        stored = self._first(self._head)
+        return loose if (loose.seq < stored.seq) != self.lifo else stored
+
+    def _first(self, deliveries: deque[Delivery]) -> Delivery:
+        return deliveries[-1] if self.lifo else deliveries[0]
 
     def pop(self) -> Delivery:
-        """Take the oldest delivery; the queue must not be empty."""
-        delivery = self._waiting.popleft()
+        """Take the next delivery, which must be in memory."""
+        delivery = self.head()
+        assert delivery is not None
+        source = self._head if delivery.stored else self._loose
+        if self.lifo:
+            source.pop()
+        else:
+            source.popleft()
+        self._forget(delivery)
+        return delivery
+
+    def _forget(self, delivery: Delivery) -> None:
+        self.bytes -= delivery.size
         if delivery.qos == 0:
             self.qos0 -= 1
+
+    def pop_oldest(self) -> Delivery | None:
+        """Take the oldest delivery, to make room in a LIFO queue; None when it is in the store only."""
+        if self.tail_count:
+            return None
+        source = self._head
+        if not source or (self._loose and self._loose[0].seq < source[0].seq):
+            source = self._loose
+        delivery = source.popleft()
+        self._forget(delivery)
         return delivery
+
+    def wants_load(self) -> bool:
+        """Say whether the next part of the tail should be read."""
+        return self.tail_count > 0 and len(self._head) <= HEAD_LOW
+
+    def load(self, deliveries: list[Delivery]) -> None:
+        """Take over what was read from the tail: its first records, the oldest first (LIFO: the youngest first)."""
+        assert len(deliveries) <= self.tail_count
+        self.tail_count -= len(deliveries)
+        for delivery in deliveries:
+            if self.lifo:
+                self._head.appendleft(delivery)
+            else:
+                self._head.append(delivery)
+        if deliveries:
+            self.tail_seq = deliveries[-1].seq + (-1 if self.lifo else 1)
 
     def drop_qos0(self) -> int:
         """Forget what doesn't outlive the connection and return how many they were."""
         dropped = self.qos0
         if dropped:
-            self._waiting = deque([delivery for delivery in self._waiting if delivery.qos])
+            kept: deque[Delivery] = deque()
+            for delivery in self._loose:
+                if delivery.qos:
+                    kept.append(delivery)
+                else:
+                    self.bytes -= delivery.size
+            self._loose = kept
             self.qos0 = 0
         return dropped
 
+    def take_loose(self) -> list[Delivery]:
+        """Take out what is not stored, oldest first: what outlives a connection from now on is pushed again, stored."""
+        loose = list(self._loose)
+        self._loose.clear()
+        for delivery in loose:
+            self._forget(delivery)
+        return loose
+
     def deliveries(self) -> list[Delivery]:
-        """Return everything that waits, oldest first."""
-        return list(self._waiting)
+        """Return everything that waits in memory, in the order of `seq`."""
+        return sorted([*self._head, *self._loose], key=_by_seq)
+
+    def validate(self) -> None:
+        """Check the invariants that need no store."""
+        last = 0
+        for delivery in self._head:
+            assert delivery.stored and not delivery.packet_id and delivery.seq > last
+            last = delivery.seq
+        if self.tail_count and self._head:
+            assert (self._head[0].seq > self.tail_seq) if self.lifo else (last < self.tail_seq)
+        last = 0
+        for delivery in self._loose:
+            assert not delivery.stored and not delivery.packet_id and delivery.seq > last
+            last = delivery.seq
+        assert self.qos0 == sum(1 for delivery in self._loose if delivery.qos == 0)
+        if not self.tail_count:
+            assert self.bytes == sum(delivery.size for delivery in (*self._head, *self._loose))
+
+
+def _by_seq(delivery: Delivery) -> int:
+    return delivery.seq

@@ -1,207 +1,406 @@
 """Dispatching: from a message and its route to what each session's connection is sent, queues, or loses.
 
-It owns the decision what a session gets now, later or never, with the counters that say so. It knows sessions,
-outlets and the turn's writes; who publishes, who is acknowledged and what other nodes want is the owner's business.
+It owns the decision what a session gets now, later or never, and the life of a delivery up to its acknowledgement. It
+knows sessions, groups, outlets and what is stored of them; who publishes, who is acknowledged and what other nodes want
+is not its business.
 
 Theory of operation
 -------------------
 A delivery goes out at once when the session is attached, its client reads, its listener has credit, nothing older
-waits and, from QoS 1 on, the window has room. Otherwise QoS 1 waits in the queue, and QoS 0 does too while the client
-is connected. `drain` sends from the queue whenever one of those reasons ended. A session whose only obstacle is its
-listener's credit is in `waiting`, so that returning credit finds it.
+waits and, from QoS 1 on, the window has room. Otherwise QoS 1 and 2 wait in the queue, and QoS 0 does too while the
+client is connected. `drain` sends whenever one of those reasons ended: first again what was in flight, then the queue,
+then retained messages that a subscription asked for, then what its shared groups have waiting. A session whose only
+obstacle is its listener's credit is in `waiting`, so that returning credit finds it; one whose queue goes on in the
+store is in `loading`, and `load` reads on when the turn begins, with everything committed that was written.
 """
 
-from dataclasses import dataclass
 from typing import Final, final
 
 from librt.strings import BytesWriter
 from mypy_extensions import i64
 
-from broker.core import persistence
-from broker.core.events import NEVER_EXPIRES_S
 from broker.core.message import Delivery, Message
 from broker.core.outlet import Outlet
-from broker.core.records import DUP_FLAG, WINDOW_BYTES, pack_target
+from broker.core.records import DUP_FLAG, PUBREL, RETAIN_FLAG, pack_target
+from broker.core.retained import RetainedStore
 from broker.core.routes import Route
-from broker.core.session import Attachment, Session
-from broker.core.storage import WriteBatch
+from broker.core.session import Attachment, Replay, Session
+from broker.core.session_store import SessionStore
+from broker.core.settings import Counters, OwnerSettings
+from broker.core.shared import SharedGroup
+from broker.core.subscription import QOS_MASK, RETAIN_AS_PUBLISHED, Subscription
 from broker.mqtt.framing import varint_bytes
+from broker.mqtt.reasons import Reason
 
 # A Message Expiry Interval: its identifier and four bytes.
 _EXPIRY_PROPERTY_BYTES: Final = 5
-
-
-@dataclass(slots=True, frozen=True)
-class OwnerSettings:
-    """What the configuration says to the queue-owner; negative limits are none.
-
-    `listener_window_bytes` is WINDOW_BYTES but in tests: listeners return credit in parts of that.
-    """
-
-    max_inflight_messages: int = 20
-    max_online_messages: int = 1000
-    max_offline_messages: int = 1000
-    persistent_client_expiration_s: int = NEVER_EXPIRES_S
-    listener_window_bytes: int = WINDOW_BYTES
-
-
-@final
-class Counters:
-    """Counts since the start; the names are the metrics'."""
-
-    def __init__(self) -> None:
-        self.mqtt_publish_received: int = 0
-        self.mqtt_publish_sent: int = 0
-        self.queue_message_in: int = 0
-        self.queue_message_out: int = 0
-        self.router_matches_local: int = 0
-        self.router_matches_remote: int = 0
-        self.dropped: dict[str, int] = {}
-
-    def drop(self, reason: str, count: int = 1) -> None:
-        """Count dropped deliveries by reason."""
-        self.dropped[reason] = self.dropped.get(reason, 0) + count
+_FAILURE: Final = 0x80
 
 
 @final
 class Dispatcher:
-    """Hands messages to sessions. `writes` and `clock` are the owner's, set anew for each turn and at recovery."""
+    """Hands messages to sessions."""
 
-    def __init__(self, settings: OwnerSettings) -> None:
+    def __init__(self, settings: OwnerSettings, store: SessionStore, retained: RetainedStore) -> None:
         self.counters = Counters()
         self.notices: list[str] = []
         # Sessions that would have sent something and could not, because their listener has no credit.
         self.waiting: dict[Session, Outlet] = {}
-        self.writes = WriteBatch()
-        self.clock = persistence.Clock(0.0, 0)
+        # Sessions and groups whose next deliveries are in the store only.
+        self.loading: dict[Session, bool] = {}
+        self.loading_groups: dict[SharedGroup, bool] = {}
+        # LIFO queues that have to lose what is in the store only.
+        self._trimming: dict[Session, bool] = {}
         self._settings = settings
+        self._store = store
+        self._retained = retained
+        self._upgrade = settings.upgrade_outgoing_qos
+
+    # A message comes.
 
     def deliver(self, message: Message, route: Route, now: float) -> int:
         """Offer the message to each session and send it, once for each listener, to those that can take it.
 
-        Returns how many sessions it was for, whatever became of it there.
+        Returns how many sessions and groups it was for, whatever became of it there.
         """
+        for group in route.groups:
+            self._offer_group(group, message, now)
         sessions = route.sessions
         granted = route.granted
-        if route.no_local and message.publisher in route.no_local:
+        matched = len(sessions) + len(route.groups)
+        own: Session | None = None
+        if route.no_local:
             # [MQTT-3.8.3-3] No Local: the publisher's own subscription is left out.
-            own = sessions.index(route.no_local[message.publisher])
-            sessions = sessions[:own] + sessions[own + 1 :]
-            granted = granted[:own] + granted[own + 1 :]
-        self.counters.router_matches_local += len(sessions)
+            own = route.no_local.get(message.publisher)
+            if own is not None:
+                matched -= 1
+        self.counters.router_matches_local += matched
+        if route.identifiers:
+            self._deliver_identified(message, route, own, now)
+            return matched
         if len(sessions) == 1:
             session = sessions[0]
-            head = self._offer(session, message, granted[0])
-            if head >= 0:
-                attachment = session.attachment
-                assert attachment is not None
-                attachment.outlet.deliver(attachment.connection, head, message, now)
-            return 1
+            if session is not own:
+                head = self._offer(session, message, granted[0], b"", now)
+                if head >= 0:
+                    attachment = session.attachment
+                    assert attachment is not None
+                    attachment.outlet.deliver(attachment.connection, head, message, b"", now)
+            return matched
         groups: dict[Outlet, BytesWriter] = {}
         for index, session in enumerate(sessions):
-            head = self._offer(session, message, granted[index])
+            if session is own:
+                continue
+            head = self._offer(session, message, granted[index], b"", now)
             if head >= 0:
                 attachment = session.attachment
                 assert attachment is not None
-                group = groups.get(attachment.outlet)
-                if group is None:
-                    group = BytesWriter()
-                    groups[attachment.outlet] = group
-                pack_target(group, attachment.connection, head >> 16, head & 0xFFFF)
-        for outlet, group in groups.items():
-            outlet.deliver_many(group.getvalue(), message, now)
-        return len(sessions)
+                targets = groups.get(attachment.outlet)
+                if targets is None:
+                    targets = BytesWriter()
+                    groups[attachment.outlet] = targets
+                pack_target(targets, attachment.connection, head >> 16, head & 0xFFFF)
+        for outlet, targets in groups.items():
+            outlet.deliver_many(targets.getvalue(), message, b"", now)
+        return matched
 
-    def _offer(self, session: Session, message: Message, granted: i64) -> i64:
-        """Give the message to a session; the result is packet id << 16 | QoS when it goes out now, else -1."""
+    def _deliver_identified(self, message: Message, route: Route, own: Session | None, now: float) -> None:
+        """The same when subscriptions have identifiers: those with the same ones share a record."""
+        groups: dict[tuple[Outlet, bytes], BytesWriter] = {}
+        for index, session in enumerate(route.sessions):
+            if session is own:
+                continue
+            identifiers = route.identifiers[index]
+            head = self._offer(session, message, route.granted[index], identifiers, now)
+            if head >= 0:
+                attachment = session.attachment
+                assert attachment is not None
+                key = (attachment.outlet, identifiers)
+                targets = groups.get(key)
+                if targets is None:
+                    targets = BytesWriter()
+                    groups[key] = targets
+                pack_target(targets, attachment.connection, head >> 16, head & 0xFFFF)
+        for (outlet, identifiers), targets in groups.items():
+            outlet.deliver_many(targets.getvalue(), message, identifiers, now)
+
+    def _offer(self, session: Session, message: Message, granted: i64, identifiers: bytes, now: float) -> i64:
+        """Give the message to a session; the result is packet id << 16 | flags when it goes out now, else -1."""
+        # [MQTT-3.8.4-8] The lower of both QoS, unless it is to be the subscription's.
         qos: i64 = message.qos
-        if granted < qos:
-            qos = granted
+        if (granted & QOS_MASK) < qos or self._upgrade:
+            qos = granted & QOS_MASK
+        flags: i64 = qos
+        if message.retain and granted & RETAIN_AS_PUBLISHED:
+            # [MQTT-3.3.1-13] The flag as it was published; [MQTT-3.3.1-12] else without.
+            flags |= RETAIN_FLAG
         attachment = session.attachment
-        if attachment is not None and attachment.packet_bytes_max and self._is_too_large(attachment, message, qos):
+        if attachment is not None and _is_too_large(attachment, message, qos, identifiers):
             self.counters.drop("max_packet_size_exceeded")
             return -1
         sendable = attachment is not None and not attachment.paused and attachment.outlet.open
         if qos == 0:
             if sendable and session.queue.qos0 == 0:
                 self.counters.mqtt_publish_sent += 1
-                return 0
+                return flags
             if attachment is None:
                 return -1
-        delivery = Delivery(session.take_seq(), message, int(qos))
+        delivery = Delivery(session.take_seq(), message, int(qos), flags & RETAIN_FLAG != 0, identifiers)
         if qos and sendable and session.is_caught_up() and not session.inflight.is_full():
-            packet_id: i64 = session.inflight.add(delivery)
+            packet_id: i64 = session.inflight.add(delivery, now)
             self.counters.mqtt_publish_sent += 1
             if session.persistent:
-                persistence.put_delivery(self.writes, session, delivery, self.clock)
-            return packet_id << 16 | qos
+                self._store.put_delivery(session.number, delivery)
+            return packet_id << 16 | flags
         self._enqueue(session, delivery)
         return -1
 
-    def _is_too_large(self, attachment: Attachment, message: Message, qos: i64) -> bool:
-        """Say whether the PUBLISH would be over the client's Maximum Packet Size [MQTT-3.1.2-24]."""
-        properties: i64 = len(message.properties)
-        if message.expires_at:
-            properties += _EXPIRY_PROPERTY_BYTES
-        body: i64 = 2 + len(message.topic) + varint_bytes(properties) + properties + len(message.payload)
-        if qos:
-            body += 2
-        return 1 + varint_bytes(body) + body > attachment.packet_bytes_max
-
     def _enqueue(self, session: Session, delivery: Delivery) -> None:
-        settings = self._settings
+        queue = session.queue
         attachment = session.attachment
-        messages_max = settings.max_offline_messages if attachment is None else settings.max_online_messages
-        if not session.queue.has_room(messages_max):
+        messages_max = self._messages_max(attachment is not None)
+        if not queue.has_room(messages_max, self._settings.max_queued_bytes, delivery.size):
+            if not queue.dropping:
+                queue.dropping = True
+                self.notices.append(f"queue of {session.client_id!r} is full at {len(queue)} messages: dropping")
             self.counters.drop("queue_full")
-            if not session.queue.dropping:
-                session.queue.dropping = True
-                self.notices.append(f"queue of {session.client_id!r} is full at {messages_max} messages: dropping")
-            return
-        session.queue.dropping = False
-        session.queue.push(delivery)
-        self.counters.queue_message_in += 1
+            if not queue.lifo:
+                return
+            oldest = queue.pop_oldest()
+            if oldest is None:
+                queue.trim_count += 1
+                self._trimming[session] = True
+            elif oldest.stored:
+                self._store.delete_delivery(session.number, oldest)
+        else:
+            queue.dropping = False
         if delivery.qos and session.persistent:
-            persistence.put_delivery(self.writes, session, delivery, self.clock)
-        if attachment is not None:
-            outlet = attachment.outlet
-            if not outlet.open:
-                self.waiting[session] = outlet
+            self._store.put_delivery(session.number, delivery)
+        queue.push(delivery)
+        self.counters.queue_message_in += 1
+        if attachment is not None and not attachment.outlet.open:
+            self.waiting[session] = attachment.outlet
+
+    def _messages_max(self, online: bool) -> int:
+        settings = self._settings
+        if not online:
+            return settings.max_offline_messages
+        if settings.override_max_online_messages and settings.max_online_messages >= 0:
+            if settings.max_offline_messages < 0:
+                return -1
+            return max(settings.max_online_messages, settings.max_offline_messages)
+        return settings.max_online_messages
+
+    # Shared groups.
+
+    def _offer_group(self, group: SharedGroup, message: Message, now: float) -> None:
+        """Send the message to the first member that can take it now, or queue it for whoever can later."""
+        queue = group.queue
+        if not len(queue):
+            for session in group.in_turn():
+                if self._can_take(session, message, group.members[session]):
+                    self._send(session, message, group.members[session], False, now)
+                    return
+        online = group.is_online()
+        if message.qos == 0 and not online:
+            return
+        delivery = Delivery(group.take_seq(), message, message.qos)
+        if not queue.has_room(self._messages_max(online), self._settings.max_queued_bytes, delivery.size):
+            self.counters.drop("queue_full")
+            if not queue.dropping:
+                queue.dropping = True
+                name = group.shared_filter.decode()
+                self.notices.append(f"queue of {name} is full at {len(queue)} messages: dropping")
+            return
+        queue.dropping = False
+        if message.qos and group.is_persistent():
+            if not group.stored:
+                group.stored = True
+                self._store.put_group(group)
+            self._store.put_delivery(group.number, delivery)
+        queue.push(delivery)
+        self.counters.queue_message_in += 1
+        for session in group.members:
+            attachment = session.attachment
+            if attachment is not None and not attachment.outlet.open:
+                self.waiting[session] = attachment.outlet
+
+    def _can_take(self, session: Session, message: Message, subscription: Subscription) -> bool:
+        attachment = session.attachment
+        if attachment is None or attachment.paused or not attachment.outlet.open or not session.is_caught_up():
+            return False
+        qos = self._qos(message, subscription)
+        if qos and session.inflight.is_full():
+            return False
+        return not _is_too_large(attachment, message, qos, subscription.encoded)
+
+    def _qos(self, message: Message, subscription: Subscription) -> int:
+        granted = subscription.options & QOS_MASK
+        return granted if self._upgrade else min(message.qos, granted)
+
+    def _send(self, session: Session, message: Message, subscription: Subscription, retained: bool, now: float) -> None:
+        """Send a message to a session that can take it, outside its queue."""
+        attachment = session.attachment
+        assert attachment is not None
+        qos = self._qos(message, subscription)
+        # [MQTT-3.3.1-8] What a new subscription is sent carries the flag.
+        retain = retained or (message.retain and subscription.options & RETAIN_AS_PUBLISHED != 0)
+        flags: i64 = qos | (RETAIN_FLAG if retain else 0)
+        packet_id: i64 = 0
+        if qos:
+            delivery = Delivery(session.take_seq(), message, qos, retain, subscription.encoded)
+            packet_id = session.inflight.add(delivery, now)
+            if session.persistent:
+                self._store.put_delivery(session.number, delivery)
+        self.counters.mqtt_publish_sent += 1
+        attachment.outlet.deliver(attachment.connection, packet_id << 16 | flags, message, subscription.encoded, now)
+
+    def _drain_group(self, attachment: Attachment, group: SharedGroup, now: float) -> bool:
+        """Send the next of what waits in the group to this member; false when there is nothing it can take."""
+        delivery = group.queue.head()
+        if delivery is None:
+            if group.queue.tail_count:
+                self.loading_groups[group] = True
+            return False
+        session = attachment.session
+        subscription = group.members[session]
+        message = delivery.message
+        expired = message.expires_at != 0.0 and message.expires_at <= now
+        if not expired and self._qos(message, subscription) and session.inflight.is_full():
+            return False
+        group.queue.pop()
+        if group.queue.wants_load():
+            self.loading_groups[group] = True
+        if delivery.stored:
+            self._store.delete_delivery(group.number, delivery)
+        if expired:
+            self.counters.drop("expired")
+        elif _is_too_large(attachment, message, self._qos(message, subscription), subscription.encoded):
+            self.counters.drop("max_packet_size_exceeded")
+        else:
+            self.counters.queue_message_out += 1
+            self._send(session, message, subscription, False, now)
+        return True
+
+    def group_ends(self, group: SharedGroup) -> None:
+        """The last member went: what waits goes with it."""
+        waiting = len(group.queue)
+        if waiting:
+            self.counters.drop("group_ended", waiting)
+        if group.stored:
+            self._store.delete_group(group)
+        self.loading_groups.pop(group, None)
+
+    def member_gone(self, group: SharedGroup, now: float) -> None:
+        """A member's connection ended: another may have what only it could have taken."""
+        for session in list(group.members):
+            if session.attachment is not None and len(group.queue):
+                self.drain(session.attachment, now)
+        if not group.is_online():
+            dropped = group.queue.drop_qos0()
+            if dropped:
+                self.counters.drop("offline_qos0", dropped)
+
+    # A connection can take more.
 
     def redeliver(self, attachment: Attachment, now: float) -> None:
         """Send again what was in flight when the last connection ended [MQTT-4.4.0-1], then what waits."""
         attachment.session.inflight.begin_resend()
         self.drain(attachment, now)
 
+    def replay(self, session: Session, topics: list[bytes], subscription: Subscription, now: float) -> None:
+        """Send the retained messages of these topics as the connection can take them."""
+        assert session.attachment is not None
+        session.replays.append(Replay(topics, subscription))
+        self.drain(session.attachment, now)
+
     def drain(self, attachment: Attachment, now: float) -> None:
-        """Send what the connection, its window and its listener can take: first again, then from the queue."""
+        """Send what the connection, its window and its listener can take."""
         session = attachment.session
-        inflight = session.inflight
+        while not attachment.paused and self._has_work(session):
+            if not attachment.outlet.open:
+                self.waiting[session] = attachment.outlet
+                return
+            if session.inflight.is_resending():
+                sent = self._drain_resend(attachment, now)
+            elif len(session.queue):
+                sent = self._drain_queue(attachment, now)
+            elif session.replays:
+                sent = self._drain_replay(attachment, now)
+            else:
+                sent = self._drain_groups(attachment, now)
+            if not sent:
+                return
+
+    def _has_work(self, session: Session) -> bool:
+        if session.inflight.is_resending() or len(session.queue) or session.replays:
+            return True
+        return any(len(group.queue) for group in session.groups)
+
+    def _drain_resend(self, attachment: Attachment, now: float) -> bool:
+        inflight = attachment.session.inflight
+        if inflight.is_full():
+            return False
+        delivery = inflight.take_resend(now)
+        if delivery is None:
+            return True
+        if delivery.released:
+            # [MQTT-4.4.0-1] The second half of QoS 2 is sent again, too.
+            attachment.outlet.batch.acknowledge(PUBREL, attachment.connection, delivery.packet_id, 0)
+        elif self._is_deliverable(attachment, delivery, now):
+            # [MQTT-3.3.1-1] Sent again, with the flag that says so.
+            head = delivery.packet_id << 16 | delivery.qos | DUP_FLAG | (RETAIN_FLAG if delivery.retain else 0)
+            attachment.outlet.deliver(attachment.connection, head, delivery.message, delivery.identifiers, now)
+        return True
+
+    def _drain_queue(self, attachment: Attachment, now: float) -> bool:
+        session = attachment.session
         queue = session.queue
-        outlet = attachment.outlet
-        while not attachment.paused and (inflight.is_resending() or len(queue)):
-            if not outlet.open:
-                self.waiting[session] = outlet
-                return
-            if inflight.is_resending():
-                if inflight.is_full():
-                    return
-                delivery = inflight.take_resend()
-                if delivery is not None and self._is_deliverable(attachment, delivery, now):
-                    head = delivery.packet_id << 16 | delivery.qos | DUP_FLAG
-                    outlet.deliver(attachment.connection, head, delivery.message, now)
-                continue
-            if queue.head().qos and inflight.is_full():
-                return
-            delivery = queue.pop()
-            self.counters.queue_message_out += 1
-            if self._is_deliverable(attachment, delivery, now):
-                packet_id = inflight.add(delivery) if delivery.qos else 0
-                if delivery.stored:
-                    # The packet id is part of the session: a resend after a restart has to use it again.
-                    persistence.put_delivery(self.writes, session, delivery, self.clock)
-                self.counters.mqtt_publish_sent += 1
-                outlet.deliver(attachment.connection, packet_id << 16 | delivery.qos, delivery.message, now)
+        delivery = queue.head()
+        if delivery is None:
+            self.loading[session] = True
+            return False
+        if delivery.qos and session.inflight.is_full():
+            return False
+        queue.pop()
+        if queue.wants_load():
+            self.loading[session] = True
+        self.counters.queue_message_out += 1
+        if self._is_deliverable(attachment, delivery, now):
+            packet_id = session.inflight.add(delivery, now) if delivery.qos else 0
+            if delivery.stored:
+                # The packet id is part of the session: a resend after a restart has to use it again.
+                self._store.put_delivery(session.number, delivery)
+            self.counters.mqtt_publish_sent += 1
+            head = packet_id << 16 | delivery.qos | (RETAIN_FLAG if delivery.retain else 0)
+            attachment.outlet.deliver(attachment.connection, head, delivery.message, delivery.identifiers, now)
+        return True
+
+    def _drain_replay(self, attachment: Attachment, now: float) -> bool:
+        session = attachment.session
+        replay = session.replays[0]
+        if replay.next >= len(replay.topics):
+            session.replays.popleft()
+            return True
+        # What is retained now: what was when the subscription came may be history.
+        message = self._retained.get(replay.topics[replay.next], now)
+        subscription = replay.subscription
+        if message is not None:
+            qos = self._qos(message, subscription)
+            if qos and session.inflight.is_full():
+                return False
+            if _is_too_large(attachment, message, qos, subscription.encoded):
+                self.counters.drop("max_packet_size_exceeded")
+            else:
+                self._send(session, message, subscription, True, now)
+        replay.next += 1
+        return True
+
+    def _drain_groups(self, attachment: Attachment, now: float) -> bool:
+        for group in attachment.session.groups:
+            if len(group.queue) and self._drain_group(attachment, group, now):
+                return True
+        return False
 
     def _is_deliverable(self, attachment: Attachment, delivery: Delivery, now: float) -> bool:
         """Say whether the delivery may go out; one that may not is dropped here, and counted."""
@@ -209,7 +408,8 @@ class Dispatcher:
         if message.expires_at and message.expires_at <= now and not delivery.packet_id:
             # [MQTT-3.3.2-5] A message that expired before its delivery began is not sent.
             self.counters.drop("expired")
-        elif attachment.packet_bytes_max and self._is_too_large(attachment, message, delivery.qos):
+        elif _is_too_large(attachment, message, delivery.qos, delivery.identifiers):
+            # [MQTT-3.1.2-25] What is too large counts as delivered.
             self.counters.drop("max_packet_size_exceeded")
         else:
             return True
@@ -217,7 +417,7 @@ class Dispatcher:
         if delivery.packet_id:
             session.inflight.pop(delivery.packet_id)
         if delivery.stored:
-            persistence.delete_delivery(self.writes, session, delivery)
+            self._store.delete_delivery(session.number, delivery)
         return False
 
     def resume(self, outlet: Outlet, now: float) -> None:
@@ -225,7 +425,99 @@ class Dispatcher:
         for session, blocked in list(self.waiting.items()):
             if not outlet.open:
                 return
-            if blocked is outlet:
+            if blocked is outlet and session in self.waiting:
                 del self.waiting[session]
                 assert session.attachment is not None
                 self.drain(session.attachment, now)
+
+    # The store.
+
+    def wants_load(self) -> bool:
+        """Say whether `load` has something to do."""
+        return bool(self.loading or self.loading_groups or self._trimming)
+
+    def load(self, now: float) -> None:
+        """Read on where queues go on in the store. Everything that was written must be committed."""
+        trimming, self._trimming = self._trimming, {}
+        for session in trimming:
+            self._store.trim(session.number, session.queue)
+        loading, self.loading = self.loading, {}
+        for session in loading:
+            attachment = session.attachment
+            if attachment is not None:
+                if session.queue.wants_load():
+                    self._store.load(session.number, session.queue)
+                self.drain(attachment, now)
+        groups, self.loading_groups = self.loading_groups, {}
+        for group in groups:
+            if group.queue.wants_load():
+                self._store.load(group.number, group.queue)
+            for session in list(group.members):
+                if session.attachment is not None:
+                    self.drain(session.attachment, now)
+
+    # Acknowledgements of deliveries. Each returns the reason for which the connection has to end, 0 for none.
+
+    def acknowledged(self, attachment: Attachment, packet_id: int, now: float) -> int:
+        """A PUBACK came."""
+        session = attachment.session
+        delivery = session.inflight.get(packet_id)
+        if delivery is None:
+            # The acknowledgement of a first sending may arrive after a reconnect: nothing is left to do.
+            return 0
+        if delivery.qos != 1:
+            return int(Reason.PROTOCOL_ERROR)
+        self._finish(attachment, delivery, now)
+        return 0
+
+    def received(self, attachment: Attachment, packet_id: int, reason: int, now: float) -> int:
+        """A PUBREC came: the client has the message, or refuses it."""
+        session = attachment.session
+        delivery = session.inflight.get(packet_id)
+        batch = attachment.outlet.batch
+        if delivery is None:
+            if reason < _FAILURE:
+                batch.acknowledge(PUBREL, attachment.connection, packet_id, Reason.PACKET_IDENTIFIER_NOT_FOUND)
+            return 0
+        if delivery.qos != 2:
+            return int(Reason.PROTOCOL_ERROR)
+        if reason >= _FAILURE:
+            # [MQTT-4.3.3-4] A refusal ends the exchange, [MQTT-4.8.2-6] and no other member is asked.
+            self._finish(attachment, delivery, now)
+            return 0
+        if not delivery.released:
+            self._store.release_delivery(session.number, delivery)
+        # [MQTT-4.3.3-3]
+        batch.acknowledge(PUBREL, attachment.connection, packet_id, 0)
+        return 0
+
+    def completed(self, attachment: Attachment, packet_id: int, now: float) -> int:
+        """A PUBCOMP came."""
+        delivery = attachment.session.inflight.get(packet_id)
+        if delivery is None:
+            return 0
+        if not delivery.released:
+            return int(Reason.PROTOCOL_ERROR)
+        self._finish(attachment, delivery, now)
+        return 0
+
+    def _finish(self, attachment: Attachment, delivery: Delivery, now: float) -> None:
+        session = attachment.session
+        session.inflight.pop(delivery.packet_id)
+        if delivery.stored:
+            self._store.delete_delivery(session.number, delivery)
+        if self._has_work(session):
+            self.drain(attachment, now)
+
+
+def _is_too_large(attachment: Attachment, message: Message, qos: i64, identifiers: bytes) -> bool:
+    """Say whether the PUBLISH would be over the client's Maximum Packet Size [MQTT-3.1.2-24], if it named one."""
+    if not attachment.packet_bytes_max:
+        return False
+    properties: i64 = len(message.properties) + len(identifiers)
+    if message.expires_at:
+        properties += _EXPIRY_PROPERTY_BYTES
+    body: i64 = 2 + len(message.topic) + varint_bytes(properties) + properties + len(message.payload)
+    if qos:
+        body += 2
+    return 1 + varint_bytes(body) + body > attachment.packet_bytes_max

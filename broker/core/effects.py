@@ -16,15 +16,17 @@ class Ticket:
     """A PUBLISH that waits for other nodes before it may be acknowledged.
 
     `waiting` counts the nodes that still have to answer; `reason` is what the acknowledgement will
-    say. The links carry it and give it back; they never look inside.
+    say, a PUBACK or, with `qos` 2, a PUBREC. The links carry it and give it back; they never look inside.
     """
 
-    __slots__ = ("connection", "packet_id", "reason", "waiting")
+    __slots__ = ("client_id", "connection", "packet_id", "qos", "reason", "waiting")
 
-    def __init__(self, connection: int, packet_id: int, reason: int) -> None:
+    def __init__(self, connection: int, packet_id: int, reason: int, qos: int = 1, client_id: str = "") -> None:
         self.connection = connection
         self.packet_id = packet_id
         self.reason = reason
+        self.qos = qos
+        self.client_id = client_id
         self.waiting: int = 0
 
 

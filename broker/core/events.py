@@ -9,6 +9,7 @@ from typing import Final, final
 from mypy_extensions import mypyc_attr
 
 from broker.core.message import Message
+from broker.core.will import Will
 
 NEVER_EXPIRES_S: Final = 0xFFFFFFFF
 CONNECTION_LOST: Final = 0xFF
@@ -35,6 +36,7 @@ class Attach(Event):
         "session_expiry_s",
         "user_name",
         "version",
+        "will",
     )
 
     def __init__(
@@ -47,6 +49,7 @@ class Attach(Event):
         receive_maximum: int = 0,
         packet_bytes_max: int = 0,
         user_name: str | None = None,
+        will: Will | None = None,
     ) -> None:
         self.connection = connection
         self.client_id = client_id
@@ -56,6 +59,7 @@ class Attach(Event):
         self.receive_maximum = receive_maximum
         self.packet_bytes_max = packet_bytes_max
         self.user_name = user_name
+        self.will = will
 
 
 @mypyc_attr(acyclic=True)
@@ -91,7 +95,46 @@ class PublishReceived(Event):
 @mypyc_attr(acyclic=True)
 @final
 class PubackReceived(Event):
-    """A client's PUBACK for a delivery."""
+    """A client's PUBACK for a QoS 1 delivery."""
+
+    __slots__ = ("connection", "packet_id", "reason")
+
+    def __init__(self, connection: int, packet_id: int, reason: int = 0) -> None:
+        self.connection = connection
+        self.packet_id = packet_id
+        self.reason = reason
+
+
+@mypyc_attr(acyclic=True)
+@final
+class PubrecReceived(Event):
+    """A client's PUBREC for a QoS 2 delivery."""
+
+    __slots__ = ("connection", "packet_id", "reason")
+
+    def __init__(self, connection: int, packet_id: int, reason: int = 0) -> None:
+        self.connection = connection
+        self.packet_id = packet_id
+        self.reason = reason
+
+
+@mypyc_attr(acyclic=True)
+@final
+class PubrelReceived(Event):
+    """A client's PUBREL for its own QoS 2 PUBLISH."""
+
+    __slots__ = ("connection", "packet_id", "reason")
+
+    def __init__(self, connection: int, packet_id: int, reason: int = 0) -> None:
+        self.connection = connection
+        self.packet_id = packet_id
+        self.reason = reason
+
+
+@mypyc_attr(acyclic=True)
+@final
+class PubcompReceived(Event):
+    """A client's PUBCOMP for a QoS 2 delivery."""
 
     __slots__ = ("connection", "packet_id", "reason")
 
@@ -104,14 +147,18 @@ class PubackReceived(Event):
 @mypyc_attr(acyclic=True)
 @final
 class SubscribeReceived(Event):
-    """A client's SUBSCRIBE: (topic filter, granted QoS) pairs, or (filter, reason >= 0x80) for a refused one."""
+    """A client's SUBSCRIBE: (topic filter, options) pairs, or (filter, reason >= 0x80) for a refused one.
 
-    __slots__ = ("connection", "packet_id", "requests")
+    The options are the byte of MQTT 5; `identifier` is the subscription identifier, 0 for none.
+    """
 
-    def __init__(self, connection: int, packet_id: int, requests: list[tuple[bytes, int]]) -> None:
+    __slots__ = ("connection", "identifier", "packet_id", "requests")
+
+    def __init__(self, connection: int, packet_id: int, requests: list[tuple[bytes, int]], identifier: int = 0) -> None:
         self.connection = connection
         self.packet_id = packet_id
         self.requests = requests
+        self.identifier = identifier
 
 
 @mypyc_attr(acyclic=True)
@@ -171,6 +218,19 @@ class ListenerGone(Event):
     def __init__(self, listener: int, generation: int) -> None:
         self.listener = listener
         self.generation = generation
+
+
+@mypyc_attr(acyclic=True)
+@final
+class ListenerCounted(Event):
+    """A listener's counters, in the order of LISTENER_COUNTERS."""
+
+    __slots__ = ("generation", "listener", "values")
+
+    def __init__(self, listener: int, generation: int, values: list[int]) -> None:
+        self.listener = listener
+        self.generation = generation
+        self.values = values
 
 
 @mypyc_attr(acyclic=True)

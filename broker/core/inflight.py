@@ -35,7 +35,7 @@ class Inflight:
         """Say whether the client has as many unacknowledged deliveries as it may have [MQTT-3.3.4-9]."""
         return self._outstanding >= self.window
 
-    def add(self, delivery: Delivery) -> int:
+    def add(self, delivery: Delivery, now: float) -> int:
         """Give the delivery a packet id that is not in use [MQTT-2.2.1-4] and return it; it counts as sent."""
         packet_id = self._next_id
         while packet_id in self.deliveries:
@@ -43,14 +43,19 @@ class Inflight:
         self._next_id = packet_id % PACKET_ID_MAX + 1
         delivery.packet_id = packet_id
         delivery.sent = True
+        delivery.sent_at = now
         self._outstanding += 1
         self.deliveries[packet_id] = delivery
         return packet_id
 
     def restore(self, delivery: Delivery) -> None:
-        """Take back a delivery that was in flight under its stored packet id."""
+        """Take back a delivery that was in flight under its stored packet id; in the order of their places."""
         self.deliveries[delivery.packet_id] = delivery
         self._next_id = delivery.packet_id % PACKET_ID_MAX + 1
+
+    def get(self, packet_id: int) -> Delivery | None:
+        """Return the delivery under this id; None when the id is not in use."""
+        return self.deliveries.get(packet_id)
 
     def pop(self, packet_id: int) -> Delivery | None:
         """End the delivery; None when the id is not in use."""
@@ -72,12 +77,24 @@ class Inflight:
         """Say whether something in flight still waits to be sent again; nothing younger may overtake it."""
         return len(self._resend) > 0
 
-    def take_resend(self) -> Delivery | None:
+    def begin_retry(self, sent_before: float) -> bool:
+        """Have everything that was sent before a time sent again on the same connection; false when there is none."""
+        found = False
+        for packet_id, delivery in self.deliveries.items():
+            if delivery.sent and delivery.sent_at <= sent_before:
+                delivery.sent = False
+                self._outstanding -= 1
+                self._resend.append(packet_id)
+                found = True
+        return found
+
+    def take_resend(self, now: float) -> Delivery | None:
         """Take the next delivery to send again; None when the last ones were acknowledged meanwhile."""
         while self._resend:
             delivery = self.deliveries.get(self._resend.popleft())
             if delivery is not None and not delivery.sent:
                 delivery.sent = True
+                delivery.sent_at = now
                 self._outstanding += 1
                 return delivery
         return None

@@ -10,12 +10,15 @@ from typing import Final, final
 
 from mypy_extensions import i64
 
-from broker.core.connection import ATTACHED, CLOSED, Connection, ConnectionLimits
+from broker.core.connection import ATTACHED, CLOSED, ConnectGate, Connection, ConnectionLimits
+from broker.core.counters import ListenerCounters, pack_counters
 from broker.core.records import (
     CONNACK,
     DUP_FLAG,
     FRAME_BYTES_MAX,
     PUBACK,
+    PUBCOMP,
+    RETAIN_FLAG,
     SUBACK,
     UNSUBACK,
     WINDOW_BYTES,
@@ -43,6 +46,8 @@ class ListenerCore:
         self.owner_generation: int = 0
         self._generation = generation
         self._limits = limits
+        self.counters = ListenerCounters()
+        self._gate = ConnectGate(limits.connects_per_s_max, self.counters)
         self._make_client_id = make_client_id
         self._next_number: int = 1
         self._dirty: list[Connection] = []
@@ -59,8 +64,9 @@ class ListenerCore:
         while number in self.connections:
             number += 1
         self._next_number = (number + 1) & 0xFFFFFFFF
-        connection = Connection(number, self.batch, self._limits, now)
+        connection = Connection(number, self.batch, self._limits, self._gate, self.counters, now)
         self.connections[number] = connection
+        self.counters.socket_open += 1
         return connection
 
     def receive_data(self, connection: Connection, data: bytes, now: float) -> None:
@@ -77,10 +83,12 @@ class ListenerCore:
         """Forget a connection whose socket is closed."""
         connection.lost()
         self.connections.pop(connection.number, None)
+        self.counters.socket_close += 1
 
     def tick(self, now: float) -> None:
         """Close connections that have been silent for too long; call it about once a second."""
         blocked = self.is_blocked()
+        self._gate.begin_second()
         for connection in self.connections.values():
             if blocked:
                 # No client is read: none is to blame for its silence.
@@ -88,6 +96,8 @@ class ListenerCore:
             connection.tick(now)
             if connection.output or connection.state == CLOSED:
                 self._mark(connection)
+        if self.owner_generation:
+            self.batch.counters(pack_counters(self.counters.values()))
 
     def close_all(self, reason: int) -> None:
         """End every connection, for a stop of the node or the loss of the owner."""
@@ -161,8 +171,8 @@ class ListenerCore:
         if connection is None or connection.state == CLOSED:
             # [MQTT-3.14.4-1] Nothing follows a DISCONNECT.
             return
-        if answer.kind == PUBACK:
-            connection.receive_puback(answer)
+        if PUBACK <= answer.kind <= PUBCOMP:
+            connection.receive_acknowledgement(answer)
         elif answer.kind == CONNACK:
             connection.receive_connack(answer, self._make_client_id)
         elif answer.kind == SUBACK:
@@ -179,23 +189,6 @@ class ListenerCore:
         if record.expiry_s >= 0:
             # [MQTT-3.3.2-6] What is left of the interval, which only MQTT 5 clients are told.
             expiring = _EXPIRY_PROPERTY + record.expiry_s.to_bytes(4, "big") + record.properties
-        if record.count == 1:
-            number, packet_id, flags = record.target(0)
-            connection = self.connections.get(int(number))
-            if connection is not None and connection.state == ATTACHED:
-                packet = encode_publish(
-                    record.topic,
-                    record.payload,
-                    flags & 3,
-                    record.retain,
-                    flags & DUP_FLAG != 0,
-                    packet_id,
-                    expiring,
-                    connection.version,
-                )
-                connection.output.append(packet)
-                self._mark(connection)
-            return
         alike: dict[int, tuple[bytes, bytes]] = {}
         index: i64 = 0
         while index < record.count:
@@ -204,6 +197,11 @@ class ListenerCore:
             connection = self.connections.get(int(number))
             if connection is None or connection.state != ATTACHED:
                 continue
+            self.counters.publishes_sent += 1
+            self.counters.mqtt_publish_bytes_sent += len(record.payload)
+            if record.count == 1 or connection.has_aliases:
+                self._deliver_one(connection, record, expiring, packet_id, flags)
+                continue
             shape = int(connection.version << 8 | flags)
             parts = alike.get(shape)
             if parts is None:
@@ -211,7 +209,7 @@ class ListenerCore:
                     record.topic,
                     record.payload,
                     flags & 3,
-                    record.retain,
+                    flags & RETAIN_FLAG != 0,
                     flags & DUP_FLAG != 0,
                     expiring,
                     connection.version,
@@ -225,3 +223,23 @@ class ListenerCore:
                 output.append(int(packet_id).to_bytes(2, "big"))
                 output.append(parts[1])
             self._mark(connection)
+
+    def _deliver_one(
+        self, connection: Connection, record: Deliver, properties: bytes, packet_id: i64, flags: i64
+    ) -> None:
+        topic = record.topic
+        if connection.has_aliases:
+            topic, alias = connection.outgoing_alias(topic, len(topic) + len(properties) + len(record.payload))
+            properties = alias + properties
+        packet = encode_publish(
+            topic,
+            record.payload,
+            flags & 3,
+            flags & RETAIN_FLAG != 0,
+            flags & DUP_FLAG != 0,
+            packet_id,
+            properties,
+            connection.version,
+        )
+        connection.output.append(packet)
+        self._mark(connection)

@@ -29,7 +29,6 @@ class Message:
         "properties",
         "publisher",
         "qos",
-        "references",
         "retain",
         "topic",
     )
@@ -55,9 +54,6 @@ class Message:
         self.publisher = publisher
         self.origin = origin
         self.number = number
-        # How many stored queue records point here. It is the one thing that changes, and it is
-        # rebuilt from the queues at recovery rather than stored.
-        self.references: int = 0
 
     def key(self) -> bytes:
         """Return the store key: 16 bytes of origin, then the number as u64."""
@@ -74,15 +70,39 @@ class Delivery:
     """One session's copy of a message: `seq` is its place in the queue, `qos` what was granted.
 
     `packet_id` is 0 until it is sent; a delivery with a packet id is in flight, and `sent` says whether it
-    was sent on the present connection. `stored` says that a queue record of it exists.
+    was sent on the present connection, at `sent_at` (monotonic seconds). `released` is the second half of QoS 2:
+    the client has the message, which is forgotten here, and owes a PUBCOMP. `stored` says that a queue record of it
+    exists. `retain` is the flag to send, `identifiers` are the subscription identifiers as encoded properties, `size`
+    the bytes that count against limits.
     """
 
-    __slots__ = ("message", "packet_id", "qos", "sent", "seq", "stored")
+    __slots__ = (
+        "identifiers",
+        "message",
+        "packet_id",
+        "qos",
+        "released",
+        "retain",
+        "sent",
+        "sent_at",
+        "seq",
+        "size",
+        "stored",
+    )
 
-    def __init__(self, seq: int, message: Message, qos: int) -> None:
+    def __init__(self, seq: int, message: Message, qos: int, retain: bool = False, identifiers: bytes = b"") -> None:
         self.seq = seq
         self.message = message
         self.qos = qos
+        self.retain = retain
+        self.identifiers = identifiers
+        self.size: int = message.size()
         self.packet_id: int = 0
         self.sent = False
+        self.sent_at: float = 0.0
+        self.released = False
         self.stored = False
+
+
+# What a released delivery holds instead of its message.
+NO_MESSAGE: Final = Message(b"", b"")

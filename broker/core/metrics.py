@@ -29,6 +29,8 @@ DROP_REASONS: Final[dict[str, str]] = {
     "max_packet_size_exceeded": "larger than the client takes",
     "link_full": "the link to a node that wants the message was full; the publisher was told",
     "reserved_topic": "published to a topic that is not for clients",
+    "group_ended": "the last member of the shared subscription went",
+    "store_failing": "the store takes no writes; the publisher was told",
 }
 _DROP: Final = "queue_message_drop"
 
@@ -92,6 +94,8 @@ _OWNER_COUNTERS: Final[dict[str, str]] = {
     "client_expired": "The sessions that ended because their client stayed away for too long.",
     "router_matches_local": "The sessions of this node that messages were for.",
     "router_matches_remote": "The nodes that messages were forwarded to.",
+    "will_published": "The wills that were published.",
+    "limit_refused": "The requests that a limit refused, by its name.",
     "mqtt_publish_error": "The PUBLISH packets that were refused because the node is not ready.",
     "mqtt_subscribe_error": "The SUBSCRIBE packets that were refused because the node is not ready.",
     "mqtt_unsubscribe_error": "The UNSUBSCRIBE packets that were refused because the node is not ready.",
@@ -119,6 +123,7 @@ _MESH_COUNTERS: Final[dict[str, str]] = {
     "cluster_bytes_received": "The bytes received from other nodes.",
     "cluster_bytes_sent": "The bytes sent to other nodes.",
     "cluster_bytes_dropped": "The bytes that other nodes were not sent as their link was full.",
+    "cluster_frames_while_frozen": "The frames of other nodes that were left aside while the store took no writes.",
     "cluster_frames_malformed": "The frames of other nodes that could not be read.",
     "cluster_frames_of_strangers": "The frames of nodes that are no members.",
     "cluster_frames_of_old_connections": "The frames that came on a connection that counts no more.",

@@ -43,22 +43,22 @@ class Outlet:
         """Say whether the listener has all that it may have, and is working on it."""
         return not self.open and now - self.progress_at < STALL_S
 
-    def deliver(self, connection: i64, head: i64, message: Message, now: float) -> None:
-        """Send a message to one connection; `head` is packet id << 16 | flags."""
+    def deliver(self, connection: i64, head: i64, message: Message, identifiers: bytes, now: float) -> None:
+        """Send a message to one connection; `head` is packet id << 16 | flags (see DELIVER)."""
         batch = self.batch
-        batch.deliver_head(message, remaining_s(message, now), 1)
+        batch.deliver_head(message, identifiers, remaining_s(message, now), 1)
         batch.target(connection, head >> 16, head & 0xFFFF)
-        batch.deliver_body(message)
+        batch.deliver_body(message, identifiers)
         if self.open and batch.size() >= self.credit_bytes:
             self.open = False
             self.progress_at = now
 
-    def deliver_many(self, targets: bytes, message: Message, now: float) -> None:
-        """Send a message to the packed targets."""
+    def deliver_many(self, targets: bytes, message: Message, identifiers: bytes, now: float) -> None:
+        """Send a message to the packed targets, which have the same subscription identifiers."""
         batch = self.batch
-        batch.deliver_head(message, remaining_s(message, now), len(targets) // 8)
+        batch.deliver_head(message, identifiers, remaining_s(message, now), len(targets) // 8)
         batch.targets(targets)
-        batch.deliver_body(message)
+        batch.deliver_body(message, identifiers)
         if self.open and batch.size() >= self.credit_bytes:
             self.open = False
             self.progress_at = now

@@ -5,18 +5,14 @@ clocks. Other nodes exist for it only as names in `Forward` effects and as `Inte
 
 Theory of operation
 -------------------
-A connection attaches to a session and detaches from it. A message is looked up once (`Routes`), then
-offered to each session: what its connection can take is sent at once, the rest of QoS 1 waits in its
-queue. Writes for persistent sessions go into the turn's batch, which the shell commits before
-anything else of the turn leaves, so an acknowledgement never runs ahead of what it promises.
+A connection attaches to a session and detaches from it; this module owns the two ends of that, and when a session's
+time is over. What a client publishes is `publishing`'s, what it subscribes to `subscribing`'s, what it is sent
+`dispatch`'s business. Writes go into the turn's batch, which the shell commits before anything else of the turn leaves,
+so an acknowledgement never runs ahead of what it promises.
 
-A PUBLISH is acknowledged when this node has done its part and every node with persistent interest has
-taken the message (its link acknowledged). Acknowledgements leave in the order of the PUBLISHes
-[MQTT-4.6.0-2], so one that waits holds back those behind it.
-
-Invariants, checked by `validate`: an attachment and its session point at each other; every
-subscription is in the tree once; a queue and a window hold together no delivery twice; stored
-deliveries exist for persistent sessions only; a waiting session has a reason to wait.
+Invariants, checked by `validate`: an attachment and its session point at each other; every subscription is in the tree
+once; a queue and a window hold together no delivery twice; stored deliveries exist for persistent sessions only; a
+session that waits has a reason to.
 """
 
 import heapq
@@ -24,11 +20,12 @@ import math
 from collections.abc import Callable
 from typing import Any, Final, final
 
-from broker.core import persistence
+from broker.core.counters import ListenerTotals
 from broker.core.degraded import Degraded
-from broker.core.dispatch import Dispatcher, OwnerSettings
-from broker.core.effects import Effects, Forward, InterestChange, Ticket
+from broker.core.dispatch import Dispatcher
+from broker.core.effects import Effects, Ticket
 from broker.core.events import (
+    CONNECTION_LOST,
     NEVER_EXPIRES_S,
     Attach,
     ConnectionPaused,
@@ -36,29 +33,36 @@ from broker.core.events import (
     CreditReturned,
     Detach,
     Event,
+    ListenerCounted,
     ListenerGone,
     ListenerStarted,
     PubackReceived,
+    PubcompReceived,
     PublishReceived,
+    PubrecReceived,
+    PubrelReceived,
     SubscribeReceived,
     UnsubscribeReceived,
 )
 from broker.core.inflight import PACKET_ID_MAX
 from broker.core.message import Message
 from broker.core.outlet import Outlet
+from broker.core.publishing import Publishing
+from broker.core.retained import RetainedStore
 from broker.core.routes import Interest, Routes
 from broker.core.session import Attachment, Session
+from broker.core.session_store import SessionStore
+from broker.core.settings import OwnerSettings
 from broker.core.storage import Storage
-from broker.core.wishes import Wishes
+from broker.core.stored_message import Clock
+from broker.core.subscribing import Subscribing
+from broker.core.wills import Wills
 from broker.mqtt.reasons import Reason
 
-# A number of a message id is the incarnation and a count: 2^24 starts of 2^40 messages each.
-_INCARNATION_SHIFT: Final = 40
 _STALE_DEADLINES_MAX: Final = 64
 _SUCCESS: Final = 0
-_FAILURE: Final = 0x80
-_NO_MATCHING_SUBSCRIBERS: Final = 0x10
-_QUOTA_EXCEEDED: Final = 0x97
+# How often a turn looks for deliveries to send again, where `retry_interval` asks for it.
+_RETRY_CHECK_S: Final = 1.0
 
 
 @final
@@ -69,58 +73,76 @@ class QueueOwner:
         self, settings: OwnerSettings, storage: Storage, interest: Interest, store_id: bytes, incarnation: int
     ) -> None:
         self.settings = settings
-        self._dispatcher = Dispatcher(settings)
-        self.counters = self._dispatcher.counters
+        self.retained = RetainedStore(settings.retained_messages_max, settings.retained_bytes_max)
         self._storage = storage
-        self._store_id = store_id
-        self._message_number: int = incarnation << _INCARNATION_SHIFT
-        self._clock = persistence.Clock(0.0, 0)
+        self._store = SessionStore(storage)
         self._routes = Routes(interest)
+        self._dispatcher = Dispatcher(settings, self._store, self.retained)
+        self._subscribing = Subscribing(settings, self._store, self._routes, self._dispatcher, self.retained)
+        self._publishing = Publishing(
+            settings, self._store, self._routes, self._dispatcher, self.retained, store_id, incarnation
+        )
+        self._wills = Wills(self._store)
+        self.counters = self._dispatcher.counters
+        self.totals = ListenerTotals()
         self._sessions: dict[str, Session] = {}
-        self._session_number: int = 0
         self._attachments: dict[int, Attachment] = {}
         self._outlets: dict[int, Outlet] = {}
-        self._wishes = Wishes()
         self._expiries: list[tuple[float, int, Session]] = []
-        self._effects = Effects()
-        self._dispatcher.writes = self._effects.writes
+        self._retry_at: float = math.inf
         self.degraded = Degraded(self._attachments, self._outlets, self.counters, self.receive)
         self._handlers: dict[type, Callable[[Any, float], None]] = {
             Attach: self._attach,
             Detach: self._detach_received,
+            PubackReceived: self._puback,
+            PubrecReceived: self._pubrec,
+            PubrelReceived: self._pubrel,
+            PubcompReceived: self._pubcomp,
             SubscribeReceived: self._subscribe,
             UnsubscribeReceived: self._unsubscribe,
             ConnectionPaused: self._pause,
             ConnectionResumed: self._resume,
             ListenerStarted: self._listener_started,
             ListenerGone: self._listener_gone,
+            ListenerCounted: self._listener_counted,
             CreditReturned: self._credit_returned,
         }
 
     # The shell's side.
 
-    def recover(self, now: float, utc_ms: int) -> None:
-        """Read every persistent session from the store; call it once, before the first event."""
-        self._clock = self._dispatcher.clock = persistence.Clock(now, utc_ms)
-        window = self.settings.max_inflight_messages or PACKET_ID_MAX
-        for session in persistence.recover(self._storage, self._clock, window):
+    def recover(self, now: float, utc_ms: int, progress: Callable[[str], None] | None = None) -> None:
+        """Read what is stored; call it once, before the first event. `progress` hears how far it is."""
+        self._store.clock = Clock(now, utc_ms)
+        settings = self.settings
+        window = settings.max_inflight_messages or PACKET_ID_MAX
+        sessions, groups = self._store.recover(window, settings.queue_lifo, progress or _ignore)
+        self._subscribing.restore(sessions, groups)
+        self.retained.recover(self._storage, self._store.clock)
+        self._wills.recover(self._storage, now, float(settings.leave_will_grace_s))
+        for session in sessions:
             self._sessions[session.client_id] = session
-            self._session_number = max(self._session_number, session.number)
-            for topic_filter, granted in session.subscriptions.items():
-                self._routes.set(topic_filter, session, granted)
-                self._count_wish(topic_filter, session, 1)
-            if session.expires_at == 0.0:
+            if session.expiry_s == 0:
+                # It was to end with a connection that is gone.
+                self._end_session(session, now, will_waits=True)
+            elif session.expires_at == 0.0:
                 # It was connected when the node went down: its time runs from now.
                 self._start_expiry(session, now)
             else:
                 self._schedule(session)
 
+    def begin(self, now: float) -> None:
+        """Begin a turn: read on where queues go on in the store. Everything written before must be committed."""
+        if self._dispatcher.wants_load():
+            self._dispatcher.load(now)
+
     def receive(self, event: Event, now: float) -> None:
         """Do what one event asks for."""
         if isinstance(event, PublishReceived):
-            self._publish(event, now)
-        elif isinstance(event, PubackReceived):
-            self._puback(event, now)
+            attachment = self._attachments.get(event.connection)
+            if attachment is not None:
+                reason = self._publishing.publish(attachment, event, now)
+                if reason:
+                    self._close(attachment, reason, now)
         else:
             self._handlers[type(event)](event, now)
 
@@ -136,12 +158,21 @@ class QueueOwner:
     def forward_acknowledged(self, ticket: Ticket, now: float) -> None:
         """One of the nodes that the PUBLISH waited for has taken the message."""
         ticket.waiting -= 1
-        if ticket.waiting == 0:
-            self._release_pending(ticket.connection, now)
+        if ticket.waiting:
+            return
+        attachment = self._attachments.get(ticket.connection)
+        if attachment is not None:
+            reason = self._publishing.release_pending(attachment)
+            if reason:
+                self._close(attachment, reason, now)
+        elif ticket.qos == 2:
+            session = self._sessions.get(ticket.client_id)
+            if session is not None:
+                self._publishing.settle_late(session, ticket)
 
     def forward_refused(self, ticket: Ticket, now: float) -> None:
         """The link to one of the nodes is full: the PUBLISH is not accepted, and says so."""
-        ticket.reason = _QUOTA_EXCEEDED
+        ticket.reason = int(Reason.QUOTA_EXCEEDED)
         self.counters.drop("link_full")
         self.forward_acknowledged(ticket, now)
 
@@ -151,10 +182,10 @@ class QueueOwner:
 
     def local_interest(self) -> list[tuple[bytes, bool]]:
         """Return every (filter, persistent) that sessions of this node want."""
-        return self._wishes.snapshot()
+        return self._subscribing.wishes.snapshot()
 
     def tick(self, now: float) -> None:
-        """End the sessions whose time is over."""
+        """End the sessions whose time is over, and publish the wills that are due."""
         while self._expiries and self._expiries[0][0] <= now:
             deadline, _number, session = heapq.heappop(self._expiries)
             if session.scheduled_at != deadline:
@@ -163,23 +194,33 @@ class QueueOwner:
             if self._sessions.get(session.client_id) is not session or session.expires_at == 0.0:
                 continue
             if session.expires_at <= now:
-                self._end_session(session)
+                self._end_session(session, now)
             else:
                 self._schedule(session)
+        for left in self._wills.take_due(now):
+            self._publishing.publish_will(left, now)
+        if self.retained.next_deadline() <= now:
+            self.retained.expire(now, self._store.writes)
+        if self._retry_at <= now:
+            self._retry(now)
 
     def is_behind(self, now: float) -> bool:
         """Say whether a listener has more to do than it may: then leave what clients sent for later."""
         return any(outlet.is_behind(now) for outlet in self._outlets.values())
 
     def next_deadline(self) -> float:
-        """Return when `tick` has something to do, in monotonic seconds; infinity when never."""
-        return self._expiries[0][0] if self._expiries else math.inf
+        """Return when `begin` or `tick` has something to do, in monotonic seconds; infinity when never."""
+        if self._dispatcher.wants_load():
+            return 0.0
+        deadline = min(self._wills.next_deadline(), self.retained.next_deadline(), self._retry_at)
+        return min(self._expiries[0][0], deadline) if self._expiries else deadline
 
     def take_effects(self) -> Effects:
         """Return what has to be done, and begin a new turn."""
-        effects = self._effects
-        self._effects = Effects()
-        self._dispatcher.writes = self._effects.writes
+        effects = Effects()
+        effects.writes = self._store.take_writes()
+        effects.interest, self._subscribing.interest = self._subscribing.interest, []
+        effects.to_peers, self._publishing.forwards = self._publishing.forwards, []
         for outlet in self._outlets.values():
             if outlet.batch.size():
                 effects.to_listeners[outlet.listener] = outlet.take_batch()
@@ -194,33 +235,43 @@ class QueueOwner:
     def counts(self) -> dict[str, int]:
         """Return sessions and queues as `node status` shows them."""
         online = len(self._attachments)
+        queued = sum(len(session.queue) + len(session.inflight) for session in self._sessions.values())
         return {
             "num_online": online,
             "num_offline": len(self._sessions) - online,
-            "num_subscriptions": len(self._routes),
-            "queued_messages": sum(len(session.queue) + len(session.inflight) for session in self._sessions.values()),
+            "num_subscriptions": self._subscribing.count(),
+            "queued_messages": queued + sum(len(group.queue) for group in self._subscribing.groups.values()),
+            "retain_messages": len(self.retained),
+            "shared_subscriptions": sum(len(group.members) for group in self._subscribing.groups.values()),
         }
 
     # Connections.
 
     def _attach(self, event: Attach, now: float) -> None:
+        outlet = self._outlets[event.connection >> 32]
+        limit = self.settings.max_connections
         session = self._sessions.get(event.client_id)
+        if limit >= 0 and len(self._attachments) >= limit and (session is None or session.attachment is None):
+            self.counters.refuse("max_connections")
+            outlet.batch.connack(event.connection, Reason.QUOTA_EXCEEDED, False)
+            return
         if session is not None and session.attachment is not None:
             # [MQTT-3.1.4-3] The older connection of a client id goes.
-            older = session.attachment
-            older.outlet.batch.close(older.connection, Reason.SESSION_TAKEN_OVER)
-            self._detach(older, -1, now)
+            self._close(session.attachment, Reason.SESSION_TAKEN_OVER, now)
             session = self._sessions.get(event.client_id)
         if session is not None and event.clean_start:
             # [MQTT-3.1.2-4] Clean Start discards what was there.
-            self._end_session(session)
+            self._end_session(session, now)
             session = None
+        # [MQTT-3.1.3-9] Back in time, or the session's end has published it.
+        self._wills.discard(event.client_id)
         present = session is not None
         if session is None:
-            self._session_number += 1
-            session = Session(self._session_number, event.client_id, event.user_name, event.session_expiry_s, 0)
+            number = self._store.take_number()
+            session = Session(
+                number, event.client_id, event.user_name, event.session_expiry_s, 0, self.settings.queue_lifo
+            )
             self._sessions[event.client_id] = session
-        outlet = self._outlets[event.connection >> 32]
         attachment = Attachment(event.connection, outlet, session, event.version, event.packet_bytes_max)
         session.attachment = attachment
         session.user_name = event.user_name
@@ -228,39 +279,76 @@ class QueueOwner:
         session.inflight.window = self._window(event)
         self._attachments[event.connection] = attachment
         self._set_expiry(session, event.session_expiry_s)
-        attachment.outlet.batch.connack(event.connection, _SUCCESS, present)
+        if event.will is not None:
+            self._wills.leave(event.client_id, event.user_name, event.will)
+        if self.settings.retry_interval_s and self._retry_at == math.inf:
+            self._retry_at = now + _RETRY_CHECK_S
+        outlet.batch.connack(event.connection, _SUCCESS, present)
         self._dispatcher.redeliver(attachment, now)
 
     def _window(self, event: Attach) -> int:
         # [MQTT-3.3.4-9] MQTT 5 clients say how much they take; for the others the broker decides.
-        wanted = event.receive_maximum if event.version == 5 else self.settings.max_inflight_messages
-        return wanted or PACKET_ID_MAX
+        if event.version == 5:
+            return min(event.receive_maximum or PACKET_ID_MAX, self.settings.receive_max_client)
+        return self.settings.max_inflight_messages or PACKET_ID_MAX
 
     def _detach_received(self, event: Detach, now: float) -> None:
         attachment = self._attachments.get(event.connection)
         if attachment is not None:
-            self._detach(attachment, event.session_expiry_s, now)
+            self._detach(attachment, event.reason, event.session_expiry_s, now)
 
-    def _detach(self, attachment: Attachment, session_expiry_s: int, now: float) -> None:
+    def _close(self, attachment: Attachment, reason: int, now: float) -> None:
+        """End a connection from this side."""
+        attachment.outlet.batch.close(attachment.connection, reason)
+        self._detach(attachment, reason, -1, now)
+
+    def _detach(self, attachment: Attachment, reason: int, session_expiry_s: int, now: float) -> None:
         session = attachment.session
         del self._attachments[attachment.connection]
         self._dispatcher.waiting.pop(session, None)
+        self._dispatcher.loading.pop(session, None)
         session.attachment = None
         dropped = session.queue.drop_qos0()
         if dropped:
             self.counters.drop("offline_qos0", dropped)
         if session_expiry_s >= 0 and session_expiry_s != session.expiry_s:
             self._set_expiry(session, session_expiry_s)
+        self._execute_will(session, reason, now)
         if session.expiry_s == 0:
-            self._end_session(session)
+            self._end_session(session, now, will_waits=reason == Reason.SERVER_SHUTTING_DOWN)
+            return
+        self._start_expiry(session, now)
+        for group in list(session.groups):
+            self._dispatcher.member_gone(group, now)
+
+    def _execute_will(self, session: Session, reason: int, now: float) -> None:
+        """Decide about the will of a connection that ended: forget it, or let it wait."""
+        left = self._wills.get(session.client_id)
+        if left is None:
+            return
+        taken_over = reason == Reason.SESSION_TAKEN_OVER
+        if reason == _SUCCESS or (taken_over and self.settings.suppress_will_on_takeover):
+            # [MQTT-3.1.2-10] [MQTT-3.14.4-3] A proper goodbye.
+            self._wills.discard(session.client_id)
+            return
+        delay_s = min(left.will.delay_s, self.settings.max_last_will_delay_s)
+        if session.expiry_s != NEVER_EXPIRES_S:
+            # [MQTT-3.1.2-8] The end of the session does not wait for the delay.
+            delay_s = min(delay_s, session.expiry_s)
+        if reason == Reason.SERVER_SHUTTING_DOWN:
+            # ![MQTT-3.1.2-8] because this side closed the connection: a rolling restart would fire every will.
+            delay_s = max(delay_s, self.settings.leave_will_grace_s)
+        if delay_s == 0:
+            self._wills.discard(session.client_id)
+            self._publishing.publish_will(left, now)
         else:
-            self._start_expiry(session, now)
+            self._wills.schedule(session.client_id, now + delay_s)
 
     def _start_expiry(self, session: Session, now: float) -> None:
         if session.expiry_s != NEVER_EXPIRES_S:
             session.expires_at = now + session.expiry_s
             self._schedule(session)
-            persistence.put_session(self._effects.writes, session, self._clock)
+            self._store.put_session(session)
 
     def _schedule(self, session: Session) -> None:
         """Have `tick` look at the session no later than when it expires; one entry serves all its reconnects."""
@@ -274,173 +362,79 @@ class QueueOwner:
             heapq.heapify(self._expiries)
 
     def _set_expiry(self, session: Session, expiry_s: int) -> None:
-        """Set how long the session outlives its connection, and store or unstore it accordingly."""
+        """Set how long the session outlives its connection; once it is to, it is stored until it ends."""
         session.expiry_s = expiry_s
-        writes = self._effects.writes
-        persistent = expiry_s > 0
-        changed = persistent != session.persistent
-        session.persistent = persistent
-        if persistent:
-            persistence.put_session(writes, session, self._clock)
-        if not changed:
+        if session.persistent or expiry_s > 0:
+            self._store.put_session(session)
+        if session.persistent or expiry_s == 0:
             return
-        for topic_filter, granted in session.subscriptions.items():
-            self._note_interest(self._wishes.set_persistent(topic_filter, persistent))
-            if persistent:
-                persistence.put_subscription(writes, session, topic_filter, granted)
-        for delivery in list(session.inflight.deliveries.values()) + session.queue.deliveries():
-            if delivery.qos == 0:
-                continue
-            if persistent:
-                persistence.put_delivery(writes, session, delivery, self._clock)
-            else:
-                persistence.delete_delivery(writes, session, delivery)
-        if not persistent:
-            persistence.delete_session(writes, session)
+        session.persistent = True
+        self._subscribing.became_persistent(session)
+        for packet_id, done in session.incoming.items():
+            if done:
+                self._store.put_incoming(session, packet_id)
+        for delivery in session.inflight.deliveries.values():
+            self._store.put_delivery(session.number, delivery)
+        for delivery in session.queue.take_loose():
+            if delivery.qos:
+                self._store.put_delivery(session.number, delivery)
+            session.queue.push(delivery)
 
-    def _end_session(self, session: Session) -> None:
-        writes = self._effects.writes
-        for topic_filter in session.subscriptions:
-            self._routes.remove(topic_filter, session)
-            self._count_wish(topic_filter, session, -1)
-        session.subscriptions = {}
-        if session.persistent:
-            for delivery in list(session.inflight.deliveries.values()) + session.queue.deliveries():
-                if delivery.stored:
-                    persistence.delete_delivery(writes, session, delivery)
-            persistence.delete_session(writes, session)
+    def _end_session(self, session: Session, now: float, will_waits: bool = False) -> None:
         del self._sessions[session.client_id]
+        self._subscribing.end_session(session, now)
+        if session.persistent:
+            self._store.delete_session(session)
+        left = None if will_waits else self._wills.take(session.client_id)
+        if left is not None:
+            # [MQTT-3.1.2-8] The session ends before the delay does.
+            self._publishing.publish_will(left, now)
 
-    # Subscriptions.
+    # What clients say.
 
     def _subscribe(self, event: SubscribeReceived, now: float) -> None:
         attachment = self._attachments.get(event.connection)
-        if attachment is None:
-            return
-        session = attachment.session
-        reasons: list[int] = []
-        for topic_filter, granted in event.requests:
-            reasons.append(granted)
-            if granted >= _FAILURE:
-                continue
-            # [MQTT-3.8.4-3] An identical filter replaces the subscription.
-            session.subscriptions[topic_filter] = granted
-            if self._routes.set(topic_filter, session, granted):
-                self._count_wish(topic_filter, session, 1)
-            if session.persistent:
-                persistence.put_subscription(self._effects.writes, session, topic_filter, granted)
-        attachment.outlet.batch.suback(event.connection, event.packet_id, reasons)
+        if attachment is not None:
+            self._subscribing.subscribe(attachment, event, now)
 
     def _unsubscribe(self, event: UnsubscribeReceived, now: float) -> None:
         attachment = self._attachments.get(event.connection)
-        if attachment is None:
-            return
-        session = attachment.session
-        reasons: list[int] = []
-        for topic_filter in event.filters:
-            if session.subscriptions.pop(topic_filter, -1) < 0:
-                reasons.append(Reason.NO_SUBSCRIPTION_EXISTED)
-                continue
-            reasons.append(_SUCCESS)
-            self._routes.remove(topic_filter, session)
-            self._count_wish(topic_filter, session, -1)
-            if session.persistent:
-                persistence.delete_subscription(self._effects.writes, session, topic_filter)
-        attachment.outlet.batch.unsuback(event.connection, event.packet_id, reasons)
-
-    def _count_wish(self, topic_filter: bytes, session: Session, step: int) -> None:
-        self._note_interest(self._wishes.count(topic_filter, session.persistent, step))
-
-    def _note_interest(self, change: InterestChange | None) -> None:
-        if change is not None:
-            self._effects.interest.append(change)
-
-    # Messages.
-
-    def _publish(self, event: PublishReceived, now: float) -> None:
-        attachment = self._attachments.get(event.connection)
-        if attachment is None:
-            return
-        self.counters.mqtt_publish_received += 1
-        message = event.message
-        message.publisher = attachment.session.client_id
-        if event.expiry_s >= 0:
-            message.expires_at = now + event.expiry_s
-        route = self._routes.find(message.topic)
-        if route.refused:
-            self._refuse_publish(attachment, event.packet_id, message, route.refused)
-            return
-        if message.qos:
-            self._message_number += 1
-            message.origin = self._store_id
-            message.number = self._message_number
-        matched = self._dispatcher.deliver(message, route, now) if route.sessions else 0
-        ticket: Ticket | None = None
-        if route.nodes:
-            ticket = self._forward(event, message, route.nodes)
-        if message.qos == 0:
-            return
-        if ticket is None:
-            reason = _SUCCESS if matched or route.nodes else _NO_MATCHING_SUBSCRIBERS
-            if not attachment.pending:
-                attachment.outlet.batch.puback(event.connection, event.packet_id, reason)
-                return
-            ticket = Ticket(event.connection, event.packet_id, reason)
-        attachment.pending.append(ticket)
-
-    def _forward(self, event: PublishReceived, message: Message, nodes: list[tuple[str, bool]]) -> Ticket | None:
-        """Forward once to each interested node; the ticket is there when one of them must answer first."""
-        ticket: Ticket | None = None
-        to_peers = self._effects.to_peers
-        for node, persistent in nodes:
-            if persistent and message.qos:
-                if ticket is None:
-                    ticket = Ticket(event.connection, event.packet_id, _SUCCESS)
-                ticket.waiting += 1
-                to_peers.append(Forward(node, message, ticket))
-            else:
-                to_peers.append(Forward(node, message, None))
-        self.counters.router_matches_remote += len(nodes)
-        return ticket
-
-    def _release_pending(self, connection: int, now: float) -> None:
-        attachment = self._attachments.get(connection)
-        if attachment is None:
-            return
-        pending = attachment.pending
-        batch = attachment.outlet.batch
-        while pending and pending[0].waiting == 0:
-            ticket = pending.popleft()
-            if ticket.reason < _FAILURE or attachment.version == 5:
-                batch.puback(connection, ticket.packet_id, ticket.reason)
-            else:
-                # MQTT 3.1.1 has no way to refuse a PUBLISH but to close the connection.
-                batch.close(connection, ticket.reason)
-                self._detach(attachment, -1, now)
-                return
-
-    def _refuse_publish(self, attachment: Attachment, packet_id: int, message: Message, reason: int) -> None:
-        """Drop a PUBLISH to a topic that is not for clients; MQTT 3.1.1 can't be told so."""
-        self.counters.drop("reserved_topic")
-        if message.qos:
-            attachment.pending.append(
-                Ticket(attachment.connection, packet_id, reason if attachment.version == 5 else 0)
-            )
-            self._release_pending(attachment.connection, 0.0)
+        if attachment is not None:
+            self._subscribing.unsubscribe(attachment, event, now)
 
     def _puback(self, event: PubackReceived, now: float) -> None:
         attachment = self._attachments.get(event.connection)
-        if attachment is None:
-            return
-        session = attachment.session
-        delivery = session.inflight.pop(event.packet_id)
-        if delivery is None:
-            # The acknowledgement of a first sending may arrive after a reconnect: nothing is left to do.
-            return
-        if delivery.stored:
-            persistence.delete_delivery(self._effects.writes, session, delivery)
-        if not session.is_caught_up():
-            self._dispatcher.drain(attachment, now)
+        if attachment is not None:
+            self._close_for(attachment, self._dispatcher.acknowledged(attachment, event.packet_id, now), now)
+
+    def _pubrec(self, event: PubrecReceived, now: float) -> None:
+        attachment = self._attachments.get(event.connection)
+        if attachment is not None:
+            reason = self._dispatcher.received(attachment, event.packet_id, event.reason, now)
+            self._close_for(attachment, reason, now)
+
+    def _pubrel(self, event: PubrelReceived, now: float) -> None:
+        attachment = self._attachments.get(event.connection)
+        if attachment is not None:
+            self._publishing.release(attachment, event.packet_id)
+
+    def _pubcomp(self, event: PubcompReceived, now: float) -> None:
+        attachment = self._attachments.get(event.connection)
+        if attachment is not None:
+            self._close_for(attachment, self._dispatcher.completed(attachment, event.packet_id, now), now)
+
+    def _close_for(self, attachment: Attachment, reason: int, now: float) -> None:
+        if reason:
+            self._close(attachment, reason, now)
+
+    def _retry(self, now: float) -> None:
+        """Send again what MQTT 3 clients have not acknowledged for too long; MQTT 5 forbids it [MQTT-4.4.0-1]."""
+        self._retry_at = now + _RETRY_CHECK_S if self._attachments else math.inf
+        for attachment in list(self._attachments.values()):
+            if attachment.version != 5 and attachment.session.inflight.begin_retry(
+                now - self.settings.retry_interval_s
+            ):
+                self._dispatcher.drain(attachment, now)
 
     # Listeners.
 
@@ -455,11 +449,16 @@ class QueueOwner:
             attachment.paused = False
             self._dispatcher.drain(attachment, now)
 
+    def _listener_counted(self, event: ListenerCounted, now: float) -> None:
+        self.totals.receive(event.listener, event.generation, event.values)
+
     def _listener_started(self, event: ListenerStarted, now: float) -> None:
+        self.totals.gone(event.listener, event.generation - 1)
         self._lose_connections(event.listener, now)
         self._outlets[event.listener] = Outlet(event.listener, event.generation, self.settings.listener_window_bytes)
 
     def _listener_gone(self, event: ListenerGone, now: float) -> None:
+        self.totals.gone(event.listener, event.generation)
         outlet = self._outlets.get(event.listener)
         if outlet is not None and outlet.generation == event.generation:
             self._lose_connections(event.listener, now)
@@ -468,7 +467,7 @@ class QueueOwner:
     def _lose_connections(self, listener: int, now: float) -> None:
         for attachment in list(self._attachments.values()):
             if attachment.connection >> 32 == listener:
-                self._detach(attachment, -1, now)
+                self._detach(attachment, CONNECTION_LOST, -1, now)
 
     def _credit_returned(self, event: CreditReturned, now: float) -> None:
         outlet = self._outlets.get(event.listener)
@@ -483,28 +482,50 @@ class QueueOwner:
             assert self._sessions[attachment.session.client_id] is attachment.session
             assert self._outlets[connection >> 32] is attachment.outlet
             assert not attachment.pending or attachment.pending[0].waiting > 0
-        subscriptions = 0
+        plain = 0
+        shared = 0
         for client_id, session in self._sessions.items():
             assert session.client_id == client_id
             assert session.attachment is not None or session.persistent
-            assert session.persistent == (session.expiry_s > 0)
-            subscriptions += len(session.subscriptions)
+            assert session.persistent or session.expiry_s == 0
+            assert len(session.groups) == sum(1 for name in session.subscriptions if name.startswith(b"$share/"))
+            plain += len(session.subscriptions) - len(session.groups)
+            shared += len(session.groups)
             self._validate_deliveries(session)
-        assert subscriptions == len(self._routes)
-        assert self._wishes.total() == subscriptions
+        assert plain == len(self._routes)
+        assert self._subscribing.wishes.total() == plain
+        assert plain + shared == self._subscribing.count()
+        for group in self._subscribing.groups.values():
+            assert group.members
+            group.queue.validate()
+        self._wills.validate()
+        self.retained.validate()
 
     def _validate_deliveries(self, session: Session) -> None:
-        last_seq = 0
         for packet_id, delivery in session.inflight.deliveries.items():
             assert delivery.packet_id == packet_id
             assert delivery.stored == session.persistent
-        for delivery in session.queue.deliveries():
-            assert delivery.packet_id == 0
-            assert delivery.seq > last_seq
-            assert delivery.stored == (session.persistent and delivery.qos > 0)
-            last_seq = delivery.seq
+        session.queue.validate()
+        assert session.persistent or not session.queue.tail_count
         attachment = session.attachment
-        if attachment is not None and not session.is_caught_up() and not attachment.paused:
-            blocked = not attachment.outlet.open and session in self._dispatcher.waiting
-            assert blocked or session.inflight.is_full()
-            assert blocked or session.inflight.is_resending() or session.queue.head().qos
+        if attachment is not None and not attachment.paused:
+            self._validate_waiting(session, attachment)
+
+    def _validate_waiting(self, session: Session, attachment: Attachment) -> None:
+        """A session that has something to be sent has a reason why it is not."""
+        if not attachment.outlet.open and session in self._dispatcher.waiting:
+            return
+        inflight = session.inflight
+        if inflight.is_resending():
+            assert inflight.is_full()
+            return
+        if session in self._dispatcher.loading:
+            return
+        head = session.queue.head()
+        assert len(session.queue) == 0 or (head is not None and head.qos > 0 and inflight.is_full())
+        if not len(session.queue):
+            assert not session.replays or inflight.is_full()
+
+
+def _ignore(text: str) -> None:
+    """Nobody wants to hear how far recovery is."""

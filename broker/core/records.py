@@ -4,23 +4,33 @@ One ZeroMQ frame is one batch: a header, then records back to back. Numbers are 
 are a u16 length and the bytes.
 
     listener -> owner  header: version u8, listener u8, generation u32, owner generation u32, consumed u32
-      ATTACH      1  connection u32, version u8, flags u8 (1 clean start, 2 user name), session expiry u32,
-                     receive maximum u16, packet bytes max u32, client id str, user name str
+      ATTACH      1  connection u32, version u8, flags u8 (1 clean start, 2 user name, 4 will), session expiry u32,
+                     receive maximum u16, packet bytes max u32, client id str, user name str; with a will: flags u8
+                     (QoS, 4 retain, 8 expiry), delay u32, expiry u32, topic str, lengths of properties u32 and
+                     payload u32, properties, payload
       PUBLISH     3  flags u8 (QoS, 4 retain, 8 expiry), connection u32, packet id u16, topic u16, properties u32,
                      payload u32, expiry u32 (0 without the flag), then topic, properties, payload
       PUBACK      4  connection u32, packet id u16, reason u8
-      SUBSCRIBE   8  connection u32, packet id u16, count u32, then count x (filter str, granted u8:
-                     QoS, 4 No Local; or a reason of 128 and more)
+      PUBREC      5  as PUBACK
+      PUBREL      6  as PUBACK
+      PUBCOMP     7  as PUBACK
+      SUBSCRIBE   8  connection u32, packet id u16, count u32, subscription identifier u32 (0: none), then count x
+                     (filter str, options u8 as in MQTT 5's SUBSCRIBE, or a reason of 128 and more)
       UNSUBSCRIBE 10 connection u32, packet id u16, count u32, then count x filter str
       DETACH      14 connection u32, reason u8, expiry given u8, session expiry u32
       PAUSED      20 connection u32
       RESUMED     21 connection u32
+      COUNTERS    22 0 u32, length u16, then the listener's counters (see `counters`)
 
     owner -> listener  header: version u8, owner generation u32, generation u32, consumed u32
       CONNACK     2  connection u32, reason u8, session present u8
-      DELIVER     3  flags u8 (4 retain, 8 expiry), topic u16, properties u32, payload u32, expiry u32, targets u32,
-                     then targets x (connection u32, packet id u16, flags u16 (QoS, 8 DUP)), topic, properties, payload
+      DELIVER     3  flags u8 (8 expiry), topic u16, properties u32, payload u32, expiry u32, targets u32,
+                     then targets x (connection u32, packet id u16, flags u16 (QoS, 4 retain, 8 DUP)), topic,
+                     properties, payload
       PUBACK      4  connection u32, packet id u16, reason u8
+      PUBREC      5  as PUBACK
+      PUBREL      6  as PUBACK
+      PUBCOMP     7  as PUBACK
       SUBACK      9  connection u32, packet id u16, count u32, then count reasons u8
       UNSUBACK    11 as SUBACK
       CLOSE       14 connection u32, reason u8
@@ -35,18 +45,24 @@ from typing import Final, final
 from librt.strings import BytesWriter, read_i16_be, read_i32_be, write_i16_be, write_i32_be
 from mypy_extensions import i16, i32, i64, mypyc_attr, u8
 
+from broker.core.counters import unpack_counters
 from broker.core.events import (
     Attach,
     ConnectionPaused,
     ConnectionResumed,
     Detach,
     Event,
+    ListenerCounted,
     PubackReceived,
+    PubcompReceived,
     PublishReceived,
+    PubrecReceived,
+    PubrelReceived,
     SubscribeReceived,
     UnsubscribeReceived,
 )
 from broker.core.message import Message
+from broker.core.will import Will
 
 RECORD_VERSION: Final = 1
 FRAME_BYTES_MAX: Final = 256 * 1024
@@ -57,13 +73,15 @@ TARGET_BYTES: Final = 8
 RETAIN_FLAG: Final = 4
 EXPIRY_FLAG: Final = 8
 DUP_FLAG: Final = 8
-NO_LOCAL_FLAG: Final = 4
 
 ATTACH: Final = 1
 CONNACK: Final = 2
 PUBLISH: Final = 3
 DELIVER: Final = 3
 PUBACK: Final = 4
+PUBREC: Final = 5
+PUBREL: Final = 6
+PUBCOMP: Final = 7
 SUBSCRIBE: Final = 8
 SUBACK: Final = 9
 UNSUBSCRIBE: Final = 10
@@ -72,6 +90,7 @@ DETACH: Final = 14
 CLOSE: Final = 14
 PAUSED: Final = 20
 RESUMED: Final = 21
+COUNTERS: Final = 22
 
 
 def _put_u8(writer: BytesWriter, number: i64) -> None:
@@ -146,12 +165,23 @@ class ListenerBatch:
         _put_u8(writer, ATTACH)
         _put_u32(writer, event.connection & 0xFFFFFFFF)
         _put_u8(writer, event.version)
-        _put_u8(writer, (1 if event.clean_start else 0) | (2 if event.user_name is not None else 0))
+        will = event.will
+        flags = (1 if event.clean_start else 0) | (2 if event.user_name is not None else 0)
+        _put_u8(writer, flags | (4 if will is not None else 0))
         _put_u32(writer, event.session_expiry_s)
         _put_u16(writer, event.receive_maximum)
         _put_u32(writer, event.packet_bytes_max)
         _put_string(writer, event.client_id.encode())
         _put_string(writer, (event.user_name or "").encode())
+        if will is not None:
+            _put_u8(writer, will.qos | (RETAIN_FLAG if will.retain else 0) | (EXPIRY_FLAG if will.expiry_s >= 0 else 0))
+            _put_u32(writer, will.delay_s)
+            _put_u32(writer, max(will.expiry_s, 0))
+            _put_string(writer, will.topic)
+            _put_u32(writer, len(will.properties))
+            _put_u32(writer, len(will.payload))
+            writer.write(will.properties)
+            writer.write(will.payload)
 
     def publish(
         self,
@@ -184,24 +214,25 @@ class ListenerBatch:
             writer.write(properties)
         writer.write(payload)
 
-    def puback(self, connection: i64, packet_id: i64, reason: i64) -> None:
-        """Append a PUBACK."""
+    def acknowledge(self, kind: i64, connection: i64, packet_id: i64, reason: i64) -> None:
+        """Append a PUBACK, PUBREC, PUBREL or PUBCOMP."""
         writer = self._writer
-        _put_u8(writer, PUBACK)
+        _put_u8(writer, kind)
         _put_u32(writer, connection)
         _put_u16(writer, packet_id)
         _put_u8(writer, reason)
 
-    def subscribe(self, connection: int, packet_id: int, requests: list[tuple[bytes, int]]) -> None:
-        """Append a SUBSCRIBE of (filter, granted QoS or reason)."""
+    def subscribe(self, connection: int, packet_id: int, identifier: int, requests: list[tuple[bytes, int]]) -> None:
+        """Append a SUBSCRIBE of (filter, options or reason)."""
         writer = self._writer
         _put_u8(writer, SUBSCRIBE)
         _put_u32(writer, connection)
         _put_u16(writer, packet_id)
         _put_u32(writer, len(requests))
-        for topic_filter, granted in requests:
+        _put_u32(writer, identifier)
+        for topic_filter, options in requests:
             _put_string(writer, topic_filter)
-            _put_u8(writer, granted)
+            _put_u8(writer, options)
 
     def unsubscribe(self, connection: int, packet_id: int, filters: list[bytes]) -> None:
         """Append an UNSUBSCRIBE."""
@@ -231,6 +262,12 @@ class ListenerBatch:
         """Append a RESUMED."""
         _put_u8(self._writer, RESUMED)
         _put_u32(self._writer, connection)
+
+    def counters(self, packed: bytes) -> None:
+        """Append a COUNTERS."""
+        _put_u8(self._writer, COUNTERS)
+        _put_u32(self._writer, 0)
+        _put_string(self._writer, packed)
 
 
 @final
@@ -275,10 +312,18 @@ def unpack_events(frame: bytes) -> list[Event]:
                 expiry_s = -1
             events.append(PublishReceived(int(connection), int(packet_id), message, int(expiry_s)))
             pos = payload_end
-        elif kind == PUBACK:
+        elif PUBACK <= kind <= PUBCOMP:
             connection = base | _u32(frame, pos + 1)
             packet_id = _u16(frame, pos + 5)
-            events.append(PubackReceived(int(connection), int(packet_id), frame[pos + 7]))
+            reason = frame[pos + 7]
+            if kind == PUBACK:
+                events.append(PubackReceived(int(connection), int(packet_id), reason))
+            elif kind == PUBREC:
+                events.append(PubrecReceived(int(connection), int(packet_id), reason))
+            elif kind == PUBREL:
+                events.append(PubrelReceived(int(connection), int(packet_id), reason))
+            else:
+                events.append(PubcompReceived(int(connection), int(packet_id), reason))
             pos += 8
         else:
             event, next_pos = _unpack_rare(frame, int(kind), int(base), int(pos))
@@ -292,26 +337,7 @@ def _unpack_rare(frame: bytes, kind: int, base: int, pos: int) -> tuple[Event, i
     connection: int = base | _u32(frame, pos + 1)
     pos += 5
     if kind == ATTACH:
-        version = frame[pos]
-        flags = frame[pos + 1]
-        expiry_s: int = _u32(frame, pos + 2)
-        receive_maximum: int = _u16(frame, pos + 6)
-        packet_bytes_max: int = _u32(frame, pos + 8)
-        client_id, pos = _string(frame, pos + 12)
-        user_name, pos = _string(frame, pos)
-        return (
-            Attach(
-                connection,
-                client_id.decode(),
-                version,
-                flags & 1 != 0,
-                expiry_s,
-                receive_maximum,
-                packet_bytes_max,
-                user_name.decode() if flags & 2 else None,
-            ),
-            pos,
-        )
+        return _unpack_attach(frame, connection, pos)
     if kind == DETACH:
         expiry: int = _u32(frame, pos + 2)
         return Detach(connection, frame[pos], expiry if frame[pos + 1] else -1), pos + 6
@@ -319,6 +345,10 @@ def _unpack_rare(frame: bytes, kind: int, base: int, pos: int) -> tuple[Event, i
         return ConnectionPaused(connection), pos
     if kind == RESUMED:
         return ConnectionResumed(connection), pos
+    if kind == COUNTERS:
+        packed, pos = _string(frame, pos)
+        generation: int = _u32(frame, 2)
+        return ListenerCounted(frame[1], generation, unpack_counters(packed)), pos
     assert kind in (SUBSCRIBE, UNSUBSCRIBE), f"unknown record {kind}"
     packet_id: int = _u16(frame, pos)
     count: int = _u32(frame, pos + 2)
@@ -329,12 +359,52 @@ def _unpack_rare(frame: bytes, kind: int, base: int, pos: int) -> tuple[Event, i
             topic_filter, pos = _string(frame, pos)
             filters.append(topic_filter)
         return UnsubscribeReceived(connection, packet_id, filters), pos
+    identifier: int = _u32(frame, pos)
+    pos += 4
     requests: list[tuple[bytes, int]] = []
     for _ in range(count):
         topic_filter, pos = _string(frame, pos)
         requests.append((topic_filter, frame[pos]))
         pos += 1
-    return SubscribeReceived(connection, packet_id, requests), pos
+    return SubscribeReceived(connection, packet_id, requests, identifier), pos
+
+
+def _unpack_attach(frame: bytes, connection: int, pos: int) -> tuple[Event, int]:
+    version = frame[pos]
+    flags = frame[pos + 1]
+    expiry_s: int = _u32(frame, pos + 2)
+    receive_maximum: int = _u16(frame, pos + 6)
+    packet_bytes_max: int = _u32(frame, pos + 8)
+    client_id, pos = _string(frame, pos + 12)
+    user_name, pos = _string(frame, pos)
+    will: Will | None = None
+    if flags & 4:
+        will, pos = _unpack_will(frame, pos)
+    event = Attach(
+        connection,
+        client_id.decode(),
+        version,
+        flags & 1 != 0,
+        expiry_s,
+        receive_maximum,
+        packet_bytes_max,
+        user_name.decode() if flags & 2 else None,
+        will,
+    )
+    return event, pos
+
+
+def _unpack_will(frame: bytes, pos: int) -> tuple[Will, int]:
+    flags = frame[pos]
+    delay_s: int = _u32(frame, pos + 1)
+    expiry_s: int = _u32(frame, pos + 5) if flags & EXPIRY_FLAG else -1
+    topic, pos = _string(frame, pos + 9)
+    payload: int = pos + 8 + _u32(frame, pos)
+    end: int = payload + _u32(frame, pos + 4)
+    will = Will(
+        topic, frame[payload:end], frame[pos + 8 : payload], flags & 3, flags & RETAIN_FLAG != 0, delay_s, expiry_s
+    )
+    return will, end
 
 
 def _string(frame: bytes, pos: int) -> tuple[bytes, int]:
@@ -369,16 +439,16 @@ class OwnerBatch:
         _put_u8(writer, reason)
         _put_u8(writer, 1 if session_present else 0)
 
-    def deliver_head(self, message: Message, expiry_s: i64, targets: i64) -> None:
-        """Begin a DELIVER; `targets` calls of `target` and one of `deliver_body` must follow."""
+    def deliver_head(self, message: Message, identifiers: bytes, expiry_s: i64, targets: i64) -> None:
+        """Begin a DELIVER; `targets` calls of `target` and one of `deliver_body` must follow.
+
+        `identifiers` are properties that go in front of the message's own.
+        """
         writer = self._writer
         _put_u8(writer, DELIVER)
-        flags: i64 = RETAIN_FLAG if message.retain else 0
-        if expiry_s >= 0:
-            flags |= EXPIRY_FLAG
-        _put_u8(writer, flags)
+        _put_u8(writer, EXPIRY_FLAG if expiry_s >= 0 else 0)
         _put_u16(writer, len(message.topic))
-        _put_u32(writer, len(message.properties))
+        _put_u32(writer, len(message.properties) + len(identifiers))
         _put_u32(writer, len(message.payload))
         _put_u32(writer, expiry_s if expiry_s >= 0 else 0)
         _put_u32(writer, targets)
@@ -391,10 +461,12 @@ class OwnerBatch:
         """Append many packed targets of the DELIVER that was begun."""
         self._writer.write(packed)
 
-    def deliver_body(self, message: Message) -> None:
+    def deliver_body(self, message: Message, identifiers: bytes) -> None:
         """Finish the DELIVER that was begun."""
         writer = self._writer
         writer.write(message.topic)
+        if identifiers:
+            writer.write(identifiers)
         if message.properties:
             writer.write(message.properties)
         writer.write(message.payload)
@@ -403,23 +475,23 @@ class OwnerBatch:
             self._full_bytes += len(writer)
             self._writer = BytesWriter()
 
-    def puback(self, connection: i64, packet_id: i64, reason: i64) -> None:
-        """Append a PUBACK."""
+    def acknowledge(self, kind: i64, connection: i64, packet_id: i64, reason: i64) -> None:
+        """Append a PUBACK, PUBREC, PUBREL or PUBCOMP."""
         writer = self._writer
-        _put_u8(writer, PUBACK)
+        _put_u8(writer, kind)
         _put_u32(writer, connection & 0xFFFFFFFF)
         _put_u16(writer, packet_id)
         _put_u8(writer, reason)
 
     def suback(self, connection: int, packet_id: int, reasons: list[int]) -> None:
         """Append a SUBACK."""
-        self._acknowledge(SUBACK, connection, packet_id, reasons)
+        self._answer(SUBACK, connection, packet_id, reasons)
 
     def unsuback(self, connection: int, packet_id: int, reasons: list[int]) -> None:
         """Append an UNSUBACK."""
-        self._acknowledge(UNSUBACK, connection, packet_id, reasons)
+        self._answer(UNSUBACK, connection, packet_id, reasons)
 
-    def _acknowledge(self, kind: int, connection: int, packet_id: int, reasons: list[int]) -> None:
+    def _answer(self, kind: int, connection: int, packet_id: int, reasons: list[int]) -> None:
         writer = self._writer
         _put_u8(writer, kind)
         _put_u32(writer, connection & 0xFFFFFFFF)
@@ -472,15 +544,12 @@ class OwnerRecord:
 class Deliver(OwnerRecord):
     """One message for many connections; `target(i)` says which. `expiry_s` is -1 for never."""
 
-    __slots__ = ("count", "expiry_s", "payload", "properties", "retain", "targets", "topic")
+    __slots__ = ("count", "expiry_s", "payload", "properties", "targets", "topic")
 
-    def __init__(
-        self, topic: bytes, properties: bytes, payload: bytes, retain: bool, expiry_s: int, targets: bytes
-    ) -> None:
+    def __init__(self, topic: bytes, properties: bytes, payload: bytes, expiry_s: int, targets: bytes) -> None:
         self.topic = topic
         self.properties = properties
         self.payload = payload
-        self.retain = retain
         self.expiry_s = expiry_s
         self.targets = targets
         self.count: int = len(targets) // TARGET_BYTES
@@ -494,7 +563,7 @@ class Deliver(OwnerRecord):
 @mypyc_attr(acyclic=True)
 @final
 class Answer(OwnerRecord):
-    """A CONNACK, PUBACK, SUBACK, UNSUBACK or CLOSE for one connection, by `kind`."""
+    """A CONNACK, CLOSE or acknowledgement for one connection, by `kind`."""
 
     __slots__ = ("connection", "kind", "packet_id", "reason", "reasons", "session_present")
 
@@ -527,16 +596,15 @@ def unpack_owner_records(frame: bytes, start: int = OWNER_HEADER_BYTES) -> list[
                     frame[topic:properties],
                     frame[properties:payload] if payload > properties else b"",
                     frame[payload:payload_end],
-                    flags & RETAIN_FLAG != 0,
                     int(expiry_s),
                     frame[targets:topic],
                 )
             )
             pos = payload_end
-        elif kind == PUBACK:
+        elif PUBACK <= kind <= PUBCOMP:
             connection: i64 = _u32(frame, pos + 1)
             packet_id: i64 = _u16(frame, pos + 5)
-            records.append(Answer(PUBACK, int(connection), int(packet_id), frame[pos + 7]))
+            records.append(Answer(int(kind), int(connection), int(packet_id), frame[pos + 7]))
             pos += 8
         else:
             answer, next_pos = _unpack_answer(frame, int(kind), int(pos))

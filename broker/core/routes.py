@@ -1,20 +1,20 @@
 """Routes: who gets a message of a topic, looked up once and remembered until a subscription changes.
 
-It owns the node's subscriptions as a topic tree and the cache over it; the other nodes' wishes come
-through `Interest`, which the cluster implements. It decides nothing about queues or connections.
+It owns the node's subscriptions as topic trees and the cache over them; the other nodes' wishes come through
+`Interest`, which the cluster implements. It decides nothing about queues or connections.
 """
 
 from typing import Final, Protocol, final
 
-from broker.core.records import NO_LOCAL_FLAG
 from broker.core.session import Session
+from broker.core.shared import SharedGroup
+from broker.core.subscription import NO_LOCAL, QOS_MASK, RETAIN_AS_PUBLISHED, Subscription
 from broker.core.topic_tree import TopicTree
 from broker.mqtt.reasons import Reason
 
 # About 100 bytes an entry beside the topic: 50,000 topics cost some 10 MiB, and beyond that an
 # empty cache costs one look-up in the tree for each topic.
 ROUTES_MAX: Final = 50_000
-QOS_MASK: Final = 3
 
 
 class Interest(Protocol):
@@ -34,17 +34,20 @@ class NoInterest:
 
 @final
 class Route:
-    """The sessions with the QoS granted to each, and the (node name, persistent) of interested nodes.
+    """The sessions with what is granted to each, the shared groups, and the (node name, persistent) of other nodes.
 
-    `no_local` holds the sessions that don't want their own messages. `refused` is the reason why
-    clients may not publish to the topic, 0 when they may.
+    `granted` holds the highest QoS, and RETAIN_AS_PUBLISHED. `identifiers` holds the sessions' subscription identifiers
+    as encoded properties, and is empty when none has any. `no_local` holds the sessions that don't want their own
+    messages. `refused` is the reason why clients may not publish to the topic, 0 when they may.
     """
 
-    __slots__ = ("granted", "no_local", "nodes", "refused", "sessions")
+    __slots__ = ("granted", "groups", "identifiers", "no_local", "nodes", "refused", "sessions")
 
     def __init__(self, nodes: list[tuple[str, bool]]) -> None:
         self.sessions: list[Session] = []
         self.granted: list[int] = []
+        self.identifiers: list[bytes] = []
+        self.groups: list[SharedGroup] = []
         self.no_local: dict[str, Session] = {}
         self.nodes = nodes
         self.refused: int = 0
@@ -55,22 +58,33 @@ class Routes:
     """Subscriptions of this node and the routes they make."""
 
     def __init__(self, interest: Interest) -> None:
-        self._tree: TopicTree[Session, int] = TopicTree()
+        self._tree: TopicTree[Session, Subscription] = TopicTree()
+        self._groups: TopicTree[SharedGroup, bool] = TopicTree()
         self._cache: dict[bytes, Route] = {}
         self._interest = interest
 
     def __len__(self) -> int:
         return len(self._tree)
 
-    def set(self, topic_filter: bytes, session: Session, granted: int) -> bool:
+    def set(self, topic_filter: bytes, session: Session, subscription: Subscription) -> bool:
         """Add or replace a subscription; true when it is new."""
         self._cache.clear()
-        return self._tree.set(topic_filter, session, granted)
+        return self._tree.set(topic_filter, session, subscription)
 
     def remove(self, topic_filter: bytes, session: Session) -> None:
         """Remove a subscription."""
         self._cache.clear()
         self._tree.remove(topic_filter, session)
+
+    def add_group(self, group: SharedGroup) -> None:
+        """Add a shared group."""
+        self._cache.clear()
+        self._groups.set(group.topic_filter, group, True)
+
+    def remove_group(self, group: SharedGroup) -> None:
+        """Remove a shared group."""
+        self._cache.clear()
+        self._groups.remove(group.topic_filter, group)
 
     def invalidate(self) -> None:
         """Forget what is remembered: the other nodes' interest changed."""
@@ -89,11 +103,17 @@ class Routes:
     def _look_up(self, topic: bytes) -> Route:
         route = Route(self._interest.match(topic))
         highest: dict[Session, int] = {}
+        identifiers: dict[Session, bytes] = {}
         own: dict[str, bool] = {}
-        for session, granted in self._tree.match(topic):
-            # [MQTT-3.3.4-2] Overlapping subscriptions make one delivery, at the highest QoS of them.
-            highest[session] = max(granted & QOS_MASK, highest.get(session, 0))
-            if granted & NO_LOCAL_FLAG:
+        for session, subscription in self._tree.match(topic):
+            # [MQTT-3.3.4-2] Overlapping subscriptions make one delivery, at the highest QoS of them,
+            options = subscription.options
+            before = highest.get(session, 0)
+            highest[session] = max(options & QOS_MASK, before & QOS_MASK) | (options | before) & RETAIN_AS_PUBLISHED
+            if subscription.encoded:
+                # [MQTT-3.3.4-4] with the identifiers of all.
+                identifiers[session] = identifiers.get(session, b"") + subscription.encoded
+            if options & NO_LOCAL:
                 route.no_local[session.client_id] = session
             else:
                 own[session.client_id] = True
@@ -102,6 +122,9 @@ class Routes:
             route.no_local.pop(client_id, None)
         route.sessions = list(highest.keys())
         route.granted = list(highest.values())
+        if identifiers:
+            route.identifiers = [identifiers.get(session, b"") for session in route.sessions]
+        route.groups = [group for group, _ in self._groups.match(topic)]
         if topic.startswith(b"$"):
             # [MQTT-4.7.2-1] and its comment: the server keeps $-topics for itself.
             route.refused = int(Reason.NOT_AUTHORIZED)

@@ -5,10 +5,11 @@ sockets, processes or disks, and it does not decide who gets what: the owner doe
 
 Theory of operation
 -------------------
-A delivery is queued, then in flight, then gone. `queue` holds what waits, oldest first; `inflight`
-what was sent. Every delivery of QoS 1 in the queue is younger than every one in flight. The session
-is attached while `attachment` is set; without one, only deliveries of QoS 1 are kept. Its records
-are in the store exactly while it is persistent, that is while it outlives its connection.
+A delivery is queued, then in flight, then gone. `queue` holds what waits, oldest first; `inflight` what was sent.
+Every delivery of QoS 1 or 2 in the queue is younger than every one in flight. `incoming` holds the packet ids of the
+client's own QoS 2 PUBLISHes that it has not released: False while one is on its way to those who want it, True once it
+is done. The session is attached while `attachment` is set; without one, only deliveries of QoS 1 and 2 are kept. Its
+records are in the store from the moment at which it is to outlive its connection until it ends.
 """
 
 from collections import deque
@@ -18,6 +19,20 @@ from broker.core.delivery_queue import DeliveryQueue
 from broker.core.effects import Ticket
 from broker.core.inflight import Inflight
 from broker.core.outlet import Outlet
+from broker.core.shared import SharedGroup
+from broker.core.subscription import Subscription
+
+
+@final
+class Replay:
+    """Retained messages that a new subscription has yet to be sent: their topics, and how to send them."""
+
+    __slots__ = ("next", "subscription", "topics")
+
+    def __init__(self, topics: list[bytes], subscription: Subscription) -> None:
+        self.topics = topics
+        self.subscription = subscription
+        self.next: int = 0
 
 
 @final
@@ -29,17 +44,22 @@ class Session:
         "client_id",
         "expires_at",
         "expiry_s",
+        "groups",
+        "incoming",
         "inflight",
         "next_seq",
         "number",
         "persistent",
         "queue",
+        "replays",
         "scheduled_at",
         "subscriptions",
         "user_name",
     )
 
-    def __init__(self, number: int, client_id: str, user_name: str | None, expiry_s: int, window: int) -> None:
+    def __init__(
+        self, number: int, client_id: str, user_name: str | None, expiry_s: int, window: int, lifo: bool = False
+    ) -> None:
         self.number = number
         self.client_id = client_id
         self.user_name = user_name
@@ -47,10 +67,13 @@ class Session:
         self.expires_at: float = 0.0
         # When the owner looks at it next for that; 0.0 for not at all.
         self.scheduled_at: float = 0.0
-        self.persistent = expiry_s > 0
-        self.subscriptions: dict[bytes, int] = {}
-        self.queue = DeliveryQueue()
+        self.persistent = False
+        self.subscriptions: dict[bytes, Subscription] = {}
+        self.groups: list[SharedGroup] = []
+        self.queue = DeliveryQueue(lifo)
         self.inflight = Inflight(window)
+        self.incoming: dict[int, bool] = {}
+        self.replays: deque[Replay] = deque()
         self.next_seq: int = 1
         self.attachment: Attachment | None = None
 

@@ -20,7 +20,7 @@ import setproctitle
 import uvloop
 import zmq
 
-from broker.config import Config, expiration_s, host_port
+from broker.config import Config, expiration_s, host_port, protocol_versions
 from broker.core.connection import CLOSED, Connection, ConnectionLimits
 from broker.core.events import NEVER_EXPIRES_S
 from broker.core.listener import ListenerCore
@@ -38,8 +38,6 @@ GC_THRESHOLD = 100_000
 _BACKLOG = 4096
 _FRAMES_PER_TURN = 64
 _TICK_S = 1.0
-# Above this a client counts as not reading: the owner then keeps its messages where they can be bounded and dropped.
-_WRITE_BUFFER_HIGH_BYTES = 256 * 1024
 # A closing client gets this long to read the last words.
 _CLOSE_TIMEOUT_S = 5.0
 _STOP_TIMEOUT_S = 3.0
@@ -47,13 +45,22 @@ _STOP_TIMEOUT_S = 3.0
 
 def connection_limits(config: Config) -> ConnectionLimits:
     """Return what the configuration says to connections."""
-    expiration = expiration_s(config.mqtt.persistent_client_expiration)
+    mqtt = config.mqtt
     return ConnectionLimits(
-        connect_timeout_s=config.mqtt.mqtt_connect_timeout / 1000,
-        packet_bytes_max=config.mqtt.max_message_size,
-        client_id_bytes_max=config.mqtt.max_client_id_size,
-        topic_levels_max=config.mqtt.topic_max_depth,
-        persistent_client_expiration_s=int(min(expiration, NEVER_EXPIRES_S)),
+        connect_timeout_s=mqtt.mqtt_connect_timeout / 1000,
+        packet_bytes_max=mqtt.max_message_size,
+        client_id_bytes_max=mqtt.max_client_id_size,
+        topic_levels_max=mqtt.topic_max_depth,
+        topic_bytes_max=mqtt.max_topic_size,
+        persistent_client_expiration_s=int(min(expiration_s(mqtt.persistent_client_expiration), NEVER_EXPIRES_S)),
+        receive_max=mqtt.receive_max_broker,
+        topic_alias_max_client=mqtt.topic_alias_max_client,
+        topic_alias_max_broker=mqtt.topic_alias_max_broker,
+        keep_alive_s_max=mqtt.max_keep_alive,
+        messages_per_s_max=mqtt.max_message_rate,
+        connects_per_s_max=mqtt.max_connection_rate,
+        protocol_versions=protocol_versions(mqtt.allowed_protocol_versions),
+        check_payload_format=mqtt.check_payload_format,
     )
 
 
@@ -70,7 +77,9 @@ class ClientProtocol(asyncio.Protocol):
         """Begin a connection."""
         # uvloop's transports are transports in everything but their class.
         self.transport = transport = cast(asyncio.Transport, transport)
-        transport.set_write_buffer_limits(high=_WRITE_BUFFER_HIGH_BYTES)
+        # Above this a client counts as not reading: the owner then keeps its messages where they can be bounded and
+        # dropped.
+        transport.set_write_buffer_limits(high=self._process.config.mqtt.max_output_buffer)
         self.connection = self._process.core.open(time.monotonic())
         self._process.protocols[self.connection.number] = self
         self.sync_reading()
@@ -79,6 +88,7 @@ class ClientProtocol(asyncio.Protocol):
         """Pass on what the client sent."""
         assert self.connection is not None
         process = self._process
+        process.core.counters.bytes_received += len(data)
         process.core.receive_data(self.connection, data, time.monotonic())
         if process.core.is_full():
             process.flush()
@@ -96,6 +106,7 @@ class ClientProtocol(asyncio.Protocol):
         assert self.connection is not None
         batch = self._process.core.batch
         if paused:
+            self._process.core.counters.client_write_paused += 1
             batch.paused(self.connection.number)
         else:
             batch.resumed(self.connection.number)
@@ -104,6 +115,8 @@ class ClientProtocol(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The socket is closed, by whomever."""
         assert self.connection is not None
+        if exc is not None:
+            self._process.core.counters.socket_error += 1
         self._process.core.lost(self.connection)
         self._process.protocols.pop(self.connection.number, None)
         self._process.schedule_turn()
@@ -115,7 +128,9 @@ class ClientProtocol(asyncio.Protocol):
         output = connection.output
         if output:
             connection.output = []
-            transport.write(output[0] if len(output) == 1 else b"".join(output))
+            data = output[0] if len(output) == 1 else b"".join(output)
+            self._process.core.counters.bytes_sent += len(data)
+            transport.write(data)
         if connection.state == CLOSED and not transport.is_closing():
             transport.close()
             self._process.loop.call_later(_CLOSE_TIMEOUT_S, transport.abort)
@@ -241,6 +256,8 @@ class ListenerProcess:
         self.flush()
         if core.is_blocked() != self.blocked:
             self.blocked = not self.blocked
+            if self.blocked:
+                core.counters.listener_read_paused += 1
             for protocol in protocols.values():
                 protocol.sync_reading()
 

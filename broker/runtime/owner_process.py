@@ -22,12 +22,12 @@ import setproctitle
 import zmq
 
 from broker import __version__
-from broker.config import Config, expiration_s, mesh_advertise, mesh_listen, node_and_address
-from broker.core.dispatch import OwnerSettings
+from broker.config import Config, expiration_s, mesh_advertise, mesh_listen, node_and_address, will_delay_s
 from broker.core.events import NEVER_EXPIRES_S, CreditReturned, ListenerGone, ListenerStarted
 from broker.core.metrics import in_order, mesh_names, metrics_result
 from broker.core.owner import QueueOwner
 from broker.core.records import ListenerHeader, unpack_events
+from broker.core.settings import OwnerSettings
 from broker.core.storage import StorageError
 from broker.core.systree import Systree
 from broker.logs import child_logging, level_number
@@ -113,6 +113,7 @@ class OwnerProcess:
     def _turn(self, now: float, ready: dict[Any, int]) -> None:
         """One turn of the loop; the order of its parts is the broker's promise."""
         node = self.node
+        node.begin(now)
         if self._channel.pull in ready:
             for header, frame in self._channel.receive(_FRAMES_PER_TURN, now):
                 if header.consumed_bytes:
@@ -285,7 +286,7 @@ def build_node(config: Config, opened: OpenedStore) -> NodeCore:
         now,
     )
     owner = QueueOwner(owner_settings(config), opened.storage, mesh.interest, opened.store_id, opened.incarnation)
-    owner.recover(now, time.time_ns() // 1_000_000)
+    owner.recover(now, time.time_ns() // 1_000_000, log.info)
     interval_s = config.systree.interval_s if config.systree.enabled else 0
     return NodeCore(owner, mesh, Systree(config.node.name, __version__, interval_s, now))
 
@@ -338,12 +339,25 @@ def main() -> None:
 
 
 def owner_settings(config: Config) -> OwnerSettings:
-    """Return what the configuration says to the queue-owner."""
+    """Return what the configuration says to the queue-owner. Where 0 means no limit there, it is -1 here."""
+    mqtt = config.mqtt
     return OwnerSettings(
-        max_inflight_messages=config.mqtt.max_inflight_messages,
-        max_online_messages=config.mqtt.max_online_messages,
-        max_offline_messages=config.mqtt.max_offline_messages,
-        persistent_client_expiration_s=int(
-            min(expiration_s(config.mqtt.persistent_client_expiration), NEVER_EXPIRES_S)
-        ),
+        max_inflight_messages=mqtt.max_inflight_messages,
+        max_online_messages=mqtt.max_online_messages,
+        max_offline_messages=mqtt.max_offline_messages,
+        max_queued_bytes=mqtt.max_queued_bytes or -1,
+        override_max_online_messages=mqtt.override_max_online_messages,
+        queue_lifo=mqtt.queue_type == "lifo",
+        persistent_client_expiration_s=int(min(expiration_s(mqtt.persistent_client_expiration), NEVER_EXPIRES_S)),
+        retry_interval_s=mqtt.retry_interval,
+        upgrade_outgoing_qos=mqtt.upgrade_outgoing_qos,
+        max_subscriptions_per_client=mqtt.max_subscriptions_per_client,
+        max_connections=mqtt.max_connections or -1,
+        receive_max=mqtt.receive_max_broker,
+        receive_max_client=mqtt.receive_max_client,
+        retained_messages_max=mqtt.max_retained_messages or -1,
+        retained_bytes_max=mqtt.max_retained_bytes or -1,
+        max_last_will_delay_s=int(min(will_delay_s(mqtt.max_last_will_delay), NEVER_EXPIRES_S)),
+        leave_will_grace_s=mqtt.leave_will_grace_s,
+        suppress_will_on_takeover=mqtt.suppress_lwt_on_session_takeover,
     )

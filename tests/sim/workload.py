@@ -14,7 +14,7 @@ import checkers
 from virtual_clients import Client, Ledger
 from world import CRASH_POINTS, SimulationError, World
 
-from broker.core.owner import OwnerSettings
+from broker.core.settings import OwnerSettings
 
 JOIN_S = 60.0
 HEAL_S = 90.0

@@ -18,8 +18,9 @@ from collections import Counter, deque
 from network import Network
 
 from broker.core.events import CreditReturned, ListenerGone, ListenerStarted, connection_key
-from broker.core.owner import OwnerSettings, QueueOwner
+from broker.core.owner import QueueOwner
 from broker.core.records import unpack_owner_records
+from broker.core.settings import OwnerSettings
 from broker.core.storage import MemoryStorage, ensure_store_id, next_incarnation
 from cluster.commands import SendBulk
 from cluster.mesh import Mesh, MeshSettings
@@ -288,6 +289,7 @@ class Node:
             self.wake(0.0)
             return
         core = self.core
+        core.begin(now)
         events = self._events
         for _ in range(min(len(events), INPUTS_PER_TURN)):
             if core.owner.is_behind(now):

@@ -7,7 +7,7 @@ from typing import Any
 
 import nodes
 import pytest
-from nodes import COOKIE, Node, start_all, wait_whole
+from nodes import COOKIE, Node, close_started, start_all, wait_whole
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -32,7 +32,7 @@ def make_node(tmp_path: Path) -> Iterator[Callable[..., Node]]:
 
         def make(number: int = 1, cookie: str = "", settings: Any = (), place: str = "") -> Node:
             node = Node(tmp_path / (place or f"node{number}"), number, cookie, settings)
-            stack.callback(close, node)
+            stack.callback(close_started, node)
             return node
 
         yield make
@@ -54,9 +54,3 @@ def three(make_node: Callable[..., Node]) -> list[Node]:
     start_all(members)
     wait_whole(members)
     return members
-
-
-def close(node: Node) -> None:
-    """Close a node that may never have been started."""
-    if node in nodes.started:
-        node.close()

@@ -282,3 +282,9 @@ def join_all(nodes: Iterable[Node]) -> None:
     for node in others:
         node.join(first)
     wait_whole([first, *others])
+
+
+def close_started(node: Node) -> None:
+    """Close a node that may never have been started."""
+    if node in started:
+        node.close()

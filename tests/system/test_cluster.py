@@ -10,8 +10,18 @@ from contextlib import ExitStack
 import pytest
 import zmq
 from clients import V4, V5, Client, wait_known
-from conftest import close
-from nodes import COOKIE, LIMIT_S, NOTICE_LIMIT_S, Node, free_address, join_all, start_all, wait_until, wait_whole
+from nodes import (
+    COOKIE,
+    LIMIT_S,
+    NOTICE_LIMIT_S,
+    Node,
+    close_started,
+    free_address,
+    join_all,
+    start_all,
+    wait_until,
+    wait_whole,
+)
 
 ANSWER_LIMIT_S = 10.0
 """Promised: a join that can't be hears why within this time."""
@@ -26,7 +36,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Node]]:
     with ExitStack() as stack:
         members = [Node(directory / f"node{number}", number, COOKIE) for number in (1, 2, 3)]
         for member in members:
-            stack.callback(close, member)
+            stack.callback(close_started, member)
         start_all(members)
         join_all(members)
         yield members

@@ -11,9 +11,10 @@ from broker.core.connection import CLOSED, Connection, ConnectionLimits
 from broker.core.effects import Effects, Forward, InterestChange
 from broker.core.events import CreditReturned, ListenerGone, ListenerStarted
 from broker.core.listener import ListenerCore
-from broker.core.owner import OwnerSettings, QueueOwner
+from broker.core.owner import QueueOwner
 from broker.core.records import LISTENER_HEADER_BYTES, ListenerHeader, owner_frame, unpack_events
 from broker.core.routes import Interest, NoInterest
+from broker.core.settings import OwnerSettings
 from broker.core.storage import MemoryStorage
 from broker.mqtt.codec import decode, encode, split
 from broker.mqtt.packets import (
@@ -22,10 +23,14 @@ from broker.mqtt.packets import (
     Disconnect,
     Packet,
     Puback,
+    Pubcomp,
     Publish,
+    Pubrec,
+    Pubrel,
     Subscribe,
     SubscriptionRequest,
     Unsubscribe,
+    Will,
 )
 from broker.mqtt.properties import Property
 
@@ -126,6 +131,17 @@ class Client:
         for packet_id in packet_ids:
             self.send(Puback(packet_id))
 
+    def receive_qos2(self, *packet_ids: int) -> None:
+        """Go through the whole of QoS 2 for deliveries; what is heard meanwhile stays unread."""
+        for packet_id in packet_ids:
+            self.send(Pubrec(packet_id))
+            self.send(Pubcomp(packet_id))
+
+    def publish_qos2(self, topic: bytes, payload: bytes = b"x", packet_id: int = 1, **options: Any) -> None:
+        """Publish with QoS 2, to the end; the answers stay unread."""
+        self.send(Publish(topic, payload, 2, packet_id=packet_id, **options))
+        self.send(Pubrel(packet_id))
+
     def disconnect(self, expiry_s: int | None = None) -> None:
         """Say DISCONNECT and close the socket."""
         self.send(Disconnect(0, {} if expiry_s is None else {int(Property.SESSION_EXPIRY_INTERVAL): expiry_s}))
@@ -194,10 +210,11 @@ class Node:
         listener: int = 0,
         properties: dict[int, Any] | None = None,
         keep_alive_s: int = 0,
+        will: Will | None = None,
     ) -> Client:
         """A client that is connected; its CONNACK is in `connack`, what came after it is unread."""
         client = self.open(listener, version)
-        client.send(Connect(version, client_id, clean, keep_alive_s, properties=properties or {}))
+        client.send(Connect(version, client_id, clean, keep_alive_s, will=will, properties=properties or {}))
         start, end = split(client.unread, 0, 0)
         assert 0 < end <= len(client.unread), "no CONNACK"
         connack = decode(client.unread, client.unread[0], start, end, version)
@@ -216,6 +233,7 @@ class Node:
         """Work until nobody has anything to say."""
         busy = True
         while busy:
+            self.owner.begin(self.now)
             frames = [listener.take_frame() for listener in self.listeners]
             for frame in frames:
                 self.receive_frame(frame)
@@ -252,7 +270,7 @@ class Node:
         busy = bool(effects.to_listeners or len(effects.writes) or effects.to_peers or effects.interest)
         if busy:
             self.turns.append(effects)
-        return busy
+        return busy or self.owner.next_deadline() == 0.0
 
     def release_credit(self, index: int) -> None:
         """A listener that was stuck gets on with its work."""
@@ -298,9 +316,11 @@ class Node:
         """The owner's invariants, and that store and memory agree."""
         self.owner.validate()
         sessions = {key[:8] for key in self.stored("session") if len(key) == 8}
-        assert {key[:8] for key in self.stored("session")} == sessions, "a subscription of no session"
-        assert {key[:8] for key in self.stored("queue")} <= sessions, "a delivery of no session"
-        referenced = {value[-24:] for _, value in self.storage.scan("queue", b"", b"")}
+        parts = {key[:8] for key in self.stored("session") if key[8:9] in (b"/", b"i")}
+        assert parts <= sessions, "a subscription of no session"
+        groups = {key[:8] for key in self.stored("session") if key[8:9] == b"$"}
+        assert {key[:8] for key in self.stored("queue")} <= sessions | groups, "a delivery of no session"
+        referenced = {value[8:32] for _, value in self.storage.scan("queue", b"", b"") if not value[1] & 0b111000}
         assert set(self.stored("message")) == referenced, "messages without deliveries, or the other way round"
 
 

@@ -8,20 +8,35 @@ from broker.core.connection import (
     CLOSED,
     CONNECT_BYTES_MAX,
     WAITING,
+    ConnectGate,
     Connection,
     ConnectionLimits,
 )
+from broker.core.counters import ListenerCounters
 from broker.core.events import (
     CONNECTION_LOST,
     NEVER_EXPIRES_S,
     Attach,
     Detach,
     PubackReceived,
+    PubcompReceived,
     PublishReceived,
+    PubrecReceived,
+    PubrelReceived,
     SubscribeReceived,
     UnsubscribeReceived,
 )
-from broker.core.records import CONNACK, PUBACK, SUBACK, UNSUBACK, Answer, ListenerBatch, unpack_events
+from broker.core.records import (
+    CONNACK,
+    PUBACK,
+    PUBCOMP,
+    PUBREC,
+    SUBACK,
+    UNSUBACK,
+    Answer,
+    ListenerBatch,
+    unpack_events,
+)
 from broker.mqtt.codec import decode, encode, split
 from broker.mqtt.packets import (
     Auth,
@@ -31,8 +46,10 @@ from broker.mqtt.packets import (
     Pingreq,
     Pingresp,
     Puback,
+    Pubcomp,
     Publish,
     Pubrec,
+    Pubrel,
     Suback,
     Subscribe,
     SubscriptionRequest,
@@ -49,7 +66,9 @@ class Talk:
 
     def __init__(self, limits: ConnectionLimits | None = None) -> None:
         self.batch = ListenerBatch(0, 1, 1)
-        self.connection = Connection(9, self.batch, limits or ConnectionLimits(), 100.0)
+        self.connection = Connection(
+            9, self.batch, limits or ConnectionLimits(), ConnectGate(0, ListenerCounters()), ListenerCounters(), 100.0
+        )
 
     def say(self, *packets, version=4, now=100.0):
         data = b"".join(encode(packet, version) for packet in packets)
@@ -76,8 +95,8 @@ class Talk:
         answer.session_present = present
         if kind == CONNACK:
             self.connection.receive_connack(answer, lambda: "assigned")
-        elif kind == PUBACK:
-            self.connection.receive_puback(answer)
+        elif kind in (PUBACK, PUBREC, PUBCOMP):
+            self.connection.receive_acknowledgement(answer)
         elif kind == SUBACK:
             self.connection.receive_suback(answer)
         else:
@@ -178,8 +197,7 @@ def test_an_id_of_100_bytes_is_not_too_long():
         (Connect(4, "", False), Reason.CLIENT_IDENTIFIER_NOT_VALID),
         (Connect(4, "x" * 101), Reason.CLIENT_IDENTIFIER_NOT_VALID),
         (Connect(5, "x" * 101), Reason.CLIENT_IDENTIFIER_NOT_VALID),
-        (Connect(4, "c", will=Will(b"a", b"b")), Reason.SERVER_UNAVAILABLE),
-        (Connect(5, "c", will=Will(b"a", b"b")), Reason.IMPLEMENTATION_SPECIFIC_ERROR),
+        (Connect(3, ""), Reason.CLIENT_IDENTIFIER_NOT_VALID),
         (Connect(5, "c", properties={Property.AUTHENTICATION_METHOD: "m"}), Reason.BAD_AUTHENTICATION_METHOD),
     ],
 )
@@ -210,17 +228,21 @@ def test_a_connack_that_comes_too_late_or_twice():
 
 
 def test_what_the_connack_of_5_0_says():
-    """[MQTT-3.2.2-9..17]: what is not served is announced."""
-    talk = Talk(ConnectionLimits(packet_bytes_max=1000)).say(Connect(5, "c"))
+    """Limits that are not MQTT's own, and nothing else."""
+    limits = ConnectionLimits(packet_bytes_max=1000, receive_max=7, topic_alias_max_client=3, keep_alive_s_max=60)
+    for keep_alive_s in (0, 61):
+        talk = Talk(limits).say(Connect(5, "c", keep_alive_s=keep_alive_s))
+        talk.answer(CONNACK)
+        (connack,) = talk.heard()
+        assert connack.properties == {
+            Property.RECEIVE_MAXIMUM: 7,
+            Property.MAXIMUM_PACKET_SIZE: 1000,
+            Property.TOPIC_ALIAS_MAXIMUM: 3,
+            Property.SERVER_KEEP_ALIVE: 60,
+        }
+    talk = Talk().say(Connect(5, "c"))
     talk.answer(CONNACK)
-    (connack,) = talk.heard()
-    assert connack.properties == {
-        Property.MAXIMUM_QOS: 1,
-        Property.RETAIN_AVAILABLE: 0,
-        Property.SUBSCRIPTION_IDENTIFIER_AVAILABLE: 0,
-        Property.SHARED_SUBSCRIPTION_AVAILABLE: 0,
-        Property.MAXIMUM_PACKET_SIZE: 1000,
-    }
+    assert talk.heard() == [Connack()]
 
 
 def test_publish():
@@ -250,16 +272,16 @@ def test_subscribe_and_unsubscribe():
     subscribe, unsubscribe = talk.told()
     assert isinstance(subscribe, SubscribeReceived)
     assert subscribe.requests == [
-        (b"a/#", 1 | 4),
-        (b"$share/g/a", Reason.SHARED_SUBSCRIPTIONS_NOT_SUPPORTED),
-        (b"b", 0),
+        (b"a/#", 2 | 4),
+        (b"$share/g/a", 1),
+        (b"b", 8 | 2 << 4),
     ]
     assert isinstance(unsubscribe, UnsubscribeReceived)
     assert (unsubscribe.packet_id, unsubscribe.filters) == (6, [b"a", b"$share/g/a"])
 
 
 def test_answers():
-    reasons = bytes([0, 1 | 4, 0x9E, 0x80])
+    reasons = bytes([0, 1, 0x9E, 0x80])
     for version, suback, unsuback in (
         (5, Suback(1, (0, 1, 0x9E, 0x80)), Unsuback(2, (0, 0x11))),
         (4, Suback(1, (0, 1, 0x80, 0x80)), Unsuback(2)),
@@ -272,32 +294,126 @@ def test_answers():
         assert talk.heard() == [suback, unsuback, Puback(3, 0x10 if version == 5 else 0)]
 
 
-def test_pubacks_of_the_client():
+def test_acknowledgements_of_the_client():
+    for packet, event in (
+        (Puback, PubackReceived),
+        (Pubrec, PubrecReceived),
+        (Pubrel, PubrelReceived),
+        (Pubcomp, PubcompReceived),
+    ):
+        talk = attached(5)
+        reason = 0x92 if packet in (Pubrel, Pubcomp) else 0x80
+        talk.say(packet(1), packet(65535, reason), version=5)
+        first, second = talk.told()
+        assert (type(first), first.packet_id, first.reason) == (event, 1, 0)
+        assert (type(second), second.packet_id, second.reason) == (event, 65535, reason)
+
+
+def test_a_will_goes_with_the_attach():
+    properties = {
+        int(Property.WILL_DELAY_INTERVAL): 5,
+        int(Property.MESSAGE_EXPIRY_INTERVAL): 6,
+        int(Property.CONTENT_TYPE): "t",
+    }
+    event = only(Talk().say(Connect(5, "c", will=Will(b"a", b"gone", 2, True, properties))), Attach)
+    will = event.will
+    assert (will.topic, will.payload, will.qos, will.retain) == (b"a", b"gone", 2, True)
+    assert (will.delay_s, will.expiry_s, will.properties) == (5, 6, bytes.fromhex("03000174"))
+    assert only(Talk().say(Connect(4, "c")), Attach).will is None
+
+
+def test_topic_aliases_of_the_client():
+    """[MQTT-3.3.2-8..12]"""
+    alias = int(Property.TOPIC_ALIAS)
+    talk = attached(5, ConnectionLimits(topic_alias_max_client=2))
+    said = [(b"a", 1), (b"", 1), (b"b", 2), (b"c", 1), (b"", 1), (b"", 2)]
+    talk.say(*(Publish(topic, b"", properties={alias: number}) for topic, number in said), version=5)
+    assert [event.message.topic for event in talk.told()] == [b"a", b"a", b"b", b"c", b"c", b"b"]
+    talk.say(Publish(b"a", b"", properties={alias: 3}), version=5)
+    assert talk.refusal() == Reason.TOPIC_ALIAS_INVALID
+    talk = attached(5, ConnectionLimits(topic_alias_max_client=2))
+    talk.say(Publish(b"", b"", properties={alias: 2}), version=5)
+    assert talk.refusal() == Reason.PROTOCOL_ERROR
+
+
+def test_topic_aliases_of_this_side():
+    """[MQTT-3.1.2-26] [MQTT-3.1.2-27]"""
+    talk = attached(5, ConnectionLimits(topic_alias_max_broker=5), properties={Property.TOPIC_ALIAS_MAXIMUM: 1})
+    assert talk.connection.has_aliases
+    assert talk.connection.outgoing_alias(b"a", 10) == (b"a", bytes.fromhex("230001"))
+    assert talk.connection.outgoing_alias(b"a", 10) == (b"", bytes.fromhex("230001"))
+    assert talk.connection.outgoing_alias(b"b", 10) == (b"b", b"")
+    assert not attached(5, ConnectionLimits(topic_alias_max_broker=5)).connection.has_aliases
+
+
+def test_the_receive_maximum_of_this_side():
+    """[MQTT-3.3.4-9]: QoS 1 and 2 count until they are wholly acknowledged."""
+    talk = attached(5, ConnectionLimits(receive_max=2))
+    talk.say(Publish(b"a", b"", 1, packet_id=1), Publish(b"a", b"", 2, packet_id=2), version=5)
+    talk.answer(PUBREC, 2)
+    talk.answer(PUBACK, 1)
+    talk.say(Publish(b"a", b"", 1, packet_id=3), version=5)
+    talk.answer(PUBCOMP, 2)
+    talk.say(Publish(b"a", b"", 1, packet_id=4), Publish(b"a", b""), version=5)
+    talk.heard()
+    talk.say(Publish(b"a", b"", 1, packet_id=5), version=5)
+    assert talk.refusal() == Reason.RECEIVE_MAXIMUM_EXCEEDED
+
+
+def test_a_client_that_publishes_too_fast_is_not_read():
+    talk = attached(4, ConnectionLimits(messages_per_s_max=2))
+    talk.say(Publish(b"a", b""))
+    assert talk.connection.want_read
+    talk.say(Publish(b"a", b""))
+    assert not talk.connection.want_read
+    talk.connection.tick(101.0)
+    assert talk.connection.want_read
+
+
+def test_only_so_many_connects_a_second():
+    gate = ConnectGate(2, ListenerCounters())
+    assert [gate.admit() for _ in range(3)] == [True, True, False]
+    gate.begin_second()
+    assert gate.admit()
+    assert ConnectGate(0, ListenerCounters()).admit()
+
+
+def test_versions_that_a_listener_does_not_serve():
+    limits = ConnectionLimits(protocol_versions=frozenset((4,)))
+    only(Talk(limits).say(Connect(4, "c")), Attach)
+    for connect in (Connect(5, "c"), Connect(3, "c"), Connect(4, "c", bridge=True)):
+        assert Talk(limits).say(connect).refusal() == Reason.UNSUPPORTED_PROTOCOL_VERSION
+
+
+def test_a_bridge_wants_flags_as_published_and_nothing_back():
+    talk = Talk().say(Connect(4, "c", bridge=True))
+    talk.told()
+    talk.answer(CONNACK)
+    talk.say(Subscribe(1, (SubscriptionRequest(b"a", 1),)))
+    assert only(talk, SubscribeReceived).requests == [(b"a", 1 | 4 | 8)]
+
+
+def test_payloads_that_say_to_be_text_are_checked_when_asked():
+    properties = {int(Property.PAYLOAD_FORMAT_INDICATOR): 1}
+    for payload, refused in ((b"\xff", True), (b"ok", False)):
+        talk = attached(5, ConnectionLimits(check_payload_format=True))
+        talk.say(Publish(b"a", payload, properties=properties), version=5)
+        assert (talk.connection.state == CLOSED) == refused
     talk = attached(5)
-    talk.say(Puback(1), Puback(65535, 0x80), version=5)
-    first, second = talk.told()
-    assert isinstance(first, PubackReceived)
-    assert (first.packet_id, first.reason) == (1, 0)
-    assert (second.packet_id, second.reason) == (65535, 0x80)
+    talk.say(Publish(b"a", b"\xff", properties=properties), version=5)
+    assert talk.connection.state == ATTACHED
 
 
 @pytest.mark.parametrize(
     ("packet", "reason"),
     [
-        (Publish(b"a", b"", 2, packet_id=1), Reason.QOS_NOT_SUPPORTED),
-        (Publish(b"a", b"", retain=True), Reason.RETAIN_NOT_SUPPORTED),
         (Publish(b"a", b"", properties={int(Property.TOPIC_ALIAS): 1}), Reason.TOPIC_ALIAS_INVALID),
         (Publish(b"", b"", properties={int(Property.TOPIC_ALIAS): 1}), Reason.TOPIC_ALIAS_INVALID),
         (Publish(b"a", b"", properties={int(Property.SUBSCRIPTION_IDENTIFIER): [1]}), Reason.PROTOCOL_ERROR),
         (Publish(b"a/b/c/d", b""), Reason.TOPIC_NAME_INVALID),
         (Subscribe(1, (SubscriptionRequest(b"a/b/c/d"),)), Reason.TOPIC_FILTER_INVALID),
-        (
-            Subscribe(1, (SubscriptionRequest(b"a"),), {int(Property.SUBSCRIPTION_IDENTIFIER): 1}),
-            Reason.SUBSCRIPTION_IDENTIFIERS_NOT_SUPPORTED,
-        ),
         (Auth(0x18, {int(Property.AUTHENTICATION_METHOD): "m"}), Reason.PROTOCOL_ERROR),
         (Connect(5, "c"), Reason.PROTOCOL_ERROR),
-        (Pubrec(1), Reason.PROTOCOL_ERROR),
         (Pingresp(), Reason.PROTOCOL_ERROR),
         (Connack(), Reason.PROTOCOL_ERROR),
         (Suback(1, (0,)), Reason.PROTOCOL_ERROR),
@@ -318,7 +434,7 @@ def test_faults_end_the_connection(packet, reason):
 
 def test_what_came_before_a_fault_counts():
     talk = attached(4)
-    talk.say(Publish(b"a", b"counts"), Pubrec(1))
+    talk.say(Publish(b"a", b"counts"), Pingresp())
     publish, detach = talk.told()
     assert publish.message.payload == b"counts"
     assert isinstance(detach, Detach)

@@ -14,7 +14,7 @@ def test_ids_count_up_and_wrap_without_zero():
     """[MQTT-2.2.1-3]: a packet id is never 0."""
     inflight = Inflight(10)
     inflight.restore(sent := delivery_with_id(PACKET_ID_MAX - 1))
-    assert [inflight.add(delivery()) for _ in range(3)] == [PACKET_ID_MAX, 1, 2]
+    assert [inflight.add(delivery(), 0.0) for _ in range(3)] == [PACKET_ID_MAX, 1, 2]
     assert next(iter(inflight.deliveries.values())) is sent
 
 
@@ -29,23 +29,23 @@ def test_ids_in_use_are_skipped():
     inflight = Inflight(10)
     for packet_id in (1, 2, 4, PACKET_ID_MAX):
         inflight.restore(delivery_with_id(packet_id))
-    assert [inflight.add(delivery()) for _ in range(3)] == [3, 5, 6]
+    assert [inflight.add(delivery(), 0.0) for _ in range(3)] == [3, 5, 6]
 
 
 def test_the_whole_range_can_be_in_use():
     inflight = Inflight(PACKET_ID_MAX)
-    ids = {inflight.add(delivery()) for _ in range(PACKET_ID_MAX)}
+    ids = {inflight.add(delivery(), 0.0) for _ in range(PACKET_ID_MAX)}
     assert ids == set(range(1, PACKET_ID_MAX + 1))
     assert inflight.is_full()
     inflight.pop(77)
     assert not inflight.is_full()
-    assert inflight.add(delivery()) == 77
+    assert inflight.add(delivery(), 0.0) == 77
 
 
 def test_pop_gives_the_delivery_once():
     inflight = Inflight(1)
     sent = delivery()
-    packet_id = inflight.add(sent)
+    packet_id = inflight.add(sent, 0.0)
     assert inflight.is_full()
     assert len(inflight) == 1
     assert inflight.pop(packet_id) is sent
@@ -58,7 +58,7 @@ def test_the_window_bounds(window):
     inflight = Inflight(window)
     for _ in range(window):
         assert not inflight.is_full()
-        inflight.add(delivery())
+        inflight.add(delivery(), 0.0)
     assert inflight.is_full()
 
 
@@ -73,15 +73,15 @@ def test_a_new_connection_sends_everything_again_in_order():
     inflight.begin_resend()
     assert not inflight.is_full()
     assert inflight.is_resending()
-    assert [inflight.take_resend().packet_id for _ in range(2)] == [7, 8]
+    assert [inflight.take_resend(0.0).packet_id for _ in range(2)] == [7, 8]
     # The window counts what this connection was sent [MQTT-3.3.4-9].
     assert inflight.is_full()
     inflight.pop(7)
     assert not inflight.is_full()
     # What is acknowledged before it was sent again isn't sent again, and makes no room.
     inflight.pop(9)
-    assert inflight.take_resend() is sent[3]
-    assert inflight.take_resend() is None
+    assert inflight.take_resend(0.0) is sent[3]
+    assert inflight.take_resend(0.0) is None
     assert not inflight.is_resending()
     assert inflight.is_full()
 
@@ -89,16 +89,16 @@ def test_a_new_connection_sends_everything_again_in_order():
 def test_a_connection_that_ends_while_sending_again_begins_anew():
     inflight = Inflight(10)
     for _ in range(3):
-        inflight.add(delivery())
+        inflight.add(delivery(), 0.0)
     inflight.begin_resend()
-    assert inflight.take_resend().packet_id == 1
+    assert inflight.take_resend(0.0).packet_id == 1
     inflight.begin_resend()
-    assert [inflight.take_resend().packet_id for _ in range(3)] == [1, 2, 3]
+    assert [inflight.take_resend(0.0).packet_id for _ in range(3)] == [1, 2, 3]
     inflight.pop(1)
     inflight.pop(2)
     inflight.pop(3)
     assert len(inflight) == 0
-    assert [inflight.add(delivery()) for _ in range(10)] == list(range(4, 14))
+    assert [inflight.add(delivery(), 0.0) for _ in range(10)] == list(range(4, 14))
     assert inflight.is_full()
 
 
@@ -110,5 +110,5 @@ def test_acknowledged_before_its_turn_and_its_id_taken_by_another():
     inflight.begin_resend()
     inflight.pop(PACKET_ID_MAX)
     inflight.restore(delivery_with_id(PACKET_ID_MAX - 1))
-    assert inflight.add(delivery()) == PACKET_ID_MAX
-    assert inflight.take_resend() is None
+    assert inflight.add(delivery(), 0.0) == PACKET_ID_MAX
+    assert inflight.take_resend(0.0) is None

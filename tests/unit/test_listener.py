@@ -12,6 +12,7 @@ from broker.core.message import Message
 from broker.core.records import (
     FRAME_BYTES_MAX,
     LISTENER_HEADER_BYTES,
+    PUBACK,
     WINDOW_BYTES,
     ListenerHeader,
     OwnerBatch,
@@ -351,7 +352,7 @@ def test_frames_of_another_generation_are_ignored():
     listener = listener_core(generation=1, owner_generation=7)
     connection = connected(listener)
     batch = OwnerBatch()
-    batch.puback(connection.number, 1, 0)
+    batch.acknowledge(PUBACK, connection.number, 1, 0)
     for owner_generation, generation in ((6, 1), (8, 1), (7, 2), (7, 0)):
         listener.receive_frame(owner_frame(owner_generation, generation, 0, batch.records()[0]))
         assert connection.output == []
@@ -365,17 +366,17 @@ def test_records_for_a_connection_that_is_gone_are_ignored():
     number = connection.number
     listener.lost(connection)
     batch = OwnerBatch()
-    batch.puback(number, 1, 0)
+    batch.acknowledge(PUBACK, number, 1, 0)
     batch.suback(number, 1, [0])
     batch.unsuback(number, 1, [0])
     batch.connack(number, 0, False)
     batch.close(number, 0x8E)
     message = Message(b"a", b"p")
     for targets in (1, 2):
-        batch.deliver_head(message, -1, targets)
+        batch.deliver_head(message, b"", -1, targets)
         for _ in range(targets):
             batch.target(number, 0, 0)
-        batch.deliver_body(message)
+        batch.deliver_body(message, b"")
     listener.receive_frame(owner_frame(1, 1, 0, batch.records()[0]))
     assert connection.output == []
     assert listener.take_dirty() == []
@@ -389,13 +390,13 @@ def test_nothing_follows_a_disconnect():
     assert packets_of(b"".join(connection.output), 5)[-1].reason == Reason.MALFORMED_PACKET
     connection.output = []
     batch = OwnerBatch()
-    batch.puback(connection.number, 1, 0)
+    batch.acknowledge(PUBACK, connection.number, 1, 0)
     batch.suback(connection.number, 2, [0])
     batch.unsuback(connection.number, 3, [0])
     message = Message(b"a", b"p")
-    batch.deliver_head(message, -1, 1)
+    batch.deliver_head(message, b"", -1, 1)
     batch.target(connection.number, 0, 0)
-    batch.deliver_body(message)
+    batch.deliver_body(message, b"")
     listener.receive_frame(owner_frame(1, 1, 0, batch.records()[0]))
     assert connection.output == []
     assert not connection.want_read
@@ -424,8 +425,8 @@ def test_credit_towards_the_listener_is_worth_a_frame_now_and_then():
     listener = listener_core()
     message = Message(b"a", b"x" * 100_000)
     batch = OwnerBatch()
-    batch.deliver_head(message, -1, 0)
-    batch.deliver_body(message)
+    batch.deliver_head(message, b"", -1, 0)
+    batch.deliver_body(message, b"")
     frame = owner_frame(1, 1, 0, batch.records()[0])
     frames = 0
     while not listener.wants_flush():

@@ -9,7 +9,8 @@ from librt.strings import BytesWriter
 from mesh_network import TIMEOUT_S, Network, cluster, message, payloads
 
 from broker.core.effects import Ticket
-from broker.core.owner import OwnerSettings, QueueOwner
+from broker.core.owner import QueueOwner
+from broker.core.settings import OwnerSettings
 from broker.core.storage import MemoryStorage, WriteBatch
 from cluster import commands as say
 from cluster import forwards, frames

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from broker.core.message import Message
 from broker.core.outlet import Outlet, remaining_s
-from broker.core.records import Answer, Deliver, unpack_owner_records
+from broker.core.records import PUBACK, Answer, Deliver, unpack_owner_records
 
 MESSAGE = Message(b"topic", b"p" * 100)
 
@@ -19,10 +19,10 @@ def sent(outlet):
 
 def test_it_closes_when_the_turn_fills_the_window():
     outlet = Outlet(0, 1, 300)
-    outlet.deliver(7, 1 << 16 | 1, MESSAGE, 0.0)
+    outlet.deliver(7, 1 << 16 | 1, MESSAGE, b"", 0.0)
     assert outlet.open
-    outlet.deliver(7, 2 << 16 | 1, MESSAGE, 0.0)
-    outlet.deliver(7, 3 << 16 | 1, MESSAGE, 0.0)
+    outlet.deliver(7, 2 << 16 | 1, MESSAGE, b"", 0.0)
+    outlet.deliver(7, 3 << 16 | 1, MESSAGE, b"", 0.0)
     assert not outlet.open
     size, records = sent(outlet)
     assert size >= 300
@@ -31,10 +31,10 @@ def test_it_closes_when_the_turn_fills_the_window():
 
 def test_answers_leave_without_credit():
     outlet = Outlet(0, 1, 100)
-    outlet.deliver(7, 0, MESSAGE, 0.0)
+    outlet.deliver(7, 0, MESSAGE, b"", 0.0)
     sent(outlet)
     assert not outlet.open
-    outlet.batch.puback(7, 9, 0)
+    outlet.batch.acknowledge(PUBACK, 7, 9, 0)
     _, (answer,) = sent(outlet)
     assert isinstance(answer, Answer)
     assert answer.packet_id == 9
@@ -42,8 +42,8 @@ def test_answers_leave_without_credit():
 
 def test_it_opens_again_with_half_a_window():
     outlet = Outlet(0, 1, 200)
-    outlet.deliver(7, 0, MESSAGE, 0.0)
-    outlet.deliver(7, 0, MESSAGE, 0.0)
+    outlet.deliver(7, 0, MESSAGE, b"", 0.0)
+    outlet.deliver(7, 0, MESSAGE, b"", 0.0)
     size, _ = sent(outlet)
     assert not outlet.open
     assert not outlet.return_credit(size - 200 + 99, 0.0)
@@ -57,15 +57,15 @@ def test_it_opens_again_with_half_a_window():
 def test_credit_never_exceeds_the_window():
     outlet = Outlet(0, 1, 200)
     outlet.return_credit(1000, 0.0)
-    outlet.deliver(7, 0, MESSAGE, 0.0)
-    outlet.deliver(7, 0, MESSAGE, 0.0)
+    outlet.deliver(7, 0, MESSAGE, b"", 0.0)
+    outlet.deliver(7, 0, MESSAGE, b"", 0.0)
     assert not outlet.open
 
 
 def test_a_listener_that_stalls_is_no_longer_behind():
     outlet = Outlet(0, 1, 100)
     assert not outlet.is_behind(5.0)
-    outlet.deliver(7, 0, MESSAGE, 5.0)
+    outlet.deliver(7, 0, MESSAGE, b"", 5.0)
     assert outlet.is_behind(5.5)
     assert not outlet.is_behind(7.0)
     sent(outlet)
@@ -76,7 +76,7 @@ def test_a_listener_that_stalls_is_no_longer_behind():
 def test_many_targets_share_one_body():
     outlet = Outlet(0, 1, 10_000)
     targets = b"".join(number.to_bytes(4, "big") + number.to_bytes(2, "big") + b"\0\1" for number in (1, 2, 3))
-    outlet.deliver_many(targets, MESSAGE, 0.0)
+    outlet.deliver_many(targets, MESSAGE, b"", 0.0)
     size, (record,) = sent(outlet)
     assert isinstance(record, Deliver)
     assert size < 200

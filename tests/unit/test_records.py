@@ -13,7 +13,10 @@ from broker.core.events import (
     ConnectionResumed,
     Detach,
     PubackReceived,
+    PubcompReceived,
     PublishReceived,
+    PubrecReceived,
+    PubrelReceived,
     SubscribeReceived,
     UnsubscribeReceived,
     connection_key,
@@ -24,6 +27,9 @@ from broker.core.records import (
     CONNACK,
     FRAME_BYTES_MAX,
     PUBACK,
+    PUBCOMP,
+    PUBREC,
+    PUBREL,
     SUBACK,
     UNSUBACK,
     Answer,
@@ -37,6 +43,7 @@ from broker.core.records import (
     unpack_events,
     unpack_owner_records,
 )
+from broker.core.will import Will
 
 U8 = st.one_of(st.sampled_from([0, 1, 0x7F, 0x80, 0xFF]), st.integers(0, 0xFF))
 U16 = st.one_of(st.sampled_from([0, 1, 0x7FFF, 0x8000, 0xFFFF]), st.integers(0, 0xFFFF))
@@ -54,6 +61,8 @@ def fields(event):
     if "message" in values:
         message = values["message"]
         values["message"] = (message.topic, message.payload, message.properties, message.qos, message.retain)
+    if values.get("will") is not None:
+        values["will"] = fields(values["will"])
     return values
 
 
@@ -61,12 +70,26 @@ def publish(connection, packet_id, qos, retain, topic, properties, payload, expi
     return PublishReceived(connection, packet_id, Message(topic, payload, properties, qos, retain), expiry_s)
 
 
+WILLS = st.builds(Will, BYTES, BODY, BODY, st.integers(0, 2), st.booleans(), U32, EXPIRY)
+ACKNOWLEDGEMENTS = {PubackReceived: PUBACK, PubrecReceived: PUBREC, PubrelReceived: PUBREL, PubcompReceived: PUBCOMP}
+ATTACHES = st.builds(
+    Attach,
+    U32,
+    TEXT,
+    st.sampled_from([3, 4, 5]),
+    st.booleans(),
+    U32,
+    U16,
+    U32,
+    st.one_of(st.none(), TEXT),
+    st.one_of(st.none(), WILLS),
+)
 EVENTS = st.one_of(
-    st.builds(Attach, U32, TEXT, st.sampled_from([4, 5]), st.booleans(), U32, U16, U32, st.one_of(st.none(), TEXT)),
+    ATTACHES,
     st.builds(Detach, U32, U8, st.one_of(st.just(-1), U32)),
     st.builds(publish, U32, U16, st.integers(0, 2), st.booleans(), BYTES, BODY, BODY, EXPIRY),
-    st.builds(PubackReceived, U32, U16, U8),
-    st.builds(SubscribeReceived, U32, U16, st.lists(st.tuples(BYTES, U8), max_size=4)),
+    *[st.builds(kind, U32, U16, U8) for kind in ACKNOWLEDGEMENTS],
+    st.builds(SubscribeReceived, U32, U16, st.lists(st.tuples(BYTES, U8), max_size=4), U32),
     st.builds(UnsubscribeReceived, U32, U16, st.lists(BYTES, max_size=4)),
     st.builds(ConnectionPaused, U32),
     st.builds(ConnectionResumed, U32),
@@ -90,10 +113,10 @@ def pack_event(batch, event):
             message.payload,
             event.expiry_s,
         )
-    elif isinstance(event, PubackReceived):
-        batch.puback(event.connection, event.packet_id, event.reason)
+    elif type(event) in ACKNOWLEDGEMENTS:
+        batch.acknowledge(ACKNOWLEDGEMENTS[type(event)], event.connection, event.packet_id, event.reason)
     elif isinstance(event, SubscribeReceived):
-        batch.subscribe(event.connection, event.packet_id, event.requests)
+        batch.subscribe(event.connection, event.packet_id, event.identifier, event.requests)
     elif isinstance(event, UnsubscribeReceived):
         batch.unsubscribe(event.connection, event.packet_id, event.filters)
     elif isinstance(event, ConnectionPaused):
@@ -126,7 +149,7 @@ def test_connection_numbers_come_back_to_their_listener():
     batch = OwnerBatch()
     connection = connection_key(200, 0xFEDCBA98)
     batch.connack(connection, 0, True)
-    batch.puback(connection, 1, 0)
+    batch.acknowledge(PUBACK, connection, 1, 0)
     batch.suback(connection, 1, [0])
     batch.unsuback(connection, 1, [0])
     batch.close(connection, 0x8E)
@@ -146,32 +169,33 @@ class Delivered(NamedTuple):
     topic: bytes
     properties: bytes
     payload: bytes
-    retain: bool
     expiry_s: int
     targets: list[tuple[int, int, int]]
 
 
 ANSWERS = st.one_of(
     st.builds(lambda to, reason, present: answer(CONNACK, to, 0, reason, b"", present), U32, U8, st.booleans()),
-    st.builds(lambda *values: answer(PUBACK, *values), U32, U16, U8),
+    st.builds(answer, st.sampled_from([PUBACK, PUBREC, PUBREL, PUBCOMP]), U32, U16, U8),
     st.builds(lambda *values: answer(SUBACK, *values[:2], 0, values[2]), U32, U16, BYTES),
     st.builds(lambda *values: answer(UNSUBACK, *values[:2], 0, values[2]), U32, U16, BYTES),
     st.builds(lambda *values: answer(CLOSE, values[0], 0, values[1]), U32, U8),
-    st.builds(Delivered, BYTES, BODY, BODY, st.booleans(), EXPIRY, st.lists(st.tuples(U32, U16, U16), max_size=4)),
+    st.builds(Delivered, BYTES, BODY, BODY, EXPIRY, st.lists(st.tuples(U32, U16, U16), max_size=4)),
 )
 
 
 def pack_record(batch, record):
     if isinstance(record, Delivered):
-        message = Message(record.topic, record.payload, record.properties, retain=record.retain)
-        batch.deliver_head(message, record.expiry_s, len(record.targets))
+        # A third of the properties stands for subscription identifiers: they are read as one.
+        cut = len(record.properties) // 3
+        message = Message(record.topic, record.payload, record.properties[cut:])
+        batch.deliver_head(message, record.properties[:cut], record.expiry_s, len(record.targets))
         for connection, packet_id, flags in record.targets:
             batch.target(connection, packet_id, flags)
-        batch.deliver_body(message)
+        batch.deliver_body(message, record.properties[:cut])
     elif record.kind == CONNACK:
         batch.connack(record.connection, record.reason, record.session_present)
-    elif record.kind == PUBACK:
-        batch.puback(record.connection, record.packet_id, record.reason)
+    elif PUBACK <= record.kind <= PUBCOMP:
+        batch.acknowledge(record.kind, record.connection, record.packet_id, record.reason)
     elif record.kind == SUBACK:
         batch.suback(record.connection, record.packet_id, list(record.reasons))
     elif record.kind == UNSUBACK:
@@ -185,7 +209,7 @@ def view(record):
         return record
     if isinstance(record, Deliver):
         targets = [record.target(index) for index in range(record.count)]
-        return Delivered(record.topic, record.properties, record.payload, record.retain, record.expiry_s, targets)
+        return Delivered(record.topic, record.properties, record.payload, record.expiry_s, targets)
     return (record.kind, record.connection, record.packet_id, record.reason, record.reasons, record.session_present)
 
 
@@ -213,9 +237,9 @@ def test_frames_are_cut_at_their_size():
     message = Message(b"t", b"p" * 1000)
     count = 3 * FRAME_BYTES_MAX // 1000
     for number in range(count):
-        batch.deliver_head(message, -1, 1)
+        batch.deliver_head(message, b"", -1, 1)
         batch.target(number, 0, 0)
-        batch.deliver_body(message)
+        batch.deliver_body(message, b"")
     parts = batch.records()
     assert len(parts) in (3, 4)
     assert all(len(part) < FRAME_BYTES_MAX + 1100 for part in parts)
@@ -227,8 +251,8 @@ def test_a_batch_that_was_cut_exactly_has_no_empty_part():
     batch = OwnerBatch()
     assert batch.records() == []
     message = Message(b"t", b"p" * FRAME_BYTES_MAX)
-    batch.deliver_head(message, -1, 0)
-    batch.deliver_body(message)
+    batch.deliver_head(message, b"", -1, 0)
+    batch.deliver_body(message, b"")
     assert len(batch.records()) == 1
     assert batch.size() == len(batch.records()[0])
 
@@ -238,14 +262,14 @@ def test_packed_targets_are_the_same_as_single_ones():
     message = Message(b"t", b"p")
     single, many = OwnerBatch(), OwnerBatch()
     writer = BytesWriter()
-    single.deliver_head(message, -1, len(targets))
+    single.deliver_head(message, b"", -1, len(targets))
     for target in targets:
         single.target(*target)
         pack_target(writer, *target)
-    single.deliver_body(message)
-    many.deliver_head(message, -1, len(targets))
+    single.deliver_body(message, b"")
+    many.deliver_head(message, b"", -1, len(targets))
     many.targets(writer.getvalue())
-    many.deliver_body(message)
+    many.deliver_body(message, b"")
     assert single.records() == many.records()
 
 
@@ -263,7 +287,7 @@ def test_as_many_filters_as_a_big_packet_holds():
     count = 70_000
     requests = [(b"a", 0)] * count
     batch = ListenerBatch(0, 1, 1)
-    batch.subscribe(1, 2, requests)
+    batch.subscribe(1, 2, 0, requests)
     batch.unsubscribe(1, 3, [b"a"] * count)
     subscribe, unsubscribe = unpack_events(batch.take(0))
     assert len(subscribe.requests) == count
@@ -279,15 +303,15 @@ def test_a_record_that_runs_over_its_frame_is_our_fault():
     with pytest.raises(AssertionError):
         ListenerHeader(b"\x02" + frame[1:])
     records = OwnerBatch()
-    records.deliver_head(Message(b"topic", b"payload"), -1, 0)
-    records.deliver_body(Message(b"topic", b"payload"))
+    records.deliver_head(Message(b"topic", b"payload"), b"", -1, 0)
+    records.deliver_body(Message(b"topic", b"payload"), b"")
     with pytest.raises(AssertionError):
         unpack_owner_records(records.records()[0][:-1], 0)
     with pytest.raises(AssertionError):
         OwnerHeader(b"\x02" + bytes(20))
 
 
-@pytest.mark.parametrize("kind", [0, 5, 99, 255])
+@pytest.mark.parametrize("kind", [0, 12, 99, 255])
 def test_an_unknown_record_is_our_fault(kind):
     head = ListenerBatch(0, 1, 1).take(0)
     with pytest.raises(AssertionError):

@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.core import routes as routes_module
-from broker.core.records import NO_LOCAL_FLAG
 from broker.core.routes import NoInterest, Routes
 from broker.core.session import Session
+from broker.core.subscription import NO_LOCAL, subscription
 from broker.mqtt.reasons import Reason
 from broker.mqtt.topics import matches
 
@@ -25,7 +25,7 @@ def test_overlapping_subscriptions_are_one_delivery_at_the_highest_qos():
     routes = Routes(NoInterest())
     one = session()
     for topic_filter, granted in ((b"a/#", 0), (b"a/+", 1), (b"a/b", 0)):
-        assert routes.set(topic_filter, one, granted)
+        assert routes.set(topic_filter, one, subscription(granted))
     assert pairs(routes.find(b"a/b")) == [("c", 1)]
     assert len(routes) == 3
 
@@ -34,9 +34,9 @@ def test_a_replaced_subscription_changes_the_route():
     """[MQTT-3.8.4-3]"""
     routes = Routes(NoInterest())
     one = session()
-    assert routes.set(b"a", one, 0)
+    assert routes.set(b"a", one, subscription(0))
     assert pairs(routes.find(b"a")) == [("c", 0)]
-    assert not routes.set(b"a", one, 1)
+    assert not routes.set(b"a", one, subscription(1))
     assert pairs(routes.find(b"a")) == [("c", 1)]
     routes.remove(b"a", one)
     assert pairs(routes.find(b"a")) == []
@@ -71,11 +71,11 @@ def test_the_cache_is_bounded():
 def test_no_local_names_the_sessions_that_ask_for_it():
     routes = Routes(NoInterest())
     one, two, three = (session(name, number) for number, name in enumerate(("one", "two", "three"), start=1))
-    routes.set(b"a", one, NO_LOCAL_FLAG | 1)
-    routes.set(b"a", two, 1)
-    routes.set(b"a", three, NO_LOCAL_FLAG)
+    routes.set(b"a", one, subscription(NO_LOCAL | 1))
+    routes.set(b"a", two, subscription(1))
+    routes.set(b"a", three, subscription(NO_LOCAL))
     # A subscription without No Local that matches too is enough to get one's own.
-    routes.set(b"#", three, 0)
+    routes.set(b"#", three, subscription(0))
     route = routes.find(b"a")
     assert dict(pairs(route)) == {"one": 1, "two": 1, "three": 0}
     assert set(route.no_local) == {"one"}
@@ -84,7 +84,7 @@ def test_no_local_names_the_sessions_that_ask_for_it():
 def test_topics_of_the_server():
     """[MQTT-4.7.2-1]: clients don't publish to $-topics, and wildcards in front don't match them."""
     routes = Routes(NoInterest())
-    routes.set(b"#", session(), 0)
+    routes.set(b"#", session(), subscription(0))
     assert routes.find(b"$SYS/x").refused == Reason.NOT_AUTHORIZED
     assert pairs(routes.find(b"$SYS/x")) == []
     assert routes.find(b"a/$SYS").refused == 0
@@ -104,7 +104,9 @@ def test_after_any_changes_a_route_is_what_the_subscriptions_say(changes, topics
         for topic in topics:
             routes.find(topic)
         if granted >= 0:
-            assert routes.set(topic_filter, sessions[number], granted) == ((number, topic_filter) not in model)
+            assert routes.set(topic_filter, sessions[number], subscription(granted)) == (
+                (number, topic_filter) not in model
+            )
             model[number, topic_filter] = granted
         elif model.pop((number, topic_filter), None) is not None:
             routes.remove(topic_filter, sessions[number])

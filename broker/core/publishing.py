@@ -1,0 +1,201 @@
+"""Publishing: from a client's PUBLISH, or its will, to everybody who wants it, and the acknowledgement.
+
+It owns message numbers, the packet ids of QoS 2 on their way in, and the order of acknowledgements. It knows routes,
+retained messages and the dispatcher; other nodes are names in `Forward`s.
+
+Theory of operation
+-------------------
+A PUBLISH is acknowledged when this node has done its part and every node with persistent interest has taken the message
+(its link acknowledged). Acknowledgements leave in the order of the PUBLISHes [MQTT-4.6.0-2], so one that waits holds
+back those behind it. The packet id of a QoS 2 PUBLISH is remembered from then until its PUBREL, as part of the session:
+a PUBLISH that comes again in between is answered and not published again [MQTT-4.3.3-10]. It is stored with the write
+that the PUBREC waits for, not before: a restart in between must find a message that was not published everywhere new.
+"""
+
+from typing import Final, final
+
+from broker.core.dispatch import Dispatcher
+from broker.core.effects import Forward, Ticket
+from broker.core.events import PublishReceived
+from broker.core.message import Message
+from broker.core.records import PUBACK, PUBCOMP, PUBREC
+from broker.core.retained import RetainedStore
+from broker.core.routes import Route, Routes
+from broker.core.session import Attachment, Session
+from broker.core.session_store import SessionStore
+from broker.core.settings import OwnerSettings
+from broker.core.wills import LeftWill
+from broker.mqtt.reasons import Reason
+
+# A number of a message id is the incarnation and a count: 2^24 starts of 2^40 messages each.
+_INCARNATION_SHIFT: Final = 40
+_SUCCESS: Final = 0
+_FAILURE: Final = 0x80
+_NO_MATCHING_SUBSCRIBERS: Final = 0x10
+
+
+@final
+class Publishing:
+    """What comes of messages that enter the cluster at this node. `forwards` are the owner's to take."""
+
+    def __init__(
+        self,
+        settings: OwnerSettings,
+        store: SessionStore,
+        routes: Routes,
+        dispatcher: Dispatcher,
+        retained: RetainedStore,
+        store_id: bytes,
+        incarnation: int,
+    ) -> None:
+        self.forwards: list[Forward] = []
+        self._counters = dispatcher.counters
+        self._store = store
+        self._routes = routes
+        self._dispatcher = dispatcher
+        self._retained = retained
+        self._store_id = store_id
+        self._message_number: int = incarnation << _INCARNATION_SHIFT
+        self._numbers_all = settings.upgrade_outgoing_qos
+        self._receive_max = settings.receive_max
+
+    def publish(self, attachment: Attachment, event: PublishReceived, now: float) -> int:
+        """Take a client's PUBLISH; the result is the reason for which its connection has to end, 0 for none."""
+        self._counters.mqtt_publish_received += 1
+        message = event.message
+        session = attachment.session
+        qos = message.qos
+        if qos == 2:
+            done = session.incoming.get(event.packet_id)
+            if done is not None:
+                if done:
+                    # [MQTT-4.3.3-10] Answered again, and not published again.
+                    attachment.outlet.batch.acknowledge(PUBREC, event.connection, event.packet_id, _SUCCESS)
+                return 0
+            if len(session.incoming) >= self._receive_max:
+                # [MQTT-3.3.4-7] More under way than was allowed.
+                self._counters.refuse("receive_max")
+                return int(Reason.RECEIVE_MAXIMUM_EXCEEDED)
+        message.publisher = session.client_id
+        if event.expiry_s >= 0:
+            message.expires_at = now + event.expiry_s
+        route = self._routes.find(message.topic)
+        reason = route.refused
+        if reason:
+            self._counters.drop("reserved_topic")
+        else:
+            if qos or message.retain or self._numbers_all:
+                self._number(message)
+            if message.retain and not self._retain(message, now) and qos and attachment.version == 5:
+                reason = int(Reason.QUOTA_EXCEEDED)
+        if reason:
+            # MQTT 3 has no word for a refusal: the PUBLISH is acknowledged, and dropped.
+            return self._answer(attachment, event.packet_id, qos, reason if attachment.version == 5 else 0, None)
+        ticket: Ticket | None = None
+        matched = self._dispatcher.deliver(message, route, now) if route.sessions or route.groups else 0
+        if route.nodes:
+            asked = Ticket(event.connection, event.packet_id, 0, qos, session.client_id) if qos else None
+            ticket = self._forward(message, route, asked)
+        if qos == 0:
+            return 0
+        reason = _SUCCESS if matched or route.nodes else _NO_MATCHING_SUBSCRIBERS
+        return self._answer(attachment, event.packet_id, qos, reason, ticket)
+
+    def publish_will(self, left: LeftWill, now: float) -> None:
+        """Publish the will of a client that is gone."""
+        will = left.will
+        message = Message(will.topic, will.payload, will.properties, will.qos, will.retain, publisher=left.client_id)
+        if will.expiry_s >= 0:
+            message.expires_at = now + will.expiry_s
+        route = self._routes.find(message.topic)
+        if route.refused:
+            self._counters.drop("reserved_topic")
+            return
+        self._number(message)
+        if message.retain:
+            # [MQTT-3.1.2-17]
+            self._retain(message, now)
+        self._counters.will_published += 1
+        self._dispatcher.deliver(message, route, now)
+        self._forward(message, route, None)
+
+    def _number(self, message: Message) -> None:
+        self._message_number += 1
+        message.origin = self._store_id
+        message.number = self._message_number
+
+    def _retain(self, message: Message, now: float) -> bool:
+        """Keep the message for later subscribers [MQTT-3.3.1-5]; false when a limit forbids it."""
+        if self._retained.set(message, self._store.writes, self._store.clock, now):
+            return True
+        self._counters.refuse("max_retained")
+        return False
+
+    def _forward(self, message: Message, route: Route, ticket: Ticket | None) -> Ticket | None:
+        """Forward once to each interested node; the ticket is returned when one of them must answer first."""
+        for node, persistent in route.nodes:
+            if persistent and message.qos and ticket is not None:
+                ticket.waiting += 1
+                self.forwards.append(Forward(node, message, ticket))
+            else:
+                self.forwards.append(Forward(node, message, None))
+        self._counters.router_matches_remote += len(route.nodes)
+        return ticket if ticket is not None and ticket.waiting else None
+
+    def _answer(self, attachment: Attachment, packet_id: int, qos: int, reason: int, ticket: Ticket | None) -> int:
+        """Acknowledge in turn: now, or when everything before it and its ticket are done."""
+        if qos == 0:
+            return 0
+        if qos == 2:
+            attachment.session.incoming[packet_id] = False
+        if ticket is None and not attachment.pending:
+            self._acknowledge(attachment, packet_id, qos, reason)
+            return 0
+        if ticket is None:
+            ticket = Ticket(attachment.connection, packet_id, reason, qos, attachment.session.client_id)
+        attachment.pending.append(ticket)
+        return 0
+
+    def _acknowledge(self, attachment: Attachment, packet_id: int, qos: int, reason: int) -> None:
+        if qos == 2:
+            self._settle(attachment.session, packet_id, reason)
+        attachment.outlet.batch.acknowledge(PUBREC if qos == 2 else PUBACK, attachment.connection, packet_id, reason)
+
+    def _settle(self, session: Session, packet_id: int, reason: int) -> None:
+        """A QoS 2 PUBLISH is done: from its PUBREC to its PUBREL the id is taken; a refusal frees it."""
+        if reason >= _FAILURE:
+            session.incoming.pop(packet_id, None)
+            return
+        session.incoming[packet_id] = True
+        if session.persistent:
+            self._store.put_incoming(session, packet_id)
+
+    def release_pending(self, attachment: Attachment) -> int:
+        """Acknowledge what waits no more; the result is the reason for which the connection has to end, 0 for none."""
+        pending = attachment.pending
+        while pending and pending[0].waiting == 0:
+            ticket = pending.popleft()
+            if ticket.reason >= _FAILURE and attachment.version != 5:
+                # MQTT 3 has no way to refuse a PUBLISH but to close the connection.
+                attachment.session.incoming.pop(ticket.packet_id, None)
+                return ticket.reason
+            self._acknowledge(attachment, ticket.packet_id, ticket.qos, ticket.reason)
+        return 0
+
+    def settle_late(self, session: Session, ticket: Ticket) -> None:
+        """A QoS 2 PUBLISH of a connection that is gone is done: its next connection is told."""
+        if session.incoming.get(ticket.packet_id, True):
+            return
+        self._settle(session, ticket.packet_id, ticket.reason)
+        attachment = session.attachment
+        if attachment is not None and ticket.reason < _FAILURE:
+            attachment.outlet.batch.acknowledge(PUBREC, attachment.connection, ticket.packet_id, ticket.reason)
+
+    def release(self, attachment: Attachment, packet_id: int) -> None:
+        """A client's PUBREL: its id is free again [MQTT-4.3.3-11]."""
+        session = attachment.session
+        known = session.incoming.pop(packet_id, None)
+        if known is not None and session.persistent:
+            self._store.delete_incoming(session, packet_id)
+        reason = _SUCCESS if known is not None else int(Reason.PACKET_IDENTIFIER_NOT_FOUND)
+        attachment.outlet.batch.acknowledge(PUBCOMP, attachment.connection, packet_id, reason)

@@ -1,0 +1,384 @@
+"""The stored form of sessions, subscriptions, queues and shared groups, and the way back at recovery.
+
+It owns the layout of the families `session`, `queue` and `message`, and the turn's batch. It writes into the batch and
+reads through Storage; when something is written is the owner's decision.
+
+    session  session u64                  version u8, flags u8 (1 user name), expiry u32, deadline u64,
+                                          client id str, user name str
+    session  session u64, "/", filter     version u8, options u8, identifier u32
+    session  session u64, "i", id u16     version u8: a QoS 2 PUBLISH of the client that it has not released yet
+    session  group u64, "$", filter       version u8: a shared group that has a queue; filter begins with $share
+    queue    owner u64, seq u64           version u8, flags u8 (see below), packet id u16 (0: not sent), size u32,
+                                          [identifiers str], message id (24 bytes), [body]
+    message  origin (16 bytes), u64       version u8, body
+
+`owner` is a session's number or a group's: they count together. A body of at most INLINE_BYTES_MAX lies in each queue
+record, a larger one is stored once however many queues point to it; then references are counted in memory, in
+`_references`, and rebuilt at recovery. So a million small messages in a queue cost no memory, and a million large ones
+some 200 bytes each. What a body is, `stored_message` says.
+"""
+
+import struct
+from collections.abc import Callable
+from typing import Final, final
+
+from broker.core.delivery_queue import DeliveryQueue
+from broker.core.message import NO_MESSAGE, Delivery
+from broker.core.session import Session
+from broker.core.shared import SharedGroup
+from broker.core.storage import Storage, StorageError, WriteBatch
+from broker.core.stored_message import (
+    MESSAGE_KEY_BYTES,
+    Clock,
+    check_version,
+    pack_message,
+    string,
+    unpack_message,
+    unpack_string,
+)
+from broker.core.subscription import Subscription
+
+VALUE_VERSION: Final = 1
+INLINE_BYTES_MAX: Final = 512
+# How much of a tail is read at once.
+LOAD_MAX: Final = 384
+# Recovery says how far it is after so many records.
+PROGRESS_RECORDS: Final = 200_000
+
+_SUBSCRIPTION: Final = ord("/")
+_INCOMING: Final = ord("i")
+_GROUP: Final = ord("$")
+_KEY_END: Final = b"\xff" * 9
+_SESSION: Final = struct.Struct(">BBIQ")
+_SUBSCRIBED: Final = struct.Struct(">BBI")
+_QUEUE: Final = struct.Struct(">BBHI")
+
+_QOS_MASK: Final = 3
+_RETAIN: Final = 4
+_INLINE: Final = 8
+_RELEASED: Final = 16
+_IDENTIFIERS: Final = 32
+
+
+@final
+class SessionStore:
+    """What the owner writes of sessions and queues. `writes` is the turn's batch; whoever commits it takes it."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.writes = WriteBatch()
+        self.clock = Clock(0.0, 0)
+        # The last number given to a session or group.
+        self.last_number: int = 0
+        self._storage = storage
+        # Message key -> how many queue records point to a body in the family `message`.
+        self._references: dict[bytes, int] = {}
+        # (owner, seq, message key) of this turn's records that point to a body: no scan finds them yet.
+        self._fresh: list[tuple[int, int, bytes]] = []
+
+    def take_writes(self) -> WriteBatch:
+        """Return the turn's batch and begin a new one."""
+        writes = self.writes
+        self.writes = WriteBatch()
+        self._fresh = []
+        return writes
+
+    def take_number(self) -> int:
+        """Return a number for a new session or group."""
+        self.last_number += 1
+        return self.last_number
+
+    # Sessions.
+
+    def put_session(self, session: Session) -> None:
+        """Write the session without its subscriptions and queue."""
+        head = _SESSION.pack(
+            VALUE_VERSION,
+            0 if session.user_name is None else 1,
+            session.expiry_s,
+            self.clock.to_utc_ms(session.expires_at),
+        )
+        value = head + string(session.client_id) + string(session.user_name or "")
+        self.writes.put("session", _number(session.number), value)
+
+    def delete_session(self, session: Session) -> None:
+        """Remove the session with all that is stored of it; what was in flight or queued must not be used again."""
+        self._delete_queue(session.number, session.queue, list(session.inflight.deliveries.values()))
+        start = _number(session.number)
+        self.writes.delete_range("session", start, start + _KEY_END)
+
+    def put_subscription(self, session: Session, topic_filter: bytes, subscription: Subscription) -> None:
+        """Write one subscription."""
+        key = _number(session.number) + b"/" + topic_filter
+        value = _SUBSCRIBED.pack(VALUE_VERSION, subscription.options, subscription.identifier)
+        self.writes.put("session", key, value)
+
+    def delete_subscription(self, session: Session, topic_filter: bytes) -> None:
+        """Remove one subscription."""
+        self.writes.delete("session", _number(session.number) + b"/" + topic_filter)
+
+    def put_incoming(self, session: Session, packet_id: int) -> None:
+        """Write that the client's QoS 2 PUBLISH with this id is done: its resend must not be published again."""
+        self.writes.put("session", _incoming_key(session, packet_id), bytes([VALUE_VERSION]))
+
+    def delete_incoming(self, session: Session, packet_id: int) -> None:
+        """The client released the id."""
+        self.writes.delete("session", _incoming_key(session, packet_id))
+
+    # Shared groups.
+
+    def put_group(self, group: SharedGroup) -> None:
+        """Write that the group has a queue."""
+        self.writes.put("session", _number(group.number) + b"$" + group.shared_filter, bytes([VALUE_VERSION]))
+
+    def delete_group(self, group: SharedGroup) -> None:
+        """Remove the group and its queue."""
+        self._delete_queue(group.number, group.queue, [])
+        self.writes.delete("session", _number(group.number) + b"$" + group.shared_filter)
+
+    # Deliveries.
+
+    def put_delivery(self, owner: int, delivery: Delivery) -> None:
+        """Write a queue record of the session or group with that number and, with the first reference, the body."""
+        flags = delivery.qos
+        if delivery.retain:
+            flags |= _RETAIN
+        if delivery.released:
+            # The client has the message: what is left is its packet id.
+            value = _QUEUE.pack(VALUE_VERSION, flags | _RELEASED, delivery.packet_id, 0)
+            self.writes.put("queue", _queue_key(owner, delivery.seq), value)
+            delivery.stored = True
+            return
+        message = delivery.message
+        inline = delivery.size <= INLINE_BYTES_MAX
+        if inline:
+            flags |= _INLINE
+        identifiers = b""
+        if delivery.identifiers:
+            flags |= _IDENTIFIERS
+            identifiers = len(delivery.identifiers).to_bytes(2, "big") + delivery.identifiers
+        key = message.key()
+        value = _QUEUE.pack(VALUE_VERSION, flags, delivery.packet_id, delivery.size) + identifiers + key
+        if inline:
+            value += pack_message(message, self.clock)
+        elif not delivery.stored:
+            count = self._references.get(key, 0)
+            if count == 0:
+                self.writes.put("message", key, bytes([VALUE_VERSION]) + pack_message(message, self.clock))
+            self._references[key] = count + 1
+            self._fresh.append((owner, delivery.seq, key))
+        delivery.stored = True
+        self.writes.put("queue", _queue_key(owner, delivery.seq), value)
+
+    def release_delivery(self, owner: int, delivery: Delivery) -> None:
+        """The client has the message of a QoS 2 delivery: forget it, and keep the packet id."""
+        delivery.released = True
+        if delivery.stored:
+            self._dereference(delivery)
+        delivery.message = NO_MESSAGE
+        if delivery.stored:
+            self.put_delivery(owner, delivery)
+
+    def delete_delivery(self, owner: int, delivery: Delivery) -> None:
+        """Remove a queue record, and the body with the last one that points to it."""
+        assert delivery.stored
+        self.writes.delete("queue", _queue_key(owner, delivery.seq))
+        if not delivery.released:
+            self._dereference(delivery)
+        delivery.stored = False
+
+    def _dereference(self, delivery: Delivery) -> None:
+        if delivery.size > INLINE_BYTES_MAX:
+            self._dereference_key(delivery.message.key())
+
+    def _dereference_key(self, key: bytes) -> None:
+        count = self._references[key] - 1
+        if count:
+            self._references[key] = count
+        else:
+            del self._references[key]
+            self.writes.delete("message", key)
+
+    def _delete_queue(self, owner: int, queue: DeliveryQueue, inflight: list[Delivery]) -> None:
+        for delivery in (*inflight, *queue.deliveries()):
+            if delivery.stored and not delivery.released:
+                self._dereference(delivery)
+        if queue.tail_count:
+            for key in self._tail_bodies(owner, queue):
+                self._dereference_key(key)
+        start = _number(owner)
+        self.writes.delete_range("queue", start, start + _KEY_END)
+
+    def _tail_bodies(self, owner: int, queue: DeliveryQueue) -> list[bytes]:
+        """Return the keys of the bodies that the tail's records point to, committed or not."""
+        first = _number(owner)
+        if queue.lifo:
+            start, end = first, _queue_key(owner, queue.tail_seq + 1)
+        else:
+            start, end = _queue_key(owner, queue.tail_seq), first + _KEY_END
+        keys = [
+            _message_key(value)
+            for _key, value in self._storage.scan("queue", start, end)
+            if not value[1] & (_INLINE | _RELEASED) and not _packet_id(value)
+        ]
+        for of, seq, key in self._fresh:
+            if of == owner and ((seq <= queue.tail_seq) if queue.lifo else (seq >= queue.tail_seq)):
+                keys.append(key)
+        return keys
+
+    # Reading again.
+
+    def load(self, owner: int, queue: DeliveryQueue) -> None:
+        """Read the next part of the tail. Everything that was written must be committed."""
+        found: list[Delivery] = []
+        first = _number(owner)
+        if queue.lifo:
+            rows = self._storage.scan_reverse("queue", first, _queue_key(owner, queue.tail_seq + 1))
+        else:
+            rows = self._storage.scan("queue", _queue_key(owner, queue.tail_seq), first + _KEY_END)
+        wanted = min(LOAD_MAX, queue.tail_count)
+        for key, value in rows:
+            if _packet_id(value):
+                # In flight: not the queue's any more. Its seq may lie among those of a LIFO queue.
+                continue
+            found.append(self._unpack_delivery(key, value))
+            if len(found) >= wanted:
+                break
+        if len(found) < wanted:
+            raise StorageError(f"queue {owner} has {len(found)} records in the store instead of {wanted}")
+        queue.load(found)
+
+    def trim(self, owner: int, queue: DeliveryQueue) -> int:
+        """Remove the oldest of a LIFO queue's tail, as many as it asks for; return how many."""
+        count = min(queue.trim_count, queue.tail_count)
+        queue.trim_count = 0
+        if not count:
+            return 0
+        trimmed = 0
+        first = _number(owner)
+        for key, value in self._storage.scan("queue", first, _queue_key(owner, queue.tail_seq + 1)):
+            if _packet_id(value):
+                continue
+            self.delete_delivery(owner, self._unpack_delivery(key, value))
+            queue.bytes -= int.from_bytes(value[4:8], "big")
+            queue.tail_count -= 1
+            trimmed += 1
+            if trimmed == count:
+                break
+        return trimmed
+
+    def _unpack_delivery(self, key: bytes, value: bytes) -> Delivery:
+        _version, flags, packet_id, size = _QUEUE.unpack_from(value)
+        pos: int = _QUEUE.size
+        identifiers = b""
+        message = NO_MESSAGE
+        if not flags & _RELEASED:
+            if flags & _IDENTIFIERS:
+                identifiers, pos = unpack_string(value, pos)
+            message_key = value[pos : pos + MESSAGE_KEY_BYTES]
+            if flags & _INLINE:
+                message = unpack_message(message_key, value, pos + MESSAGE_KEY_BYTES, self.clock)
+            else:
+                stored = self._storage.get("message", message_key)
+                if stored is None:
+                    raise StorageError(f"queue record {key.hex()} points to a message that is not there")
+                check_version(stored, VALUE_VERSION, "message")
+                message = unpack_message(message_key, stored, 1, self.clock)
+        seq = int.from_bytes(key[8:], "big")
+        delivery = Delivery(seq, message, flags & _QOS_MASK, flags & _RETAIN != 0, identifiers)
+        delivery.size = size
+        delivery.packet_id = packet_id
+        delivery.released = flags & _RELEASED != 0
+        delivery.stored = True
+        return delivery
+
+    # Recovery.
+
+    def recover(
+        self, window: int, lifo: bool, progress: Callable[[str], None]
+    ) -> tuple[list[Session], dict[bytes, SharedGroup]]:
+        """Read every session and group, in the order of their numbers. Queues stay in the store, but for their head."""
+        sessions: dict[bytes, Session] = {}
+        groups: dict[bytes, SharedGroup] = {}
+        for key, value in self._storage.scan("session", b"", b""):
+            check_version(value, VALUE_VERSION, "session")
+            self.last_number = int.from_bytes(key[:8], "big")
+            if len(key) == 8:
+                sessions[key] = self._unpack_session(key, value, window, lifo)
+            elif key[8] == _GROUP:
+                group = SharedGroup(int.from_bytes(key[:8], "big"), key[9:])
+                group.stored = True
+                groups[key[:8]] = group
+            elif key[8] == _INCOMING:
+                sessions[key[:8]].incoming[int.from_bytes(key[9:], "big")] = True
+            else:
+                assert key[8] == _SUBSCRIPTION
+                _version, options, identifier = _SUBSCRIBED.unpack_from(value)
+                sessions[key[:8]].subscriptions[key[9:]] = Subscription(options, identifier)
+        self._recover_queues(sessions, groups, progress)
+        return list(sessions.values()), {group.shared_filter: group for group in groups.values()}
+
+    def _recover_queues(
+        self, sessions: dict[bytes, Session], groups: dict[bytes, SharedGroup], progress: Callable[[str], None]
+    ) -> None:
+        for count, (key, value) in enumerate(self._storage.scan("queue", b"", b""), start=1):
+            check_version(value, VALUE_VERSION, "queue")
+            flags = value[1]
+            if not flags & (_INLINE | _RELEASED):
+                message_key = _message_key(value)
+                self._references[message_key] = self._references.get(message_key, 0) + 1
+            seq = int.from_bytes(key[8:], "big")
+            owner = key[:8]
+            session = sessions.get(owner)
+            if session is not None:
+                session.next_seq = seq + 1
+                if _packet_id(value):
+                    session.inflight.restore(self._unpack_delivery(key, value))
+                else:
+                    session.queue.restore(seq, int.from_bytes(value[4:8], "big"))
+            else:
+                group = groups[owner]
+                group.next_seq = seq + 1
+                group.queue.restore(seq, int.from_bytes(value[4:8], "big"))
+            if count % PROGRESS_RECORDS == 0:
+                progress(f"recovering: {count} queued messages read")
+
+    def _unpack_session(self, key: bytes, value: bytes, window: int, lifo: bool) -> Session:
+        _version, flags, expiry_s, deadline_ms = _SESSION.unpack_from(value)
+        client_id, pos = unpack_string(value, _SESSION.size)
+        user_name, pos = unpack_string(value, pos)
+        session = Session(
+            int.from_bytes(key, "big"),
+            client_id.decode(),
+            user_name.decode() if flags & 1 else None,
+            expiry_s,
+            window,
+            lifo,
+        )
+        session.persistent = True
+        session.expires_at = self.clock.to_monotonic(deadline_ms)
+        return session
+
+
+def _number(number: int) -> bytes:
+    return number.to_bytes(8, "big")
+
+
+def _queue_key(owner: int, seq: int) -> bytes:
+    return owner.to_bytes(8, "big") + seq.to_bytes(8, "big")
+
+
+def _incoming_key(session: Session, packet_id: int) -> bytes:
+    return _number(session.number) + b"i" + packet_id.to_bytes(2, "big")
+
+
+def _packet_id(value: bytes) -> int:
+    """The packet id of a queue record, 0 when it is not in flight."""
+    return value[2] << 8 | value[3]
+
+
+def _message_key(value: bytes) -> bytes:
+    """The message id of a queue record that is not released."""
+    pos: int = _QUEUE.size
+    if value[1] & _IDENTIFIERS:
+        pos += 2 + int.from_bytes(value[pos : pos + 2], "big")
+    return value[pos : pos + MESSAGE_KEY_BYTES]

@@ -1,0 +1,59 @@
+"""What the configuration says to the queue-owner, and what it counts."""
+
+from dataclasses import dataclass
+from typing import final
+
+from broker.core.events import NEVER_EXPIRES_S
+from broker.core.records import WINDOW_BYTES
+
+
+@dataclass(slots=True, frozen=True)
+class OwnerSettings:
+    """Limits and habits; negative limits are none, and so are limits of 0 where 0 makes no sense.
+
+    `listener_window_bytes` is WINDOW_BYTES but in tests: listeners return credit in parts of that.
+    """
+
+    max_inflight_messages: int = 20
+    max_online_messages: int = 1000
+    max_offline_messages: int = 1000
+    max_queued_bytes: int = -1
+    override_max_online_messages: bool = False
+    queue_lifo: bool = False
+    persistent_client_expiration_s: int = NEVER_EXPIRES_S
+    retry_interval_s: int = 0
+    upgrade_outgoing_qos: bool = False
+    max_subscriptions_per_client: int = 0
+    max_connections: int = -1
+    receive_max: int = 65535
+    receive_max_client: int = 65535
+    retained_messages_max: int = -1
+    retained_bytes_max: int = -1
+    max_last_will_delay_s: int = NEVER_EXPIRES_S
+    leave_will_grace_s: int = 10
+    suppress_will_on_takeover: bool = False
+    listener_window_bytes: int = WINDOW_BYTES
+
+
+@final
+class Counters:
+    """Counts since the start; the names are the metrics'."""
+
+    def __init__(self) -> None:
+        self.mqtt_publish_received: int = 0
+        self.mqtt_publish_sent: int = 0
+        self.queue_message_in: int = 0
+        self.queue_message_out: int = 0
+        self.router_matches_local: int = 0
+        self.router_matches_remote: int = 0
+        self.will_published: int = 0
+        self.dropped: dict[str, int] = {}
+        self.refused: dict[str, int] = {}
+
+    def drop(self, reason: str, count: int = 1) -> None:
+        """Count dropped deliveries by reason."""
+        self.dropped[reason] = self.dropped.get(reason, 0) + count
+
+    def refuse(self, limit: str, count: int = 1) -> None:
+        """Count requests that a limit refused."""
+        self.refused[limit] = self.refused.get(limit, 0) + count

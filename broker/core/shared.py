@@ -1,0 +1,78 @@
+"""Shared subscriptions: a group of sessions of which one gets each message [MQTT-4.8.2].
+
+A group owns its members and the queue of what no member could take. It does not send: the dispatcher asks it who is
+next and gives what that member takes.
+
+Theory of operation
+-------------------
+A message goes to a member that can take it at once. When none can, it waits in the group's queue and not in a
+member's, so a member that is away or slow never hoards what another could do: whoever is free next takes it from there.
+Only what was sent stays with its session: it is in flight there, and is sent again there [MQTT-4.8.2-5].
+
+The queue is stored while a member outlives its connection; a group without members ends with its queue.
+"""
+
+from typing import TYPE_CHECKING, final
+
+from broker.core.delivery_queue import DeliveryQueue
+from broker.core.subscription import Subscription
+from broker.mqtt.topics import shared_group
+
+if TYPE_CHECKING:
+    from broker.core.session import Session
+
+
+@final
+class SharedGroup:
+    """The sessions that share one filter under one name. `shared_filter` is all of `$share/name/filter`."""
+
+    __slots__ = ("_order", "_turn", "members", "next_seq", "number", "queue", "shared_filter", "stored", "topic_filter")
+
+    def __init__(self, number: int, shared_filter: bytes) -> None:
+        parts = shared_group(shared_filter)
+        assert parts is not None
+        self.number = number
+        self.shared_filter = shared_filter
+        self.topic_filter: bytes = parts[1]
+        self.members: dict[Session, Subscription] = {}
+        self.queue = DeliveryQueue()
+        self.next_seq: int = 1
+        # Whether the store knows of it.
+        self.stored = False
+        self._order: list[Session] = []
+        self._turn: int = 0
+
+    def set_member(self, session: "Session", subscription: Subscription) -> None:
+        """Add a member, or change how it subscribes."""
+        if session not in self.members:
+            self._order.append(session)
+            session.groups.append(self)
+        self.members[session] = subscription
+
+    def remove_member(self, session: "Session") -> None:
+        """Remove a member."""
+        del self.members[session]
+        self._order.remove(session)
+        session.groups.remove(self)
+
+    def is_persistent(self) -> bool:
+        """Say whether a member outlives its connection, so that the queue has to be stored."""
+        return any(session.persistent for session in self.members)
+
+    def in_turn(self) -> list["Session"]:
+        """Return the members, each time beginning with another: who stands first is asked first."""
+        order = self._order
+        if not order:
+            return order
+        self._turn = (self._turn + 1) % len(order)
+        return order[self._turn :] + order[: self._turn]
+
+    def is_online(self) -> bool:
+        """Say whether a member is connected."""
+        return any(session.attachment is not None for session in self._order)
+
+    def take_seq(self) -> int:
+        """Return the next place in the queue."""
+        seq = self.next_seq
+        self.next_seq = seq + 1
+        return seq

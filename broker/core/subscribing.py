@@ -1,0 +1,177 @@
+"""Subscribing: what SUBSCRIBE and UNSUBSCRIBE change, and what of it the other nodes have to hear.
+
+It owns the shared groups, the routes' subscriptions and the wishes; it keeps sessions, routes, groups, wishes and store
+in step. It sends nothing but what a new subscription is owed: its SUBACK, and retained messages.
+"""
+
+from typing import Final, final
+
+from broker.core.dispatch import Dispatcher
+from broker.core.effects import InterestChange
+from broker.core.events import SubscribeReceived, UnsubscribeReceived
+from broker.core.retained import RetainedStore
+from broker.core.routes import Routes
+from broker.core.session import Attachment, Session
+from broker.core.session_store import SessionStore
+from broker.core.settings import OwnerSettings
+from broker.core.shared import SharedGroup
+from broker.core.subscription import QOS_MASK, RETAIN_HANDLING_SHIFT, Subscription, subscription
+from broker.core.wishes import Wishes
+from broker.mqtt.reasons import Reason
+from broker.mqtt.topics import SHARE_PREFIX
+
+_FAILURE: Final = 0x80
+_SUCCESS: Final = 0
+# Retain Handling of MQTT 5: send retained messages always, for a new subscription, never.
+_SEND_IF_NEW: Final = 1
+_DO_NOT_SEND: Final = 2
+
+
+@final
+class Subscribing:
+    """The subscriptions of all sessions of this node."""
+
+    def __init__(
+        self,
+        settings: OwnerSettings,
+        store: SessionStore,
+        routes: Routes,
+        dispatcher: Dispatcher,
+        retained: RetainedStore,
+    ) -> None:
+        # What the other nodes have to hear; the owner takes it.
+        self.interest: list[InterestChange] = []
+        self.groups: dict[bytes, SharedGroup] = {}
+        self.wishes = Wishes()
+        self._settings = settings
+        self._store = store
+        self._routes = routes
+        self._dispatcher = dispatcher
+        self._retained = retained
+
+    def subscribe(self, attachment: Attachment, event: SubscribeReceived, now: float) -> None:
+        """Make or replace subscriptions, answer, and send what is retained for them."""
+        session = attachment.session
+        reasons: list[int] = []
+        replays: list[tuple[bytes, Subscription]] = []
+        for topic_filter, options in event.requests:
+            reason = options
+            if options < _FAILURE:
+                reason = self._refusal(session, topic_filter)
+            if reason >= _FAILURE:
+                reasons.append(reason)
+                continue
+            reasons.append(options & QOS_MASK)
+            wanted = subscription(options, event.identifier)
+            new = self._set(session, topic_filter, wanted, now)
+            handling = options >> RETAIN_HANDLING_SHIFT & 3
+            if handling == _DO_NOT_SEND or (handling == _SEND_IF_NEW and not new):
+                # [MQTT-3.3.1-10] [MQTT-3.3.1-11]
+                continue
+            if not topic_filter.startswith(SHARE_PREFIX):
+                replays.append((topic_filter, wanted))
+        attachment.outlet.batch.suback(event.connection, event.packet_id, reasons)
+        for topic_filter, wanted in replays:
+            topics = self._retained.match_topics(topic_filter)
+            if topics:
+                self._dispatcher.replay(session, topics, wanted, now)
+
+    def _refusal(self, session: Session, topic_filter: bytes) -> int:
+        """Return why the subscription can't be made, 0 when it can."""
+        limit = self._settings.max_subscriptions_per_client
+        if limit and len(session.subscriptions) >= limit and topic_filter not in session.subscriptions:
+            self._dispatcher.counters.refuse("max_subscriptions_per_client")
+            return int(Reason.QUOTA_EXCEEDED)
+        return 0
+
+    def _set(self, session: Session, topic_filter: bytes, wanted: Subscription, now: float) -> bool:
+        """Make or replace [MQTT-3.8.4-3] a subscription; true when it is new."""
+        new = topic_filter not in session.subscriptions
+        session.subscriptions[topic_filter] = wanted
+        if session.persistent:
+            self._store.put_subscription(session, topic_filter, wanted)
+        self._route(session, topic_filter, wanted)
+        if topic_filter.startswith(SHARE_PREFIX) and session.attachment is not None:
+            self._dispatcher.drain(session.attachment, now)
+        return new
+
+    def _route(self, session: Session, topic_filter: bytes, wanted: Subscription) -> None:
+        if not topic_filter.startswith(SHARE_PREFIX):
+            if self._routes.set(topic_filter, session, wanted):
+                self._count_wish(topic_filter, session, 1)
+            return
+        group = self.groups.get(topic_filter)
+        if group is None:
+            group = SharedGroup(self._store.take_number(), topic_filter)
+            self.groups[topic_filter] = group
+            self._routes.add_group(group)
+        group.set_member(session, wanted)
+
+    def unsubscribe(self, attachment: Attachment, event: UnsubscribeReceived, now: float) -> None:
+        """End subscriptions and answer."""
+        session = attachment.session
+        reasons: list[int] = []
+        for topic_filter in event.filters:
+            if topic_filter not in session.subscriptions:
+                reasons.append(Reason.NO_SUBSCRIPTION_EXISTED)
+                continue
+            reasons.append(_SUCCESS)
+            del session.subscriptions[topic_filter]
+            self._unroute(session, topic_filter, now)
+            if session.persistent:
+                self._store.delete_subscription(session, topic_filter)
+        attachment.outlet.batch.unsuback(event.connection, event.packet_id, reasons)
+
+    def _unroute(self, session: Session, topic_filter: bytes, now: float) -> None:
+        if not topic_filter.startswith(SHARE_PREFIX):
+            self._routes.remove(topic_filter, session)
+            self._count_wish(topic_filter, session, -1)
+            return
+        group = self.groups[topic_filter]
+        group.remove_member(session)
+        if group.members:
+            self._dispatcher.member_gone(group, now)
+        else:
+            del self.groups[topic_filter]
+            self._routes.remove_group(group)
+            self._dispatcher.group_ends(group)
+
+    def end_session(self, session: Session, now: float) -> None:
+        """Forget every subscription of a session that ends; what is stored of it is the caller's to delete."""
+        filters = list(session.subscriptions)
+        session.subscriptions = {}
+        for topic_filter in filters:
+            self._unroute(session, topic_filter, now)
+
+    def became_persistent(self, session: Session) -> None:
+        """The session is to outlive its connection: store its subscriptions, and tell the other nodes."""
+        for topic_filter, wanted in session.subscriptions.items():
+            self._store.put_subscription(session, topic_filter, wanted)
+            if not topic_filter.startswith(SHARE_PREFIX):
+                self._note(self.wishes.set_persistent(topic_filter, True))
+
+    def restore(self, sessions: list[Session], groups: dict[bytes, SharedGroup]) -> None:
+        """Take over what recovery found."""
+        for group in groups.values():
+            self.groups[group.shared_filter] = group
+            self._routes.add_group(group)
+        for session in sessions:
+            for topic_filter, wanted in session.subscriptions.items():
+                self._route(session, topic_filter, wanted)
+        for group in list(groups.values()):
+            if not group.members:
+                # Its members ended with their connections.
+                del self.groups[group.shared_filter]
+                self._routes.remove_group(group)
+                self._dispatcher.group_ends(group)
+
+    def count(self) -> int:
+        """Return how many subscriptions there are."""
+        return len(self._routes) + sum(len(group.members) for group in self.groups.values())
+
+    def _count_wish(self, topic_filter: bytes, session: Session, step: int) -> None:
+        self._note(self.wishes.count(topic_filter, session.persistent, step))
+
+    def _note(self, change: InterestChange | None) -> None:
+        if change is not None:
+            self.interest.append(change)

@@ -1,0 +1,301 @@
+"""broker.core.session_store: what is written is what a restart finds."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker.core.message import Delivery, Message
+from broker.core.session import Session
+from broker.core.session_store import INLINE_BYTES_MAX, LOAD_MAX, SessionStore
+from broker.core.shared import SharedGroup
+from broker.core.storage import MemoryStorage, StorageError, WriteBatch
+from broker.core.stored_message import Clock
+from broker.core.subscription import subscription
+
+ORIGIN = b"0123456789abcdef"
+BEFORE = Clock(5000.0, 1_700_000_000_000)
+# Ten seconds later, after a boot: monotonic time is another.
+AFTER = Clock(100.0, 1_700_000_010_000)
+FILTERS = st.one_of(st.binary(min_size=1, max_size=20), st.just(b"t" * 65535))
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
+LARGE = b"p" * (INLINE_BYTES_MAX + 1)
+
+
+def store_on(storage=None, clock=BEFORE):
+    store = SessionStore(storage or MemoryStorage())
+    store.clock = clock
+    return store
+
+
+def commit(store):
+    store._storage.commit(store.take_writes())
+
+
+def recovered(store, lifo=False):
+    """(sessions, groups, the new store) after a restart."""
+    commit(store)
+    after = store_on(store._storage.survivor(), AFTER)
+    sessions, groups = after.recover(20, lifo, lambda text: None)
+    return sessions, groups, after
+
+
+def session_in(store, number=1, client_id="c", expiry_s=60):
+    session = Session(number, client_id, None, expiry_s, 20)
+    session.persistent = True
+    store.put_session(session)
+    return session
+
+
+def message_of(number=1, payload=b"p", **options):
+    return Message(b"t", payload, qos=1, origin=ORIGIN, number=number, **options)
+
+
+def put(store, session, message, packet_id=0, qos=1, **options):
+    delivery = Delivery(session.take_seq(), message, qos, **options)
+    delivery.packet_id = packet_id
+    store.put_delivery(session.number, delivery)
+    return delivery
+
+
+def loaded(store, session):
+    while session.queue.wants_load():
+        store.load(session.number, session.queue)
+    return session.queue.deliveries()
+
+
+def keys(storage, family):
+    return [key for key, _ in storage.scan(family, b"", b"")]
+
+
+@given(
+    st.integers(1, 2**64 - 1),
+    st.one_of(TEXT, st.just("x" * 65535)),
+    st.one_of(st.none(), TEXT),
+    st.integers(1, 0xFFFFFFFF),
+    st.dictionaries(FILTERS, st.tuples(st.integers(0, 15), st.integers(0, 268_435_455)), max_size=4),
+    st.sets(st.integers(1, 65535), max_size=4),
+)
+def test_sessions(number, client_id, user_name, expiry_s, subscriptions, incoming):
+    store = store_on()
+    session = Session(number, client_id, user_name, expiry_s, 20)
+    store.put_session(session)
+    for topic_filter, (options, identifier) in subscriptions.items():
+        store.put_subscription(session, topic_filter, subscription(options, identifier))
+    for packet_id in incoming:
+        store.put_incoming(session, packet_id)
+    (found,), groups, after = recovered(store)
+    assert (found.number, found.client_id, found.user_name) == (number, client_id, user_name)
+    assert (found.expiry_s, found.expires_at, found.persistent) == (expiry_s, 0.0, True)
+    assert {name: (sub.options, sub.identifier) for name, sub in found.subscriptions.items()} == subscriptions
+    assert found.incoming == dict.fromkeys(incoming, True)
+    assert found.inflight.window == 20
+    assert groups == {}
+    assert after.take_number() == number + 1
+
+
+@given(
+    st.one_of(st.binary(min_size=1, max_size=20), st.just(b"t" * 65535)),
+    st.one_of(st.binary(max_size=50), st.just(b"p" * 200_000)),
+    st.one_of(st.binary(max_size=50), st.just(b"q" * 70_000)),
+    st.tuples(st.booleans(), st.booleans(), st.integers(1, 2)),
+    TEXT,
+    st.sampled_from([1, 2**32, 2**64 - 1]),
+    st.sampled_from([0, 1, 0x8000, 65535]),
+    st.sampled_from([b"", b"\x0b\x05", b"\x0b\x05" * 100]),
+)
+def test_deliveries(topic, payload, properties, flags, publisher, number, packet_id, identifiers):
+    retained, retain, qos = flags
+    store = store_on()
+    session = session_in(store)
+    message = Message(topic, payload, properties, 2, retained, 5030.0, publisher, ORIGIN, number)
+    put(store, session, message, packet_id, qos, retain=retain, identifiers=identifiers)
+    (found,), _, after = recovered(store)
+    (delivery,) = list(found.inflight.deliveries.values()) + loaded(after, found)
+    assert delivery.packet_id == packet_id
+    assert len(found.inflight) == (packet_id > 0)
+    assert (delivery.seq, delivery.qos, delivery.stored, delivery.released) == (1, qos, True, False)
+    assert (delivery.retain, delivery.identifiers, delivery.size) == (retain, identifiers, message.size())
+    back = delivery.message
+    assert (back.topic, back.payload, back.properties) == (topic, payload, properties)
+    assert (back.qos, back.retain, back.publisher) == (2, retained, publisher)
+    assert (back.origin, back.number) == (ORIGIN, number)
+    # Thirty seconds were left, ten of them the node was down.
+    assert back.expires_at == pytest.approx(120.0)
+
+
+def test_deadlines_are_utc():
+    assert BEFORE.to_utc_ms(0.0) == 0
+    assert BEFORE.to_monotonic(0) == 0.0
+    assert AFTER.to_monotonic(BEFORE.to_utc_ms(5010.0)) == 100.0
+    assert AFTER.to_monotonic(BEFORE.to_utc_ms(5000.0)) == 90.0
+
+
+def test_order_is_kept_and_goes_on():
+    store = store_on()
+    session = session_in(store)
+    count = 3 * LOAD_MAX
+    for number in range(1, count + 1):
+        put(store, session, message_of(number), packet_id=number if number <= 3 else 0)
+    (found,), _, after = recovered(store)
+    assert list(found.inflight.deliveries) == [1, 2, 3]
+    assert len(found.queue) == count - 3
+    assert found.queue.in_memory() == 0
+    assert found.next_seq == count + 1
+    numbers = []
+    while len(found.queue):
+        if found.queue.wants_load():
+            after.load(found.number, found.queue)
+        numbers.append(found.queue.pop().message.number)
+    assert numbers == list(range(4, count + 1))
+
+
+def test_a_lifo_queue_is_read_from_its_end():
+    store = store_on()
+    session = session_in(store)
+    for number in range(1, 11):
+        # What is in flight may lie among what waits.
+        put(store, session, message_of(number), packet_id=number if number in (4, 10) else 0)
+    (found,), _, after = recovered(store, lifo=True)
+    after.load(found.number, found.queue)
+    assert [found.queue.pop().message.number for _ in range(8)] == [9, 8, 7, 6, 5, 3, 2, 1]
+
+
+def test_a_full_lifo_queue_loses_its_oldest_in_the_store():
+    store = store_on()
+    session = session_in(store)
+    for number in range(1, 6):
+        put(store, session, message_of(number, LARGE))
+    (found,), _, after = recovered(store, lifo=True)
+    found.queue.trim_count = 2
+    assert after.trim(found.number, found.queue) == 2
+    commit(after)
+    assert [delivery.message.number for delivery in loaded(after, found)] == [3, 4, 5]
+    assert len(keys(after._storage, "message")) == 3
+
+
+def test_a_small_body_lies_with_each_delivery_and_a_large_one_is_stored_once():
+    for payload, bodies in ((b"small", 0), (LARGE, 1)):
+        store = store_on()
+        one, two = session_in(store, 1, "one"), session_in(store, 2, "two")
+        message = message_of(1, payload)
+        first, second = put(store, one, message), put(store, two, message)
+        # Writing a delivery again, with its packet id, is not another reference.
+        second.packet_id = 9
+        store.put_delivery(2, second)
+        commit(store)
+        assert len(keys(store._storage, "message")) == bodies
+        sessions, _, after = recovered(store)
+        assert [found.message.payload for found in loaded(after, sessions[0])] == [payload]
+        after.delete_delivery(1, sessions[0].queue.pop())
+        commit(after)
+        assert len(keys(after._storage, "message")) == bodies
+        after.delete_delivery(2, sessions[1].inflight.deliveries[9])
+        commit(after)
+        assert keys(after._storage, "message") == keys(after._storage, "queue") == []
+        store.delete_delivery(1, first)
+        store.delete_delivery(2, second)
+        commit(store)
+        assert keys(store._storage, "message") == []
+
+
+def test_a_released_delivery_is_its_packet_id():
+    for payload in (b"small", LARGE):
+        store = store_on()
+        session = session_in(store)
+        delivery = put(store, session, message_of(1, payload), packet_id=5, qos=2)
+        store.release_delivery(1, delivery)
+        (found,), _, after = recovered(store)
+        assert keys(after._storage, "message") == []
+        back = found.inflight.deliveries[5]
+        assert (back.released, back.qos, back.message.payload, back.stored) == (True, 2, b"", True)
+        after.delete_delivery(1, back)
+        commit(after)
+        assert keys(after._storage, "queue") == []
+
+
+@pytest.mark.parametrize("committed", [True, False])
+def test_a_session_that_ends_takes_everything_with_it(committed):
+    """Also bodies that only records in the tail point to, whether those are committed or of the same turn."""
+    store = store_on()
+    sessions = [session_in(store, number, f"c{number}") for number in range(1, 4)]
+    for session in sessions:
+        store.put_subscription(session, b"a", subscription(1))
+        store.put_incoming(session, 7)
+    shared = message_of(999, LARGE)
+    for session in (sessions[0], sessions[1]):
+        for number in range(1, 6):
+            message = message_of(session.number * 10 + number, LARGE) if number > 1 else shared
+            delivery = put(store, session, message)
+            session.queue.restore(delivery.seq, delivery.size)
+    if committed:
+        commit(store)
+    store.delete_session(sessions[1])
+    commit(store)
+    assert {key[:8] for key in keys(store._storage, "session")} == {(n).to_bytes(8, "big") for n in (1, 3)}
+    assert {key[:8] for key in keys(store._storage, "queue")} == {(1).to_bytes(8, "big")}
+    assert len(keys(store._storage, "message")) == 5
+    store.delete_subscription(sessions[0], b"a")
+    store.delete_incoming(sessions[0], 7)
+    found, _, _ = recovered(store)
+    assert (found[0].subscriptions, found[0].incoming) == ({}, {})
+    assert list(found[1].subscriptions) == [b"a"]
+
+
+def test_groups_and_their_queues():
+    store = store_on()
+    session = session_in(store, 1)
+    store.put_subscription(session, b"$share/g/a", subscription(1))
+    group = SharedGroup(2, b"$share/g/a")
+    store.put_group(group)
+    for number in (1, 2):
+        store.put_delivery(2, Delivery(group.take_seq(), message_of(number, LARGE), 1))
+    _, groups, after = recovered(store)
+    found = groups[b"$share/g/a"]
+    assert (found.number, found.topic_filter, found.stored, len(found.queue)) == (2, b"a", True, 2)
+    assert found.take_seq() == 3
+    assert after.take_number() == 3
+    after.load(2, found.queue)
+    assert [found.queue.pop().message.number for _ in range(2)] == [1, 2]
+    after.delete_group(found)
+    commit(after)
+    assert keys(after._storage, "queue") == []
+    assert [len(key) for key in keys(after._storage, "session") if key[7] == 2] == []
+
+
+def test_recovery_says_how_far_it_is(monkeypatch):
+    monkeypatch.setattr("broker.core.session_store.PROGRESS_RECORDS", 2)
+    store = store_on()
+    session = session_in(store)
+    for number in range(5):
+        put(store, session, message_of(number))
+    commit(store)
+    said = []
+    store_on(store._storage).recover(20, False, said.append)
+    if said:  # A compiled module has its constants built in.
+        assert said == ["recovering: 2 queued messages read", "recovering: 4 queued messages read"]
+
+
+@pytest.mark.parametrize("family", ["session", "queue", "message"])
+def test_a_newer_version_is_refused(family):
+    store = store_on()
+    session = session_in(store)
+    put(store, session, message_of(1, LARGE), packet_id=1)
+    commit(store)
+    batch = WriteBatch()
+    for key, value in store._storage.scan(family, b"", b""):
+        batch.put(family, key, b"\x63" + value[1:])
+    store._storage.commit(batch)
+    with pytest.raises(StorageError, match=f"{family} record has version 99"):
+        store_on(store._storage).recover(20, False, lambda text: None)
+
+
+def test_a_delivery_without_its_message_is_corruption():
+    store = store_on()
+    session = session_in(store)
+    delivery = put(store, session, message_of(1, LARGE), packet_id=1)
+    commit(store)
+    batch = WriteBatch()
+    batch.delete("message", delivery.message.key())
+    store._storage.commit(batch)
+    with pytest.raises(StorageError, match="not there"):
+        store_on(store._storage).recover(20, False, lambda text: None)
