@@ -8,6 +8,7 @@ listener's batch, and leaves bytes for the client in `output`.
 Theory of operation
 -------------------
     WAITING    nothing but a CONNECT is accepted, of at most CONNECT_BYTES_MAX, within the connect timeout
+    AUTHENTICATING  an exchange of AUTH packets goes on, within the connect timeout [MQTT-4.12.0-1]
     ATTACHING  the owner was asked for the session; later packets are held back until it answers
     ATTACHED   packets become records, the owner's records become packets
     CLOSED     nothing more is read; the shell writes `output` and closes the socket
@@ -22,6 +23,7 @@ from typing import Any, Final, final
 
 from mypy_extensions import i64
 
+from broker.core.authentication import CONTINUE, FAILURE, Authenticator, Exchange
 from broker.core.counters import ListenerCounters
 from broker.core.events import CONNECTION_LOST, NEVER_EXPIRES_S, Attach
 from broker.core.records import PUBACK, PUBCOMP, PUBREC, Answer, ListenerBatch
@@ -52,11 +54,14 @@ WAITING: Final = 0
 ATTACHING: Final = 1
 ATTACHED: Final = 2
 CLOSED: Final = 3
+AUTHENTICATING: Final = 4
 
 # A CONNECT is an id, a user name and a password; the largest tokens in use as passwords are a few KiB.
 CONNECT_BYTES_MAX: Final = 8192
 # MQTT 3 has no Receive Maximum: a client that sends QoS 1 on and on without an acknowledgement is not read.
 UNACKNOWLEDGED_MAX: Final = 4096
+# [MQTT-3.1.2-22] Only whole packets are signs of life, but a large one over a slow line must be let through.
+SIGN_OF_LIFE_BYTES: Final = 1000
 RECEIVE_MAXIMUM_MAX: Final = 65535
 _TYPE_CONNECT: Final = 1
 _TYPE_PUBLISH: Final = 3
@@ -136,10 +141,14 @@ class Connection:
         "_aliases",
         "_answer_bytes_max",
         "_assigned_client_id",
+        "_authentication_data",
+        "_authenticator",
         "_batch",
         "_bridge",
         "_chunks",
+        "_connect_packet",
         "_counters",
+        "_exchange",
         "_gate",
         "_held_bytes",
         "_limits",
@@ -152,6 +161,7 @@ class Connection:
         "_session_expiry_s",
         "_throttled",
         "_unacknowledged",
+        "_unfinished_bytes",
         "client_id",
         "dirty",
         "has_aliases",
@@ -171,6 +181,7 @@ class Connection:
         limits: ConnectionLimits,
         gate: ConnectGate,
         counters: ListenerCounters,
+        authenticator: Authenticator,
         now: float,
     ) -> None:
         self.number = number
@@ -186,10 +197,17 @@ class Connection:
         self._limits = limits
         self._gate = gate
         self._counters = counters
+        self._authenticator = authenticator
+        # The authentication in progress, and the CONNECT that named its method.
+        self._exchange: Exchange | None = None
+        self._connect_packet: Connect | None = None
+        self._authentication_data = b""
         self._chunks: list[bytes] = []
         self._held_bytes: int = 0
         self._needed_bytes: int = 0
         self._unacknowledged: int = 0
+        # Bytes of a packet that is not whole yet, since the client was last taken for alive.
+        self._unfinished_bytes: int = 0
         # QoS 1 and 2 PUBLISHes of the client that are not wholly acknowledged.
         self._quota_used: int = 0
         # PUBLISHes in the present second, and whether they were too many.
@@ -211,9 +229,10 @@ class Connection:
         """Work off bytes from the client. `make_client_id` names a client that has no id of its own."""
         if self.state == CLOSED:
             return
-        if self.state != WAITING:
-            # The time for a CONNECT runs from the beginning, however busily its bytes trickle in.
-            self.last_received = now
+        if self.state == ATTACHED:
+            self._unfinished_bytes += len(data)
+            if self._unfinished_bytes >= SIGN_OF_LIFE_BYTES:
+                self._heard(now)
         if self._held_bytes:
             self._chunks.append(data)
             self._held_bytes += len(data)
@@ -226,10 +245,15 @@ class Connection:
             self._hold(data, 0)
             return
         try:
-            self._parse(data, make_client_id)
+            if self._parse(data, make_client_id):
+                self._heard(now)
         except ProtocolError as error:
             self._counters.fault(error.reason)
             self.close(error.reason, error.text)
+
+    def _heard(self, now: float) -> None:
+        self.last_received = now
+        self._unfinished_bytes = 0
 
     def _hold(self, rest: bytes, needed_bytes: int) -> None:
         """Keep what can't be worked off yet; `needed_bytes` are the whole packet's, 0 when not known."""
@@ -238,7 +262,8 @@ class Connection:
             self._held_bytes = len(rest)
         self._needed_bytes = needed_bytes
 
-    def _parse(self, data: bytes, make_client_id: Callable[[], str]) -> None:
+    def _parse(self, data: bytes, make_client_id: Callable[[], str]) -> bool:
+        """Take every packet that is whole; true when there was one that counts for the keep-alive."""
         pos: i64 = 0
         size: i64 = len(data)
         packet_bytes_max: i64 = self._limits.packet_bytes_max
@@ -249,19 +274,20 @@ class Connection:
                 if first >> 4 != _TYPE_CONNECT:
                     raise ProtocolError(Reason.PROTOCOL_ERROR, "the first packet must be CONNECT")
                 packet_bytes_max = CONNECT_BYTES_MAX
+            elif self.state == AUTHENTICATING:
+                packet_bytes_max = CONNECT_BYTES_MAX
             start, end = split(data, pos, packet_bytes_max)
             if end == 0 or end > size:
                 self._hold(data[pos:], int(end - pos) if end else 0)
-                return
+                break
             if self.state != ATTACHED:
-                assert self.state == WAITING
-                self._counters.received[_TYPE_CONNECT] += 1
-                if data[start : start + len(_CONNECT_5)] == _CONNECT_5:
-                    # [MQTT-4.13.1-1] Whatever is wrong with the rest, MQTT 5 is told in a CONNACK.
-                    self.version = 5
-                self._connect(decode(data, int(first), int(start), int(end), 0), make_client_id)
-                self._hold(data[end:], 0)
-                return
+                # The time for a CONNECT runs from the beginning, however busily its bytes trickle in.
+                self._greet(data, first, start, end, make_client_id)
+                if self.state != AUTHENTICATING:
+                    self._hold(data[end:], 0)
+                    return False
+                pos = end
+                continue
             if first >> 4 == _TYPE_CONNECT:
                 # [MQTT-3.1.0-2] A second CONNECT is a fault, whatever is in it.
                 raise ProtocolError(Reason.PROTOCOL_ERROR, "CONNECT on a connection that has a session")
@@ -277,10 +303,31 @@ class Connection:
                 packet = decode(data, int(first), int(start), int(end), self.version)
                 _HANDLERS.get(type(packet), Connection._unexpected)(self, packet)
             if self.state == CLOSED:
-                return
+                break
             pos = end
+        return pos > 0 and self.state == ATTACHED
 
     # From the client.
+
+    def _greet(self, data: bytes, first: i64, start: i64, end: i64, make_client_id: Callable[[], str]) -> None:
+        """Take a packet before the session is attached."""
+        self._counters.received[first >> 4] += 1
+        if self.state == AUTHENTICATING:
+            packet = decode(data, int(first), int(start), int(end), self.version)
+            if isinstance(packet, Auth):
+                self._authenticate(packet)
+            elif isinstance(packet, Disconnect):
+                self.state = CLOSED
+                self.want_read = False
+            else:
+                # [MQTT-3.1.2-30] Nothing but AUTH and DISCONNECT before the CONNACK.
+                raise ProtocolError(Reason.PROTOCOL_ERROR, "only AUTH goes on with an authentication")
+            return
+        assert self.state == WAITING
+        if data[start : start + len(_CONNECT_5)] == _CONNECT_5:
+            # [MQTT-4.13.1-1] Whatever is wrong with the rest, MQTT 5 is told in a CONNACK.
+            self.version = 5
+        self._connect(decode(data, int(first), int(start), int(end), 0), make_client_id)
 
     def _connect(self, packet: Any, make_client_id: Callable[[], str]) -> None:
         assert isinstance(packet, Connect)
@@ -294,9 +341,6 @@ class Connection:
             return
         if not self._gate.admit():
             self.close(Reason.CONNECTION_RATE_EXCEEDED, "")
-            return
-        if Property.AUTHENTICATION_METHOD in properties:
-            self.close(Reason.BAD_AUTHENTICATION_METHOD, "enhanced authentication is not served")
             return
         if len(packet.client_id.encode()) > limits.client_id_bytes_max:
             self.close(Reason.CLIENT_IDENTIFIER_NOT_VALID, f"client id over {limits.client_id_bytes_max} bytes")
@@ -321,6 +365,14 @@ class Connection:
             self._session_expiry_s = int_property(properties, Property.SESSION_EXPIRY_INTERVAL, 0)
         else:
             self._session_expiry_s = 0 if packet.clean_start else limits.persistent_client_expiration_s
+        if Property.AUTHENTICATION_METHOD in properties:
+            self._connect_packet = packet
+            self._begin_authentication(properties)
+        else:
+            self._attach(packet, packet.user_name)
+
+    def _attach(self, packet: Connect, user_name: str | None) -> None:
+        """Ask the owner for the session."""
         self.state = ATTACHING
         self.want_read = False
         self._batch.attach(
@@ -330,12 +382,70 @@ class Connection:
                 packet.version,
                 packet.clean_start,
                 self._session_expiry_s,
-                int_property(properties, Property.RECEIVE_MAXIMUM, RECEIVE_MAXIMUM_MAX),
+                int_property(packet.properties, Property.RECEIVE_MAXIMUM, RECEIVE_MAXIMUM_MAX),
                 self._answer_bytes_max,
-                packet.user_name,
+                user_name,
                 self._will(packet),
             )
         )
+
+    # Enhanced authentication.
+
+    def _begin_authentication(self, properties: Properties) -> None:
+        """Begin the exchange that a CONNECT, or an AUTH that authenticates again, asks for."""
+        method = str(properties[Property.AUTHENTICATION_METHOD])
+        self._exchange = self._authenticator.begin(method)
+        if self._exchange is None:
+            self.close(Reason.BAD_AUTHENTICATION_METHOD, "the authentication method is not served")
+            return
+        if self.state == WAITING:
+            self.state = AUTHENTICATING
+        self._step(properties)
+
+    def _authenticate(self, packet: Auth) -> None:
+        """Take an AUTH: the next step of an exchange, or the first of another."""
+        connect = self._connect_packet
+        method = packet.properties.get(Property.AUTHENTICATION_METHOD)
+        if connect is None or method != connect.properties[Property.AUTHENTICATION_METHOD]:
+            # [MQTT-4.12.0-5] [MQTT-4.12.0-6] [MQTT-4.12.1-1] The method is the CONNECT's, and there is one.
+            raise ProtocolError(Reason.PROTOCOL_ERROR, "AUTH with another method than the CONNECT")
+        if packet.reason == Reason.REAUTHENTICATE and self.state == ATTACHED and self._exchange is None:
+            self._begin_authentication(packet.properties)
+        elif packet.reason == Reason.CONTINUE_AUTHENTICATION and self._exchange is not None:
+            self._step(packet.properties)
+        else:
+            raise ProtocolError(Reason.PROTOCOL_ERROR, "AUTH with a reason that is not in turn")
+
+    def _step(self, properties: Properties) -> None:
+        exchange, connect = self._exchange, self._connect_packet
+        assert exchange is not None and connect is not None
+        data = properties.get(Property.AUTHENTICATION_DATA, b"")
+        assert isinstance(data, bytes)
+        step = exchange.receive(data)
+        if step.outcome == CONTINUE:
+            # [MQTT-4.12.0-2] [MQTT-4.12.0-3]
+            self._write(Auth(Reason.CONTINUE_AUTHENTICATION, self._authentication(step.data)))
+            return
+        self._exchange = None
+        if step.outcome == FAILURE:
+            # [MQTT-4.12.0-4] [MQTT-4.12.1-2] A CONNACK before it is attached, then a DISCONNECT.
+            self.close(step.reason, "authentication failed")
+        elif self.state == ATTACHED:
+            self._write(Auth(Reason.SUCCESS, self._authentication(step.data)))
+        else:
+            self._authentication_data = step.data
+            self._attach(connect, step.user_name)
+
+    def _authentication(self, data: bytes) -> Properties:
+        """The properties that say the method, and what it has to say."""
+        assert self._connect_packet is not None
+        method = self._connect_packet.properties[Property.AUTHENTICATION_METHOD]
+        properties: Properties = {Property.AUTHENTICATION_METHOD: method}
+        if data:
+            properties[Property.AUTHENTICATION_DATA] = data
+        return properties
+
+    # Publishing and subscribing.
 
     def _will(self, packet: Connect) -> Will | None:
         will = packet.will
@@ -452,7 +562,7 @@ class Connection:
         self.want_read = False
 
     def _auth(self, packet: Auth) -> None:
-        raise ProtocolError(Reason.PROTOCOL_ERROR, "AUTH without an authentication method")
+        self._authenticate(packet)
 
     def _unexpected(self, packet: Any) -> None:
         raise ProtocolError(Reason.PROTOCOL_ERROR, f"{type(packet).__name__} is not for a client to send now")
@@ -466,13 +576,18 @@ class Connection:
         if answer.reason:
             self.close(answer.reason, "")
             return
-        self.state = ATTACHED
-        self.want_read = True
         properties: Properties = {}
         if self.version == 5:
             properties = self._capabilities()
-        self._counters.connacks[_SUCCESS] += 1
+            if self._connect_packet is not None:
+                # [MQTT-4.12.0-5] The CONNACK says the method, and the last of what it has to say.
+                properties.update(self._authentication(self._authentication_data))
         self._write(Connack(answer.session_present, 0, properties))
+        if not self._is_attaching():
+            return
+        self._counters.connacks[_SUCCESS] += 1
+        self.state = ATTACHED
+        self.want_read = True
         if self._chunks:
             data = b"".join(self._chunks)
             self._chunks = []
@@ -482,6 +597,10 @@ class Connection:
             except ProtocolError as error:
                 self._counters.fault(error.reason)
                 self.close(error.reason, error.text)
+
+    def _is_attaching(self) -> bool:
+        """Say whether writing a packet has not closed the connection."""
+        return self.state == ATTACHING
 
     def _capabilities(self) -> Properties:
         """What this side's limits are, as far as they are not MQTT's own."""
@@ -558,7 +677,7 @@ class Connection:
                 # [MQTT-3.1.2-22] One and a half times the keep-alive; 0 turns it off.
                 self._counters.fault(Reason.KEEP_ALIVE_TIMEOUT)
                 self.close(Reason.KEEP_ALIVE_TIMEOUT, "")
-        elif self.state == WAITING and silent_s > self._limits.connect_timeout_s:
+        elif self.state in (WAITING, AUTHENTICATING) and silent_s > self._limits.connect_timeout_s:
             self._counters.socket_close_timeout += 1
             self.close(Reason.UNSPECIFIED_ERROR, "")
         elif self.state == ATTACHING and silent_s > self._limits.connect_timeout_s:
@@ -574,16 +693,22 @@ class Connection:
         """End the connection with a word to the client where its version has one for it."""
         if self.state == CLOSED:
             return
-        if self.state != ATTACHED:
+        state = self.state
+        if not owner_knows:
+            # That this side stops is no fault of the client's: its will is given more time.
+            self.lost(reason if reason == Reason.SERVER_SHUTTING_DOWN else CONNECTION_LOST)
+        self.state = CLOSED
+        self.want_read = False
+        if state != ATTACHED:
             self._counters.connacks[refusal(reason)] += 1
         if self.version == 5:
             properties: Properties = {Property.REASON_STRING: text} if text else {}
-            if self.state == ATTACHED:
+            if state == ATTACHED:
                 self._say(Disconnect(reason, properties), Disconnect(reason, NO_PROPERTIES))
             else:
                 refused = refusal(reason)
                 self._say(Connack(False, refused, properties), Connack(False, refused, NO_PROPERTIES))
-        elif self.state == ATTACHED:
+        elif state == ATTACHED:
             # [MQTT-4.8.0-1] of MQTT 3.1.1: closing is all there is to say.
             pass
         elif self.version in (3, 4):
@@ -592,11 +717,6 @@ class Connection:
             # [MQTT-3.1.2-2] A client of an unknown version is answered in the oldest form that is served.
             self.version = 4
             self._write(Connack(False, reason, NO_PROPERTIES))
-        if not owner_knows:
-            # That this side stops is no fault of the client's: its will is given more time.
-            self.lost(reason if reason == Reason.SERVER_SHUTTING_DOWN else CONNECTION_LOST)
-        self.state = CLOSED
-        self.want_read = False
 
     def _say(self, packet: Any, shorter: Any) -> None:
         """Write `packet`, or `shorter` where the client takes no packet of that size [MQTT-3.2.2-19]."""
@@ -609,6 +729,11 @@ class Connection:
         self._append(encode(packet, self.version))
 
     def _append(self, said: bytes) -> None:
+        if self._answer_bytes_max and len(said) > self._answer_bytes_max:
+            # [MQTT-3.1.2-24] It can't be said. Without it the client would wait for ever: that is the end.
+            if self.state != CLOSED:
+                self.close(Reason.PACKET_TOO_LARGE, "")
+            return
         self._counters.sent[said[0] >> 4] += 1
         self.output.append(said)
 

@@ -53,6 +53,10 @@ class DeliveryQueue:
     def __len__(self) -> int:
         return len(self._head) + len(self._loose) + self.tail_count
 
+    def is_empty(self) -> bool:
+        """Say whether nothing waits, in memory or in the store."""
+        return not self._head and not self._loose and not self.tail_count
+
     def in_memory(self) -> int:
         """Return how many could be taken now."""
         return len(self._head) + len(self._loose)
@@ -92,11 +96,13 @@ class DeliveryQueue:
     def head(self) -> Delivery | None:
         """Return the next delivery without taking it; None when none is in memory."""
         if not self._loose:
-            return self._first(self._head) if self._head else None
-        loose = self._first(self._loose)
+            if not self._head:
+                return None
+            return self._head[-1] if self.lifo else self._head[0]
         if not self._head:
             # What is in the tail is older, but of another QoS.
-            return loose
+            return self._loose[-1] if self.lifo else self._loose[0]
+        loose = self._first(self._loose)
         stored = self._first(self._head)
         return loose if (loose.seq < stored.seq) != self.lifo else stored
 
@@ -107,13 +113,17 @@ class DeliveryQueue:
         """Take the next delivery, which must be in memory."""
         delivery = self.head()
         assert delivery is not None
+        self.take(delivery)
+        return delivery
+
+    def take(self, delivery: Delivery) -> None:
+        """Take out what `head` returned."""
         source = self._head if delivery.stored else self._loose
         if self.lifo:
             source.pop()
         else:
             source.popleft()
         self._forget(delivery)
-        return delivery
 
     def _forget(self, delivery: Delivery) -> None:
         self.bytes -= delivery.size

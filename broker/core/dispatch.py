@@ -268,7 +268,7 @@ class Dispatcher:
         expired = message.expires_at != 0.0 and message.expires_at <= now
         if not expired and self._qos(message, subscription) and session.inflight.is_full():
             return False
-        group.queue.pop()
+        group.queue.take(delivery)
         if group.queue.wants_load():
             self.loading_groups[group] = True
         if delivery.stored:
@@ -323,7 +323,7 @@ class Dispatcher:
                 return
             if session.inflight.is_resending():
                 sent = self._drain_resend(attachment, now)
-            elif len(session.queue):
+            elif not session.queue.is_empty():
                 sent = self._drain_queue(attachment, now)
             elif session.replays:
                 sent = self._drain_replay(attachment, now)
@@ -333,9 +333,13 @@ class Dispatcher:
                 return
 
     def _has_work(self, session: Session) -> bool:
-        if session.inflight.is_resending() or len(session.queue) or session.replays:
+        if session.inflight.is_resending() or not session.queue.is_empty() or session.replays:
             return True
-        return any(len(group.queue) for group in session.groups)
+        # A loop and not `any`: this is asked for each acknowledgement, and a generator costs more than the rest.
+        for group in session.groups:  # noqa: SIM110
+            if not group.queue.is_empty():
+                return True
+        return False
 
     def _drain_resend(self, attachment: Attachment, now: float) -> bool:
         inflight = attachment.session.inflight
@@ -362,7 +366,7 @@ class Dispatcher:
             return False
         if delivery.qos and session.inflight.is_full():
             return False
-        queue.pop()
+        queue.take(delivery)
         if queue.wants_load():
             self.loading[session] = True
         self.counters.queue_message_out += 1
@@ -398,7 +402,7 @@ class Dispatcher:
 
     def _drain_groups(self, attachment: Attachment, now: float) -> bool:
         for group in attachment.session.groups:
-            if len(group.queue) and self._drain_group(attachment, group, now):
+            if not group.queue.is_empty() and self._drain_group(attachment, group, now):
                 return True
         return False
 

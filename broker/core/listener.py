@@ -10,6 +10,7 @@ from typing import Final, final
 
 from mypy_extensions import i64
 
+from broker.core.authentication import NO_METHODS, Authenticator
 from broker.core.connection import ATTACHED, CLOSED, ConnectGate, Connection, ConnectionLimits
 from broker.core.counters import ListenerCounters, pack_counters
 from broker.core.records import (
@@ -39,7 +40,12 @@ class ListenerCore:
     """The connections of one listener process. `make_client_id` names clients that come without an id."""
 
     def __init__(
-        self, listener: int, generation: int, limits: ConnectionLimits, make_client_id: Callable[[], str]
+        self,
+        listener: int,
+        generation: int,
+        limits: ConnectionLimits,
+        make_client_id: Callable[[], str],
+        authenticator: Authenticator = NO_METHODS,
     ) -> None:
         self.batch = ListenerBatch(listener, generation, 0)
         self.connections: dict[int, Connection] = {}
@@ -49,6 +55,7 @@ class ListenerCore:
         self.counters = ListenerCounters()
         self._gate = ConnectGate(limits.connects_per_s_max, self.counters)
         self._make_client_id = make_client_id
+        self._authenticator = authenticator
         self._next_number: int = 1
         self._dirty: list[Connection] = []
         self._credit_bytes: int = WINDOW_BYTES
@@ -64,7 +71,9 @@ class ListenerCore:
         while number in self.connections:
             number += 1
         self._next_number = (number + 1) & 0xFFFFFFFF
-        connection = Connection(number, self.batch, self._limits, self._gate, self.counters, now)
+        connection = Connection(
+            number, self.batch, self._limits, self._gate, self.counters, self._authenticator, now
+        )
         self.connections[number] = connection
         self.counters.socket_open += 1
         return connection
@@ -189,6 +198,12 @@ class ListenerCore:
         if record.expiry_s >= 0:
             # [MQTT-3.3.2-6] What is left of the interval, which only MQTT 5 clients are told.
             expiring = _EXPIRY_PROPERTY + record.expiry_s.to_bytes(4, "big") + record.properties
+        if record.count == 1:
+            number, packet_id, flags = record.target(0)
+            connection = self.connections.get(int(number))
+            if connection is not None and connection.state == ATTACHED:
+                self._deliver_one(connection, record, expiring, packet_id, flags)
+            return
         alike: dict[int, tuple[bytes, bytes]] = {}
         index: i64 = 0
         while index < record.count:
@@ -197,9 +212,7 @@ class ListenerCore:
             connection = self.connections.get(int(number))
             if connection is None or connection.state != ATTACHED:
                 continue
-            self.counters.publishes_sent += 1
-            self.counters.mqtt_publish_bytes_sent += len(record.payload)
-            if record.count == 1 or connection.has_aliases:
+            if connection.has_aliases:
                 self._deliver_one(connection, record, expiring, packet_id, flags)
                 continue
             shape = int(connection.version << 8 | flags)
@@ -222,6 +235,8 @@ class ListenerCore:
             if flags & 3:
                 output.append(int(packet_id).to_bytes(2, "big"))
                 output.append(parts[1])
+            self.counters.publishes_sent += 1
+            self.counters.mqtt_publish_bytes_sent += len(record.payload)
             self._mark(connection)
 
     def _deliver_one(
@@ -242,4 +257,6 @@ class ListenerCore:
             connection.version,
         )
         connection.output.append(packet)
+        self.counters.publishes_sent += 1
+        self.counters.mqtt_publish_bytes_sent += len(record.payload)
         self._mark(connection)

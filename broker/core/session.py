@@ -79,7 +79,7 @@ class Session:
 
     def is_caught_up(self) -> bool:
         """Say whether nothing older waits: neither in the queue nor to be sent again."""
-        return not len(self.queue) and not self.inflight.is_resending()
+        return self.queue.is_empty() and not self.inflight.is_resending()
 
     def take_seq(self) -> int:
         """Return the next place in the queue; places only grow, so the store keeps the order."""

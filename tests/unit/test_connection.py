@@ -2,6 +2,7 @@
 
 import pytest
 
+from broker.core.authentication import CONTINUE, FAILURE, NO_METHODS, SUCCESS, Authenticator, MethodTable, Step
 from broker.core.connection import (
     ATTACHED,
     ATTACHING,
@@ -64,10 +65,16 @@ from broker.mqtt.reasons import Reason
 class Talk:
     """A connection and its batch; `told` is what the owner heard since the last look, `heard` what the client did."""
 
-    def __init__(self, limits: ConnectionLimits | None = None) -> None:
+    def __init__(self, limits: ConnectionLimits | None = None, authenticator: Authenticator = NO_METHODS) -> None:
         self.batch = ListenerBatch(0, 1, 1)
         self.connection = Connection(
-            9, self.batch, limits or ConnectionLimits(), ConnectGate(0, ListenerCounters()), ListenerCounters(), 100.0
+            9,
+            self.batch,
+            limits or ConnectionLimits(),
+            ConnectGate(0, ListenerCounters()),
+            ListenerCounters(),
+            authenticator,
+            100.0,
         )
 
     def say(self, *packets, version=4, now=100.0):
@@ -503,3 +510,174 @@ def test_the_largest_connect(size, closed):
     assert (talk.connection.state == CLOSED) == closed
     talk.connection.receive_data(data[3:], 100.0, lambda: "assigned")
     assert (talk.connection.state == CLOSED) == closed
+
+
+# Enhanced authentication.
+
+METHOD = int(Property.AUTHENTICATION_METHOD)
+DATA = int(Property.AUTHENTICATION_DATA)
+
+
+class Riddle:
+    """A method in as many steps as the client likes: `more` goes on, `yes` lets in, anything else doesn't."""
+
+    def receive(self, data):
+        if data == b"more":
+            return Step(CONTINUE, b"go on")
+        if data == b"yes":
+            return Step(SUCCESS, b"welcome", "somebody")
+        return Step(FAILURE, reason=Reason.NOT_AUTHORIZED)
+
+
+METHODS = MethodTable({"riddle": Riddle})
+
+
+def auth(data, reason=Reason.CONTINUE_AUTHENTICATION, method="riddle"):
+    return Auth(reason, {METHOD: method, DATA: data})
+
+
+def authenticating(data=b"more", **options):
+    properties = {METHOD: "riddle", DATA: data, **options}
+    return Talk(authenticator=METHODS).say(Connect(5, "c", properties=properties), version=5)
+
+
+def test_an_authentication_in_steps():
+    """[MQTT-4.12.0-2] [MQTT-4.12.0-3]"""
+    talk = authenticating()
+    assert talk.heard() == [auth(b"go on")]
+    talk.say(auth(b"more"), version=5)
+    assert talk.heard() == [auth(b"go on")]
+    assert talk.told() == []
+    talk.say(auth(b"yes"), version=5)
+    assert only(talk, Attach).user_name == "somebody"
+    talk.answer(CONNACK)
+    assert talk.heard() == [Connack(False, 0, {METHOD: "riddle", DATA: b"welcome"})]
+
+
+def test_an_authentication_in_one_step():
+    talk = authenticating(b"yes")
+    assert only(talk, Attach).user_name == "somebody"
+
+
+def test_an_authentication_that_fails_is_a_connack():
+    """[MQTT-4.12.0-4]"""
+    for talk in (authenticating(b"no"), authenticating().say(auth(b"no"), version=5)):
+        packets = talk.heard()
+        assert isinstance(packets[-1], Connack)
+        assert packets[-1].reason == Reason.NOT_AUTHORIZED
+        assert talk.told() == []
+        assert talk.connection.state == CLOSED
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        auth(b"more", method="another"),
+        Auth(Reason.CONTINUE_AUTHENTICATION, {}),
+        auth(b"more", Reason.REAUTHENTICATE),
+        Pingreq(),
+        Publish(b"a", b""),
+        Connect(5, "c"),
+    ],
+)
+def test_what_may_not_come_before_the_connack(packet):
+    """[MQTT-3.1.2-30] [MQTT-4.12.0-5]"""
+    talk = authenticating()
+    talk.heard()
+    talk.say(packet, version=5)
+    assert talk.refusal() in (Reason.PROTOCOL_ERROR, Reason.SERVER_UNAVAILABLE)
+    assert talk.told() == []
+
+
+def test_a_disconnect_ends_an_authentication():
+    talk = authenticating()
+    talk.heard()
+    talk.say(Disconnect(), version=5)
+    assert (talk.connection.state, talk.heard(), talk.told()) == (CLOSED, [], [])
+
+
+def test_an_authentication_has_the_time_of_a_connect():
+    talk = authenticating()
+    talk.heard()
+    talk.say(auth(b"more"), version=5, now=104.0)
+    talk.heard()
+    talk.connection.tick(105.1)
+    assert talk.connection.state == CLOSED
+
+
+def attached_by_riddle():
+    talk = authenticating(b"yes")
+    talk.answer(CONNACK)
+    talk.told()
+    talk.heard()
+    return talk
+
+
+def test_authenticating_again():
+    """[MQTT-4.12.1-1]: while packets go on."""
+    talk = attached_by_riddle()
+    talk.say(auth(b"more", Reason.REAUTHENTICATE), Pingreq(), auth(b"yes"), version=5)
+    assert talk.heard() == [auth(b"go on"), Pingresp(), auth(b"welcome", Reason.SUCCESS)]
+    assert talk.told() == []
+
+
+def test_authenticating_again_in_vain_is_a_disconnect():
+    """[MQTT-4.12.1-2]"""
+    talk = attached_by_riddle()
+    talk.say(auth(b"no", Reason.REAUTHENTICATE), version=5)
+    (packet,) = talk.heard()
+    assert packet == Disconnect(Reason.NOT_AUTHORIZED, packet.properties)
+    assert talk.connection.state == CLOSED
+
+
+def test_an_auth_that_nobody_asked_for():
+    """[MQTT-4.12.0-6] [MQTT-4.12.0-7]"""
+    for talk in (attached(5), attached_by_riddle()):
+        talk.say(auth(b"more"), version=5)
+        assert talk.refusal() == Reason.PROTOCOL_ERROR
+    talk = attached_by_riddle()
+    talk.say(auth(b"more", Reason.REAUTHENTICATE, "another"), version=5)
+    assert talk.refusal() == Reason.PROTOCOL_ERROR
+
+
+# Limits of the client, and of patience.
+
+
+def test_nothing_is_larger_than_the_client_takes():
+    """[MQTT-3.1.2-24]: what can't be said ends the connection."""
+    small = {Property.MAXIMUM_PACKET_SIZE: 5}
+    talk = attached(5, properties=small)
+    talk.say(Subscribe(1, (SubscriptionRequest(b"a", 1),)), version=5)
+    talk.told()
+    talk.answer(SUBACK, 1, reasons=b"\x01")
+    assert talk.heard() == [Disconnect(Reason.PACKET_TOO_LARGE)]
+    assert only(talk, Detach).reason == CONNECTION_LOST
+    for size in (1, 2, 4):
+        talk = Talk().say(Connect(5, "", properties={Property.MAXIMUM_PACKET_SIZE: size}))
+        talk.told()
+        talk.answer(CONNACK)
+        assert talk.heard() == []
+        assert talk.connection.state == CLOSED
+        assert only(talk, Detach).reason == CONNECTION_LOST
+
+
+def test_bytes_that_never_become_a_packet_are_no_sign_of_life():
+    """[MQTT-3.1.2-22]"""
+    talk = attached(keep_alive_s=10)
+    for now in (105.0, 110.0, 114.0):
+        talk.connection.receive_data(b"\x32\x7f" if now == 105.0 else b"\x00", now, str)
+        talk.connection.tick(now)
+    assert talk.connection.state == ATTACHED
+    talk.connection.tick(115.1)
+    assert talk.connection.state == CLOSED
+
+
+def test_a_large_packet_over_a_slow_line_is_let_through():
+    talk = attached(keep_alive_s=10)
+    data = encode(Publish(b"a", b"x" * 10_000), 4)
+    now = 100.0
+    for place in range(0, len(data), 500):
+        talk.connection.receive_data(data[place : place + 500], now, str)
+        talk.connection.tick(now)
+        now += 5.0
+    assert only(talk, PublishReceived).message.payload == b"x" * 10_000
