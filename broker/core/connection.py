@@ -128,6 +128,7 @@ class Connection:
     def receive_data(self, data: bytes, now: float, make_client_id: Callable[[], str]) -> None:
         """Work off bytes from the client. `make_client_id` names a client that has no id of its own."""
         if self.state == CLOSED:
+            # [MQTT-3.14.4-1] [MQTT-3.14.4-2]
             return
         if self.state != WAITING:
             # The time for a CONNECT runs from the beginning, however busily its bytes trickle in.
@@ -162,7 +163,7 @@ class Connection:
         while pos < size:
             first: i64 = data[pos]
             if self.state == WAITING:
-                # [MQTT-3.1.0-1] The first packet is a CONNECT; anything else isn't worth a buffer.
+                # [MQTT-3.1.0-1] [MQTT311-3.1.0-1] The first packet is a CONNECT; anything else isn't worth a buffer.
                 if first >> 4 != _TYPE_CONNECT:
                     raise ProtocolError(Reason.PROTOCOL_ERROR, "the first packet must be CONNECT")
                 packet_bytes_max = CONNECT_BYTES_MAX
@@ -176,7 +177,7 @@ class Connection:
                 self._hold(data[end:], 0)
                 return
             if first >> 4 == _TYPE_CONNECT:
-                # [MQTT-3.1.0-2] A second CONNECT is a fault, whatever is in it.
+                # [MQTT-3.1.0-2] [MQTT311-3.1.0-2] A second CONNECT is a fault, whatever is in it.
                 raise ProtocolError(Reason.PROTOCOL_ERROR, "CONNECT on a connection that has a session")
             if first >> 4 == _TYPE_PUBLISH:
                 self._publish(decode_publish(data, first, start, end, self.version))
@@ -199,19 +200,22 @@ class Connection:
         properties = packet.properties
         self._answer_bytes_max = int_property(properties, Property.MAXIMUM_PACKET_SIZE, 0)
         if Property.AUTHENTICATION_METHOD in properties:
+            # [MQTT-4.12.0-1]
             self.close(Reason.BAD_AUTHENTICATION_METHOD, "enhanced authentication is not served")
             return
         if packet.will is not None:
             self.close(Reason.IMPLEMENTATION_SPECIFIC_ERROR, "wills are not served")
             return
         if len(packet.client_id.encode()) > limits.client_id_bytes_max:
+            # [MQTT-3.1.3-8] [MQTT-3.1.4-2] [MQTT311-3.1.3-9]
             self.close(Reason.CLIENT_IDENTIFIER_NOT_VALID, f"client id over {limits.client_id_bytes_max} bytes")
             return
         if not packet.client_id:
-            # [MQTT-3.1.3-8] MQTT 3.1.1: without an id there is nothing to find a stored session by.
+            # [MQTT311-3.1.3-8] [MQTT311-3.1.3-7] Without an id there is nothing to find a stored session by.
             if packet.version == 4 and not packet.clean_start:
                 self.close(Reason.CLIENT_IDENTIFIER_NOT_VALID, "an empty client id needs a clean session")
                 return
+            # [MQTT-3.1.3-6] [MQTT311-3.1.3-6]
             self._assigned_client_id = make_client_id()
         self.client_id = packet.client_id or self._assigned_client_id
         self.keep_alive_s = packet.keep_alive_s
@@ -237,9 +241,9 @@ class Connection:
     def _publish(self, packet: Publish) -> None:
         qos: i64 = packet.qos
         if qos > _QOS_MAX:
-            raise ProtocolError(Reason.QOS_NOT_SUPPORTED, "QoS 2 is not served")
+            raise ProtocolError(Reason.QOS_NOT_SUPPORTED, "QoS 2 is not served")  # [MQTT-3.2.2-11]
         if packet.retain:
-            raise ProtocolError(Reason.RETAIN_NOT_SUPPORTED, "retained messages are not served")
+            raise ProtocolError(Reason.RETAIN_NOT_SUPPORTED, "retained messages are not served")  # [MQTT-3.2.2-14]
         properties = b""
         expiry_s: i64 = -1
         if packet.properties:
@@ -257,7 +261,7 @@ class Connection:
 
     def _forwarded_properties(self, properties: Properties) -> bytes:
         if Property.TOPIC_ALIAS in properties:
-            # [MQTT-3.3.2-9] The CONNACK announced no aliases.
+            # [MQTT-3.3.2-9] [MQTT-3.2.2-17] [MQTT-3.2.2-18] The CONNACK announced no aliases.
             raise ProtocolError(Reason.TOPIC_ALIAS_INVALID, "topic aliases are not served")
         if Property.SUBSCRIPTION_IDENTIFIER in properties:
             # [MQTT-3.3.4-6] A client's PUBLISH has none.
@@ -278,7 +282,7 @@ class Connection:
                 refused = Reason.SHARED_SUBSCRIPTIONS_NOT_SUPPORTED if self.version == 5 else Reason.UNSPECIFIED_ERROR
                 requests.append((request.topic_filter, refused))
                 continue
-            # [MQTT-3.8.4-6] The granted QoS is the highest that is served, up to what was asked for.
+            # [MQTT-3.2.2-10] [MQTT-3.8.4-7] [MQTT311-3.8.4-5] The highest QoS that is served, up to the wanted.
             granted = min(request.qos, _QOS_MAX)
             requests.append((request.topic_filter, granted | (NO_LOCAL_FLAG if request.no_local else 0)))
         self._batch.subscribe(self.number, packet.packet_id, requests)
@@ -287,19 +291,19 @@ class Connection:
         self._batch.unsubscribe(self.number, packet.packet_id, list(packet.filters))
 
     def _ping(self, packet: Any) -> None:
-        self._write(Pingresp())  # [MQTT-3.12.4-1]
+        self._write(Pingresp())  # [MQTT-3.12.4-1] [MQTT311-3.12.4-1]
 
     def _disconnect(self, packet: Disconnect) -> None:
         expiry_s = int_property(packet.properties, Property.SESSION_EXPIRY_INTERVAL, -1)
         if expiry_s > 0 and self._session_expiry_s == 0:
-            # [MQTT-3.14.2-2] A session that was to end with the connection can't be prolonged.
+            # Section 3.14.2.2.2: a session that was to end with the connection can't be prolonged.
             raise ProtocolError(Reason.PROTOCOL_ERROR, "session expiry interval of a session that ends now")
         self._batch.detach(self.number, packet.reason, expiry_s)
         self.state = CLOSED
         self.want_read = False
 
     def _auth(self, packet: Auth) -> None:
-        raise ProtocolError(Reason.PROTOCOL_ERROR, "AUTH without an authentication method")
+        raise ProtocolError(Reason.PROTOCOL_ERROR, "AUTH without an authentication method")  # [MQTT-4.12.0-7]
 
     def _unexpected(self, packet: Any) -> None:
         raise ProtocolError(Reason.PROTOCOL_ERROR, f"{type(packet).__name__} is not for a client to send now")
@@ -313,11 +317,13 @@ class Connection:
         if answer.reason:
             self.close(answer.reason, "")
             return
+        # [MQTT-3.1.4-6] [MQTT311-3.1.4-5] What was held back is worked off only from here on.
         self.state = ATTACHED
         self.want_read = True
         properties: Properties = {}
         if self.version == 5:
             properties = self._capabilities()
+        # [MQTT-3.1.4-5] [MQTT-3.2.0-1] [MQTT311-3.1.4-4] [MQTT311-3.2.0-1]
         self._write(Connack(answer.session_present, 0, properties))
         if self._chunks:
             data = b"".join(self._chunks)
@@ -329,16 +335,18 @@ class Connection:
                 self.close(error.reason, error.text)
 
     def _capabilities(self) -> Properties:
+        # [MQTT-3.1.2-28] [MQTT-4.12.0-6] Neither Response Information nor a method of authentication.
         properties: Properties = {
-            Property.MAXIMUM_QOS: _QOS_MAX,
+            Property.MAXIMUM_QOS: _QOS_MAX,  # [MQTT-3.2.2-9]
             Property.RETAIN_AVAILABLE: 0,
             Property.SUBSCRIPTION_IDENTIFIER_AVAILABLE: 0,
             Property.SHARED_SUBSCRIPTION_AVAILABLE: 0,
         }
         if self._limits.packet_bytes_max:
+            # [MQTT-3.2.2-15]
             properties[Property.MAXIMUM_PACKET_SIZE] = self._limits.packet_bytes_max
         if self._assigned_client_id:
-            # [MQTT-3.1.3-7]
+            # [MQTT-3.1.3-7] [MQTT-3.2.2-16]
             properties[Property.ASSIGNED_CLIENT_IDENTIFIER] = self._assigned_client_id
         return properties
 
@@ -348,6 +356,8 @@ class Connection:
         if self._unacknowledged < UNACKNOWLEDGED_MAX and self.state == ATTACHED:
             self.want_read = True
         reason = answer.reason if self.version == 5 else 0
+        # [MQTT-2.2.1-5] [MQTT-4.3.2-4] [MQTT311-2.3.1-6] [MQTT311-4.3.2-2], and no property: [MQTT-3.1.2-29]
+        # [MQTT-3.4.2-2] [MQTT-3.4.2-3].
         self.output.append(encode_ack(PUBACK, answer.packet_id, reason, b"", self.version))
 
     def receive_suback(self, answer: Answer) -> None:
@@ -359,10 +369,12 @@ class Connection:
                 Reason.UNSPECIFIED_ERROR if reason >= Reason.UNSPECIFIED_ERROR else reason & 3
                 for reason in answer.reasons
             )
-        self._write(Suback(answer.packet_id, reasons, NO_PROPERTIES))
+        # [MQTT-2.2.1-6] [MQTT-3.8.4-1] [MQTT-3.8.4-2] [MQTT311-2.3.1-7] [MQTT311-3.8.4-1] [MQTT311-3.8.4-2]
+        self._write(Suback(answer.packet_id, reasons, NO_PROPERTIES))  # [MQTT-3.9.2-1] [MQTT-3.9.2-2]
 
     def receive_unsuback(self, answer: Answer) -> None:
         """The owner unsubscribed."""
+        # [MQTT-3.10.4-4] [MQTT-3.10.4-5] [MQTT-3.11.2-1] [MQTT-3.11.2-2] [MQTT311-3.10.4-4] [MQTT311-3.10.4-5]
         self._write(Unsuback(answer.packet_id, tuple(answer.reasons), NO_PROPERTIES))
 
     def tick(self, now: float) -> None:
@@ -373,7 +385,7 @@ class Connection:
                 # What the client sends is not read: its silence is ours.
                 self.last_received = now
             elif self.keep_alive_s and silent_s > self.keep_alive_s * 1.5:
-                # [MQTT-3.1.2-22] One and a half times the keep-alive; 0 turns it off.
+                # [MQTT-3.1.2-22] [MQTT-3.2.2-22] [MQTT311-3.1.2-24] One and a half times; 0 turns it off.
                 self.close(Reason.KEEP_ALIVE_TIMEOUT, "")
         elif self.state == WAITING and silent_s > self._limits.connect_timeout_s:
             self.close(Reason.UNSPECIFIED_ERROR, "")
@@ -387,23 +399,26 @@ class Connection:
         self.state = CLOSED
 
     def close(self, reason: int, text: str, owner_knows: bool = False) -> None:
-        """End the connection with a word to the client where its version has one for it."""
+        """End the connection with a word to the client where its version has one for it.
+
+        Closing is what every failure has in common: [MQTT-3.2.2-7] [MQTT-4.13.1-1] [MQTT-4.13.2-1] [MQTT311-3.2.2-5].
+        """
         if self.state == CLOSED:
             return
         if self.version == 5:
             properties: Properties = {Property.REASON_STRING: text} if text else {}
-            if self.state == ATTACHED:
+            if self.state == ATTACHED:  # [MQTT-3.14.0-1]
                 self._say(Disconnect(reason, properties), Disconnect(reason, NO_PROPERTIES))
             else:
                 refused = refusal(reason)
                 self._say(Connack(False, refused, properties), Connack(False, refused, NO_PROPERTIES))
         elif self.state == ATTACHED:
-            # [MQTT-4.8.0-1] of MQTT 3.1.1: closing is all there is to say.
+            # [MQTT311-4.8.0-1] Closing is all there is to say.
             pass
         elif self.version == 4:
             self._write(Connack(False, refusal(reason), NO_PROPERTIES))
         elif reason == Reason.UNSUPPORTED_PROTOCOL_VERSION:
-            # [MQTT-3.1.2-2] A client of an unknown version is answered in the oldest form that is served.
+            # [MQTT-3.1.2-2] [MQTT311-3.1.2-2] An unknown version is answered in the oldest form that is served.
             self.version = 4
             self._write(Connack(False, reason, NO_PROPERTIES))
         if not owner_knows:
@@ -412,7 +427,10 @@ class Connection:
         self.want_read = False
 
     def _say(self, packet: Any, shorter: Any) -> None:
-        """Write `packet`, or `shorter` where the client takes no packet of that size [MQTT-3.2.2-19]."""
+        """Write `packet`, or `shorter` where the client takes no packet of that size.
+
+        [MQTT-3.2.2-19] [MQTT-3.14.2-3], and there is no other property [MQTT-3.2.2-20] [MQTT-3.14.2-2] [MQTT-3.14.2-4].
+        """
         said = encode(packet, self.version)
         if self._answer_bytes_max and len(said) > self._answer_bytes_max:
             said = encode(shorter, self.version)

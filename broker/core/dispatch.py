@@ -114,27 +114,32 @@ class Dispatcher:
 
     def _offer(self, session: Session, message: Message, granted: i64) -> i64:
         """Give the message to a session; the result is packet id << 16 | QoS when it goes out now, else -1."""
+        # [MQTT-3.8.4-8] [MQTT311-3.8.4-6] The lower of the two.
         qos: i64 = message.qos
         if granted < qos:
             qos = granted
         attachment = session.attachment
         if attachment is not None and attachment.packet_bytes_max and self._is_too_large(attachment, message, qos):
+            # [MQTT-3.1.2-25]
             self.counters.drop("max_packet_size_exceeded")
             return -1
         sendable = attachment is not None and not attachment.paused and attachment.outlet.open
         if qos == 0:
             if sendable and session.queue.qos0 == 0:
+                # [MQTT-4.3.1-1] [MQTT311-4.3.1-1]
                 self.counters.mqtt_publish_sent += 1
                 return 0
             if attachment is None:
                 return -1
         delivery = Delivery(session.take_seq(), message, int(qos))
         if qos and sendable and session.is_caught_up() and not session.inflight.is_full():
+            # [MQTT-4.3.2-2]
             packet_id: i64 = session.inflight.add(delivery)
             self.counters.mqtt_publish_sent += 1
             if session.persistent:
                 persistence.put_delivery(self.writes, session, delivery, self.clock)
             return packet_id << 16 | qos
+        # [MQTT-4.5.0-1] [MQTT311-3.1.2-5] [MQTT311-4.5.0-1]
         self._enqueue(session, delivery)
         return -1
 
@@ -169,7 +174,10 @@ class Dispatcher:
                 self.waiting[session] = outlet
 
     def redeliver(self, attachment: Attachment, now: float) -> None:
-        """Send again what was in flight when the last connection ended [MQTT-4.4.0-1], then what waits."""
+        """Send again what was in flight when the last connection ended, then what waits.
+
+        [MQTT-4.4.0-1] [MQTT311-4.4.0-1], in the old order [MQTT-4.6.0-1] [MQTT311-4.6.0-1].
+        """
         attachment.session.inflight.begin_resend()
         self.drain(attachment, now)
 
@@ -188,9 +196,11 @@ class Dispatcher:
                     return
                 delivery = inflight.take_resend()
                 if delivery is not None and self._is_deliverable(attachment, delivery, now):
+                    # [MQTT-3.3.1-1] [MQTT-3.3.1-3] [MQTT311-3.3.1-1] [MQTT311-3.3.1-3]
                     head = delivery.packet_id << 16 | delivery.qos | DUP_FLAG
                     outlet.deliver(attachment.connection, head, delivery.message, now)
                 continue
+            # [MQTT-4.9.0-2] [MQTT-4.6.0-5] [MQTT-4.6.0-6] [MQTT311-4.6.0-5] [MQTT311-4.6.0-6]
             if queue.head().qos and inflight.is_full():
                 return
             delivery = queue.pop()

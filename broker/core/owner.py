@@ -12,7 +12,7 @@ anything else of the turn leaves, so an acknowledgement never runs ahead of what
 
 A PUBLISH is acknowledged when this node has done its part and every node with persistent interest has
 taken the message (its link acknowledged). Acknowledgements leave in the order of the PUBLISHes
-[MQTT-4.6.0-2], so one that waits holds back those behind it.
+[MQTT-4.6.0-2] [MQTT311-4.6.0-2], so one that waits holds back those behind it.
 
 Invariants, checked by `validate`: an attachment and its session point at each other; every
 subscription is in the tree once; a queue and a window hold together no delivery twice; stored
@@ -157,7 +157,7 @@ class QueueOwner:
             if self._sessions.get(session.client_id) is not session or session.expires_at == 0.0:
                 continue
             if session.expires_at <= now:
-                self._end_session(session)
+                self._end_session(session)  # [MQTT-4.1.0-2]
             else:
                 self._schedule(session)
 
@@ -198,19 +198,20 @@ class QueueOwner:
     # Connections.
 
     def _attach(self, event: Attach, now: float) -> None:
-        session = self._sessions.get(event.client_id)
+        session = self._sessions.get(event.client_id)  # [MQTT-3.1.3-2] [MQTT311-3.1.3-2]
         if session is not None and session.attachment is not None:
-            # [MQTT-3.1.4-3] The older connection of a client id goes.
+            # [MQTT-3.1.4-3] [MQTT311-3.1.4-2] The older connection of a client id goes.
             older = session.attachment
             older.outlet.batch.close(older.connection, Reason.SESSION_TAKEN_OVER)
             self._detach(older, -1, now)
             session = self._sessions.get(event.client_id)
         if session is not None and event.clean_start:
-            # [MQTT-3.1.2-4] Clean Start discards what was there.
+            # [MQTT-3.1.2-4] [MQTT-3.1.4-4] [MQTT311-3.1.2-6] [MQTT311-3.1.4-3] Clean Start discards what was there.
             self._end_session(session)
             session = None
+        # [MQTT-3.2.2-2] [MQTT-3.2.2-3] [MQTT311-3.2.2-1] [MQTT311-3.2.2-2] [MQTT311-3.2.2-3]
         present = session is not None
-        if session is None:
+        if session is None:  # [MQTT-3.1.2-6]
             self._session_number += 1
             session = Session(self._session_number, event.client_id, event.user_name, event.session_expiry_s, 0)
             self._sessions[event.client_id] = session
@@ -218,15 +219,17 @@ class QueueOwner:
         attachment = Attachment(event.connection, outlet, session, event.version, event.packet_bytes_max)
         session.attachment = attachment
         session.user_name = event.user_name
+        # [MQTT-4.1.0-1] [MQTT311-4.1.0-2] It does not end while it is connected.
         session.expires_at = 0.0
         session.inflight.window = self._window(event)
         self._attachments[event.connection] = attachment
         self._set_expiry(session, event.session_expiry_s)
         attachment.outlet.batch.connack(event.connection, _SUCCESS, present)
+        # [MQTT-3.1.2-5] [MQTT311-3.1.2-4]
         self._dispatcher.redeliver(attachment, now)
 
     def _window(self, event: Attach) -> int:
-        # [MQTT-3.3.4-9] MQTT 5 clients say how much they take; for the others the broker decides.
+        # [MQTT-3.3.4-9] [MQTT-4.9.0-1] MQTT 5 clients say how much they take; for the others the broker decides.
         wanted = event.receive_maximum if event.version == 5 else self.settings.max_inflight_messages
         return wanted or PACKET_ID_MAX
 
@@ -313,6 +316,7 @@ class QueueOwner:
             return
         session = attachment.session
         reasons: list[int] = []
+        # [MQTT-3.8.4-5] [MQTT-3.8.4-6] [MQTT-3.9.3-1] [MQTT311-3.8.4-4] [MQTT311-3.9.3-1]
         for topic_filter, granted in event.requests:
             reasons.append(granted)
             if granted >= _FAILURE:
@@ -331,12 +335,14 @@ class QueueOwner:
             return
         session = attachment.session
         reasons: list[int] = []
+        # [MQTT-3.10.4-6] [MQTT-3.11.3-1] [MQTT311-3.10.4-6]
         for topic_filter in event.filters:
+            # [MQTT-3.10.4-1] [MQTT311-3.10.4-1] Byte by byte.
             if session.subscriptions.pop(topic_filter, -1) < 0:
                 reasons.append(Reason.NO_SUBSCRIPTION_EXISTED)
                 continue
             reasons.append(_SUCCESS)
-            self._routes.remove(topic_filter, session)
+            self._routes.remove(topic_filter, session)  # [MQTT-3.10.4-2] [MQTT311-3.10.4-2]
             self._count_wish(topic_filter, session, -1)
             if session.persistent:
                 persistence.delete_subscription(self._effects.writes, session, topic_filter)
@@ -365,6 +371,7 @@ class QueueOwner:
             self._refuse_publish(attachment, event.packet_id, message, route.refused)
             return
         if message.qos:
+            # [MQTT-4.3.2-5] [MQTT311-4.3.2-2] A message of its own, whatever its packet id was used for.
             self._message_number += 1
             message.origin = self._store_id
             message.number = self._message_number
@@ -372,6 +379,7 @@ class QueueOwner:
         ticket: Ticket | None = None
         if route.nodes:
             ticket = self._forward(event, message, route.nodes)
+        # [MQTT-3.3.4-1] [MQTT311-3.3.4-1]
         if message.qos == 0:
             return
         if ticket is None:
@@ -408,7 +416,7 @@ class QueueOwner:
             if ticket.reason < _FAILURE or attachment.version == 5:
                 batch.puback(connection, ticket.packet_id, ticket.reason)
             else:
-                # MQTT 3.1.1 has no way to refuse a PUBLISH but to close the connection.
+                # [MQTT311-3.3.5-2] [MQTT311-4.8.0-2] 3.1.1 can refuse a PUBLISH only by closing the connection.
                 batch.close(connection, ticket.reason)
                 self._detach(attachment, -1, now)
                 return
@@ -431,6 +439,7 @@ class QueueOwner:
         if delivery is None:
             # The acknowledgement of a first sending may arrive after a reconnect: nothing is left to do.
             return
+        # [MQTT-4.4.0-2] Whatever its reason, it ends the delivery [MQTT-4.3.2-3] [MQTT311-4.3.2-1].
         if delivery.stored:
             persistence.delete_delivery(self._effects.writes, session, delivery)
         if not session.is_caught_up():

@@ -51,7 +51,7 @@ class Clock:
 
 
 def put_session(batch: WriteBatch, session: Session, clock: Clock) -> None:
-    """Write the session without its subscriptions and queue."""
+    """Write the session without its subscriptions and queue [MQTT-3.1.2-23] [MQTT311-4.1.0-1]."""
     head = _SESSION.pack(
         VALUE_VERSION, 0 if session.user_name is None else 1, session.expiry_s, clock.to_utc_ms(session.expires_at)
     )

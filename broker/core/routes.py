@@ -91,7 +91,7 @@ class Routes:
         highest: dict[Session, int] = {}
         own: dict[str, bool] = {}
         for session, granted in self._tree.match(topic):
-            # [MQTT-3.3.4-2] Overlapping subscriptions make one delivery, at the highest QoS of them.
+            # [MQTT-3.3.4-2] [MQTT311-3.3.5-1] Overlapping subscriptions make one delivery, at the highest QoS of them.
             highest[session] = max(granted & QOS_MASK, highest.get(session, 0))
             if granted & NO_LOCAL_FLAG:
                 route.no_local[session.client_id] = session
@@ -103,6 +103,6 @@ class Routes:
         route.sessions = list(highest.keys())
         route.granted = list(highest.values())
         if topic.startswith(b"$"):
-            # [MQTT-4.7.2-1] and its comment: the server keeps $-topics for itself.
+            # [MQTT-4.7.2-1] [MQTT311-4.7.2-1] and its comment: the server keeps $-topics for itself.
             route.refused = int(Reason.NOT_AUTHORIZED)
         return route

@@ -72,6 +72,7 @@ def encode_publish(
     writer = BytesWriter()
     _write_publish_start(writer, topic, len(payload), qos, retain, dup, properties, version)
     if qos:
+        # [MQTT-2.2.1-2] [MQTT311-2.3.1-5] QoS 0 has none.
         assert packet_id > 0
         framing.write_u16(writer, packet_id)
     if version >= MQTT_5_0:
@@ -129,13 +130,14 @@ def _write_publish_start(
 def encode_ack(packet_type: i64, packet_id: i64, reason: i64, properties: bytes, version: i64) -> bytes:
     """A PUBACK, PUBREC, PUBREL or PUBCOMP; `properties` are encoded without their length. 3.1.1 can't say a failure."""
     writer = BytesWriter()
+    # [MQTT-2.1.3-1] [MQTT311-2.2.2-1]
     framing.write_u8(writer, packet_type << 4 | (2 if packet_type == _PUBREL else 0))
     if version < MQTT_5_0 or (reason == 0 and not properties):
         assert reason < 0x80
         framing.write_u8(writer, 2)
         framing.write_u16(writer, packet_id)
         return writer.getvalue()
-    assert reason in PACKET_REASONS[packet_type]
+    assert reason in PACKET_REASONS[packet_type]  # [MQTT-3.4.2-1]
     if not properties:
         framing.write_u8(writer, 3)
         framing.write_u16(writer, packet_id)
@@ -164,6 +166,7 @@ def _write_properties(writer: BytesWriter, properties: Properties) -> None:
 
 def _write_encoded_properties(writer: BytesWriter, properties: bytes) -> None:
     if not properties:
+        # [MQTT-2.2.2-1]
         framing.write_u8(writer, 0)
         return
     framing.write_varint(writer, len(properties))
@@ -208,11 +211,11 @@ def _check_own_connect(packet: Connect, flags: i64) -> None:
 
 
 def _encode_connack(packet: Connack, version: int) -> bytes:
-    assert not (packet.session_present and packet.reason)  # [MQTT-3.2.2-6]
+    assert not (packet.session_present and packet.reason)  # [MQTT-3.2.2-6] [MQTT311-3.2.2-4]
     body = BytesWriter()
-    framing.write_u8(body, 1 if packet.session_present else 0)
+    framing.write_u8(body, 1 if packet.session_present else 0)  # [MQTT-3.2.2-1]
     if version >= MQTT_5_0:
-        assert packet.reason in PACKET_REASONS[PacketType.CONNACK]
+        assert packet.reason in PACKET_REASONS[PacketType.CONNACK]  # [MQTT-3.2.2-8]
         framing.write_u8(body, packet.reason)
         _write_properties(body, packet.properties)
     else:
@@ -270,7 +273,7 @@ def _encode_suback(packet: Suback, version: int) -> bytes:
     if version >= MQTT_5_0:
         _write_properties(body, packet.properties)
     for reason in packet.reasons:
-        assert reason in PACKET_REASONS[PacketType.SUBACK]
+        assert reason in PACKET_REASONS[PacketType.SUBACK]  # [MQTT-3.9.3-2] [MQTT311-3.9.3-2]
         framing.write_u8(body, reason if version >= MQTT_5_0 or reason < 0x80 else 0x80)
     return _finish(0x90, body)
 
@@ -291,7 +294,7 @@ def _encode_unsuback(packet: Unsuback, version: int) -> bytes:
     if version >= MQTT_5_0:
         _write_properties(body, packet.properties)
         for reason in packet.reasons:
-            assert reason in PACKET_REASONS[PacketType.UNSUBACK]
+            assert reason in PACKET_REASONS[PacketType.UNSUBACK]  # [MQTT-3.11.3-2]
             framing.write_u8(body, reason)
     return _finish(0xB0, body)
 
@@ -307,7 +310,7 @@ def _encode_pingresp(packet: Pingresp, version: int) -> bytes:
 def _encode_disconnect(packet: Disconnect, version: int) -> bytes:
     body = BytesWriter()
     if version >= MQTT_5_0 and (packet.reason or packet.properties):
-        assert packet.reason in PACKET_REASONS[PacketType.DISCONNECT]
+        assert packet.reason in PACKET_REASONS[PacketType.DISCONNECT]  # [MQTT-3.14.2-1]
         framing.write_u8(body, packet.reason)
         if packet.properties:
             _write_properties(body, packet.properties)

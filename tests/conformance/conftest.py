@@ -14,6 +14,7 @@ A test carries the statements that it tries in its docstring: `[MQTT-x.y.z-n]` o
 
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,17 +108,17 @@ class RawNode:
         self.node = self.node.restart(down_s)
 
 
+def _start(brokers: list[RawNode], start_node: Callable[..., Node], **options: Any) -> RawNode:
+    brokers.append(RawNode(start_node(**options)))
+    return brokers[-1]
+
+
 @pytest.fixture
 def start() -> Iterator[Callable[..., RawNode]]:
     """A function that starts nodes with the options of `core_helpers.Node`; each is validated at the end."""
     brokers: list[RawNode] = []
     for start_node in started_nodes():
-
-        def start_broker(**options: Any) -> RawNode:
-            brokers.append(RawNode(start_node(**options)))
-            return brokers[-1]
-
-        yield start_broker
+        yield partial(_start, brokers, start_node)
     for broker in brokers:
         broker.node.settle()
         broker.node.validate()

@@ -67,7 +67,7 @@ def sentence(excerpt: str, label: str) -> str:
     before, found, _ = excerpt.partition(f"[{label}]")
     if not found:
         return excerpt
-    return before.rpartition("]")[2].strip(" .,") or excerpt
+    return before.rpartition("]")[2].strip(" .,") or f"(the list in section {label[5:].partition('-')[0]})"
 
 
 def tags_in(text: str) -> list[str]:

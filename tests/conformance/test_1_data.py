@@ -68,9 +68,7 @@ def test_a_byte_order_mark_is_a_character(broker, version):
     publisher = broker.connect(version, "p")
     publisher.publish("\ufeffa")
     publisher.publish("b/a\ufeff")
-    assert client.hear() == spaced(
-        hex_packets.publish(version, "\ufeffa") + hex_packets.publish(version, "b/a\ufeff")
-    )
+    assert client.hear() == spaced(hex_packets.publish(version, "\ufeffa") + hex_packets.publish(version, "b/a\ufeff"))
 
 
 def test_a_byte_order_mark_in_a_client_id_makes_another_client(broker, version):

@@ -4,6 +4,8 @@ import hex_packets
 import pytest
 from hex_packets import CAPABILITIES, connack, size, spaced
 
+from broker.core.dispatch import OwnerSettings
+
 
 @pytest.mark.parametrize(
     "packet",
@@ -67,24 +69,25 @@ def test_packet_id_0_closes(broker, version):
         assert broker.connect(version).fails(packet, "82"), packet
 
 
-def test_the_servers_packet_ids_are_unused_and_not_0(broker, version):
+def test_the_servers_packet_ids_are_unused_and_not_0(start, version):
     """[MQTT-2.2.1-4] [MQTT311-2.3.1-4] [MQTT-4.3.2-1] [MQTT311-4.3.2-1]
 
     One delivery stays unacknowledged while the ids go all the way round.
     """
+    broker = start(settings=OwnerSettings(max_inflight_messages=2000))
     client = broker.connect(version)
     client.subscribe("a", 1)
     publisher = broker.connect(4, "p")
     publisher.publish("a", "kept", qos=1)
     assert client.hear() == spaced(hex_packets.publish(version, "a", "kept", 1, 1))
     ids = []
-    publishes = hex_packets.publish(4, "a", "", 1) * 15
+    publishes = hex_packets.publish(4, "a", "", 1) * 1000
     length = size(hex_packets.publish(version, "a", "", 1))
     while len(ids) < 65535:
         publisher.say(publishes)
         data = client.client.take_bytes()
         round_ids = [data[at + 5 : at + 7].hex() for at in range(0, len(data), length)]
-        assert len(set(round_ids)) == 15
+        assert len(set(round_ids)) == 1000
         ids += round_ids
         client.say("".join("4002" + packet_id for packet_id in round_ids))
     assert "0000" not in ids

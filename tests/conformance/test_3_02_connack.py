@@ -2,8 +2,9 @@
 
 import hex_packets
 import pytest
-from broker.core.connection import ConnectionLimits
 from hex_packets import connack, spaced, text
+
+from broker.core.connection import ConnectionLimits
 
 
 def test_3_1_1_is_answered(broker):

@@ -103,7 +103,5 @@ def test_answers_are_in_the_order_of_the_requests(broker, version):
         + unsubscribe(version, 2, "a")
         + hex_packets.subscribe(version, 3, ("a", 1))
     )
-    answers = (
-        hex_packets.suback(version, 1, "00") + unsuback(version, 2, "00") + hex_packets.suback(version, 3, "01")
-    )
+    answers = hex_packets.suback(version, 1, "00") + unsuback(version, 2, "00") + hex_packets.suback(version, 3, "01")
     assert heard == spaced(answers)
