@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SEEDS ?= 2000
 
-.PHONY: run stop test lint sim bench clean
+.PHONY: run stop test lint sim spec bench clean
 
 run: .venv/.installed
 	@$(BIN)/python deploy/lab.py start $(ARGS)
@@ -21,6 +21,9 @@ lint: .venv/.installed
 sim: .venv/.installed
 	$(BIN)/python -m pytest tests/sim --seeds $(SEEDS) $(ARGS)
 
+spec: .venv/.spec
+	@$(BIN)/python tests/conformance/statements.py
+
 bench: .venv/.installed
 	$(BIN)/python -m bench.pipeline $(ARGS)
 
@@ -30,3 +33,7 @@ clean: stop
 # An editable install is always interpreted (see setup.py). The stamp is touched last, so a broken install is redone.
 .venv/.installed: setup.cfg setup.py pyproject.toml
 	$(PYTHON) -m venv .venv && $(BIN)/python -m pip install --quiet --editable '.[dev]' && touch $@
+
+# The specifications' statements come with more packages than anything else here needs.
+.venv/.spec: .venv/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[spec]' && touch $@

@@ -270,7 +270,7 @@ class Connection:
         while pos < size:
             first: i64 = data[pos]
             if self.state == WAITING:
-                # [MQTT-3.1.0-1] The first packet is a CONNECT; anything else isn't worth a buffer.
+                # [MQTT-3.1.0-1] [MQTT311-3.1.0-1] The first packet is a CONNECT; anything else isn't worth a buffer.
                 if first >> 4 != _TYPE_CONNECT:
                     raise ProtocolError(Reason.PROTOCOL_ERROR, "the first packet must be CONNECT")
                 packet_bytes_max = CONNECT_BYTES_MAX
@@ -289,7 +289,7 @@ class Connection:
                 pos = end
                 continue
             if first >> 4 == _TYPE_CONNECT:
-                # [MQTT-3.1.0-2] A second CONNECT is a fault, whatever is in it.
+                # [MQTT-3.1.0-2] [MQTT311-3.1.0-2] A second CONNECT is a fault, whatever is in it.
                 raise ProtocolError(Reason.PROTOCOL_ERROR, "CONNECT on a connection that has a session")
             if first >> 4 == _TYPE_PUBLISH:
                 self._counters.publishes_received += 1
@@ -343,13 +343,16 @@ class Connection:
             self.close(Reason.CONNECTION_RATE_EXCEEDED, "")
             return
         if len(packet.client_id.encode()) > limits.client_id_bytes_max:
+            # [MQTT-3.1.3-8] [MQTT-3.1.4-2] [MQTT311-3.1.3-9]
             self.close(Reason.CLIENT_IDENTIFIER_NOT_VALID, f"client id over {limits.client_id_bytes_max} bytes")
             return
         if not packet.client_id:
-            # [MQTT-3.1.3-8] MQTT 3.1.1: without an id there is nothing to find a stored session by; MQTT 3.1 has none.
+            # [MQTT311-3.1.3-8] [MQTT311-3.1.3-7] Without an id there is nothing to find a stored session by; MQTT 3.1
+            # has no empty one.
             if packet.version == 3 or (packet.version == 4 and not packet.clean_start):
                 self.close(Reason.CLIENT_IDENTIFIER_NOT_VALID, "an empty client id needs a clean session")
                 return
+            # [MQTT-3.1.3-6] [MQTT311-3.1.3-6]
             self._assigned_client_id = make_client_id()
         self.client_id = packet.client_id or self._assigned_client_id
         self.keep_alive_s = packet.keep_alive_s
@@ -506,7 +509,7 @@ class Connection:
         if not alias:
             return topic
         if alias > self._limits.topic_alias_max_client:
-            # [MQTT-3.3.2-9] The CONNACK said how many there may be.
+            # [MQTT-3.3.2-9] [MQTT-3.2.2-17] [MQTT-3.2.2-18] The CONNACK said how many there may be.
             raise ProtocolError(Reason.TOPIC_ALIAS_INVALID, "topic alias over the maximum")
         if topic:
             self._aliases[alias] = topic
@@ -550,12 +553,13 @@ class Connection:
         self._batch.unsubscribe(self.number, packet.packet_id, list(packet.filters))
 
     def _ping(self, packet: Any) -> None:
-        self._write(Pingresp())  # [MQTT-3.12.4-1]
+        self._write(Pingresp())  # [MQTT-3.12.4-1] [MQTT311-3.12.4-1]
 
     def _disconnect(self, packet: Disconnect) -> None:
+        # [MQTT-3.14.4-1] [MQTT-3.14.4-2]
         expiry_s = int_property(packet.properties, Property.SESSION_EXPIRY_INTERVAL, -1)
         if expiry_s > 0 and self._session_expiry_s == 0:
-            # [MQTT-3.14.2-2] A session that was to end with the connection can't be prolonged.
+            # Section 3.14.2.2.2: a session that was to end with the connection can't be prolonged.
             raise ProtocolError(Reason.PROTOCOL_ERROR, "session expiry interval of a session that ends now")
         self._batch.detach(self.number, packet.reason, expiry_s)
         self.state = CLOSED
@@ -582,6 +586,7 @@ class Connection:
             if self._connect_packet is not None:
                 # [MQTT-4.12.0-5] The CONNACK says the method, and the last of what it has to say.
                 properties.update(self._authentication(self._authentication_data))
+        # [MQTT-3.1.4-5] [MQTT-3.2.0-1] [MQTT311-3.1.4-4] [MQTT311-3.2.0-1]
         self._write(Connack(answer.session_present, 0, properties))
         if not self._is_attaching():
             return
@@ -589,6 +594,7 @@ class Connection:
         self.state = ATTACHED
         self.want_read = True
         if self._chunks:
+            # [MQTT-3.1.4-6] [MQTT311-3.1.4-5] What was held back is worked off only from here on.
             data = b"".join(self._chunks)
             self._chunks = []
             self._held_bytes = 0
@@ -603,20 +609,23 @@ class Connection:
         return self.state == ATTACHING
 
     def _capabilities(self) -> Properties:
-        """What this side's limits are, as far as they are not MQTT's own."""
+        """What this side's limits are, as far as they are not MQTT's own.
+
+        There is never Response Information [MQTT-3.1.2-28], and a method only for who named one [MQTT-4.12.0-6].
+        """
         limits = self._limits
         properties: Properties = {}
         if limits.receive_max < RECEIVE_MAXIMUM_MAX:
             properties[Property.RECEIVE_MAXIMUM] = limits.receive_max
         if limits.packet_bytes_max:
-            properties[Property.MAXIMUM_PACKET_SIZE] = limits.packet_bytes_max
+            properties[Property.MAXIMUM_PACKET_SIZE] = limits.packet_bytes_max  # [MQTT-3.2.2-15]
         if self._assigned_client_id:
-            # [MQTT-3.1.3-7]
+            # [MQTT-3.1.3-7] [MQTT-3.2.2-16]
             properties[Property.ASSIGNED_CLIENT_IDENTIFIER] = self._assigned_client_id
         if limits.topic_alias_max_client:
             properties[Property.TOPIC_ALIAS_MAXIMUM] = limits.topic_alias_max_client
         if self._server_keep_alive:
-            # [MQTT-3.2.2-22]
+            # [MQTT-3.2.2-21] [MQTT-3.2.2-22]
             properties[Property.SERVER_KEEP_ALIVE] = self.keep_alive_s
         return properties
 
@@ -630,6 +639,9 @@ class Connection:
         if kind in (PUBACK, PUBCOMP) or (kind == PUBREC and answer.reason >= _FAILURE):
             # [MQTT-4.9.0-2] The client may have one more under way.
             self._quota_used = max(0, self._quota_used - 1)
+        # [MQTT-2.2.1-5] [MQTT-4.3.2-4] [MQTT311-2.3.1-6] [MQTT311-4.3.2-2], and no property: [MQTT-3.1.2-29]
+        # [MQTT-3.4.2-2] [MQTT-3.4.2-3] [MQTT-3.5.2-2] [MQTT-3.5.2-3] [MQTT-3.6.2-2] [MQTT-3.6.2-3] [MQTT-3.7.2-2]
+        # [MQTT-3.7.2-3].
         reason = answer.reason if self.version == 5 else _SUCCESS
         self._counters.sent[kind] += 1
         self.output.append(encode_ack(kind, answer.packet_id, reason, b"", self.version))
@@ -656,10 +668,12 @@ class Connection:
                 Reason.UNSPECIFIED_ERROR if reason >= Reason.UNSPECIFIED_ERROR else reason & 3
                 for reason in answer.reasons
             )
-        self._write(Suback(answer.packet_id, reasons, NO_PROPERTIES))
+        # [MQTT-2.2.1-6] [MQTT-3.8.4-1] [MQTT-3.8.4-2] [MQTT311-2.3.1-7] [MQTT311-3.8.4-1] [MQTT311-3.8.4-2]
+        self._write(Suback(answer.packet_id, reasons, NO_PROPERTIES))  # [MQTT-3.9.2-1] [MQTT-3.9.2-2]
 
     def receive_unsuback(self, answer: Answer) -> None:
         """The owner unsubscribed."""
+        # [MQTT-3.10.4-4] [MQTT-3.10.4-5] [MQTT-3.11.2-1] [MQTT-3.11.2-2] [MQTT311-3.10.4-4] [MQTT311-3.10.4-5]
         self._write(Unsuback(answer.packet_id, tuple(answer.reasons), NO_PROPERTIES))
 
     def tick(self, now: float) -> None:
@@ -674,7 +688,7 @@ class Connection:
                 # What the client sends is not read: its silence is ours.
                 self.last_received = now
             elif self.keep_alive_s and silent_s > self.keep_alive_s * 1.5:
-                # [MQTT-3.1.2-22] One and a half times the keep-alive; 0 turns it off.
+                # [MQTT-3.1.2-22] [MQTT-3.2.2-22] [MQTT311-3.1.2-24] One and a half times; 0 turns it off.
                 self._counters.fault(Reason.KEEP_ALIVE_TIMEOUT)
                 self.close(Reason.KEEP_ALIVE_TIMEOUT, "")
         elif self.state in (WAITING, AUTHENTICATING) and silent_s > self._limits.connect_timeout_s:
@@ -690,7 +704,10 @@ class Connection:
         self.state = CLOSED
 
     def close(self, reason: int, text: str, owner_knows: bool = False) -> None:
-        """End the connection with a word to the client where its version has one for it."""
+        """End the connection with a word to the client where its version has one for it.
+
+        Closing is what every failure has in common: [MQTT-3.2.2-7] [MQTT-4.13.1-1] [MQTT-4.13.2-1] [MQTT311-3.2.2-5].
+        """
         if self.state == CLOSED:
             return
         state = self.state
@@ -703,23 +720,26 @@ class Connection:
             self._counters.connacks[refusal(reason)] += 1
         if self.version == 5:
             properties: Properties = {Property.REASON_STRING: text} if text else {}
-            if state == ATTACHED:
+            if state == ATTACHED:  # [MQTT-3.14.0-1]
                 self._say(Disconnect(reason, properties), Disconnect(reason, NO_PROPERTIES))
             else:
                 refused = refusal(reason)
                 self._say(Connack(False, refused, properties), Connack(False, refused, NO_PROPERTIES))
         elif state == ATTACHED:
-            # [MQTT-4.8.0-1] of MQTT 3.1.1: closing is all there is to say.
+            # [MQTT311-4.8.0-1] Closing is all there is to say.
             pass
         elif self.version in (3, 4):
             self._write(Connack(False, refusal(reason), NO_PROPERTIES))
         elif reason == Reason.UNSUPPORTED_PROTOCOL_VERSION:
-            # [MQTT-3.1.2-2] A client of an unknown version is answered in the oldest form that is served.
+            # [MQTT-3.1.2-2] [MQTT311-3.1.2-2] An unknown version is answered in the form that most know.
             self.version = 4
             self._write(Connack(False, reason, NO_PROPERTIES))
 
     def _say(self, packet: Any, shorter: Any) -> None:
-        """Write `packet`, or `shorter` where the client takes no packet of that size [MQTT-3.2.2-19]."""
+        """Write `packet`, or `shorter` where the client takes no packet of that size.
+
+        [MQTT-3.2.2-19] [MQTT-3.14.2-3], and there is no other property [MQTT-3.2.2-20] [MQTT-3.14.2-2] [MQTT-3.14.2-4].
+        """
         said = encode(packet, self.version)
         if self._answer_bytes_max and len(said) > self._answer_bytes_max:
             said = encode(shorter, self.version)

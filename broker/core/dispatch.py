@@ -126,7 +126,7 @@ class Dispatcher:
 
     def _offer(self, session: Session, message: Message, granted: i64, identifiers: bytes, now: float) -> i64:
         """Give the message to a session; the result is packet id << 16 | flags when it goes out now, else -1."""
-        # [MQTT-3.8.4-8] The lower of both QoS, unless it is to be the subscription's.
+        # [MQTT-3.8.4-8] [MQTT311-3.8.4-6] The lower of both QoS, unless it is to be the subscription's.
         qos: i64 = message.qos
         if (granted & QOS_MASK) < qos or self._upgrade:
             qos = granted & QOS_MASK
@@ -141,12 +141,14 @@ class Dispatcher:
         sendable = attachment is not None and not attachment.paused and attachment.outlet.open
         if qos == 0:
             if sendable and session.queue.qos0 == 0:
+                # [MQTT-4.3.1-1] [MQTT311-4.3.1-1]
                 self.counters.mqtt_publish_sent += 1
                 return flags
             if attachment is None:
                 return -1
         delivery = Delivery(session.take_seq(), message, int(qos), flags & RETAIN_FLAG != 0, identifiers)
         if qos and sendable and session.is_caught_up() and not session.inflight.is_full():
+            # [MQTT-4.3.2-2] [MQTT-4.3.3-2]
             packet_id: i64 = session.inflight.add(delivery, now)
             self.counters.mqtt_publish_sent += 1
             if session.persistent:
@@ -174,6 +176,7 @@ class Dispatcher:
                 self._store.delete_delivery(session.number, oldest)
         else:
             queue.dropping = False
+        # [MQTT-4.5.0-1] [MQTT311-3.1.2-5] [MQTT311-4.5.0-1]
         if delivery.qos and session.persistent:
             self._store.put_delivery(session.number, delivery)
         queue.push(delivery)
@@ -304,7 +307,10 @@ class Dispatcher:
     # A connection can take more.
 
     def redeliver(self, attachment: Attachment, now: float) -> None:
-        """Send again what was in flight when the last connection ended [MQTT-4.4.0-1], then what waits."""
+        """Send again what was in flight when the last connection ended, then what waits.
+
+        [MQTT-4.4.0-1] [MQTT311-4.4.0-1], in the old order [MQTT-4.6.0-1] [MQTT311-4.6.0-1].
+        """
         attachment.session.inflight.begin_resend()
         self.drain(attachment, now)
 
@@ -352,7 +358,7 @@ class Dispatcher:
             # [MQTT-4.4.0-1] The second half of QoS 2 is sent again, too.
             attachment.outlet.batch.acknowledge(PUBREL, attachment.connection, delivery.packet_id, 0)
         elif self._is_deliverable(attachment, delivery, now):
-            # [MQTT-3.3.1-1] Sent again, with the flag that says so.
+            # [MQTT-3.3.1-1] [MQTT-3.3.1-3] [MQTT311-3.3.1-1] [MQTT311-3.3.1-3] Sent again, with the flag that says so.
             head = delivery.packet_id << 16 | delivery.qos | DUP_FLAG | (RETAIN_FLAG if delivery.retain else 0)
             attachment.outlet.deliver(attachment.connection, head, delivery.message, delivery.identifiers, now)
         return True
@@ -366,6 +372,7 @@ class Dispatcher:
             return False
         if delivery.qos and session.inflight.is_full():
             return False
+        # [MQTT-4.9.0-2] [MQTT-4.6.0-5] [MQTT-4.6.0-6] [MQTT311-4.6.0-5] [MQTT311-4.6.0-6]
         queue.take(delivery)
         if queue.wants_load():
             self.loading[session] = True
@@ -471,6 +478,7 @@ class Dispatcher:
             return 0
         if delivery.qos != 1:
             return int(Reason.PROTOCOL_ERROR)
+        # [MQTT-4.4.0-2] Whatever its reason, it ends the delivery [MQTT-4.3.2-3] [MQTT311-4.3.2-1].
         self._finish(attachment, delivery, now)
         return 0
 

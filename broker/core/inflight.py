@@ -36,7 +36,10 @@ class Inflight:
         return self._outstanding >= self.window
 
     def add(self, delivery: Delivery, now: float) -> int:
-        """Give the delivery a packet id that is not in use [MQTT-2.2.1-4] and return it; it counts as sent."""
+        """Give the delivery a packet id that is not in use and return it; it counts as sent.
+
+        [MQTT-2.2.1-4] [MQTT-4.3.2-1] [MQTT-4.3.3-1] [MQTT311-2.3.1-4] [MQTT311-4.3.2-1] [MQTT311-4.3.3-1]
+        """
         packet_id = self._next_id
         while packet_id in self.deliveries:
             packet_id = packet_id % PACKET_ID_MAX + 1

@@ -71,9 +71,7 @@ class ListenerCore:
         while number in self.connections:
             number += 1
         self._next_number = (number + 1) & 0xFFFFFFFF
-        connection = Connection(
-            number, self.batch, self._limits, self._gate, self.counters, self._authenticator, now
-        )
+        connection = Connection(number, self.batch, self._limits, self._gate, self.counters, self._authenticator, now)
         self.connections[number] = connection
         self.counters.socket_open += 1
         return connection

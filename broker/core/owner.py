@@ -194,7 +194,7 @@ class QueueOwner:
             if self._sessions.get(session.client_id) is not session or session.expires_at == 0.0:
                 continue
             if session.expires_at <= now:
-                self._end_session(session, now)
+                self._end_session(session, now)  # [MQTT-4.1.0-2]
             else:
                 self._schedule(session)
         for left in self._wills.take_due(now):
@@ -250,23 +250,23 @@ class QueueOwner:
     def _attach(self, event: Attach, now: float) -> None:
         outlet = self._outlets[event.connection >> 32]
         limit = self.settings.max_connections
-        session = self._sessions.get(event.client_id)
+        session = self._sessions.get(event.client_id)  # [MQTT-3.1.3-2] [MQTT311-3.1.3-2]
         if limit >= 0 and len(self._attachments) >= limit and (session is None or session.attachment is None):
             self.counters.refuse("max_connections")
             outlet.batch.connack(event.connection, Reason.QUOTA_EXCEEDED, False)
             return
         if session is not None and session.attachment is not None:
-            # [MQTT-3.1.4-3] The older connection of a client id goes.
+            # [MQTT-3.1.4-3] [MQTT311-3.1.4-2] The older connection of a client id goes.
             self._close(session.attachment, Reason.SESSION_TAKEN_OVER, now)
             session = self._sessions.get(event.client_id)
         if session is not None and event.clean_start:
-            # [MQTT-3.1.2-4] Clean Start discards what was there.
+            # [MQTT-3.1.2-4] [MQTT-3.1.4-4] [MQTT311-3.1.2-6] [MQTT311-3.1.4-3] Clean Start discards what was there.
             self._end_session(session, now)
             session = None
         # [MQTT-3.1.3-9] Back in time, or the session's end has published it.
         self._wills.discard(event.client_id)
         present = session is not None
-        if session is None:
+        if session is None:  # [MQTT-3.1.2-6]
             number = self._store.take_number()
             session = Session(
                 number, event.client_id, event.user_name, event.session_expiry_s, 0, self.settings.queue_lifo
@@ -275,6 +275,7 @@ class QueueOwner:
         attachment = Attachment(event.connection, outlet, session, event.version, event.packet_bytes_max)
         session.attachment = attachment
         session.user_name = event.user_name
+        # [MQTT-4.1.0-1] [MQTT311-4.1.0-2] It does not end while it is connected.
         session.expires_at = 0.0
         session.inflight.window = self._window(event)
         self._attachments[event.connection] = attachment
@@ -283,11 +284,13 @@ class QueueOwner:
             self._wills.leave(event.client_id, event.user_name, event.will)
         if self.settings.retry_interval_s and self._retry_at == math.inf:
             self._retry_at = now + _RETRY_CHECK_S
+        # [MQTT-3.2.2-2] [MQTT-3.2.2-3] [MQTT311-3.2.2-1] [MQTT311-3.2.2-2] [MQTT311-3.2.2-3]
         outlet.batch.connack(event.connection, _SUCCESS, present)
+        # [MQTT-3.1.2-5] [MQTT311-3.1.2-4]
         self._dispatcher.redeliver(attachment, now)
 
     def _window(self, event: Attach) -> int:
-        # [MQTT-3.3.4-9] MQTT 5 clients say how much they take; for the others the broker decides.
+        # [MQTT-3.3.4-9] [MQTT-4.9.0-1] MQTT 5 clients say how much they take; for the others the broker decides.
         if event.version == 5:
             return min(event.receive_maximum or PACKET_ID_MAX, self.settings.receive_max_client)
         return self.settings.max_inflight_messages or PACKET_ID_MAX

@@ -6,8 +6,8 @@ retained messages and the dispatcher; other nodes are names in `Forward`s.
 Theory of operation
 -------------------
 A PUBLISH is acknowledged when this node has done its part and every node with persistent interest has taken the message
-(its link acknowledged). Acknowledgements leave in the order of the PUBLISHes [MQTT-4.6.0-2], so one that waits holds
-back those behind it. The packet id of a QoS 2 PUBLISH is remembered from then until its PUBREL, as part of the session:
+(its link acknowledged). Acknowledgements leave in the order of the PUBLISHes [MQTT-4.6.0-2] [MQTT-4.6.0-3]
+[MQTT311-4.6.0-2] [MQTT311-4.6.0-3], so one that waits holds back those behind it. The packet id of a QoS 2 PUBLISH is remembered from then until its PUBREL, as part of the session:
 a PUBLISH that comes again in between is answered and not published again [MQTT-4.3.3-10]. It is stored with the write
 that the PUBREC waits for, not before: a restart in between must find a message that was not published everywhere new.
 """
@@ -84,6 +84,7 @@ class Publishing:
         if reason:
             self._counters.drop("reserved_topic")
         else:
+            # [MQTT-4.3.2-5] [MQTT311-4.3.2-2] A message of its own, whatever its packet id was used for.
             if qos or message.retain or self._numbers_all:
                 self._number(message)
             if message.retain and not self._retain(message, now) and qos and attachment.version == 5:
@@ -92,6 +93,7 @@ class Publishing:
             # MQTT 3 has no word for a refusal: the PUBLISH is acknowledged, and dropped.
             return self._answer(attachment, event.packet_id, qos, reason if attachment.version == 5 else 0, None)
         ticket: Ticket | None = None
+        # [MQTT-3.3.4-1] [MQTT311-3.3.4-1]
         matched = self._dispatcher.deliver(message, route, now) if route.sessions or route.groups else 0
         if route.nodes:
             asked = Ticket(event.connection, event.packet_id, 0, qos, session.client_id) if qos else None
@@ -176,7 +178,7 @@ class Publishing:
         while pending and pending[0].waiting == 0:
             ticket = pending.popleft()
             if ticket.reason >= _FAILURE and attachment.version != 5:
-                # MQTT 3 has no way to refuse a PUBLISH but to close the connection.
+                # [MQTT311-3.3.5-2] [MQTT311-4.8.0-2] MQTT 3 can refuse a PUBLISH only by closing the connection.
                 attachment.session.incoming.pop(ticket.packet_id, None)
                 return ticket.reason
             self._acknowledge(attachment, ticket.packet_id, ticket.qos, ticket.reason)

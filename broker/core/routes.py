@@ -106,7 +106,7 @@ class Routes:
         identifiers: dict[Session, bytes] = {}
         own: dict[str, bool] = {}
         for session, subscription in self._tree.match(topic):
-            # [MQTT-3.3.4-2] Overlapping subscriptions make one delivery, at the highest QoS of them,
+            # [MQTT-3.3.4-2] [MQTT311-3.3.5-1] Overlapping subscriptions make one delivery, at the highest QoS of them,
             options = subscription.options
             before = highest.get(session, 0)
             highest[session] = max(options & QOS_MASK, before & QOS_MASK) | (options | before) & RETAIN_AS_PUBLISHED
@@ -126,6 +126,6 @@ class Routes:
             route.identifiers = [identifiers.get(session, b"") for session in route.sessions]
         route.groups = [group for group, _ in self._groups.match(topic)]
         if topic.startswith(b"$"):
-            # [MQTT-4.7.2-1] and its comment: the server keeps $-topics for itself.
+            # [MQTT-4.7.2-1] [MQTT311-4.7.2-1] and its comment: the server keeps $-topics for itself.
             route.refused = int(Reason.NOT_AUTHORIZED)
         return route

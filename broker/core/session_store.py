@@ -90,7 +90,7 @@ class SessionStore:
     # Sessions.
 
     def put_session(self, session: Session) -> None:
-        """Write the session without its subscriptions and queue."""
+        """Write the session without its subscriptions and queue [MQTT-3.1.2-23] [MQTT311-4.1.0-1]."""
         head = _SESSION.pack(
             VALUE_VERSION,
             0 if session.user_name is None else 1,

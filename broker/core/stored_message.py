@@ -35,7 +35,10 @@ class Clock:
 
     def to_monotonic(self, deadline_ms: int) -> float:
         """Return the monotonic deadline of a UTC one in ms; 0 is 0.0, never."""
-        return 0.0 if deadline_ms == 0 else self._now + (deadline_ms - self._utc_ms) / 1000
+        if deadline_ms == 0:
+            return 0.0
+        # A deadline that passed just when monotonic time began is past, and not never.
+        return self._now + (deadline_ms - self._utc_ms) / 1000 or -0.001
 
 
 def pack_message(message: Message, clock: Clock) -> bytes:

@@ -61,6 +61,8 @@ class Subscribing:
             if reason >= _FAILURE:
                 reasons.append(reason)
                 continue
+            # [MQTT-3.8.4-5] [MQTT-3.8.4-6] [MQTT-3.8.4-7] [MQTT-3.9.3-1] [MQTT311-3.8.4-4] [MQTT311-3.8.4-5]
+            # [MQTT311-3.9.3-1]
             reasons.append(options & QOS_MASK)
             wanted = subscription(options, event.identifier)
             new = self._set(session, topic_filter, wanted, now)
@@ -85,7 +87,7 @@ class Subscribing:
         return 0
 
     def _set(self, session: Session, topic_filter: bytes, wanted: Subscription, now: float) -> bool:
-        """Make or replace [MQTT-3.8.4-3] a subscription; true when it is new."""
+        """Make or replace a subscription [MQTT-3.8.4-3] [MQTT311-3.8.4-3]; true when it is new."""
         new = topic_filter not in session.subscriptions
         session.subscriptions[topic_filter] = wanted
         if session.persistent:
@@ -112,6 +114,7 @@ class Subscribing:
         session = attachment.session
         reasons: list[int] = []
         for topic_filter in event.filters:
+            # [MQTT-3.10.4-1] [MQTT-3.10.4-6] [MQTT-3.11.3-1] [MQTT311-3.10.4-1] [MQTT311-3.10.4-6] Byte by byte.
             if topic_filter not in session.subscriptions:
                 reasons.append(Reason.NO_SUBSCRIPTION_EXISTED)
                 continue
@@ -124,7 +127,7 @@ class Subscribing:
 
     def _unroute(self, session: Session, topic_filter: bytes, now: float) -> None:
         if not topic_filter.startswith(SHARE_PREFIX):
-            self._routes.remove(topic_filter, session)
+            self._routes.remove(topic_filter, session)  # [MQTT-3.10.4-2] [MQTT311-3.10.4-2]
             self._count_wish(topic_filter, session, -1)
             return
         group = self.groups[topic_filter]

@@ -77,14 +77,17 @@ class TopicTree(Generic[K, V]):
         return True
 
     def match(self, topic: bytes) -> list[tuple[K, V]]:
-        """Return the entries of every filter that matches `topic`; a key stands once for each filter."""
+        """Return the entries of every filter that matches `topic`; a key stands once for each filter.
+
+        Levels are bytes, compared as they are [MQTT-3.3.2-3] [MQTT-4.7.3-4] [MQTT311-3.3.2-3] [MQTT311-4.7.3-4].
+        """
         found: list[tuple[K, V]] = []
         names = topic.split(_SEPARATOR)
         levels: list[_Level[K, V]] = [self._root]
         first = True
         for name in names:
             following: list[_Level[K, V]] = []
-            # [MQTT-4.7.2-1] A filter that begins with a wildcard matches no topic that begins with $.
+            # [MQTT-4.7.2-1] [MQTT311-4.7.2-1] A filter that begins with a wildcard matches no topic that begins with $.
             wild = not (first and name.startswith(b"$"))
             first = False
             for level in levels:

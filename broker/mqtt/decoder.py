@@ -74,6 +74,8 @@ def decode(buf: bytes, first_byte: i64, start: i64, end: i64, version: i64) -> P
     assert start <= end <= len(buf)
     packet_type: i64 = first_byte >> 4
     if packet_type != PUBLISH_CONTEXT:
+        # [MQTT-3.8.1-1] [MQTT-3.10.1-1] [MQTT-3.14.1-1] [MQTT-3.15.1-1]
+        # [MQTT311-2.2.2-2] [MQTT311-3.8.1-1] [MQTT311-3.10.1-1] [MQTT311-3.14.1-1]
         _check_flags(first_byte, version)
     return _DECODERS[packet_type](buf, first_byte, start, end, version)
 
@@ -89,7 +91,7 @@ def decode_publish(buf: bytes, first_byte: i64, start: i64, end: i64, version: i
     """A PUBLISH. Its topic is a good topic name, or empty in 5.0 with a topic alias."""
     at: i64 = start + 2
     if at > end:
-        raise malformed("packet ends before the topic name")
+        raise malformed("packet ends before the topic name")  # [MQTT-3.3.2-1] [MQTT311-3.3.2-1]
     high: i64 = buf[start]
     low: i64 = buf[start + 1]
     pos: i64 = at + (high << 8 | low)
@@ -100,11 +102,11 @@ def decode_publish(buf: bytes, first_byte: i64, start: i64, end: i64, version: i
     packet_id: i64 = 0
     if qos:
         if qos == 3:
-            raise malformed("QoS 3")  # [MQTT-3.3.1-4]
+            raise malformed("QoS 3")  # [MQTT-3.3.1-4] [MQTT311-3.3.1-4]
         packet_id = _packet_id(buf, pos, end)
         pos += 2
     elif first_byte & 8:
-        raise malformed("duplicate flag with QoS 0")  # [MQTT-3.3.1-2]
+        raise malformed("duplicate flag with QoS 0")  # [MQTT-3.3.1-2] [MQTT311-3.3.1-2]
     properties = NO_PROPERTIES
     if version >= MQTT_5_0:
         if pos < end and buf[pos] == 0:
@@ -161,7 +163,7 @@ def _decode_pubcomp(buf: bytes, first_byte: i64, start: i64, end: i64, version: 
 
 
 def _packet_id(buf: bytes, pos: i64, end: i64) -> i64:
-    """The two bytes of a packet identifier, which is never 0 [MQTT-2.2.1-3]."""
+    """The two bytes of a packet identifier, which is never 0 [MQTT-2.2.1-3] [MQTT311-2.3.1-1]."""
     if pos + 2 > end:
         raise malformed("packet ends before its packet identifier")
     high: i64 = buf[pos]
@@ -194,7 +196,13 @@ def _check_end(pos: i64, end: i64) -> None:
 
 
 def _decode_connect(buf: bytes, first_byte: i64, start: i64, end: i64, version: i64) -> Packet:
-    """CONNECT: protocol name, level, flags, keep alive, properties, then the payload that the flags announce."""
+    """CONNECT: protocol name, level, flags, keep alive, properties, then the payload that the flags announce.
+
+    A field that is announced and absent, or the reverse, makes the packet too short or too long: the client id
+    [MQTT-3.1.3-3] [MQTT311-3.1.3-3], a will [MQTT-3.1.2-9] [MQTT311-3.1.2-9], a user name [MQTT-3.1.2-16]
+    [MQTT-3.1.2-17] [MQTT311-3.1.2-18] [MQTT311-3.1.2-19] and a password [MQTT-3.1.2-18] [MQTT-3.1.2-19]
+    [MQTT311-3.1.2-20] [MQTT311-3.1.2-21]. Whatever is wrong, the connection closes [MQTT-3.1.4-1] [MQTT311-3.1.4-1].
+    """
     level, bridge, pos = _decode_level(buf, start, end)
     flags, pos = read_u8(buf, pos, end)
     _check_connect_flags(flags, level)
@@ -204,14 +212,15 @@ def _decode_connect(buf: bytes, first_byte: i64, start: i64, end: i64, version: 
         properties, pos = decode_properties(buf, pos, end, PacketType.CONNECT)
         if Property.AUTHENTICATION_DATA in properties and Property.AUTHENTICATION_METHOD not in properties:
             raise forbidden("authentication data without a method")
-    client_id, pos = read_string(buf, pos, end)
+    # [MQTT-3.1.3-1] [MQTT311-3.1.3-1] The order of the fields.
+    client_id, pos = read_string(buf, pos, end)  # [MQTT-3.1.3-4] [MQTT311-3.1.3-4]
     will: Will | None = None
     if flags & 0x04:
         will, pos = _decode_will(buf, pos, end, flags, level)
     user_name: str | None = None
     # In 3.1 the packet's length goes before the flags: what they announce may be missing at its end.
     if flags & 0x80 and not (level == MQTT_3_1 and pos == end):
-        user_name, pos = read_string(buf, pos, end)
+        user_name, pos = read_string(buf, pos, end)  # [MQTT-3.1.3-12] [MQTT311-3.1.3-11]
     password: bytes | None = None
     if flags & 0x40 and not (level == MQTT_3_1 and pos == end):
         password, pos = read_binary(buf, pos, end)
@@ -230,20 +239,21 @@ def _decode_level(buf: bytes, pos: i64, end: i64) -> tuple[i64, bool, i64]:
         name == _PROTOCOL_NAME_3_1 and level == MQTT_3_1
     ):
         return level, bridge, pos
-    # [MQTT-3.1.2-1] [MQTT-3.1.2-2] The same word for an unknown name, so that its sender learns what listens here.
+    # [MQTT-3.1.2-1] [MQTT-3.1.2-2] [MQTT311-3.1.2-1] The same word for an unknown name, so that its sender learns what listens here.
     raise ProtocolError(Reason.UNSUPPORTED_PROTOCOL_VERSION, "only MQTT 3.1, 3.1.1 and 5.0 are served")
 
 
 def _check_connect_flags(flags: i64, level: i64) -> None:
     if flags & 0x01 and level > MQTT_3_1:
-        raise malformed("reserved connect flag is set")  # [MQTT-3.1.2-3]; 3.1 disregards it.
+        raise malformed("reserved connect flag is set")  # [MQTT-3.1.2-3] [MQTT311-3.1.2-3]; 3.1 disregards it.
     if not flags & 0x04:
         if flags & 0x38 and level > MQTT_3_1:
-            raise malformed("will QoS or will retain without a will")  # [MQTT-3.1.2-11] [MQTT-3.1.2-13]; as above.
+            # [MQTT-3.1.2-11] [MQTT-3.1.2-13] [MQTT311-3.1.2-11] [MQTT311-3.1.2-13] [MQTT311-3.1.2-15]; as above.
+            raise malformed("will QoS or will retain without a will")
     elif flags & 0x18 == 0x18:
-        raise malformed("will with QoS 3")  # [MQTT-3.1.2-12]
+        raise malformed("will with QoS 3")  # [MQTT-3.1.2-12] [MQTT311-3.1.2-14]
     if level < MQTT_5_0 and flags & 0xC0 == 0x40:
-        raise malformed("password without a user name")  # [MQTT-3.1.2-22] of 3.1.1; 5.0 allows it.
+        raise malformed("password without a user name")  # [MQTT311-3.1.2-22]; 5.0 allows it.
 
 
 def _decode_will(buf: bytes, pos: i64, end: i64, flags: i64, level: i64) -> tuple[Will, i64]:
@@ -251,7 +261,7 @@ def _decode_will(buf: bytes, pos: i64, end: i64, flags: i64, level: i64) -> tupl
     if level == MQTT_5_0:
         properties, pos = decode_properties(buf, pos, end, WILL_CONTEXT)
     topic, pos = read_binary(buf, pos, end)
-    check_name(topic)
+    check_name(topic)  # [MQTT-3.1.3-11] [MQTT311-3.1.3-10]
     payload, pos = read_binary(buf, pos, end)
     return Will(topic, payload, flags >> 3 & 3, flags & 0x20 != 0, properties), pos
 
@@ -285,20 +295,20 @@ def _decode_subscribe(buf: bytes, first_byte: i64, start: i64, end: i64, version
     while pos < end:
         topic_filter, pos = read_binary(buf, pos, end)
         options, pos = read_u8(buf, pos, end)
-        check_filter(topic_filter)
+        check_filter(topic_filter)  # [MQTT-3.8.3-1] [MQTT311-3.8.3-1]
         _check_subscription_options(topic_filter, options, version)
         filters.append(
             SubscriptionRequest(topic_filter, options & 3, options & 4 != 0, options & 8 != 0, options >> 4 & 3)
         )
     if not filters:
-        raise forbidden("SUBSCRIBE without a topic filter")  # [MQTT-3.8.3-2]
+        raise forbidden("SUBSCRIBE without a topic filter")  # [MQTT-3.8.3-2] [MQTT311-3.8.3-3]
     return Subscribe(packet_id, tuple(filters), properties)
 
 
 def _check_subscription_options(topic_filter: bytes, options: i64, version: i64) -> None:
     reserved: i64 = 0xC0 if version >= MQTT_5_0 else 0xFC
     if options & reserved:
-        raise malformed("reserved subscription options are set")  # [MQTT-3.8.3-5]
+        raise malformed("reserved subscription options are set")  # [MQTT-3.8.3-5] [MQTT311-3-8.3-4]
     if options & 0x03 == 0x03:
         raise forbidden("subscription with QoS 3")
     if options & 0x30 == 0x30:
@@ -334,10 +344,10 @@ def _decode_unsubscribe(buf: bytes, first_byte: i64, start: i64, end: i64, versi
     filters: list[bytes] = []
     while pos < end:
         topic_filter, pos = read_binary(buf, pos, end)
-        check_filter(topic_filter)
+        check_filter(topic_filter)  # [MQTT-3.10.3-1] [MQTT311-3.10.3-1]
         filters.append(topic_filter)
     if not filters:
-        raise forbidden("UNSUBSCRIBE without a topic filter")  # [MQTT-3.10.3-2]
+        raise forbidden("UNSUBSCRIBE without a topic filter")  # [MQTT-3.10.3-2] [MQTT311-3.10.3-2]
     return Unsubscribe(packet_id, tuple(filters), properties)
 
 

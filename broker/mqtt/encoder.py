@@ -137,6 +137,7 @@ def encode_ack(packet_type: i64, packet_id: i64, reason: i64, properties: bytes,
         framing.write_u8(writer, 2)
         framing.write_u16(writer, packet_id)
         return writer.getvalue()
+    # [MQTT-3.4.2-1] [MQTT-3.5.2-1] [MQTT-3.6.2-1] [MQTT-3.7.2-1]
     assert reason in PACKET_REASONS[packet_type]
     if not properties:
         framing.write_u8(writer, 3)
@@ -211,12 +212,12 @@ def _check_own_connect(packet: Connect, flags: i64) -> None:
 
 
 def _encode_connack(packet: Connack, version: int) -> bytes:
-    assert not (packet.session_present and packet.reason)  # [MQTT-3.2.2-6]
+    assert not (packet.session_present and packet.reason)  # [MQTT-3.2.2-6] [MQTT311-3.2.2-4]
     body = BytesWriter()
-    # 3.1 reserves the byte.
+    # [MQTT-3.2.2-1] 3.1 reserves the byte.
     framing.write_u8(body, 1 if packet.session_present and version > MQTT_3_1 else 0)
     if version >= MQTT_5_0:
-        assert packet.reason in PACKET_REASONS[PacketType.CONNACK]
+        assert packet.reason in PACKET_REASONS[PacketType.CONNACK]  # [MQTT-3.2.2-8]
         framing.write_u8(body, packet.reason)
         _write_properties(body, packet.properties)
     else:
@@ -274,7 +275,7 @@ def _encode_suback(packet: Suback, version: int) -> bytes:
     if version >= MQTT_5_0:
         _write_properties(body, packet.properties)
     for reason in packet.reasons:
-        assert reason in PACKET_REASONS[PacketType.SUBACK]
+        assert reason in PACKET_REASONS[PacketType.SUBACK]  # [MQTT-3.9.3-2] [MQTT311-3.9.3-2]
         framing.write_u8(body, reason if version >= MQTT_5_0 or reason < 0x80 else 0x80)
     return _finish(0x90, body)
 
@@ -295,7 +296,7 @@ def _encode_unsuback(packet: Unsuback, version: int) -> bytes:
     if version >= MQTT_5_0:
         _write_properties(body, packet.properties)
         for reason in packet.reasons:
-            assert reason in PACKET_REASONS[PacketType.UNSUBACK]
+            assert reason in PACKET_REASONS[PacketType.UNSUBACK]  # [MQTT-3.11.3-2]
             framing.write_u8(body, reason)
     return _finish(0xB0, body)
 
@@ -311,7 +312,7 @@ def _encode_pingresp(packet: Pingresp, version: int) -> bytes:
 def _encode_disconnect(packet: Disconnect, version: int) -> bytes:
     body = BytesWriter()
     if version >= MQTT_5_0 and (packet.reason or packet.properties):
-        assert packet.reason in PACKET_REASONS[PacketType.DISCONNECT]
+        assert packet.reason in PACKET_REASONS[PacketType.DISCONNECT]  # [MQTT-3.14.2-1]
         framing.write_u8(body, packet.reason)
         if packet.properties:
             _write_properties(body, packet.properties)

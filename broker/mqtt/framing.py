@@ -111,13 +111,16 @@ def read_string(buf: bytes, pos: i64, end: i64) -> tuple[str, i64]:
 
 
 def decode_utf8(data: bytes) -> str:
-    """The text of `data`; MALFORMED_PACKET when it isn't well-formed UTF-8 without U+0000."""
+    """The text of `data`; MALFORMED_PACKET when it isn't well-formed UTF-8 without U+0000.
+
+    A byte order mark is a character like any other [MQTT-1.5.4-3] [MQTT311-1.5.3-3]; surrogates are ill-formed.
+    """
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError:
-        raise malformed("string is not well-formed UTF-8") from None  # [MQTT-1.5.4-1], surrogates included.
+        raise malformed("string is not well-formed UTF-8") from None  # [MQTT-1.5.4-1] [MQTT311-1.5.3-1]
     if "\0" in text:
-        raise malformed("string holds U+0000")  # [MQTT-1.5.4-2]
+        raise malformed("string holds U+0000")  # [MQTT-1.5.4-2] [MQTT311-1.5.3-2]
     return text
 
 
@@ -136,7 +139,7 @@ def is_utf8(payload: bytes) -> bool:
 
 
 def write_varint(writer: BytesWriter, value: i64) -> None:
-    """Append a variable byte integer in its shortest form."""
+    """Append a variable byte integer in its shortest form [MQTT-1.5.5-1]."""
     assert 0 <= value <= VARINT_MAX
     while value >= 0x80:
         write_u8(writer, value & 0x7F | 0x80)

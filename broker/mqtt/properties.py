@@ -148,7 +148,7 @@ def decode_properties(buf: bytes, pos: i64, end: i64, context: i64) -> tuple[Pro
     for a bad response topic.
     """
     length, pos = framing.read_varint(buf, pos, end)
-    if length == 0:
+    if length == 0:  # [MQTT-2.2.2-1]
         return NO_PROPERTIES, pos
     stop: i64 = pos + length
     if stop > end:
@@ -167,6 +167,7 @@ def decode_properties(buf: bytes, pos: i64, end: i64, context: i64) -> tuple[Pro
         elif identifier in properties:
             raise forbidden("property given more than once")
         elif row[0] == _STRING:
+            # [MQTT-3.3.2-13] [MQTT-3.3.2-19]
             text, pos = framing.read_string(buf, pos, stop)
             if identifier == Property.RESPONSE_TOPIC and (not text or "+" in text or "#" in text):
                 raise ProtocolError(Reason.TOPIC_NAME_INVALID, "response topic is not a topic name")  # [MQTT-3.3.2-14]
@@ -197,7 +198,7 @@ def _decode_integer(buf: bytes, pos: i64, end: i64, identifier: int, row: tuple[
 
 
 def _decode_user_property(buf: bytes, pos: i64, end: i64, properties: Properties) -> i64:
-    """Append one name and value to the packet's user properties, in the order of their appearance [MQTT-3.3.2-18]."""
+    """Append a name and value to the packet's user properties, in their order [MQTT-1.5.7-1] [MQTT-3.3.2-18]."""
     name, pos = framing.read_string(buf, pos, end)
     value, pos = framing.read_string(buf, pos, end)
     pairs = properties.get(_USER_PROPERTY)

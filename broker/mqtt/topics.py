@@ -33,10 +33,10 @@ def check_name(topic: bytes, levels_max: int = TOPIC_LEVELS_MAX) -> None:
 
 
 def _check_name_slowly(topic: bytes, levels_max: int) -> int:
-    """The number of levels of a good name."""
+    """The number of levels of a good name, which has no wildcards [MQTT311-3.3.2-2] [MQTT311-4.7.1-1]."""
     _check_common(topic, Reason.TOPIC_NAME_INVALID)
     if b"+" in topic or b"#" in topic:
-        raise ProtocolError(Reason.TOPIC_NAME_INVALID, "topic name holds a wildcard")  # [MQTT-3.3.2-2]
+        raise ProtocolError(Reason.TOPIC_NAME_INVALID, "topic name holds a wildcard")  # [MQTT-3.3.2-2] [MQTT-4.7.0-1]
     levels = topic.count(b"/") + 1
     if levels > levels_max:
         raise ProtocolError(Reason.TOPIC_NAME_INVALID, "topic name has too many levels")
@@ -44,7 +44,10 @@ def _check_name_slowly(topic: bytes, levels_max: int) -> int:
 
 
 def _check_common(topic: bytes, reason: int) -> None:
-    """What [MQTT-4.7.3-1..3] asks of names and filters alike: not empty, no U+0000, well-formed, short enough."""
+    """What is asked of names and filters alike: not empty, no U+0000, short enough, and well-formed.
+
+    [MQTT-4.7.3-1] [MQTT-4.7.3-2] [MQTT-4.7.3-3] [MQTT311-4.7.3-1] [MQTT311-4.7.3-2] [MQTT311-4.7.3-3]
+    """
     if not topic:
         raise ProtocolError(reason, "topic is empty")
     if len(topic) > STRING_BYTES_MAX:
@@ -64,9 +67,9 @@ def check_filter(topic_filter: bytes, levels_max: int = TOPIC_LEVELS_MAX) -> Non
         raise ProtocolError(Reason.TOPIC_FILTER_INVALID, "topic filter has too many levels")
     last = len(levels) - 1
     for at, level in enumerate(levels):
-        if b"#" in level and (level != b"#" or at != last):
+        if b"#" in level and (level != b"#" or at != last):  # [MQTT311-4.7.1-2]
             raise ProtocolError(Reason.TOPIC_FILTER_INVALID, "# is not the whole last level")  # [MQTT-4.7.1-1]
-        if b"+" in level and level != b"+":
+        if b"+" in level and level != b"+":  # [MQTT311-4.7.1-3]
             raise ProtocolError(Reason.TOPIC_FILTER_INVALID, "+ is not a whole level")  # [MQTT-4.7.1-2]
 
 
@@ -86,7 +89,7 @@ def shared_group(topic_filter: bytes) -> tuple[bytes, bytes] | None:
 
 
 def matches(topic_filter: bytes, topic: bytes) -> bool:
-    """Whether a good filter (without `$share/group/`) matches a good name."""
+    """Whether a good filter (without `$share/group/`) matches a good name, byte for byte [MQTT-4.7.3-4]."""
     if topic[:1] == b"$" and topic_filter[:1] in (b"+", b"#"):
         return False  # [MQTT-4.7.2-1]
     filter_levels = topic_filter.split(b"/")

@@ -1,89 +1,203 @@
-"""3.1 CONNECT and 3.2 CONNACK."""
+"""3.1 CONNECT."""
 
+import hex_packets
 import pytest
-from conftest import spaced
+from hex_packets import connack, packet, spaced, text
 
-CONNACK_5 = "20 0b 00 00 08 24 01 25 00 29 00 2a 00"
+from broker.core.connection import ConnectionLimits
 
-
-def test_3_1_1_is_answered(broker):
-    """[MQTT-3.2.0-1] [MQTT-3.2.2-1]"""
-    client = broker.open(4)
-    assert client.say("10 0d 0004 4d515454 04 02 003c 0001 63") == "20 02 00 00"
-    assert not client.closed
+LETTERS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
-def test_5_0_is_answered_with_what_is_not_served(broker):
-    """[MQTT-3.2.2-9] [MQTT-3.2.2-14]: Maximum QoS 1, no retained messages, subscription ids, shared subscriptions."""
-    client = broker.open(5)
-    assert client.say("10 0e 0004 4d515454 05 02 003c 00 0001 63") == CONNACK_5
-    assert not client.closed
-
-
-@pytest.mark.parametrize(
-    ("connect", "answer"),
-    [
-        ("10 0d 0004 4d515454 03 02 0000 0001 63", "20 02 00 01"),
-        ("10 0d 0004 4d515454 06 02 0000 0001 63", "20 02 00 01"),
-        ("10 0f 0006 4d5149736470 04 02 0000 0001 63", "20 02 00 01"),
-    ],
-    ids=["level 3", "level 6", "level 4 with the name of 3.1"],
-)
-def test_other_versions_are_refused(broker, connect, answer):
-    """[MQTT-3.1.2-2], in the form of the oldest version that is served."""
+def is_refused_silently(broker, hex_bytes):
+    """Whether a first packet closes the connection without a word."""
     client = broker.open()
-    assert client.say(connect) == answer
-    assert client.closed
+    return client.say(hex_bytes) == "" and client.closed
 
 
-def test_the_first_packet_is_a_connect(broker):
-    """[MQTT-3.1.0-1]"""
-    client = broker.open()
-    assert client.say("c0 00") == ""
-    assert client.closed
+def test_a_client_without_anything_special_is_accepted(broker, version):
+    """[MQTT-3.1.4-5] [MQTT311-3.1.4-4] [MQTT311-7.0.0-2]"""
+    client = broker.open(version)
+    assert client.say(hex_packets.connect(version)) == connack(version)
+    assert client.say("c0 00") == "d0 00"
+
+
+# 3.1.0
+
+
+@pytest.mark.parametrize("first", [0, *range(2, 16)])
+def test_the_first_packet_is_a_connect(broker, first):
+    """[MQTT-3.1.0-1] [MQTT311-3.1.0-1]"""
+    assert is_refused_silently(broker, f"{first:x}0 00")
+    assert is_refused_silently(broker, f"{first:x}2 06 0001 0001 61 00")
 
 
 def test_a_second_connect_closes(broker, version):
-    """[MQTT-3.1.0-2]"""
-    client = broker.connect(version)
-    connect = {4: "10 0d 0004 4d515454 04 02 0000 0001 63", 5: "10 0e 0004 4d515454 05 02 0000 00 0001 63"}[version]
-    heard = client.say(connect)
+    """[MQTT-3.1.0-2] [MQTT311-3.1.0-2] [MQTT-3.2.0-2]: also one of another client id, also a bad one."""
+    for second in (hex_packets.connect(version), hex_packets.connect(version, "d"), "10 00"):
+        assert broker.connect(version).fails(second, "82")
+
+
+# 3.1.2.1 to 3.1.2.3: name, level, reserved flag
+
+
+@pytest.mark.parametrize("name", ["MQTX", "mqtt", "MQTTT", "MQT", ""])
+def test_other_protocols_are_not_served(broker, version, name):
+    """[MQTT-3.1.2-1] [MQTT311-3.1.2-1]"""
+    client = broker.open(version)
+    client.say(packet("10", text(name), hex_packets.connect(version, session_s=60, clean=False)[16:]))
     assert client.closed
-    assert heard == "" if version == 4 else heard.startswith("e0") and "82" in heard.split()[2]
+    # Nothing of it was worked off: there is no session.
+    assert broker.stay(version, "c").connack == connack(version)
 
 
-def test_the_reserved_flag_closes(broker):
-    """[MQTT-3.1.2-3]"""
+@pytest.mark.parametrize("level", ["00", "01", "02", "06", "07", "7f"])
+def test_other_levels_are_refused(broker, level):
+    """[MQTT-3.1.2-2] [MQTT311-3.1.2-2] [MQTT311-3.2.2-5]: in the form of the oldest version that is served."""
     client = broker.open()
-    assert client.say("10 0d 0004 4d515454 04 03 0000 0001 63") == ""
+    assert client.say(f"10 0d 0004 4d515454 {level} 02 0000 0001 63") == "20 02 00 01"
     assert client.closed
 
 
-def test_an_empty_client_id_is_assigned(broker):
-    """[MQTT-3.1.3-6] [MQTT-3.1.3-7] [MQTT-3.2.2-16]"""
-    client = broker.open(5)
-    heard = client.say("10 0d 0004 4d515454 05 02 0000 00 0000")
-    assert heard.startswith("20 18 00 00 15 24 01 25 00 29 00 2a 00 12 00 0a")
-    assert bytes.fromhex(heard)[-10:] == b"assigned-1"
-    client = broker.open(4)
-    assert client.say("10 0c 0004 4d515454 04 02 0000 0000") == "20 02 00 00"
-
-
-def test_an_empty_client_id_without_a_clean_session_is_refused(broker):
-    """[MQTT-3.1.3-8] of 3.1.1"""
-    client = broker.open(4)
-    assert client.say("10 0c 0004 4d515454 04 00 0000 0000") == "20 02 00 02"
+@pytest.mark.parametrize(
+    "connect",
+    ["10 0d 0004 4d515454 03 02 0000 0001 63", "10 0f 0006 4d5149736470 03 02 0000 0001 63"],
+    ids=["level 3", "3.1"],
+)
+def test_mqtt_3_1_is_refused(broker, connect):
+    client = broker.open()
+    assert client.say(connect) == "20 02 00 01"
     assert client.closed
 
 
-def test_a_client_id_that_is_too_long_is_refused(broker):
-    """[MQTT-3.1.3-8]"""
-    client = broker.open(4)
-    assert client.say("10 71 0004 4d515454 04 02 0000 0065" + "63" * 101) == "20 02 00 02"
-    assert client.closed
-    client = broker.open(5)
-    assert client.say("10 72 0004 4d515454 05 02 0000 00 0065" + "63" * 101).startswith("20")
-    assert client.closed
+def test_the_reserved_flag_closes(broker, version):
+    """[MQTT-3.1.2-3] [MQTT311-3.1.2-3]"""
+    assert is_refused_silently(broker, hex_packets.connect(version, flags=0x03))
+    assert is_refused_silently(broker, hex_packets.connect(version, flags=0x01))
+
+
+# 3.1.2.4: clean session, clean start
+
+
+def test_without_a_session_one_is_made(broker, version):
+    """[MQTT-3.1.2-6] [MQTT311-3.1.2-4]"""
+    client = broker.stay(version)
+    assert client.connack == connack(version)
+    client.subscribe("a")
+    broker.connect(4, "p").publish("a")
+    assert client.hear() == spaced(hex_packets.publish(version, "a"))
+
+
+def test_a_session_is_resumed(broker, version):
+    """[MQTT-3.1.2-5] [MQTT-3.1.2-23] [MQTT-4.5.0-1]: its subscriptions, and what came while its client was away.
+
+    [MQTT311-3.1.2-4] [MQTT311-3.1.2-5] [MQTT311-4.5.0-1]
+    """
+    client = broker.stay(version)
+    client.subscribe("a", 1)
+    client.drop()
+    publisher = broker.connect(4, "p")
+    publisher.publish("a", "1", qos=1)
+    client = broker.stay(version)
+    assert client.connack == connack(version, present=1)
+    assert client.hear() == spaced(hex_packets.publish(version, "a", "1", 1, 1))
+    publisher.publish("a", "2", qos=1)
+    assert client.hear() == spaced(hex_packets.publish(version, "a", "2", 1, 2))
+
+
+def test_a_session_outlives_the_node(broker, version):
+    """[MQTT-3.1.2-5] [MQTT-3.1.2-23] [MQTT-4.1.0-1] [MQTT311-3.1.2-4] [MQTT311-3.1.2-5] [MQTT311-4.1.0-1]"""
+    client = broker.stay(version)
+    client.subscribe("a", 1)
+    broker.restart()
+    broker.connect(4, "p").publish("a", "1", qos=1)
+    broker.restart(down_s=50)
+    client = broker.stay(version)
+    assert client.connack == connack(version, present=1)
+    assert client.hear() == spaced(hex_packets.publish(version, "a", "1", 1, 1))
+
+
+def test_a_clean_start_discards_the_session(broker, version):
+    """[MQTT-3.1.2-4] [MQTT-3.1.4-4] [MQTT-3.2.2-2]: subscriptions, what waits, and what was not acknowledged.
+
+    [MQTT311-3.1.2-6] [MQTT311-3.1.4-3] [MQTT311-3.2.2-1]
+    """
+    client = broker.stay(version)
+    client.subscribe("a", 1)
+    publisher = broker.connect(4, "p")
+    publisher.publish("a", "in flight", qos=1)
+    client.drop()
+    publisher.publish("a", "waits", qos=1)
+    client = broker.connect(version, "s")
+    assert client.connack == connack(version)
+    publisher.publish("a", "new", qos=1)
+    assert client.hear() == ""
+    client.drop()
+    assert broker.stay(version).connack == connack(version)
+
+
+def test_a_clean_start_discards_the_session_of_a_connected_client(broker, version):
+    """[MQTT-3.1.2-4] [MQTT311-3.1.2-6]"""
+    older = broker.stay(version)
+    older.subscribe("a", 1)
+    client = broker.connect(version, "s")
+    assert older.closed
+    assert client.connack == connack(version)
+    broker.connect(4, "p").publish("a", qos=1)
+    assert client.hear() == ""
+
+
+def test_a_clean_session_ends_with_its_connection(broker):
+    """[MQTT311-3.1.2-6]: nothing of it comes back in a later one."""
+    client = broker.connect(4, "s")
+    client.subscribe("a", 1)
+    broker.connect(4, "p").publish("a", qos=1)
+    client.drop()
+    client = broker.stay(4)
+    assert client.connack == connack(4)
+    assert client.hear() == ""
+
+
+def test_a_clean_start_with_an_expiry_begins_a_session_that_stays(broker):
+    """[MQTT-3.1.2-4] [MQTT-3.1.2-23]: the one says what is at the beginning, the other what is at the end."""
+    client = broker.connect(5, "s", session_s=60)
+    client.subscribe("a", 1)
+    client.drop()
+    broker.connect(4, "p").publish("a", qos=1)
+    assert broker.stay(5).hear() == spaced(hex_packets.publish(5, "a", "x", 1, 1))
+
+
+# 3.1.2.5 to 3.1.2.7: wills
+
+
+@pytest.mark.parametrize("flags", [0x0A, 0x12, 0x1A, 0x22, 0x2A], ids=hex)
+def test_will_flags_without_a_will_close(broker, version, flags):
+    """[MQTT-3.1.2-11] [MQTT-3.1.2-13] [MQTT311-3.1.2-11] [MQTT311-3.1.2-13] [MQTT311-3.1.2-15]"""
+    assert is_refused_silently(broker, hex_packets.connect(version, flags=flags))
+
+
+def test_will_fields_without_a_will_close(broker, version):
+    """[MQTT311-3.1.2-11]"""
+    assert is_refused_silently(broker, hex_packets.connect(version, will=("w", "x"), flags=0x02))
+
+
+def test_a_will_of_qos_3_closes(broker, version):
+    """[MQTT-3.1.2-12] [MQTT311-3.1.2-14]"""
+    assert is_refused_silently(broker, hex_packets.connect(version, will=("w", "x"), will_qos=3))
+
+
+def test_a_will_has_a_topic_and_a_payload(broker, version):
+    """[MQTT-3.1.2-9] [MQTT311-3.1.2-9]: a CONNECT that ends before either closes."""
+    assert is_refused_silently(broker, hex_packets.connect(version, flags=0x06))
+    whole = hex_packets.connect(version, will=("w", "x"))
+    assert is_refused_silently(broker, packet("10", whole[4:-6]))
+
+
+def test_a_will_topic_is_utf_8(broker, version):
+    """[MQTT-3.1.3-11] [MQTT311-3.1.3-10]"""
+    for bad in ("ff", "eda080"):
+        will = hex_packets.connect(version, will=("ww", "x")).replace(text("ww"), f"{len(bad) // 2:04x}{bad}")
+        assert is_refused_silently(broker, packet("10", will[4:]))
 
 
 def test_a_will_is_refused(broker):
@@ -97,45 +211,175 @@ def test_a_will_is_refused(broker):
     assert client.closed
 
 
-def test_enhanced_authentication_is_refused(broker):
-    """[MQTT-4.12.0-1]: Bad authentication method."""
-    client = broker.open(5)
-    heard = client.say("10 12 0004 4d515454 05 02 0000 04 15 0001 6d 0001 63")
-    assert heard.split()[2:4] == ["00", "8c"]
-    assert client.closed
+@pytest.mark.parametrize("end", ["drop", "disconnect"])
+def test_without_a_will_nothing_is_published(broker, version, end):
+    """[MQTT311-3.1.2-12]"""
+    watcher = broker.connect(4, "w")
+    watcher.subscribe("#")
+    client = broker.connect(version)
+    if end == "disconnect":
+        client.say("e0 00")
+    client.drop()
+    broker.advance(1000)
+    assert watcher.hear() == ""
 
 
-def test_session_present(broker):
-    """[MQTT-3.1.2-4] [MQTT-3.1.2-5] [MQTT-3.1.2-6] [MQTT-3.2.2-2] [MQTT-3.2.2-3]"""
-    persistent = "10 0d 0004 4d515454 04 00 0000 0001 63"
-    clean = "10 0d 0004 4d515454 04 02 0000 0001 63"
-    for connect, answer in (
-        (persistent, "20 02 00 00"),
-        (persistent, "20 02 01 00"),
-        (clean, "20 02 00 00"),
-        (persistent, "20 02 00 00"),
-    ):
-        client = broker.open(4)
-        assert client.say(connect) == answer
+# 3.1.2.8, 3.1.2.9, 3.1.3: user name, password, and the order of the fields
+
+
+def test_a_user_name_is_there_when_its_flag_says_so(broker, version):
+    """[MQTT-3.1.2-16] [MQTT-3.1.2-17] [MQTT311-3.1.2-18] [MQTT311-3.1.2-19]"""
+    assert broker.open(version).say(hex_packets.connect(version, user="u")) == connack(version)
+    assert is_refused_silently(broker, hex_packets.connect(version, flags=0x82))
+    assert is_refused_silently(broker, hex_packets.connect(version, user="u", flags=0x02))
+
+
+def test_a_password_is_there_when_its_flag_says_so(broker, version):
+    """[MQTT-3.1.2-18] [MQTT-3.1.2-19] [MQTT311-3.1.2-20] [MQTT311-3.1.2-21]"""
+    assert broker.open(version).say(hex_packets.connect(version, user="u", password="p")) == connack(version)
+    assert is_refused_silently(broker, hex_packets.connect(version, user="u", flags=0xC2))
+    assert is_refused_silently(broker, hex_packets.connect(version, user="u", password="p", flags=0x82))
+
+
+def test_a_password_without_a_user_name(broker):
+    """[MQTT311-3.1.2-22]: closes there; 5.0 allows it."""
+    assert is_refused_silently(broker, hex_packets.connect(4, password="p"))
+    assert broker.open(5).say(hex_packets.connect(5, password="p")) == connack(5)
+
+
+def test_the_fields_come_in_their_order(broker, version):
+    """[MQTT-3.1.3-1] [MQTT-3.1.3-3] [MQTT311-3.1.3-1] [MQTT311-3.1.3-3]
+
+    Only a password is not text, so bytes that are none are taken in its place and nowhere else.
+    """
+    first = broker.connect(version, "c", user="u", password=b"\xff")
+    assert is_refused_silently(broker, hex_packets.connect(version, "c", user=b"\xff", password="p"))
+    assert is_refused_silently(broker, hex_packets.connect(version, b"\xff", user="u", password="p"))
+    assert not first.closed
+    broker.connect(version, "u", user="c", password="p")
+    assert not first.closed
+    broker.connect(version, "c", user="v", password="q")
+    assert first.closed
+
+
+def test_a_client_id_is_there(broker, version):
+    """[MQTT-3.1.3-3] [MQTT311-3.1.3-3]"""
+    without = hex_packets.connect(version)[4:-6]
+    assert is_refused_silently(broker, packet("10", without))
+    assert is_refused_silently(broker, packet("10", without, "0002 63"))
+
+
+# 3.1.3.1: client id
+
+
+def test_a_client_id_stands_for_its_session(broker, version):
+    """[MQTT-3.1.3-2] [MQTT311-3.1.3-2]: whichever version its client speaks."""
+    client = broker.stay(version, "s")
+    client.subscribe("a")
+    client.drop()
+    for other in ("S", "s ", "t", "ss"):
+        assert broker.stay(version, other).connack == connack(version)
+    for level in (5, 4):
+        client = broker.stay(level, "s")
+        assert client.connack == connack(level, present=1)
+        broker.connect(4, "p").publish("a")
+        assert client.hear() == spaced(hex_packets.publish(level, "a"))
         client.drop()
 
 
-def test_session_present_with_an_expiry(broker):
-    """[MQTT-3.1.2-23] [MQTT-3.2.2-3]"""
-    connect = "10 13 0004 4d515454 05 00 0000 05 11 0000003c 0001 63"
+def test_client_ids_that_every_server_takes(broker, version):
+    """[MQTT-3.1.3-5] [MQTT311-3.1.3-5]: 1 to 23 bytes, digits and letters."""
+    names = [LETTERS[start : start + length] for length in (1, 2, 22, 23) for start in range(len(LETTERS) - length + 1)]
+    for name in names:
+        assert broker.open(version).say(hex_packets.connect(version, name)) == connack(version), name
+
+
+def test_an_empty_client_id_is_assigned(broker):
+    """[MQTT-3.1.3-6] [MQTT-3.1.3-7] [MQTT-3.2.2-16] [MQTT311-3.1.3-6]"""
+    first = broker.connect(5, "", session_s=60)
+    assert first.connack == connack(5, more="12" + text("assigned-1"))
+    second = broker.connect(5, "")
+    assert second.connack == connack(5, more="12" + text("assigned-2"))
+    third = broker.connect(4, "")
+    assert third.connack == connack(4)
+    assert [client.closed for client in (first, second, third)] == [False, False, False]
+    # It is as if the client had brought the id along.
+    first.drop()
+    assert broker.stay(5, "assigned-1").connack == connack(5, present=1)
+
+
+def test_an_empty_client_id_without_a_clean_start(broker):
+    """[MQTT-3.1.3-6] [MQTT-3.1.3-7]: allowed in 5.0."""
+    assert broker.connect(5, "", False).connack == connack(5, more="12" + text("assigned-1"))
+
+
+def test_an_empty_client_id_without_a_clean_session_is_refused(broker):
+    """[MQTT311-3.1.3-7] [MQTT311-3.1.3-8] [MQTT311-3.2.2-4] [MQTT311-3.2.2-5]"""
+    client = broker.open(4)
+    assert client.say(hex_packets.connect(4, "", False)) == "20 02 00 02"
+    assert client.closed
+
+
+def test_a_client_id_that_is_too_long_is_refused(start):
+    """[MQTT-3.1.3-8] [MQTT-3.1.4-2] [MQTT-3.2.2-7] [MQTT-4.13.2-1] [MQTT311-3.1.3-9] [MQTT311-3.2.2-5]"""
+    broker = start(limits=ConnectionLimits(client_id_bytes_max=30))
+    for level in (4, 5):
+        assert broker.open(level).say(hex_packets.connect(level, "c" * 30)) == connack(level)
+    client = broker.open(4)
+    assert client.say(hex_packets.connect(4, "c" * 31)) == "20 02 00 02"
+    assert client.closed
     client = broker.open(5)
-    assert client.say(connect) == CONNACK_5
-    client.drop()
-    broker.advance(59)
-    client = broker.open(5)
-    assert client.say(connect) == CONNACK_5.replace("0b 00 00", "0b 01 00")
-    client.drop()
-    broker.advance(61)
-    assert broker.open(5).say(connect) == CONNACK_5
+    assert client.say(hex_packets.connect(5, "c" * 31)).split()[2:4] == ["00", "85"]
+    assert client.closed
+
+
+# 3.1.4: response
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "",
+        "0004 4d5154",
+        "0004 4d515454",
+        "0004 4d515454 {level}",
+        "0004 4d515454 {level} 02",
+        "0004 4d515454 {level} 02 00",
+        "0004 4d515454 {level} 02 0000 {properties}",
+        "0004 4d515454 {level} 02 0000 {properties} 00",
+        "0004 4d515454 {level} 02 0000 {properties} 0002 63",
+        "0004 4d515454 {level} 02 0000 {properties} 0001 63 00",
+        "0004 4d515454 {level} c2 0000 {properties} 0001 63 0001 75 0002 70",
+    ],
+)
+def test_a_malformed_connect_closes_without_a_connack(broker, version, body):
+    """[MQTT-3.1.4-1] [MQTT311-3.1.4-1] [MQTT311-3.2.2-6] [MQTT-3.14.0-1]"""
+    said = packet("10", body.format(level=f"{version:02x}", properties="00" if version == 5 else ""))
+    assert is_refused_silently(broker, said)
+
+
+@pytest.mark.parametrize(
+    "properties",
+    [
+        "11 00000001 11 00000001",
+        "21 0000",
+        "27 00000000",
+        "19 02",
+        "17 02",
+        "16 0001 64",
+        "01 01",
+        "7f 00",
+        "21 00",
+    ],
+    ids=["twice", "receive max 0", "size 0", "bool", "bool 2", "data alone", "not here", "unknown", "cut short"],
+)
+def test_bad_properties_of_a_connect_close(broker, properties):
+    """[MQTT-3.1.4-1] [MQTT-4.13.1-1]"""
+    assert is_refused_silently(broker, hex_packets.connect(5, properties=properties.replace(" ", "")))
 
 
 def test_takeover(broker):
-    """[MQTT-3.1.4-3]"""
+    """[MQTT-3.1.4-3] [MQTT311-3.1.4-2]"""
     older = broker.connect(5)
     newer = broker.connect(5)
     assert older.hear() == "e0 01 8e"
@@ -148,32 +392,29 @@ def test_takeover(broker):
     assert not newer.closed
 
 
-def test_what_follows_the_connect_at_once_is_served_after_the_connack(broker):
-    """[MQTT-3.1.4-5]: the CONNACK first; clients need not wait for it."""
-    client = broker.open(4)
-    heard = client.say("10 0d 0004 4d515454 04 02 0000 0001 63 c000 82 06 0001 0001 61 00 30 04 0001 61 62")
-    assert heard == "20 02 00 00 d0 00 90 03 00 01 00 30 04 00 01 61 62"
-
-
-def test_keep_alive(broker, version):
-    """[MQTT-3.1.2-22]"""
+def test_what_follows_the_connect_at_once_is_served_after_the_connack(broker, version):
+    """[MQTT-3.2.0-1] [MQTT311-3.2.0-1]: the CONNACK first; clients need not wait for it."""
     client = broker.open(version)
-    client.say({4: "10 0d 0004 4d515454 04 02 000a 0001 63", 5: "10 0e 0004 4d515454 05 02 000a 00 0001 63"}[version])
-    broker.advance(14)
-    assert client.say("c0 00") == "d0 00"
-    broker.advance(14)
-    assert not client.closed
-    broker.advance(2)
-    assert client.closed
-    assert client.hear() == ("" if version == 4 else spaced("e0 01 8d"))
+    heard = client.say(
+        hex_packets.connect(version)
+        + "c000"
+        + hex_packets.subscribe(version, 1, ("a", 0))
+        + hex_packets.publish(version, "a")
+    )
+    rest = "d000" + hex_packets.suback(version, 1, "00") + hex_packets.publish(version, "a")
+    assert heard == f"{connack(version)} {spaced(rest)}"
 
 
-def test_a_reason_string_never_exceeds_the_maximum_packet_size(broker):
-    """[MQTT-3.2.2-19] [MQTT-3.14.2-3]"""
-    client = broker.open(5)
-    assert client.say("10 13 0004 4d515454 05 02 0000 05 27 00000010 0001 63") == CONNACK_5
-    assert client.say("f3 00") == "e0 01 81"
-    assert client.closed
-    client = broker.open(5)
-    heard = client.say("10 1a 0004 4d515454 05 06 0000 05 27 00000010 0001 63 00 0001 61 0001 62")
-    assert heard == "20 03 00 83 00"
+def test_nothing_that_follows_a_refused_connect_is_worked_off(broker, version):
+    """[MQTT-3.1.4-6] [MQTT311-3.1.4-5]"""
+    watcher = broker.connect(4, "w")
+    watcher.subscribe("#")
+    client = broker.open(version)
+    refused = "10 0d 0004 4d515454 06 02 0000 0001 63"
+    if version == 5:
+        refused = hex_packets.connect(5, properties="15" + text("m"))
+    heard = client.say(refused + hex_packets.publish(version, "a") + "c000")
+    assert heard.startswith("20")
+    assert "d0 00" not in heard
+    assert client.say(hex_packets.publish(version, "a")) == ""
+    assert watcher.hear() == ""

@@ -1,7 +1,7 @@
 """3.3 PUBLISH and 3.4 PUBACK."""
 
 import pytest
-from conftest import spaced
+from hex_packets import publish, spaced, text
 
 
 def subscribed(broker, version, qos=1, name="s"):
@@ -15,7 +15,7 @@ def subscribed(broker, version, qos=1, name="s"):
 
 
 def test_qos_0(broker, version):
-    """[MQTT-3.3.1-2] [MQTT-3.3.5-1]: delivered once, without an answer."""
+    """[MQTT-3.3.1-2] [MQTT-3.3.4-1] [MQTT311-3.3.1-2] [MQTT311-3.3.4-1]: delivered once, without an answer."""
     subscriber = subscribed(broker, version)
     publisher = broker.connect(4, "p")
     assert publisher.say("30 04 0001 61 62") == ""
@@ -23,7 +23,7 @@ def test_qos_0(broker, version):
 
 
 def test_qos_1(broker, version):
-    """[MQTT-4.3.2-1] [MQTT-4.3.2-4]"""
+    """[MQTT-4.3.2-1] [MQTT-4.3.2-4] [MQTT-3.3.4-1] [MQTT311-4.3.2-1] [MQTT311-4.3.2-2] [MQTT311-3.3.4-1]"""
     subscriber = subscribed(broker, version)
     publisher = broker.connect(version, "p")
     assert publisher.say({4: "32 06 0001 61 1234 62", 5: "32 07 0001 61 1234 00 62"}[version]) == "40 02 12 34"
@@ -33,13 +33,13 @@ def test_qos_1(broker, version):
 
 
 def test_nobody_wants_it(broker):
-    """3.4.2.1: No matching subscribers, which 3.1.1 can't say."""
+    """[MQTT-3.4.2-1]: No matching subscribers, which 3.1.1 can't say."""
     assert broker.connect(5, "p").say("32 07 0001 61 1234 00 62") == "40 03 12 34 10"
     assert broker.connect(4, "q").say("32 06 0001 61 1234 62") == "40 02 12 34"
 
 
 def test_the_dup_flag_is_the_publishers_own(broker):
-    """[MQTT-3.3.1-3]: the outgoing flag says nothing of the incoming one."""
+    """[MQTT-3.3.1-3] [MQTT311-3.3.1-3]: the outgoing flag says nothing of the incoming one."""
     subscriber = subscribed(broker, 4)
     broker.connect(4, "p").say("3a 06 0001 61 1234 62")
     assert subscriber.hear() == "32 06 00 01 61 00 01 62"
@@ -52,7 +52,7 @@ def test_an_empty_payload(broker, version):
 
 
 @pytest.mark.parametrize(
-    ("publish", "reason"),
+    ("packet", "reason"),
     [
         ("36 07 0001 61 0001 00 62", "81"),
         ("38 05 0001 61 00 62", "81"),
@@ -66,23 +66,60 @@ def test_an_empty_payload(broker, version):
     ],
     ids=["QoS 3", "DUP with QoS 0", "packet id 0", "#", "+", "NUL", "no topic", "not UTF-8", "subscription id"],
 )
-def test_bad_ones_close(broker, publish, reason):
+def test_bad_ones_close(broker, packet, reason):
     """[MQTT-3.3.1-4] [MQTT-3.3.1-2] [MQTT-2.2.1-3] [MQTT-3.3.2-2] [MQTT-4.7.3-2] [MQTT-4.7.3-1] [MQTT-3.3.4-6]"""
     client = broker.connect(5)
-    heard = client.say(publish).split()
+    heard = client.say(packet).split()
     assert client.closed
     assert (heard[0], heard[2]) == ("e0", reason)
 
 
 def test_a_wildcard_in_the_topic_closes_3_1_1_without_a_word(broker):
-    """[MQTT-3.3.2-2]"""
+    """[MQTT311-3.3.2-2]"""
     client = broker.connect(4)
     assert client.say("30 04 0001 23 62") == ""
     assert client.closed
 
 
+@pytest.mark.parametrize("first_byte", ["36", "37", "3e", "3f"])
+def test_qos_3_closes(broker, version, first_byte):
+    """[MQTT-3.3.1-4] [MQTT311-3.3.1-4]"""
+    assert broker.connect(version).fails(first_byte + publish(version, "a", qos=1)[2:], "81")
+
+
+def test_the_topic_name_is_the_first_field(broker, version):
+    """[MQTT-3.3.2-1] [MQTT311-3.3.2-1]: a PUBLISH without one is cut short."""
+    for packet in ("30 00", "30 01 00", "30 03 0002 61", "32 02 0001"):
+        assert broker.connect(version).fails(packet, "81")
+
+
+@pytest.mark.parametrize("topic", ["a/#", "+", "a/+/b", ""])
+def test_a_response_topic_is_a_topic_name(broker, topic):
+    """[MQTT-3.3.2-14]"""
+    assert broker.connect(5).fails(publish(5, "a", properties="08" + text(topic)), "90")
+
+
+def test_topic_alias_0_closes(broker):
+    """[MQTT-3.3.2-8]"""
+    assert broker.connect(5).fails(publish(5, "a", properties="230000"), "94")
+
+
+@pytest.mark.parametrize("reason", ["01", "11", "18", "81", "92", "ff"])
+def test_unknown_reasons_of_a_puback_close(broker, reason):
+    """[MQTT-3.4.2-1]"""
+    assert broker.connect(5).fails("40 03 0001" + reason, "82")
+
+
+@pytest.mark.parametrize("bytes_max", [13, 20])
+def test_a_puback_is_without_properties(broker, bytes_max):
+    """[MQTT-3.4.2-2] [MQTT-3.4.2-3]: so none makes it larger than the client takes."""
+    client = broker.connect(5, properties=f"27{bytes_max:08x}")
+    assert client.publish("$x", qos=1) == "40 03 00 01 87"
+    assert client.publish("a", qos=1) == "40 03 00 01 10"
+
+
 @pytest.mark.parametrize(
-    ("publish", "reason"),
+    ("packet", "reason"),
     [
         ("34 07 0001 61 0001 00 62", "9b"),
         ("31 05 0001 61 00 62", "9a"),
@@ -90,33 +127,33 @@ def test_a_wildcard_in_the_topic_closes_3_1_1_without_a_word(broker):
     ],
     ids=["QoS 2", "retain", "topic alias"],
 )
-def test_what_is_not_served_is_refused(broker, publish, reason):
-    """[MQTT-3.2.2-11] [MQTT-3.2.2-14] [MQTT-3.3.2-9]: with the reason that the CONNACK announced."""
+def test_what_is_not_served_is_refused(broker, packet, reason):
+    """[MQTT-3.2.2-11] [MQTT-3.2.2-14] [MQTT-3.2.2-17] [MQTT-3.2.2-18] [MQTT-3.3.2-9]: as announced."""
     subscriber = subscribed(broker, 4)
     client = broker.connect(5)
-    heard = client.say(publish).split()
+    heard = client.say(packet).split()
     assert client.closed
     assert (heard[0], heard[2]) == ("e0", reason)
     assert subscriber.hear() == ""
 
 
-@pytest.mark.parametrize("publish", ["34 06 0001 61 0001 62", "31 04 0001 61 62"], ids=["QoS 2", "retain"])
-def test_what_is_not_served_closes_3_1_1(broker, publish):
+@pytest.mark.parametrize("packet", ["34 06 0001 61 0001 62", "31 04 0001 61 62"], ids=["QoS 2", "retain"])
+def test_what_is_not_served_closes_3_1_1(broker, packet):
     subscriber = subscribed(broker, 4, name="s")
     client = broker.connect(4)
-    assert client.say(publish) == ""
+    assert client.say(packet) == ""
     assert client.closed
     assert subscriber.hear() == ""
 
 
 def test_properties_go_on_unaltered(broker):
-    """[MQTT-3.3.2-4] [MQTT-3.3.2-15] [MQTT-3.3.2-16] [MQTT-3.3.2-18] [MQTT-3.3.2-20]"""
+    """[MQTT-3.3.2-4] [MQTT-3.3.2-15] [MQTT-3.3.2-16] [MQTT-3.3.2-17] [MQTT-3.3.2-18] [MQTT-3.3.2-20]"""
     subscriber = subscribed(broker, 5, 0)
     properties = "01 01 03 0001 74 08 0001 72 09 0002 00ff 26 0001 6b 0001 76 26 0001 6b 0001 77"
     size = len(bytes.fromhex(properties))
-    publish = f"30 {size + 5:02x} 0001 61 {size:02x} {properties} 62"
-    broker.connect(5, "p").say(publish)
-    assert subscriber.hear() == spaced(publish)
+    packet = f"30 {size + 5:02x} 0001 61 {size:02x} {properties} 62"
+    broker.connect(5, "p").say(packet)
+    assert subscriber.hear() == spaced(packet)
 
 
 def test_what_is_left_of_the_message_expiry(broker):
