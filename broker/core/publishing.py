@@ -7,9 +7,10 @@ Theory of operation
 -------------------
 A PUBLISH is acknowledged when this node has done its part and every node with persistent interest has taken the message
 (its link acknowledged). Acknowledgements leave in the order of the PUBLISHes [MQTT-4.6.0-2] [MQTT-4.6.0-3]
-[MQTT311-4.6.0-2] [MQTT311-4.6.0-3], so one that waits holds back those behind it. The packet id of a QoS 2 PUBLISH is remembered from then until its PUBREL, as part of the session:
-a PUBLISH that comes again in between is answered and not published again [MQTT-4.3.3-10]. It is stored with the write
-that the PUBREC waits for, not before: a restart in between must find a message that was not published everywhere new.
+[MQTT311-4.6.0-2] [MQTT311-4.6.0-3], so one that waits holds back those behind it. The packet id of a QoS 2 PUBLISH is
+remembered from then until its PUBREL, as part of the session: a PUBLISH that comes again in between is answered and not
+published again [MQTT-4.3.3-10]. It is stored with the write that the PUBREC waits for, not before: a restart in between
+must find a message that was not published everywhere new.
 """
 
 from typing import Final, final

@@ -99,10 +99,10 @@ def prepare(text: str) -> str:
         if stringprep.in_table_a1(char) or any(table(char) for table in _PROHIBITED):
             raise ValueError("a character that names and passwords must not hold")
     right_to_left = [stringprep.in_table_d1(char) for char in prepared]
-    if any(right_to_left):
+    left_to_right = any(stringprep.in_table_d2(char) for char in prepared)
+    if any(right_to_left) and (left_to_right or not right_to_left[0] or not right_to_left[-1]):
         # [RFC 3454 6] All of it runs from right to left, beginning and end included.
-        if any(stringprep.in_table_d2(char) for char in prepared) or not (right_to_left[0] and right_to_left[-1]):
-            raise ValueError("text of both directions")
+        raise ValueError("text of both directions")
     return prepared
 
 

@@ -239,7 +239,7 @@ def _decode_level(buf: bytes, pos: i64, end: i64) -> tuple[i64, bool, i64]:
         name == _PROTOCOL_NAME_3_1 and level == MQTT_3_1
     ):
         return level, bridge, pos
-    # [MQTT-3.1.2-1] [MQTT-3.1.2-2] [MQTT311-3.1.2-1] The same word for an unknown name, so that its sender learns what listens here.
+    # [MQTT-3.1.2-1] [MQTT-3.1.2-2] [MQTT311-3.1.2-1] The same word for an unknown name: its sender learns what listens.
     raise ProtocolError(Reason.UNSUPPORTED_PROTOCOL_VERSION, "only MQTT 3.1, 3.1.1 and 5.0 are served")
 
 
