@@ -47,6 +47,8 @@ enum { EXIT_REFUSED = 1, EXIT_USAGE = 2 };
 
 #define SECOND_NS 1000000000ull
 static const unsigned run_limit_s = 600;
+/* Longer than any run, so that nobody has to ping. Not 0, which some brokers refuse. */
+static const unsigned keep_alive_s = 3600;
 static const uint64_t handshake_ns = 10 * SECOND_NS;
 
 __attribute__((format(printf, 2, 3), noreturn)) static void fail(int code, const char *format, ...) {
@@ -129,7 +131,7 @@ static size_t put_length(uint8_t *to, size_t length) {
     return used;
 }
 
-/* Write a CONNECT without keep-alive into HANDSHAKE_BYTES_MAX; returns its length. */
+/* Write a CONNECT into HANDSHAKE_BYTES_MAX; returns its length. */
 static size_t put_connect(uint8_t *to, const char *client_id, int is_clean) {
     size_t used = 1;
     to[0] = CONNECT;
@@ -137,8 +139,8 @@ static size_t put_connect(uint8_t *to, const char *client_id, int is_clean) {
     used += put_string(to + used, "MQTT");
     to[used++] = 4;
     to[used++] = is_clean ? 0x02 : 0x00;
-    to[used++] = 0;
-    to[used++] = 0;
+    to[used++] = (uint8_t)(keep_alive_s >> 8);
+    to[used++] = (uint8_t)keep_alive_s;
     return used + put_string(to + used, client_id);
 }
 

@@ -23,6 +23,9 @@ def tree(process: int) -> list[int]:
         tasks = [path.read_text() for path in Path(f"/proc/{process}/task").glob("*/children")]
     except GONE:
         return []
+    # Whatever lives has a thread.
+    if not tasks:
+        return []
     return [process, *(below for text in tasks for child in text.split() for below in tree(int(child)))]
 
 
@@ -57,7 +60,8 @@ def pss_bytes(rollup: str) -> int:
 def kill(process: int) -> None:
     """End a process and everything below it by SIGKILL, the parent first, so that it starts nothing again.
 
-    Returns once all of them are gone but the process itself, which its own parent has to wait for.
+    What it starts at that very moment is not seen here, and has to notice by itself that its parent is gone. Returns
+    once all of them are gone but the process itself, which its own parent has to wait for.
     """
     members = tree(process)
     for member in members:
