@@ -26,6 +26,7 @@ spec: .venv/.spec
 
 bench: .venv/.installed
 	$(BIN)/python -m bench.pipeline $(ARGS)
+	$(BIN)/python -m bench.scenarios $(SCENARIOS)
 
 clean: stop
 	rm -rf .venv .tox .lab build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,9 +1,11 @@
-"""Brokers under test: building zvmq's compiled copy, starting a broker on a port of its own, reading its CPU time.
+"""Brokers under test: building zvmq's compiled copy, starting a broker on a port of its own, stopping and killing it.
 
 Owns the broker's processes and its temporary directory. Knows nothing about load.
 """
 
 import hashlib
+import importlib.metadata
+import importlib.util
 import os
 import platform
 import select
@@ -18,6 +20,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench import processes
+
 ROOT = Path(__file__).resolve().parents[1]
 COMPILED = ROOT / "build" / "compiled"
 
@@ -26,17 +30,21 @@ READY_WAIT_S = 30.0
 STOP_WAIT_S = 11.0
 POLL_S = 0.02
 
-# Fields of /proc/<pid>/stat after the command's closing parenthesis: utime, stime, cutime, cstime, in clock ticks.
-CPU_FIELDS = slice(11, 15)
-
 MOSQUITTO_CONFIG = """\
 listener {port} 127.0.0.1
 allow_anonymous true
-persistence false
+persistence {persistence}
+persistence_location {directory}/
 # A flat-out run must not be a run of dropped messages.
 max_queued_messages 0
 max_inflight_messages 20
 log_type error
+"""
+
+# rumqttd inside a Python process of its own; its limits are those that a run may not meet.
+IOTCORE_PROGRAM = """\
+from iotcore import IotCoreBroker
+IotCoreBroker(listen="127.0.0.1", port={port}, max_connections=100_000, max_inflight_count=1000).run_forever()
 """
 
 
@@ -46,11 +54,15 @@ class BrokerError(Exception):
 
 @dataclass(frozen=True)
 class Kind:
-    """A broker that can be measured. `start(port, directory)` gives its command and environment."""
+    """A broker that can be measured. `command(port, directory, is_durable)`: how it starts.
+
+    Durable, it keeps sessions and their messages where it can, on disk, as a run with a restart wants it. Otherwise
+    it is as fast as it can be; zvmq keeps them always.
+    """
 
     name: str
     version: str
-    command: Callable[[int, Path], list[str]]
+    command: Callable[[int, Path, bool], list[str]]
     environment: dict[str, str] = field(repr=False)
     says_ready: bool
 
@@ -73,14 +85,27 @@ def mosquitto() -> Kind | None:
     # -h exits with 1 or 3, whichever the version.
     help_text = subprocess.run([path, "-h"], capture_output=True, text=True, check=False).stdout
 
-    def command(port: int, directory: Path) -> list[str]:
+    def command(port: int, directory: Path, is_durable: bool) -> list[str]:
         config = directory / "mosquitto.conf"
         # It would leave root's own directory behind for a user who may not read it.
         user = "user root\n" if os.geteuid() == 0 else ""
-        config.write_text(MOSQUITTO_CONFIG.format(port=port) + user)
+        persistence = "true" if is_durable else "false"
+        text = MOSQUITTO_CONFIG.format(port=port, persistence=persistence, directory=directory)
+        config.write_text(text + user)
         return [path, "-c", str(config)]
 
     return Kind("mosquitto", help_text.partition("\n")[0], command, dict(os.environ), False)
+
+
+def iotcore() -> Kind | None:
+    """rumqttd as the package iotcore brings it, or None when that is not installed; it keeps nothing on disk."""
+    if importlib.util.find_spec("iotcore") is None:
+        return None
+
+    def command(port: int, directory: Path, is_durable: bool) -> list[str]:
+        return [sys.executable, "-P", "-c", IOTCORE_PROGRAM.format(port=port)]
+
+    return Kind("iotcore", f"iotcore {importlib.metadata.version('iotcore')}", command, dict(os.environ), False)
 
 
 def _zvmq(name: str, root: Path, cores: str) -> Kind:
@@ -94,7 +119,7 @@ def _zvmq(name: str, root: Path, cores: str) -> Kind:
     if said.returncode or f"cores: {cores}" not in version:
         raise BrokerError(f"{name} is not what it should be: {version or said.stderr}")
 
-    def command(port: int, directory: Path) -> list[str]:
+    def command(port: int, directory: Path, is_durable: bool) -> list[str]:
         settings = [
             "node.name=bench@127.0.0.1",
             f"node.data_dir={directory / 'data'}",
@@ -149,50 +174,76 @@ def free_port() -> int:
 
 
 class RunningBroker:
-    """A started broker that accepts clients on `port`; close it."""
+    """A broker that accepts clients on `port` once it is started; close it. It may start again, in its directory."""
 
-    def __init__(self, kind: Kind, directory: Path) -> None:
+    def __init__(self, kind: Kind, directory: Path, cpus: Iterable[int], is_durable: bool = False) -> None:
         self.kind = kind
         self.port = free_port()
-        self._process = subprocess.Popen(
-            kind.command(self.port, directory),
-            env=kind.environment,
-            cwd=directory,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
+        self._directory = directory
+        self._cpus = list(cpus)
+        self._is_durable = is_durable
+        self._process: subprocess.Popen[bytes] | None = None
         self._output = b""
-        try:
-            self._wait_ready()
-        except BaseException:
-            self.close()
-            raise
+
+    def start(self) -> None:
+        """Start it and wait until it accepts clients; raises BrokerError."""
+        assert self._process is None
+        self._output = b""
+        with confined(self._cpus):
+            self._process = subprocess.Popen(
+                self.kind.command(self.port, self._directory, self._is_durable),
+                env=self.kind.environment,
+                cwd=self._directory,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
+        self._wait_ready()
 
     def cpu_s(self) -> float:
-        """CPU seconds of the broker's process tree so far, those of children that have ended included."""
-        return cpu_s(self._process.pid)
+        """CPU seconds of the broker's process tree since it started, those of children that have ended included."""
+        assert self._process is not None
+        return processes.cpu_s(self._process.pid)
+
+    def memory_bytes(self) -> int:
+        """Memory of the broker's process tree, what processes share counted once (PSS)."""
+        assert self._process is not None
+        return processes.memory_bytes(self._process.pid)
 
     def close(self) -> None:
-        """Stop the broker."""
+        """Stop it in good order, if it runs."""
+        if self._process is None:
+            return
         self._process.terminate()
         try:
             self._process.wait(STOP_WAIT_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
+        self._end()
+
+    def kill(self) -> None:
+        """End every process of it at once (SIGKILL)."""
+        assert self._process is not None
+        processes.kill(self._process.pid)
+        self._end()
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        assert process is not None
+        assert process.stdout is not None
+        process.wait()
+        process.stdout.close()
 
     def _wait_ready(self) -> None:
+        assert self._process is not None
         deadline = time.monotonic() + READY_WAIT_S
-        while not self._is_ready():
+        while not self._is_ready(self._process):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 text = self._output.decode(errors="replace")
                 raise BrokerError(f"{self.kind.name} does not start (exit code {self._process.returncode}): {text}")
 
-    def _is_ready(self) -> bool:
-        stdout = self._process.stdout
+    def _is_ready(self, process: "subprocess.Popen[bytes]") -> bool:
+        stdout = process.stdout
         assert stdout is not None
         if select.select([stdout], [], [], POLL_S)[0]:
             self._output += os.read(stdout.fileno(), 4096)
@@ -206,12 +257,12 @@ class RunningBroker:
 
 
 @contextmanager
-def running(kind: Kind, cpus: Iterable[int]) -> Iterator[RunningBroker]:
-    """A broker of this kind, confined to these CPUs, with a directory that is gone afterwards."""
+def running(kind: Kind, cpus: Iterable[int], is_durable: bool = False) -> Iterator[RunningBroker]:
+    """A started broker of this kind, confined to these CPUs, with a directory that is gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="zvmq-bench-") as directory:
-        with confined(cpus):
-            broker = RunningBroker(kind, Path(directory))
+        broker = RunningBroker(kind, Path(directory), cpus, is_durable)
         try:
+            broker.start()
             yield broker
         finally:
             broker.close()
@@ -226,16 +277,3 @@ def confined(cpus: Iterable[int]) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
-
-
-def cpu_s(process: int) -> float:
-    """CPU seconds of a process and everything below it, so far."""
-    try:
-        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-        tasks = [path.read_text() for path in Path(f"/proc/{process}/task").glob("*/children")]
-    except (FileNotFoundError, ProcessLookupError):
-        # It has ended since its parent was asked, and now counts with its parent.
-        return 0.0
-    ticks = sum(int(value) for value in fields[CPU_FIELDS])
-    children = [int(child) for text in tasks for child in text.split()]
-    return ticks / os.sysconf("SC_CLK_TCK") + sum(cpu_s(child) for child in children)

@@ -12,6 +12,19 @@ from nodes import BIN, LIMIT_S, Node, environment
 
 ROOT = Path(__file__).resolve().parents[2]
 PIPELINE_LIMIT_S = 120.0
+SERVED = (
+    "pairs-qos0",
+    "pairs-qos1",
+    "pairs-qos2",
+    "fanout-100",
+    "fanin-qos0",
+    "fanin-qos1",
+    "shared",
+    "idle",
+    "connect",
+    "offline",
+    "kill",
+)
 
 
 def bench(node: Node, *arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -92,3 +105,25 @@ def test_the_benchmark_measures(tmp_path: Path) -> None:
     rows = json.loads(ran.stdout)["table"]
     assert [(row["broker"], row["QoS"]) for row in rows] == [("zvmq interpreted", 0), ("zvmq interpreted", 1)]
     assert [(row["lost"], row["duplicated"], row["reordered"]) for row in rows] == [(0, 0, 0)] * 2
+
+
+def test_the_scenarios_measure(tmp_path: Path) -> None:
+    if not shutil.which("cc"):
+        pytest.skip("the load generators need a C compiler")
+    command = [sys.executable, "-m", "bench.scenarios", "--brokers", "interpreted", "--rounds=1", "--scale=0.005"]
+    ran = subprocess.run(
+        [*command, "--json", "--only", *SERVED],
+        capture_output=True,
+        text=True,
+        timeout=PIPELINE_LIMIT_S,
+        cwd=tmp_path,
+        env={**environment(), "PYTHONPATH": str(ROOT)},
+    )
+    assert ran.returncode == 0, ran.stderr
+    rows = {row["scenario"]: row for row in json.loads(ran.stdout)["table"]}
+    assert {name: row["not measured"] for name, row in rows.items()} == dict.fromkeys(SERVED)
+    counted = {name: (row["lost"], row["duplicated"], row["reordered"]) for name, row in rows.items()}
+    nothing_to_count = {"idle": (None, None, None), "connect": (None, None, None)}
+    assert counted == {name: nothing_to_count.get(name, (0, 0, 0)) for name in SERVED}
+    assert rows["idle"]["B/connection"] is not None
+    assert rows["kill"]["drain s"] > 0

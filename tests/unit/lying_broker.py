@@ -1,6 +1,7 @@
 """A broker on a thread that loses, repeats or swaps messages as told, to see whether load generators notice.
 
-It speaks just enough MQTT 3.1.1 for them: CONNECT, SUBSCRIBE, PUBLISH and PUBACK; each topic has one subscriber.
+It speaks just enough MQTT 3.1.1 for them: CONNECT, SUBSCRIBE, PUBLISH and what acknowledges it. A filter has one
+subscriber, and a topic goes to the first filter that matches: by name, or by `+` in the place of its last level.
 """
 
 import contextlib
@@ -111,8 +112,19 @@ class LyingBroker:
             length = int.from_bytes(packet[2:4], "big")
             topic = packet[4 : 4 + length]
             if qos:
-                connection.sendall(bytes([0x40, 2]) + packet[4 + length : 6 + length])
+                connection.sendall(bytes([0x40 if qos == 1 else 0x50, 2]) + packet[4 + length : 6 + length])
             waiting = self._waiting.setdefault(topic, [])
             waiting.append(packet)
-            if topic in self._subscribers:
-                self._subscribers[topic].sendall(b"".join(self._deliver(waiting)))
+            subscriber = self._subscriber_of(topic)
+            if subscriber:
+                subscriber.sendall(b"".join(self._deliver(waiting)))
+        elif kind in (5, 6):
+            # PUBREC of a subscriber: PUBREL; PUBREL of a publisher: PUBCOMP.
+            connection.sendall(bytes([0x62 if kind == 5 else 0x70, 2]) + packet[2:4])
+
+    def _subscriber_of(self, topic: bytes) -> socket.socket | None:
+        for wanted, subscriber in self._subscribers.items():
+            name = wanted.removeprefix(b"$share/g/")
+            if name == topic or (name.endswith(b"/+") and name[:-1] == topic[: topic.rindex(b"/") + 1]):
+                return subscriber
+        return None
