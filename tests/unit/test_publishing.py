@@ -1,0 +1,244 @@
+"""broker.core.publishing: when a PUBLISH is acknowledged, in which order, and what becomes of it meanwhile."""
+
+import pytest
+from core_helpers import Node, StubInterest, started_nodes
+
+from broker.core.settings import OwnerSettings
+from broker.mqtt.packets import Puback, Pubcomp, Publish, Pubrec, Pubrel
+from broker.mqtt.properties import Property
+from broker.mqtt.reasons import Reason
+
+MESSAGE_EXPIRY = int(Property.MESSAGE_EXPIRY_INTERVAL)
+NONE = Reason.NO_MATCHING_SUBSCRIBERS
+LARGE = b"x" * 600
+
+
+@pytest.fixture
+def start():
+    yield from started_nodes()
+
+
+@pytest.fixture
+def node(start):
+    """A node that must ask n2 about `far`, n3 about `farther`, and both about `both`."""
+    wanted = {b"far": [("n2", True)], b"farther": [("n3", True)], b"both": [("n2", True), ("n3", True)]}
+    return start(interest=StubInterest(wanted))
+
+
+def acknowledge(node: Node, *indexes: int) -> None:
+    """The other nodes take these forwards."""
+    for index in indexes:
+        node.owner.forward_acknowledged(node.forwards[index].ticket, node.now)
+    node.settle()
+
+
+def refuse(node: Node, index: int) -> None:
+    node.owner.forward_refused(node.forwards[index].ticket, node.now)
+    node.settle()
+
+
+# The order of acknowledgements.
+
+
+def test_acknowledgements_of_both_qos_keep_the_order_of_the_publishes(node):
+    """[MQTT-4.6.0-2] [MQTT-4.6.0-3]"""
+    client = node.connect("c", 5)
+    for packet_id, topic, qos in (
+        (1, b"far", 2),
+        (2, b"near", 1),
+        (3, b"near", 2),
+        (4, b"farther", 1),
+        (5, b"near", 2),
+    ):
+        client.publish(topic, qos=qos, packet_id=packet_id)
+    assert client.take() == []
+    acknowledge(node, 1)
+    assert client.take() == []
+    acknowledge(node, 0)
+    assert client.take() == [Pubrec(1), Puback(2, NONE), Pubrec(3, NONE), Puback(4), Pubrec(5, NONE)]
+
+
+def test_a_pubcomp_does_not_wait_for_what_was_published_after(node):
+    client = node.connect("c", 5)
+    client.publish(b"near", qos=2, packet_id=1)
+    client.publish(b"far", qos=1, packet_id=2)
+    client.send(Pubrel(1))
+    assert client.take() == [Pubrec(1, NONE), Pubcomp(1)]
+
+
+def test_every_node_is_waited_for(node):
+    client = node.connect("c", 5)
+    client.publish(b"both", qos=2, packet_id=1)
+    assert [forward.node for forward in node.forwards] == ["n2", "n3"]
+    acknowledge(node, 1)
+    assert client.take() == []
+    acknowledge(node, 0)
+    assert client.take() == [Pubrec(1)]
+
+
+def test_qos0_waits_for_nobody(node):
+    client = node.connect("c", 5)
+    client.publish(b"far")
+    assert node.forwards[0].ticket is None
+    client.publish(b"near", qos=1)
+    assert client.take() == [Puback(1, NONE)]
+
+
+def test_what_waits_is_stored_for_the_sessions_here_at_once(node):
+    """Nothing that this node owes hangs on another's answer."""
+    watcher = node.persistent("w")
+    watcher.subscribe(b"far")
+    client = node.persistent("c")
+    client.publish(b"far", LARGE, qos=2)
+    assert watcher.take_payloads() == [LARGE]
+    assert node.restart().persistent("w").take_payloads() == [LARGE]
+
+
+# QoS 2 of a connection that ended while it waited.
+
+
+def test_the_next_connection_is_told_when_the_wait_ends(node):
+    client = node.persistent("c")
+    client.publish(b"far", qos=2, packet_id=5)
+    client.drop()
+    client = node.persistent("c", listener=1)
+    client.send(Publish(b"far", b"x", 2, dup=True, packet_id=5))
+    assert client.take() == []
+    acknowledge(node, 0)
+    assert client.take() == [Pubrec(5)]
+    client.send(Pubrel(5))
+    assert client.take() == [Pubcomp(5)]
+    assert len(node.forwards) == 1
+
+
+def test_a_wait_that_ends_while_nobody_is_connected(node):
+    client = node.persistent("c")
+    client.publish(b"far", qos=2, packet_id=5)
+    client.drop()
+    acknowledge(node, 0)
+    for world in (node, node.restart()):
+        client = world.persistent("c")
+        client.send(Publish(b"far", b"x", 2, dup=True, packet_id=5))
+        assert client.take() == [Pubrec(5)]
+        assert len(world.forwards) == (1 if world is node else 0)
+        client.send(Pubrel(5))
+        client.drop()
+        world.validate()
+
+
+def test_a_restart_while_it_waits_publishes_again(node):
+    """Nobody knows then which nodes have it: at least once is what is left."""
+    client = node.persistent("c")
+    client.publish(b"far", qos=2, packet_id=5)
+    restarted = node.restart()
+    client = restarted.persistent("c")
+    client.send(Publish(b"far", b"x", 2, dup=True, packet_id=5))
+    assert len(restarted.forwards) == 1
+    acknowledge(restarted, 0)
+    assert client.take() == [Pubrec(5)]
+
+
+def test_the_end_of_a_session_ends_its_waits(node):
+    client = node.connect("c", 5)
+    client.publish(b"far", qos=2, packet_id=5)
+    client.drop()
+    acknowledge(node, 0)
+    client = node.connect("c", 5)
+    assert client.take() == []
+    client.publish(b"near", qos=2, packet_id=5)
+    assert client.take() == [Pubrec(5, NONE)]
+
+
+# Links that are full.
+
+
+@pytest.mark.parametrize(("qos", "answer"), [(1, Puback), (2, Pubrec)])
+def test_mqtt_5_is_told_of_a_refusal_and_may_use_the_id_again(node, qos, answer):
+    client = node.connect("c", 5)
+    client.publish(b"both", qos=qos, packet_id=5)
+    refuse(node, 0)
+    assert client.take() == []
+    acknowledge(node, 1)
+    assert client.take() == [answer(5, Reason.QUOTA_EXCEEDED)]
+    client.publish(b"far", qos=qos, packet_id=5)
+    acknowledge(node, 2)
+    assert client.take() == [answer(5)]
+    assert node.dropped("link_full") == 1
+
+
+@pytest.mark.parametrize("qos", [1, 2])
+def test_mqtt_3_sees_the_connection_close_and_publishes_again(node, qos):
+    client = node.persistent("c", 4)
+    client.publish(b"far", qos=qos, packet_id=5)
+    client.publish(b"near", qos=qos, packet_id=6)
+    refuse(node, 0)
+    assert client.closed
+    assert client.take() == []
+    client = node.persistent("c", 4)
+    client.send(Publish(b"far", b"x", qos, dup=True, packet_id=5))
+    assert len(node.forwards) == 2
+    acknowledge(node, 1)
+    assert [packet.packet_id for packet in client.take()] == [5]
+
+
+# What a message is.
+
+
+def test_messages_have_ids_that_grow(node):
+    client = node.connect("c", 5)
+    for qos in (1, 2):
+        client.publish(b"far", qos=qos, packet_id=qos)
+    client.publish(b"far", retain=True)
+    keys = [forward.message.key() for forward in node.forwards]
+    assert keys == sorted(set(keys))
+    assert all(len(key) == 24 for key in keys)
+    restarted = node.restart()
+    restarted.connect("c").publish(b"far", qos=1)
+    assert restarted.forwards[0].message.key() > keys[-1]
+
+
+def test_the_interval_of_a_message_runs_from_its_arrival(node):
+    """[MQTT-3.3.2-5] [MQTT-3.3.2-6]: also for one with an interval of 0."""
+    watcher = node.persistent("w")
+    watcher.subscribe(b"a")
+    watcher.drop()
+    client = node.connect("c", 5)
+    for payload, expiry_s in ((b"0", 0), (b"5", 5), (b"6", 6)):
+        client.publish(b"a", payload, qos=1, properties={MESSAGE_EXPIRY: expiry_s})
+    node.advance(5)
+    watcher = node.persistent("w")
+    (packet,) = watcher.take_publishes()
+    assert (packet.payload, packet.properties) == (b"6", {MESSAGE_EXPIRY: 1})
+    assert node.dropped("expired") == 2
+
+
+def test_what_is_in_flight_does_not_expire(node):
+    """Its delivery has begun [MQTT-3.3.2-5]."""
+    watcher = node.persistent("w")
+    watcher.subscribe(b"a")
+    node.connect("c", 5).publish(b"a", qos=1, properties={MESSAGE_EXPIRY: 5})
+    watcher.drop()
+    node.advance(60)
+    (packet,) = node.persistent("w").take_publishes()
+    assert (packet.dup, packet.properties) == (True, {MESSAGE_EXPIRY: 0})
+
+
+def test_counters(node):
+    watcher = node.connect("w")
+    watcher.subscribe(b"both")
+    client = node.connect("c", 5)
+    client.publish(b"both")
+    client.publish(b"nobody")
+    counters = node.owner.counters
+    assert (counters.mqtt_publish_received, counters.mqtt_publish_sent) == (2, 1)
+    assert (counters.router_matches_local, counters.router_matches_remote) == (1, 2)
+
+
+def test_upgraded_qos_is_kept_for_who_is_away(start):
+    node = start(settings=OwnerSettings(upgrade_outgoing_qos=True))
+    watcher = node.persistent("w")
+    watcher.subscribe(b"a", 1)
+    watcher.drop()
+    node.connect("c").publish(b"a", LARGE, qos=0)
+    (packet,) = node.restart().persistent("w").take_publishes()
+    assert (packet.payload, packet.qos) == (LARGE, 1)
