@@ -311,6 +311,7 @@ class QueueOwner:
         self._dispatcher.waiting.pop(session, None)
         self._dispatcher.loading.pop(session, None)
         session.attachment = None
+        self._publishing.connection_ended(attachment)
         dropped = session.queue.drop_qos0()
         if dropped:
             self.counters.drop("offline_qos0", dropped)

@@ -185,6 +185,13 @@ class Publishing:
             self._acknowledge(attachment, ticket.packet_id, ticket.qos, ticket.reason)
         return 0
 
+    def connection_ended(self, attachment: Attachment) -> None:
+        """What waited for its turn alone is done: no connection is left whose order it could break."""
+        for ticket in attachment.pending:
+            if ticket.qos == 2 and ticket.waiting == 0:
+                self._settle(attachment.session, ticket.packet_id, ticket.reason)
+        attachment.pending.clear()
+
     def settle_late(self, session: Session, ticket: Ticket) -> None:
         """A QoS 2 PUBLISH of a connection that is gone is done: its next connection is told."""
         if session.incoming.get(ticket.packet_id, True):

@@ -149,6 +149,35 @@ def test_the_end_of_a_session_ends_its_waits(node):
     assert client.take() == [Pubrec(5, NONE)]
 
 
+def test_what_stood_behind_a_wait_is_done_when_the_connection_ends(node):
+    """A PUBLISH that waited for its turn alone must not be unanswered for ever."""
+    client = node.persistent("c")
+    for packet_id, topic in ((1, b"far"), (2, b"near"), (3, b"farther"), (4, b"near")):
+        client.publish(topic, qos=2, packet_id=packet_id)
+    assert client.take() == []
+    client.drop()
+    for world in (node, node.restart()):
+        client = world.persistent("c")
+        for packet_id in (2, 4):
+            client.send(Publish(b"near", b"x", 2, dup=True, packet_id=packet_id))
+            client.send(Pubrel(packet_id))
+            assert client.take() == [Pubrec(packet_id), Pubcomp(packet_id)]
+        client.drop()
+    client = node.persistent("c")
+    acknowledge(node, 1, 0)
+    assert client.take() == [Pubrec(3), Pubrec(1)]
+
+
+def test_a_refusal_behind_a_wait_frees_its_id_when_the_connection_ends(node):
+    client = node.persistent("c")
+    client.publish(b"far", qos=2, packet_id=1)
+    client.publish(b"$SYS/x", qos=2, packet_id=2)
+    client.drop()
+    client = node.persistent("c")
+    client.publish(b"$SYS/x", qos=2, packet_id=2)
+    assert client.take() == [Pubrec(2, Reason.NOT_AUTHORIZED)]
+
+
 # Links that are full.
 
 
