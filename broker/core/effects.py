@@ -17,16 +17,20 @@ class Ticket:
 
     `waiting` counts the nodes that still have to answer; `reason` is what the acknowledgement will
     say, a PUBACK or, with `qos` 2, a PUBREC. The links carry it and give it back; they never look inside.
+    `session` is the number of the session that `client_id` had: a later one has nothing to do with it.
     """
 
-    __slots__ = ("client_id", "connection", "packet_id", "qos", "reason", "waiting")
+    __slots__ = ("client_id", "connection", "packet_id", "qos", "reason", "session", "waiting")
 
-    def __init__(self, connection: int, packet_id: int, reason: int, qos: int = 1, client_id: str = "") -> None:
+    def __init__(
+        self, connection: int, packet_id: int, reason: int, qos: int = 1, client_id: str = "", session: int = 0
+    ) -> None:
         self.connection = connection
         self.packet_id = packet_id
         self.reason = reason
         self.qos = qos
         self.client_id = client_id
+        self.session = session
         self.waiting: int = 0
 
 

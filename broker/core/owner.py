@@ -168,7 +168,9 @@ class QueueOwner:
         elif ticket.qos == 2:
             session = self._sessions.get(ticket.client_id)
             if session is not None:
-                self._publishing.settle_late(session, ticket)
+                reason = self._publishing.settle_late(session, ticket)
+                if reason and session.attachment is not None:
+                    self._close(session.attachment, reason, now)
 
     def forward_refused(self, ticket: Ticket, now: float) -> None:
         """The link to one of the nodes is full: the PUBLISH is not accepted, and says so."""

@@ -97,7 +97,7 @@ class Publishing:
         # [MQTT-3.3.4-1] [MQTT311-3.3.4-1]
         matched = self._dispatcher.deliver(message, route, now) if route.sessions or route.groups else 0
         if route.nodes:
-            asked = Ticket(event.connection, event.packet_id, 0, qos, session.client_id) if qos else None
+            asked = _ticket(attachment, event.packet_id, qos, _SUCCESS) if qos else None
             ticket = self._forward(message, route, asked)
         if qos == 0:
             return 0
@@ -155,7 +155,7 @@ class Publishing:
             self._acknowledge(attachment, packet_id, qos, reason)
             return 0
         if ticket is None:
-            ticket = Ticket(attachment.connection, packet_id, reason, qos, attachment.session.client_id)
+            ticket = _ticket(attachment, packet_id, qos, reason)
         attachment.pending.append(ticket)
         return 0
 
@@ -192,20 +192,34 @@ class Publishing:
                 self._settle(attachment.session, ticket.packet_id, ticket.reason)
         attachment.pending.clear()
 
-    def settle_late(self, session: Session, ticket: Ticket) -> None:
-        """A QoS 2 PUBLISH of a connection that is gone is done: its next connection is told."""
-        if session.incoming.get(ticket.packet_id, True):
-            return
+    def settle_late(self, session: Session, ticket: Ticket) -> int:
+        """A QoS 2 PUBLISH of a connection that is gone is done: its next connection is told.
+
+        The result is the reason for which that one has to end, 0 for none.
+        """
+        if session.number != ticket.session or session.incoming.get(ticket.packet_id, True):
+            return 0
         self._settle(session, ticket.packet_id, ticket.reason)
         attachment = session.attachment
-        if attachment is not None and ticket.reason < _FAILURE:
-            attachment.outlet.batch.acknowledge(PUBREC, attachment.connection, ticket.packet_id, ticket.reason)
+        if attachment is None:
+            return 0
+        if ticket.reason >= _FAILURE and attachment.version != 5:
+            return ticket.reason
+        attachment.outlet.batch.acknowledge(PUBREC, attachment.connection, ticket.packet_id, ticket.reason)
+        return 0
 
     def release(self, attachment: Attachment, packet_id: int) -> None:
-        """A client's PUBREL: its id is free again [MQTT-4.3.3-11]."""
+        """A client's PUBREL: its id is free again [MQTT-4.3.3-11], if its PUBREC was sent."""
         session = attachment.session
-        known = session.incoming.pop(packet_id, None)
-        if known is not None and session.persistent:
-            self._store.delete_incoming(session, packet_id)
-        reason = _SUCCESS if known is not None else int(Reason.PACKET_IDENTIFIER_NOT_FOUND)
+        reason = int(Reason.PACKET_IDENTIFIER_NOT_FOUND)
+        if session.incoming.get(packet_id, False):
+            reason = _SUCCESS
+            del session.incoming[packet_id]
+            if session.persistent:
+                self._store.delete_incoming(session, packet_id)
         attachment.outlet.batch.acknowledge(PUBCOMP, attachment.connection, packet_id, reason)
+
+
+def _ticket(attachment: Attachment, packet_id: int, qos: int, reason: int) -> Ticket:
+    session = attachment.session
+    return Ticket(attachment.connection, packet_id, reason, qos, session.client_id, session.number)

@@ -178,6 +178,52 @@ def test_a_refusal_behind_a_wait_frees_its_id_when_the_connection_ends(node):
     assert client.take() == [Pubrec(2, Reason.NOT_AUTHORIZED)]
 
 
+def test_a_wait_of_a_session_that_ended_is_not_that_of_the_next(node):
+    """Same client id, same packet id, another message: its PUBREC waits for its own nodes."""
+    client = node.persistent("c")
+    client.publish(b"far", b"old", qos=2, packet_id=5)
+    client = node.connect("c", 5, clean=True)
+    client.publish(b"farther", b"new", qos=2, packet_id=5)
+    acknowledge(node, 0)
+    assert client.take() == []
+    acknowledge(node, 1)
+    assert client.take() == [Pubrec(5)]
+
+
+def test_a_pubrel_before_its_pubrec_releases_nothing(node):
+    client = node.connect("c", 5)
+    client.publish(b"far", qos=2, packet_id=5)
+    client.send(Pubrel(5))
+    assert client.take() == [Pubcomp(5, Reason.PACKET_IDENTIFIER_NOT_FOUND)]
+    acknowledge(node, 0)
+    assert client.take() == [Pubrec(5)]
+    client.send(Pubrel(5))
+    assert client.take() == [Pubcomp(5)]
+
+
+@pytest.mark.parametrize("resent", [False, True])
+def test_a_refusal_reaches_the_next_connection(node, resent):
+    """The client still waits for a PUBREC; MQTT 3 has none that refuses, and publishes again on another connection."""
+    clients = [node.persistent("v5"), node.persistent("v4", 4)]
+    for client in clients:
+        client.publish(b"far", qos=2, packet_id=5)
+        client.drop()
+    five, four = node.persistent("v5"), node.persistent("v4", 4)
+    for client in (five, four):
+        if resent:
+            client.send(Publish(b"far", b"x", 2, dup=True, packet_id=5))
+    for index in (0, 1):
+        refuse(node, index)
+    assert five.take() == [Pubrec(5, Reason.QUOTA_EXCEEDED)]
+    assert not five.closed
+    assert four.take() == []
+    assert four.closed
+    four = node.persistent("v4", 4)
+    four.send(Publish(b"far", b"x", 2, dup=True, packet_id=5))
+    acknowledge(node, 2)
+    assert four.take() == [Pubrec(5)]
+
+
 # Links that are full.
 
 
