@@ -140,9 +140,7 @@ class QueueOwner:
         if isinstance(event, PublishReceived):
             attachment = self._attachments.get(event.connection)
             if attachment is not None:
-                reason = self._publishing.publish(attachment, event, now)
-                if reason:
-                    self._close(attachment, reason, now)
+                self._publishing.publish(attachment, event, now)
         else:
             self._handlers[type(event)](event, now)
 

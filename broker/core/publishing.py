@@ -58,10 +58,9 @@ class Publishing:
         self._store_id = store_id
         self._message_number: int = incarnation << _INCARNATION_SHIFT
         self._numbers_all = settings.upgrade_outgoing_qos
-        self._receive_max = settings.receive_max
 
-    def publish(self, attachment: Attachment, event: PublishReceived, now: float) -> int:
-        """Take a client's PUBLISH; the result is the reason for which its connection has to end, 0 for none."""
+    def publish(self, attachment: Attachment, event: PublishReceived, now: float) -> None:
+        """Take a client's PUBLISH."""
         self._counters.mqtt_publish_received += 1
         message = event.message
         session = attachment.session
@@ -72,11 +71,7 @@ class Publishing:
                 if done:
                     # [MQTT-4.3.3-10] Answered again, and not published again.
                     attachment.outlet.batch.acknowledge(PUBREC, event.connection, event.packet_id, _SUCCESS)
-                return 0
-            if len(session.incoming) >= self._receive_max:
-                # [MQTT-3.3.4-7] More under way than was allowed.
-                self._counters.refuse("receive_max")
-                return int(Reason.RECEIVE_MAXIMUM_EXCEEDED)
+                return
         message.publisher = session.client_id
         if event.expiry_s >= 0:
             message.expires_at = now + event.expiry_s
@@ -92,17 +87,17 @@ class Publishing:
                 reason = int(Reason.QUOTA_EXCEEDED)
         if reason:
             # MQTT 3 has no word for a refusal: the PUBLISH is acknowledged, and dropped.
-            return self._answer(attachment, event.packet_id, qos, reason if attachment.version == 5 else 0, None)
+            self._answer(attachment, event.packet_id, qos, reason if attachment.version == 5 else 0, None)
+            return
         ticket: Ticket | None = None
         # [MQTT-3.3.4-1] [MQTT311-3.3.4-1]
         matched = self._dispatcher.deliver(message, route, now) if route.sessions or route.groups else 0
         if route.nodes:
             asked = _ticket(attachment, event.packet_id, qos, _SUCCESS) if qos else None
             ticket = self._forward(message, route, asked)
-        if qos == 0:
-            return 0
-        reason = _SUCCESS if matched or route.nodes else _NO_MATCHING_SUBSCRIBERS
-        return self._answer(attachment, event.packet_id, qos, reason, ticket)
+        if qos:
+            reason = _SUCCESS if matched or route.nodes else _NO_MATCHING_SUBSCRIBERS
+            self._answer(attachment, event.packet_id, qos, reason, ticket)
 
     def publish_will(self, left: LeftWill, now: float) -> None:
         """Publish the will of a client that is gone."""
@@ -145,19 +140,16 @@ class Publishing:
         self._counters.router_matches_remote += len(route.nodes)
         return ticket if ticket is not None and ticket.waiting else None
 
-    def _answer(self, attachment: Attachment, packet_id: int, qos: int, reason: int, ticket: Ticket | None) -> int:
+    def _answer(self, attachment: Attachment, packet_id: int, qos: int, reason: int, ticket: Ticket | None) -> None:
         """Acknowledge in turn: now, or when everything before it and its ticket are done."""
         if qos == 0:
-            return 0
+            return
         if qos == 2:
             attachment.session.incoming[packet_id] = False
         if ticket is None and not attachment.pending:
             self._acknowledge(attachment, packet_id, qos, reason)
-            return 0
-        if ticket is None:
-            ticket = _ticket(attachment, packet_id, qos, reason)
-        attachment.pending.append(ticket)
-        return 0
+        else:
+            attachment.pending.append(ticket or _ticket(attachment, packet_id, qos, reason))
 
     def _acknowledge(self, attachment: Attachment, packet_id: int, qos: int, reason: int) -> None:
         if qos == 2:

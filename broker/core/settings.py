@@ -25,7 +25,6 @@ class OwnerSettings:
     upgrade_outgoing_qos: bool = False
     max_subscriptions_per_client: int = 0
     max_connections: int = -1
-    receive_max: int = 65535
     receive_max_client: int = 65535
     retained_messages_max: int = -1
     retained_bytes_max: int = -1

@@ -353,7 +353,6 @@ def owner_settings(config: Config) -> OwnerSettings:
         upgrade_outgoing_qos=mqtt.upgrade_outgoing_qos,
         max_subscriptions_per_client=mqtt.max_subscriptions_per_client,
         max_connections=mqtt.max_connections or -1,
-        receive_max=mqtt.receive_max_broker,
         receive_max_client=mqtt.receive_max_client,
         retained_messages_max=mqtt.max_retained_messages or -1,
         retained_bytes_max=mqtt.max_retained_bytes or -1,

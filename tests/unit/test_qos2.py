@@ -351,7 +351,7 @@ def test_3_1_1_clients_have_the_window_of_the_node(start):
 
 def test_a_client_that_sends_more_than_it_may_is_cut(start):
     """[MQTT-3.3.4-7]"""
-    node = start(settings=OwnerSettings(receive_max=2), limits=ConnectionLimits(receive_max=2))
+    node = start(limits=ConnectionLimits(receive_max=2))
     client = node.connect("c", 5)
     assert client.connack.properties[RECEIVE_MAXIMUM] == 2
     for packet_id in (1, 2):
@@ -362,6 +362,23 @@ def test_a_client_that_sends_more_than_it_may_is_cut(start):
     client.publish(b"a", qos=2, packet_id=4)
     assert client.take()[0].reason == Reason.RECEIVE_MAXIMUM_EXCEEDED
     assert client.closed
+
+
+@pytest.mark.parametrize("version", [4, 5])
+def test_what_an_older_connection_left_unreleased_takes_nothing_from_the_next(start, version):
+    """Receive Maximum counts from nothing on each connection [MQTT-4.9.0-1]; the ids in use are bound as they are."""
+    node = start(limits=ConnectionLimits(receive_max=2))
+    client = node.persistent("c", version)
+    for packet_id in (1, 2):
+        client.publish(b"a", qos=2, packet_id=packet_id)
+    client.drop()
+    client = node.persistent("c", version)
+    for packet_id in (3, 4):
+        client.publish(b"a", qos=2, packet_id=packet_id)
+    for packet_id in (1, 2, 3, 4):
+        client.send(Pubrel(packet_id))
+    assert [packet.packet_id for packet in client.take()] == [3, 4, 1, 2, 3, 4]
+    assert not client.closed
 
 
 # Sending again on the same connection.
