@@ -131,8 +131,11 @@ class QueueOwner:
                 self._schedule(session)
 
     def begin(self, now: float) -> None:
-        """Begin a turn: read on where queues go on in the store. Everything written before must be committed."""
-        if self._dispatcher.wants_load():
+        """Begin a turn: read on where queues go on in the store, if everything that was written is committed.
+
+        What is told between two turns may have written something; then the next turn, which is due at once, reads.
+        """
+        if self._dispatcher.wants_load() and not len(self._store.writes):
             self._dispatcher.load(now)
 
     def receive(self, event: Event, now: float) -> None:

@@ -9,7 +9,7 @@ from core_helpers import Node, started_nodes
 from broker.core.delivery_queue import HEAD_MAX
 from broker.core.events import ConnectionPaused, ConnectionResumed
 from broker.core.settings import OwnerSettings
-from broker.mqtt.packets import Connect, Puback, Publish
+from broker.mqtt.packets import Connect, Puback, Publish, Will
 from broker.mqtt.properties import Property
 
 RECEIVE_MAXIMUM = int(Property.RECEIVE_MAXIMUM)
@@ -158,6 +158,23 @@ def test_expiry_of_a_session_with_a_long_queue(start, size):
     for world in (node, node.restart()):
         world.advance(4000)
         assert_empty(world)
+
+
+def test_the_tail_is_not_read_while_something_is_uncommitted(start):
+    """What the supervisor's word writes before a turn begins is in no scan yet: reading on waits for the commit."""
+    node = start(settings=OwnerSettings(**UNLIMITED))
+    away(node)
+    publish(node, 100)
+    node = node.restart()
+    node.connect("w", listener=1, will=Will(b"a", b"100", 1))
+    client = node.open(0, 5)
+    client.say(Connect(5, "c", False, 0, properties={EXPIRY: 3600, RECEIVE_MAXIMUM: 200}))
+    node.receive_frame(node.listeners[0].take_frame())
+    node.turn()
+    # All of the queue is in the store, and the will becomes part of it before the turn that reads it begins.
+    node.lose_listener(1)
+    assert node.owner.counts()["queued_messages"] == 101
+    assert numbers(packet.payload for packet in client.take()[1:]) == list(range(101))
 
 
 # LIFO.
