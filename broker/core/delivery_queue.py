@@ -34,7 +34,7 @@ HEAD_LOW: Final = 128
 class DeliveryQueue:
     """A bounded queue. `dropping` says that the last offer found it full, so that a log can say so once."""
 
-    __slots__ = ("_head", "_loose", "bytes", "dropping", "lifo", "qos0", "tail_count", "tail_seq", "trim_count")
+    __slots__ = ("_head", "_loose", "bytes", "dropping", "lifo", "qos0", "tail_count", "tail_seq")
 
     def __init__(self, lifo: bool = False) -> None:
         self.lifo = lifo
@@ -46,8 +46,6 @@ class DeliveryQueue:
         self.bytes: int = 0
         # How many of QoS 0 wait.
         self.qos0: int = 0
-        # How many of the oldest records a full LIFO queue has to lose, once they can be read.
-        self.trim_count: int = 0
         self.dropping = False
 
     def __len__(self) -> int:
@@ -66,6 +64,16 @@ class DeliveryQueue:
         if messages_max >= 0 and len(self) >= messages_max:
             return False
         return bytes_max < 0 or self.bytes + size <= bytes_max or not len(self)
+
+    def is_over(self, messages_max: int, bytes_max: int) -> bool:
+        """Say whether a queue of more than one delivery holds more than it may; a negative limit is none."""
+        over = 0 <= messages_max < len(self) or 0 <= bytes_max < self.bytes
+        return over and len(self) > 1
+
+    def trim(self, size: int) -> None:
+        """The oldest of the tail was removed from the store."""
+        self.tail_count -= 1
+        self.bytes -= size
 
     def push(self, delivery: Delivery) -> None:
         """Append a delivery; the caller has asked `has_room`, and stored it if it is to be stored."""
@@ -131,8 +139,8 @@ class DeliveryQueue:
             self.qos0 -= 1
 
     def pop_oldest(self) -> Delivery | None:
-        """Take the oldest delivery, to make room in a LIFO queue; None when it is in the store only."""
-        if self.tail_count:
+        """Take the oldest delivery, to make room in a LIFO queue; None when it is in the store only, or there is none."""
+        if self.tail_count or not len(self):
             return None
         source = self._head
         if not source or (self._loose and self._loose[0].seq < source[0].seq):

@@ -49,8 +49,8 @@ class Dispatcher:
         # Sessions and groups whose next deliveries are in the store only.
         self.loading: dict[Session, bool] = {}
         self.loading_groups: dict[SharedGroup, bool] = {}
-        # LIFO queues that have to lose what is in the store only.
-        self._trimming: dict[Session, bool] = {}
+        # LIFO queues that have to lose what is in the store only, and how many messages they may keep.
+        self._trimming: dict[Session, int] = {}
         self._settings = settings
         self._store = store
         self._retained = retained
@@ -165,15 +165,10 @@ class Dispatcher:
             if not queue.dropping:
                 queue.dropping = True
                 self.notices.append(f"queue of {session.client_id!r} is full at {len(queue)} messages: dropping")
-            self.counters.drop("queue_full")
-            if not queue.lifo:
+            if not queue.lifo or messages_max == 0:
+                self.counters.drop("queue_full")
                 return
-            oldest = queue.pop_oldest()
-            if oldest is None:
-                queue.trim_count += 1
-                self._trimming[session] = True
-            elif oldest.stored:
-                self._store.delete_delivery(session.number, oldest)
+            self._make_room(session, messages_max, delivery.size)
         else:
             queue.dropping = False
         # [MQTT-4.5.0-1] [MQTT311-3.1.2-5] [MQTT311-4.5.0-1]
@@ -183,6 +178,36 @@ class Dispatcher:
         self.counters.queue_message_in += 1
         if attachment is not None and not attachment.outlet.open:
             self.waiting[session] = attachment.outlet
+
+    def _make_room(self, session: Session, messages_max: int, size: int) -> None:
+        """Drop the oldest of a LIFO queue; those that are in the store only go when they can be read."""
+        queue = session.queue
+        while not queue.has_room(messages_max, self._settings.max_queued_bytes, size):
+            oldest = queue.pop_oldest()
+            if oldest is None:
+                self._trimming[session] = messages_max
+                return
+            self.counters.drop("queue_full")
+            if oldest.stored:
+                self._store.delete_delivery(session.number, oldest)
+
+    def _trim(self, session: Session, messages_max: int) -> None:
+        """Drop the oldest of a LIFO queue that are in the store only, and what has to follow them."""
+        queue = session.queue
+        bytes_max = self._settings.max_queued_bytes
+        dropped = self._store.trim(session.number, queue, messages_max, bytes_max)
+        while not queue.tail_count and queue.is_over(messages_max, bytes_max):
+            oldest = queue.pop_oldest()
+            assert oldest is not None
+            if oldest.stored:
+                self._store.delete_delivery(session.number, oldest)
+            dropped += 1
+        if dropped:
+            self.counters.drop("queue_full", dropped)
+
+    def session_ended(self, session: Session) -> None:
+        """Its queue is gone: nothing of it is to be read or trimmed."""
+        self._trimming.pop(session, None)
 
     def _messages_max(self, online: bool) -> int:
         settings = self._settings
@@ -450,8 +475,8 @@ class Dispatcher:
     def load(self, now: float) -> None:
         """Read on where queues go on in the store. Everything that was written must be committed."""
         trimming, self._trimming = self._trimming, {}
-        for session in trimming:
-            self._store.trim(session.number, session.queue)
+        for session, messages_max in trimming.items():
+            self._trim(session, messages_max)
         loading, self.loading = self.loading, {}
         for session in loading:
             attachment = session.attachment

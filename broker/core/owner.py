@@ -390,6 +390,7 @@ class QueueOwner:
     def _end_session(self, session: Session, now: float, will_waits: bool = False) -> None:
         del self._sessions[session.client_id]
         self._subscribing.end_session(session, now)
+        self._dispatcher.session_ended(session)
         if session.persistent:
             self._store.delete_session(session)
         left = None if will_waits else self._wills.take(session.client_id)

@@ -72,14 +72,17 @@ class SessionStore:
         self._storage = storage
         # Message key -> how many queue records point to a body in the family `message`.
         self._references: dict[bytes, int] = {}
-        # (owner, seq, message key) of this turn's records that point to a body: no scan finds them yet.
-        self._fresh: list[tuple[int, int, bytes]] = []
+        # (owner, seq) of records that point to a body and that no scan knows yet as they are: this turn's, with the
+        # message key, and those that this turn deleted.
+        self._fresh: dict[tuple[int, int], bytes] = {}
+        self._gone: dict[tuple[int, int], bool] = {}
 
     def take_writes(self) -> WriteBatch:
         """Return the turn's batch and begin a new one."""
         writes = self.writes
         self.writes = WriteBatch()
-        self._fresh = []
+        self._fresh = {}
+        self._gone = {}
         return writes
 
     def take_number(self) -> int:
@@ -165,7 +168,7 @@ class SessionStore:
             if count == 0:
                 self.writes.put("message", key, bytes([VALUE_VERSION]) + pack_message(message, self.clock))
             self._references[key] = count + 1
-            self._fresh.append((owner, delivery.seq, key))
+            self._fresh[owner, delivery.seq] = key
         delivery.stored = True
         self.writes.put("queue", _queue_key(owner, delivery.seq), value)
 
@@ -173,7 +176,7 @@ class SessionStore:
         """The client has the message of a QoS 2 delivery: forget it, and keep the packet id."""
         delivery.released = True
         if delivery.stored:
-            self._dereference(delivery)
+            self._dereference(owner, delivery)
         delivery.message = NO_MESSAGE
         if delivery.stored:
             self.put_delivery(owner, delivery)
@@ -183,11 +186,13 @@ class SessionStore:
         assert delivery.stored
         self.writes.delete("queue", _queue_key(owner, delivery.seq))
         if not delivery.released:
-            self._dereference(delivery)
+            self._dereference(owner, delivery)
         delivery.stored = False
 
-    def _dereference(self, delivery: Delivery) -> None:
+    def _dereference(self, owner: int, delivery: Delivery) -> None:
         if delivery.size > INLINE_BYTES_MAX:
+            self._fresh.pop((owner, delivery.seq), None)
+            self._gone[owner, delivery.seq] = True
             self._dereference_key(delivery.message.key())
 
     def _dereference_key(self, key: bytes) -> None:
@@ -201,7 +206,8 @@ class SessionStore:
     def _delete_queue(self, owner: int, queue: DeliveryQueue, inflight: list[Delivery]) -> None:
         for delivery in (*inflight, *queue.deliveries()):
             if delivery.stored and not delivery.released:
-                self._dereference(delivery)
+                self._dereference(owner, delivery)
+        # What is left that points to a body is the tail's.
         if queue.tail_count:
             for key in self._tail_bodies(owner, queue):
                 self._dereference_key(key)
@@ -217,12 +223,10 @@ class SessionStore:
             start, end = _queue_key(owner, queue.tail_seq), first + _KEY_END
         keys = [
             _message_key(value)
-            for _key, value in self._storage.scan("queue", start, end)
-            if not value[1] & (_INLINE | _RELEASED) and not _packet_id(value)
+            for key, value in self._storage.scan("queue", start, end)
+            if not value[1] & (_INLINE | _RELEASED) and (owner, _seq(key)) not in self._gone
         ]
-        for of, seq, key in self._fresh:
-            if of == owner and ((seq <= queue.tail_seq) if queue.lifo else (seq >= queue.tail_seq)):
-                keys.append(key)
+        keys.extend(key for (of, _), key in self._fresh.items() if of == owner)
         return keys
 
     # Reading again.
@@ -247,23 +251,20 @@ class SessionStore:
             raise StorageError(f"queue {owner} has {len(found)} records in the store instead of {wanted}")
         queue.load(found)
 
-    def trim(self, owner: int, queue: DeliveryQueue) -> int:
-        """Remove the oldest of a LIFO queue's tail, as many as it asks for; return how many."""
-        count = min(queue.trim_count, queue.tail_count)
-        queue.trim_count = 0
-        if not count:
-            return 0
+    def trim(self, owner: int, queue: DeliveryQueue, messages_max: int, bytes_max: int) -> int:
+        """Remove the oldest of a LIFO queue's tail until the queue keeps its limits; return how many they were.
+
+        Everything that was written must be committed.
+        """
         trimmed = 0
-        first = _number(owner)
-        for key, value in self._storage.scan("queue", first, _queue_key(owner, queue.tail_seq + 1)):
+        for key, value in self._storage.scan("queue", _number(owner), _queue_key(owner, queue.tail_seq + 1)):
+            if not queue.tail_count or not queue.is_over(messages_max, bytes_max):
+                break
             if _packet_id(value):
                 continue
             self.delete_delivery(owner, self._unpack_delivery(key, value))
-            queue.bytes -= int.from_bytes(value[4:8], "big")
-            queue.tail_count -= 1
+            queue.trim(int.from_bytes(value[4:8], "big"))
             trimmed += 1
-            if trimmed == count:
-                break
         return trimmed
 
     def _unpack_delivery(self, key: bytes, value: bytes) -> Delivery:
@@ -283,8 +284,7 @@ class SessionStore:
                     raise StorageError(f"queue record {key.hex()} points to a message that is not there")
                 check_version(stored, VALUE_VERSION, "message")
                 message = unpack_message(message_key, stored, 1, self.clock)
-        seq = int.from_bytes(key[8:], "big")
-        delivery = Delivery(seq, message, flags & _QOS_MASK, flags & _RETAIN != 0, identifiers)
+        delivery = Delivery(_seq(key), message, flags & _QOS_MASK, flags & _RETAIN != 0, identifiers)
         delivery.size = size
         delivery.packet_id = packet_id
         delivery.released = flags & _RELEASED != 0
@@ -326,7 +326,7 @@ class SessionStore:
             if not flags & (_INLINE | _RELEASED):
                 message_key = _message_key(value)
                 self._references[message_key] = self._references.get(message_key, 0) + 1
-            seq = int.from_bytes(key[8:], "big")
+            seq = _seq(key)
             owner = key[:8]
             session = sessions.get(owner)
             if session is not None:
@@ -365,6 +365,11 @@ def _number(number: int) -> bytes:
 
 def _queue_key(owner: int, seq: int) -> bytes:
     return owner.to_bytes(8, "big") + seq.to_bytes(8, "big")
+
+
+def _seq(key: bytes) -> int:
+    """The place that a queue record's key names."""
+    return int.from_bytes(key[8:], "big")
 
 
 def _incoming_key(session: Session, packet_id: int) -> bytes:

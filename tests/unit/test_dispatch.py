@@ -7,7 +7,7 @@ import pytest
 from core_helpers import Node, started_nodes
 
 from broker.core.delivery_queue import HEAD_MAX
-from broker.core.events import ConnectionPaused, ConnectionResumed
+from broker.core.events import ConnectionPaused, ConnectionResumed, PubackReceived
 from broker.core.settings import OwnerSettings
 from broker.mqtt.packets import Connect, Puback, Publish, Will
 from broker.mqtt.properties import Property
@@ -188,6 +188,67 @@ def test_a_lifo_queue_gives_the_youngest_first(start, size):
     for world in (node, node.restart()):
         assert drain(world, 10) == list(reversed(range(COUNT)))
         assert_empty(world)
+
+
+@SIZES
+def test_a_lifo_queue_that_ends_in_the_turn_in_which_part_of_it_was_sent(start, size):
+    """What was sent and acknowledged in that turn lies among the places of the tail, and is not part of it."""
+    node = start(settings=OwnerSettings(queue_lifo=True, max_inflight_messages=0, **UNLIMITED))
+    client = node.persistent("c")
+    client.subscribe(b"a")
+    first, second = node.connect("first", 5), node.connect("second", 5, listener=1)
+    for number in range(905):
+        publisher = first if number < 5 else second
+        publisher.say(Publish(b"a", payload_of(number, size), 1, packet_id=number + 1))
+    again = node.open(1, 5)
+    again.say(Connect(5, "c", True, 0))
+    # All of it is one turn.
+    node.receive_frame(node.listeners[0].take_frame())
+    node.owner.receive(PubackReceived(client.key, 2), node.now)
+    node.owner.receive(ConnectionPaused(client.key), node.now)
+    node.receive_frame(node.listeners[1].take_frame())
+    node.settle()
+    assert_empty(node)
+
+
+@SIZES
+def test_a_lifo_queue_that_ends_in_the_turn_in_which_it_is_trimmed(start, size):
+    node = start(settings=OwnerSettings(queue_lifo=True, max_offline_messages=1000, max_online_messages=-1))
+    away(node)
+    away(node, "other")
+    publish(node, 1200, size, settle=False)
+    node.receive_frame(node.listeners[0].take_frame())
+    node.turn()
+    assert node.owner.next_deadline() == 0.0
+    again = node.open(1, 5)
+    again.say(Connect(5, "c", True, 0))
+    node.settle()
+    assert drain(node, 20, "other") == list(reversed(range(200, 1200)))
+    assert_empty(node)
+
+
+def test_a_lifo_queue_keeps_its_limit_in_bytes(start):
+    """One large message may cost many small ones."""
+    node = start(settings=OwnerSettings(queue_lifo=True, max_queued_bytes=5000, **UNLIMITED))
+    away(node)
+    publish(node, 1200)
+    assert node.owner.counters.dropped == {}
+    publish(node, 8, 600, first=1200)
+    queue = node.owner._sessions["c"].queue
+    assert queue.bytes <= 5000
+    kept = drain(node, 20)
+    assert kept[:8] == list(reversed(range(1200, 1208)))
+    assert kept == list(reversed(range(1208 - len(kept), 1208)))
+    assert node.dropped("queue_full") == 1208 - len(kept)
+    assert_empty(node)
+
+
+def test_a_lifo_queue_of_nothing_takes_nothing(start):
+    node = start(settings=OwnerSettings(queue_lifo=True, max_offline_messages=0))
+    away(node)
+    publish(node, 3)
+    assert node.dropped("queue_full") == 3
+    assert_empty(node)
 
 
 @SIZES

@@ -166,11 +166,24 @@ def test_a_full_lifo_queue_loses_its_oldest_in_the_store():
     for number in range(1, 6):
         put(store, session, message_of(number, LARGE))
     (found,), _, after = recovered(store, lifo=True)
-    found.queue.trim_count = 2
-    assert after.trim(found.number, found.queue) == 2
+    assert after.trim(found.number, found.queue, 3, -1) == 2
     commit(after)
     assert [delivery.message.number for delivery in loaded(after, found)] == [3, 4, 5]
     assert len(keys(after._storage, "message")) == 3
+
+
+def test_a_lifo_queue_over_its_bytes_loses_its_oldest_in_the_store():
+    store = store_on()
+    session = session_in(store)
+    for number in range(1, 6):
+        put(store, session, message_of(number, LARGE))
+    (found,), _, after = recovered(store, lifo=True)
+    assert after.trim(found.number, found.queue, -1, 2 * (len(LARGE) + 1)) == 3
+    assert found.queue.bytes == 2 * (len(LARGE) + 1)
+    commit(after)
+    assert after.trim(found.number, found.queue, -1, 1) == 1
+    commit(after)
+    assert [delivery.message.number for delivery in loaded(after, found)] == [5]
 
 
 def test_a_small_body_lies_with_each_delivery_and_a_large_one_is_stored_once():
