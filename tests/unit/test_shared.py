@@ -1,0 +1,424 @@
+"""broker.core.shared: the group by itself, and shared subscriptions as clients see them."""
+
+from collections import Counter
+
+import pytest
+from core_helpers import Node, started_nodes
+
+from broker.core.events import ConnectionPaused, ConnectionResumed
+from broker.core.message import Delivery, Message
+from broker.core.session import Session
+from broker.core.settings import OwnerSettings
+from broker.core.shared import SharedGroup
+from broker.core.subscription import subscription
+from broker.mqtt.packets import Disconnect, Puback, Publish, Pubrec, Subscribe, SubscriptionRequest
+from broker.mqtt.properties import Property
+from broker.mqtt.reasons import Reason
+
+RECEIVE_MAXIMUM = int(Property.RECEIVE_MAXIMUM)
+PACKET_BYTES_MAX = int(Property.MAXIMUM_PACKET_SIZE)
+IDENTIFIER = int(Property.SUBSCRIPTION_IDENTIFIER)
+MESSAGE_EXPIRY = int(Property.MESSAGE_EXPIRY_INTERVAL)
+SHARED = b"$share/g/a"
+LARGE = b"x" * 600
+SIZES = pytest.mark.parametrize("size", [0, 600], ids=["small", "large"])
+
+
+@pytest.fixture
+def start():
+    yield from started_nodes()
+
+
+@pytest.fixture
+def node(start):
+    return start()
+
+
+def group_of(node: Node, shared_filter: bytes = SHARED) -> SharedGroup:
+    return node.owner._subscribing.groups[shared_filter]
+
+
+def publish(node: Node, count: int, qos: int = 1, size: int = 0, first: int = 0, **options) -> None:
+    publisher = node.connect(f"p{first}", 5)
+    for number in range(first, first + count):
+        publisher.say(Publish(b"a", b"%d" % number + b"x" * size, qos, packet_id=number + 1 if qos else 0, **options))
+    node.settle()
+
+
+def numbers(packets) -> list[int]:
+    return [int(packet.payload.rstrip(b"x")) for packet in packets]
+
+
+def work(client) -> list[int]:
+    """What a member hears that acknowledges at once."""
+    heard = []
+    while packets := client.take_publishes():
+        heard += numbers(packets)
+        for packet in packets:
+            if packet.qos:
+                client.say(Puback(packet.packet_id))
+        client.node.settle()
+    return heard
+
+
+# The group by itself.
+
+
+def members(count: int) -> tuple[SharedGroup, list[Session]]:
+    group = SharedGroup(1, b"$share/g/a/+")
+    sessions = [Session(number + 2, f"c{number}", None, 0, 20) for number in range(count)]
+    for session in sessions:
+        group.set_member(session, subscription(1))
+    return group, sessions
+
+
+def test_a_group_has_the_name_and_the_filter():
+    group, _ = members(0)
+    assert (group.shared_filter, group.topic_filter) == (b"$share/g/a/+", b"a/+")
+    assert group.in_turn() == []
+    assert not group.is_online()
+    assert not group.is_persistent()
+
+
+def test_members_know_their_group():
+    group, (one, two) = members(2)
+    group.set_member(one, subscription(2))
+    assert one.groups == [group]
+    assert group.members[one].options == 2
+    assert len(group.in_turn()) == 2
+    group.remove_member(one)
+    assert one.groups == []
+    assert group.in_turn() == [two]
+    two.persistent = True
+    assert group.is_persistent()
+
+
+def test_places_only_grow():
+    group, _ = members(0)
+    assert [group.take_seq() for _ in range(3)] == [1, 2, 3]
+    group.queue.push(Delivery(group.take_seq(), Message(b"a", b""), 1))
+    assert group.queue.head().seq == 4
+
+
+# Who gets what.
+
+
+@pytest.mark.parametrize("qos", [0, 1, 2])
+def test_each_message_goes_to_one_member_and_to_each_group(node, qos):
+    """[MQTT-4.8.2-4] of 5.0; other subscriptions are another matter."""
+    clients = [node.connect(f"c{number}", 5, listener=number % 2) for number in range(5)]
+    for number, client in enumerate(clients):
+        client.subscribe((b"$share/g/a", b"$share/g/a", b"$share/h/a", b"$share/h/#", b"a")[number], qos)
+    publish(node, 10, qos)
+    heard = [numbers(client.take_publishes()) for client in clients]
+    assert sorted(heard[0] + heard[1]) == list(range(10))
+    assert heard[2] == heard[3] == heard[4] == list(range(10))
+
+
+def test_members_take_turns(node):
+    clients = [node.connect(f"c{number}", listener=number % 2) for number in range(3)]
+    for client in clients:
+        client.subscribe(SHARED, 0)
+    publish(node, 30, 0)
+    assert [len(client.take()) for client in clients] == [10, 10, 10]
+
+
+def test_the_qos_of_the_member_that_gets_it(node):
+    """[MQTT-3.8.4-8]"""
+    clients = [node.connect(f"c{qos}", 5) for qos in range(3)]
+    for qos, client in enumerate(clients):
+        client.subscribe(SHARED, qos)
+    publish(node, 6, 2)
+    for qos, client in enumerate(clients):
+        assert [packet.qos for packet in client.take_publishes()] == [qos, qos]
+    publish(node, 3, 0)
+    assert [packet.qos for client in clients for packet in client.take_publishes()] == [0, 0, 0]
+
+
+def test_the_member_that_gets_it_is_told_its_own_identifier(node):
+    """[MQTT-3.3.4-3]"""
+    clients = [node.persistent(f"c{number}") for number in (1, 2)]
+    for identifier, client in enumerate(clients, 1):
+        client.send(Subscribe(7, (SubscriptionRequest(SHARED, 1),), {IDENTIFIER: [identifier]}))
+        client.take()
+    publish(node, 2)
+    for world in (node, node.restart()):
+        for identifier in (1, 2):
+            client = clients[identifier - 1] if world is node else world.persistent(f"c{identifier}")
+            (packet,) = client.take_publishes()
+            assert packet.properties == {IDENTIFIER: [identifier]}
+
+
+def test_no_local_is_refused(node):
+    """[MQTT-3.8.3-4]"""
+    client = node.connect("c", 5)
+    client.send(Subscribe(7, (SubscriptionRequest(SHARED, 1, no_local=True),)))
+    (packet,) = client.take()
+    assert isinstance(packet, Disconnect)
+    assert packet.reason == Reason.PROTOCOL_ERROR
+
+
+def test_retained_messages_are_not_for_shared_subscriptions(node):
+    """[MQTT-4.8.2] of 5.0: they are no new messages."""
+    node.connect("p").publish(b"a", retain=True)
+    client = node.connect("c", 5)
+    assert client.subscribe(SHARED) == (1,)
+    assert client.take() == []
+
+
+# Members that can't.
+
+
+def test_a_member_that_is_away_hoards_nothing(node):
+    away, here = node.persistent("away"), node.persistent("here")
+    for client in (away, here):
+        client.subscribe(SHARED)
+    away.drop()
+    publish(node, 10)
+    assert work(here) == list(range(10))
+    assert node.persistent("away").take() == []
+    assert node.stored("queue") == []
+
+
+def test_a_member_that_pauses_hoards_nothing(node):
+    slow, fast = node.connect("slow"), node.connect("fast")
+    for client in (slow, fast):
+        client.subscribe(SHARED)
+    node.owner.receive(ConnectionPaused(slow.key), node.now)
+    publish(node, 50)
+    assert sorted(work(fast)) == list(range(50))
+    node.owner.receive(ConnectionResumed(slow.key), node.now)
+    publish(node, 2, first=50)
+    assert len(slow.take()) == 1
+
+
+def test_a_member_without_credit_hoards_nothing(start):
+    node = start(settings=OwnerSettings(listener_window_bytes=4000))
+    slow, fast = node.connect("slow", listener=1), node.connect("fast")
+    for client in (slow, fast):
+        client.subscribe(SHARED)
+    node.credit_held.add(1)
+    publish(node, 100, size=200)
+    heard = numbers(slow.take()) + work(fast)
+    assert sorted(heard) == list(range(100))
+
+
+def test_full_windows_fill_the_group_and_whoever_is_free_goes_on(node):
+    clients = [node.connect(f"c{number}", 5, properties={RECEIVE_MAXIMUM: 2}) for number in range(2)]
+    for client in clients:
+        client.subscribe(SHARED)
+    publish(node, 10)
+    first = [client.take_publishes() for client in clients]
+    assert [len(packets) for packets in first] == [2, 2]
+    assert len(group_of(node).queue) == 6
+    assert all(len(client.take()) == 0 for client in clients)
+    clients[1].acknowledge(*[packet.packet_id for packet in first[1]])
+    assert work(clients[1]) == [4, 5, 6, 7, 8, 9]
+    assert clients[0].take() == []
+
+
+def test_qos0_passes_a_full_window_but_not_what_waits(node):
+    client = node.connect("c", 5, properties={RECEIVE_MAXIMUM: 1})
+    client.subscribe(SHARED)
+    publish(node, 1)
+    publish(node, 1, 0, first=1)
+    assert numbers(client.take_publishes()) == [0, 1]
+    publish(node, 1, first=2)
+    publish(node, 1, 0, first=3)
+    assert client.take() == []
+    client.acknowledge(1)
+    assert numbers(client.take_publishes()) == [2, 3]
+
+
+def test_a_new_member_takes_what_waits(node):
+    slow = node.persistent("slow")
+    slow.subscribe(SHARED)
+    slow.drop()
+    publish(node, 100)
+    new = node.connect("new")
+    new.take()
+    new.send(Subscribe(7, (SubscriptionRequest(SHARED, 1),)))
+    publishes = [packet for packet in new.take() if isinstance(packet, Publish)]
+    new.acknowledge(*[packet.packet_id for packet in publishes])
+    assert numbers(publishes) + work(new) == list(range(100))
+
+
+def test_what_was_sent_stays_with_its_member(node):
+    """[MQTT-4.8.2-5]: QoS 2 is completed with the client that it was begun with."""
+    one, two = node.persistent("one"), node.persistent("two")
+    one.subscribe(SHARED, 2)
+    publish(node, 1, 2)
+    one.take()
+    one.drop()
+    two.subscribe(SHARED, 2)
+    assert two.take() == []
+    (again,) = node.persistent("one").take_publishes()
+    assert again.dup
+
+
+def test_a_refusal_by_a_member_asks_no_other(node):
+    """[MQTT-4.8.2-6]"""
+    one, two = node.connect("one", 5), node.connect("two", 5)
+    one.subscribe(SHARED, 2)
+    publish(node, 1, 2)
+    two.subscribe(SHARED, 2)
+    one.send(Pubrec(one.take()[0].packet_id, Reason.NOT_AUTHORIZED))
+    assert one.take() == two.take() == []
+
+
+# The group's queue.
+
+
+@SIZES
+def test_the_queue_of_a_group_is_stored_and_recovered(start, size):
+    node = start(settings=OwnerSettings(max_offline_messages=-1))
+    for name in ("one", "two"):
+        client = node.persistent(name)
+        client.subscribe(SHARED)
+        client.drop()
+    publish(node, 2000, size=size)
+    assert group_of(node).queue.in_memory() < 1000
+    for world in (node, node.restart()):
+        assert len(group_of(world).queue) == 2000
+        assert work(world.persistent("two")) == list(range(2000))
+        assert work(world.persistent("one")) == []
+        world.validate()
+        assert world.stored("queue") == world.stored("message") == []
+    again = node.restart()
+    assert len(group_of(again).members) == 2
+
+
+@SIZES
+def test_two_members_share_a_long_queue(start, size):
+    node = start(settings=OwnerSettings(max_offline_messages=-1))
+    for name in ("one", "two"):
+        client = node.persistent(name)
+        client.subscribe(SHARED)
+        client.drop()
+    publish(node, 1500, size=size)
+    node = node.restart()
+    clients = [node.persistent(name, properties={RECEIVE_MAXIMUM: 5}) for name in ("one", "two")]
+    heard: list[int] = []
+    while True:
+        taken = [client.take_publishes() for client in clients]
+        if not any(taken):
+            break
+        for client, packets in zip(clients, taken, strict=True):
+            assert len(packets) <= 5
+            heard += numbers(packets)
+            for packet in packets:
+                client.say(Puback(packet.packet_id))
+        node.settle()
+    assert Counter(heard) == Counter(range(1500))
+
+
+def test_nothing_of_a_group_of_clean_sessions_is_written(node):
+    client = node.connect("c", 5, properties={RECEIVE_MAXIMUM: 1})
+    client.subscribe(SHARED)
+    publish(node, 10)
+    assert not any(len(effects.writes) for effects in node.turns)
+    assert len(group_of(node).queue) == 9
+
+
+@pytest.mark.parametrize("how", ["unsubscribe", "clean start", "expiry", "disconnect"])
+def test_the_last_member_takes_the_queue_with_it(node, how):
+    client = node.persistent("c", properties={RECEIVE_MAXIMUM: 1})
+    client.subscribe(SHARED)
+    publish(node, 10, size=600)
+    if how == "unsubscribe":
+        assert client.unsubscribe(SHARED) == (0,)
+    elif how == "clean start":
+        node.connect("c", 5)
+    elif how == "disconnect":
+        client.disconnect(expiry_s=0)
+    else:
+        client.drop()
+        node.advance(4000)
+    assert node.dropped("group_ended") == 9
+    assert node.owner._subscribing.groups == {}
+    assert node.owner.counts()["shared_subscriptions"] == 0
+    assert len(node.stored("queue")) == (1 if how == "unsubscribe" else 0)
+    node.validate()
+    publish(node, 1)
+
+
+def test_a_member_that_unsubscribes_leaves_the_rest_to_the_others(node):
+    one, two = (node.persistent(name, properties={RECEIVE_MAXIMUM: 1}) for name in ("one", "two"))
+    for client in (one, two):
+        client.subscribe(SHARED)
+    publish(node, 10)
+    (first,) = one.take_publishes()
+    (second,) = two.take_publishes()
+    assert one.unsubscribe(SHARED) == (0,)
+    one.acknowledge(first.packet_id)
+    assert one.take() == []
+    two.acknowledge(second.packet_id)
+    assert work(two) == list(range(2, 10))
+
+
+def test_a_restart_forgets_a_group_that_only_clean_sessions_are_left_of(node):
+    one, two = node.persistent("one", expiry_s=10), node.connect("two", 5, properties={RECEIVE_MAXIMUM: 1})
+    for client in (one, two):
+        client.subscribe(SHARED)
+    one.drop()
+    publish(node, 5)
+    node.advance(10)
+    assert len(node.stored("queue")) == 4
+    restarted = node.restart()
+    assert restarted.owner._subscribing.groups == {}
+    assert restarted.stored("queue") == restarted.stored("session") == []
+    assert restarted.dropped("group_ended") == 4
+
+
+def test_the_limit_of_a_group(start):
+    """One limit however many members are away; counted, and told once."""
+    node = start(settings=OwnerSettings(max_offline_messages=10, max_online_messages=3))
+    for name in ("one", "two"):
+        client = node.persistent(name)
+        client.subscribe(SHARED)
+        client.drop()
+    publish(node, 15)
+    assert node.dropped("queue_full") == 5
+    notices = node.owner.take_notices()
+    assert len(notices) == 1
+    assert "$share/g/a" in notices[0]
+    assert work(node.persistent("one")) == list(range(10))
+
+
+def test_qos0_waits_for_members_that_are_connected_only(node):
+    client = node.persistent("c")
+    client.subscribe(SHARED)
+    node.owner.receive(ConnectionPaused(client.key), node.now)
+    publish(node, 3, 0)
+    assert len(group_of(node).queue) == 3
+    client.drop()
+    assert node.dropped("offline_qos0") == 3
+    publish(node, 3, 0)
+    assert node.persistent("c").take() == []
+
+
+def test_what_expired_in_the_group(node):
+    client = node.persistent("c")
+    client.subscribe(SHARED)
+    client.drop()
+    publish(node, 3, properties={MESSAGE_EXPIRY: 5})
+    publish(node, 2, first=3)
+    node.advance(5)
+    for world in (node, node.restart()):
+        assert work(world.persistent("c")) == [3, 4]
+        assert world.dropped("expired") == 3
+        assert world.stored("queue") == []
+
+
+# Maximum Packet Size.
+
+
+def test_too_large_for_one_member_is_for_another(node):
+    """[MQTT-3.1.2-24], and the comment there on shared subscriptions."""
+    small, large = node.connect("small", 5, properties={PACKET_BYTES_MAX: 50}), node.connect("large", 5)
+    for client in (small, large):
+        client.subscribe(SHARED)
+    publish(node, 4, size=100)
+    assert numbers(large.take_publishes()) == [0, 1, 2, 3]
+    assert small.take() == []
+    assert node.owner.counters.dropped == {}
