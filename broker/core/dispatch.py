@@ -224,11 +224,25 @@ class Dispatcher:
     def _offer_group(self, group: SharedGroup, message: Message, now: float) -> None:
         """Send the message to the first member that can take it now, or queue it for whoever can later."""
         queue = group.queue
+        too_large = False
         if not len(queue):
-            for session in group.in_turn():
-                if self._can_take(session, message, group.members[session]):
-                    self._send(session, message, group.members[session], False, now)
-                    return
+            for place, session in enumerate(group.in_turn()):
+                subscription = group.members[session]
+                if not self._is_free(session, message, subscription):
+                    continue
+                attachment = session.attachment
+                assert attachment is not None
+                qos = self._qos(message, subscription)
+                if attachment.packet_bytes_max and _is_too_large(attachment, message, qos, subscription.encoded):
+                    too_large = True
+                    continue
+                group.pass_turn(place + 1)
+                self._send(session, message, subscription, False, now)
+                return
+        if too_large:
+            # [MQTT-3.1.2-25] It counts as delivered to one of those; what follows would wait behind it for nothing.
+            self.counters.drop("max_packet_size_exceeded")
+            return
         online = group.is_online()
         if message.qos == 0 and not online:
             return
@@ -253,14 +267,12 @@ class Dispatcher:
             if attachment is not None and not attachment.outlet.open:
                 self.waiting[session] = attachment.outlet
 
-    def _can_take(self, session: Session, message: Message, subscription: Subscription) -> bool:
+    def _is_free(self, session: Session, message: Message, subscription: Subscription) -> bool:
+        """Say whether the session could be sent the message now, if it is not too large."""
         attachment = session.attachment
         if attachment is None or attachment.paused or not attachment.outlet.open or not session.is_caught_up():
             return False
-        qos = self._qos(message, subscription)
-        if qos and session.inflight.is_full():
-            return False
-        return not _is_too_large(attachment, message, qos, subscription.encoded)
+        return not self._qos(message, subscription) or not session.inflight.is_full()
 
     def _qos(self, message: Message, subscription: Subscription) -> int:
         granted = subscription.options & QOS_MASK

@@ -531,8 +531,12 @@ class QueueOwner:
             return
         head = session.queue.head()
         assert len(session.queue) == 0 or (head is not None and head.qos > 0 and inflight.is_full())
-        if not len(session.queue):
-            assert not session.replays or inflight.is_full()
+        if len(session.queue):
+            return
+        assert not session.replays or inflight.is_full()
+        if not session.replays:
+            for group in session.groups:
+                assert group in self._dispatcher.loading_groups or not len(group.queue) or inflight.is_full()
 
 
 def _ignore(text: str) -> None:

@@ -52,7 +52,10 @@ class SharedGroup:
     def remove_member(self, session: "Session") -> None:
         """Remove a member."""
         del self.members[session]
-        self._order.remove(session)
+        place = self._order.index(session)
+        del self._order[place]
+        if place < self._turn:
+            self._turn -= 1
         session.groups.remove(self)
 
     def is_persistent(self) -> bool:
@@ -60,12 +63,12 @@ class SharedGroup:
         return any(session.persistent for session in self.members)
 
     def in_turn(self) -> list["Session"]:
-        """Return the members, each time beginning with another: who stands first is asked first."""
-        order = self._order
-        if not order:
-            return order
-        self._turn = (self._turn + 1) % len(order)
-        return order[self._turn :] + order[: self._turn]
+        """Return the members, beginning with the one whose turn it is: who stands first is asked first."""
+        return self._order[self._turn :] + self._order[: self._turn]
+
+    def pass_turn(self, members: int) -> None:
+        """The turn goes on by so many members: to the one behind who was served, and those who could not be."""
+        self._turn = (self._turn + members) % len(self._order)
 
     def is_online(self) -> bool:
         """Say whether a member is connected."""

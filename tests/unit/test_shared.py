@@ -123,6 +123,19 @@ def test_members_take_turns(node):
     assert [len(client.take()) for client in clients] == [10, 10, 10]
 
 
+def test_the_turn_of_a_member_that_can_take_nothing_is_everybodys_gain(node):
+    """Not that of the one who stands behind it."""
+    clients = [node.connect(f"c{number}") for number in range(4)]
+    for client in clients:
+        client.subscribe(SHARED, 0)
+    node.owner.receive(ConnectionPaused(clients[1].key), node.now)
+    publish(node, 30, 0)
+    assert [len(client.take()) for client in clients] == [10, 0, 10, 10]
+    clients[0].unsubscribe(SHARED)
+    publish(node, 10, 0)
+    assert [len(client.take()) for client in clients] == [0, 0, 5, 5]
+
+
 def test_the_qos_of_the_member_that_gets_it(node):
     """[MQTT-3.8.4-8]"""
     clients = [node.connect(f"c{qos}", 5) for qos in range(3)]
@@ -422,3 +435,26 @@ def test_too_large_for_one_member_is_for_another(node):
     assert numbers(large.take_publishes()) == [0, 1, 2, 3]
     assert small.take() == []
     assert node.owner.counters.dropped == {}
+
+
+def test_too_large_for_every_member_that_is_free_holds_up_nothing(node):
+    """It is dropped as if it had been sent [MQTT-3.1.2-25]; what comes after it is not left behind it."""
+    small = node.persistent("small", properties={PACKET_BYTES_MAX: 50})
+    small.subscribe(SHARED)
+    publish(node, 1, size=100)
+    publish(node, 2, first=1)
+    assert work(small) == [1, 2]
+    assert node.dropped("max_packet_size_exceeded") == 1
+    assert len(group_of(node).queue) == 0
+
+
+def test_too_large_for_who_is_free_waits_for_nobody(node):
+    small = node.connect("small", 5, properties={PACKET_BYTES_MAX: 50})
+    large = node.connect("large", 5, properties={RECEIVE_MAXIMUM: 1})
+    for client in (small, large):
+        client.subscribe(SHARED)
+    node.owner.receive(ConnectionPaused(large.key), node.now)
+    publish(node, 1, size=100)
+    publish(node, 1, first=1)
+    assert work(small) == [1]
+    assert node.dropped("max_packet_size_exceeded") == 1
