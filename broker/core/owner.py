@@ -118,7 +118,10 @@ class QueueOwner:
         sessions, groups = self._store.recover(window, settings.queue_lifo, progress or _ignore)
         self._subscribing.restore(sessions, groups)
         self.retained.recover(self._storage, self._store.clock)
-        self._wills.recover(self._storage, now, float(settings.leave_will_grace_s))
+        lasting = {session.client_id for session in sessions if session.expiry_s}
+        self._wills.recover(
+            self._storage, now, float(settings.leave_will_grace_s), float(settings.max_last_will_delay_s), lasting
+        )
         for session in sessions:
             self._sessions[session.client_id] = session
             if session.expiry_s == 0:
@@ -365,7 +368,7 @@ class QueueOwner:
         if len(self._expiries) > 2 * len(self._sessions) + _STALE_DEADLINES_MAX:
             # Sessions that ended long before their time would otherwise stay until it comes.
             self._expiries = [(left.scheduled_at, left.number, left) for left in self._sessions.values()]
-            self._expiries = [entry for entry in self._expiries if entry[0] > 0.0]
+            self._expiries = [entry for entry in self._expiries if entry[0] != 0.0]
             heapq.heapify(self._expiries)
 
     def _set_expiry(self, session: Session, expiry_s: int) -> None:

@@ -27,6 +27,7 @@ _RETAIN: Final = 4
 _EXPIRY: Final = 8
 _USER_NAME: Final = 16
 _HEAD: Final = struct.Struct(">BBQII")
+_STALE_DEADLINES_MAX: Final = 64
 
 
 @final
@@ -54,8 +55,11 @@ class Wills:
     def __len__(self) -> int:
         return len(self._left)
 
-    def recover(self, storage: Storage, now: float, grace_s: float) -> None:
-        """Read what is stored. Whoever was connected lost its connection to us, and has the grace to come back."""
+    def recover(self, storage: Storage, now: float, grace_s: float, delay_s_max: float, lasting: set[str]) -> None:
+        """Read what is stored. Whoever was connected lost its connection to us, and has the grace to come back.
+
+        `lasting` are the client ids whose sessions outlived that: those of the others ended, and with them their delays.
+        """
         clock = self._store.clock
         for key, value in storage.scan("will", b"", b""):
             check_version(value, VALUE_VERSION, "will")
@@ -74,7 +78,11 @@ class Wills:
             )
             left = LeftWill(key.decode(), user_name.decode() if flags & _USER_NAME else None, will)
             self._left[left.client_id] = left
-            due = clock.to_monotonic(deadline_ms) if deadline_ms else now + max(will.delay_s, grace_s)
+            if deadline_ms:
+                due = clock.to_monotonic(deadline_ms)
+            else:
+                delay_s = min(float(will.delay_s), delay_s_max) if left.client_id in lasting else 0.0
+                due = now + max(delay_s, grace_s)
             self._schedule(left, due)
 
     def leave(self, client_id: str, user_name: str | None, will: Will) -> None:
@@ -127,6 +135,10 @@ class Wills:
     def _schedule(self, left: LeftWill, due: float) -> None:
         left.due = due
         heapq.heappush(self._due, (due, left.client_id))
+        if len(self._due) > 2 * len(self._left) + _STALE_DEADLINES_MAX:
+            # Those of clients that came back in time would otherwise stay until their time comes.
+            self._due = [(left.due, client_id) for client_id, left in self._left.items() if left.due != 0.0]
+            heapq.heapify(self._due)
 
     def _put(self, left: LeftWill) -> None:
         will = left.will
@@ -153,5 +165,5 @@ class Wills:
 
     def validate(self) -> None:
         """Check that every will that waits has a deadline in the heap."""
-        waiting = {(left.due, left.client_id) for left in self._left.values() if left.due > 0.0}
+        waiting = {(left.due, left.client_id) for left in self._left.values() if left.due != 0.0}
         assert waiting <= set(self._due)

@@ -284,6 +284,30 @@ def test_two_crashes_do_not_publish_twice(node):
 
 
 @pytest.mark.parametrize(
+    ("delay_s", "expiry_s", "waits_s"),
+    [(3600, 0, GRACE_S), (3600, NEVER, 20), (15, NEVER, 15), (3600, 12, 12), (5, NEVER, GRACE_S)],
+)
+def test_the_bounds_of_a_delay_hold_after_a_crash(start, delay_s, expiry_s, waits_s):
+    """The session's end, and the longest delay that this node allows."""
+    node = start(settings=OwnerSettings(max_last_will_delay_s=20))
+    watch(node)
+    leave(node, delay_s, expiry_s)
+    restarted = node.restart()
+    watcher = restarted.persistent("watcher")
+    restarted.advance(waits_s - 1)
+    assert heard(watcher) == []
+    restarted.advance(1)
+    assert heard(watcher) == [b"gone"]
+
+
+def test_wills_that_went_leave_no_deadlines(node):
+    """A year of delay and a reconnect every second must not be 30 million remembered deadlines."""
+    for _ in range(300):
+        leave(node, 31_536_000, NEVER).drop()
+    assert len(node.owner._wills._due) < 100
+
+
+@pytest.mark.parametrize(
     "will",
     [
         will_of(0, payload=b""),
