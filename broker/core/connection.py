@@ -24,9 +24,11 @@ from typing import Any, Final, final
 from mypy_extensions import i64
 
 from broker.core.authentication import CONTINUE, FAILURE, Authenticator, Exchange
+from broker.core.client_window import ClientWindow
 from broker.core.counters import ListenerCounters
 from broker.core.events import CONNECTION_LOST, NEVER_EXPIRES_S, Attach
-from broker.core.records import PUBACK, PUBCOMP, PUBREC, Answer, ListenerBatch
+from broker.core.inflight import AHEAD_MAX
+from broker.core.records import PUBACK, PUBCOMP, PUBREC, PUBREL, Answer, ListenerBatch
 from broker.core.subscription import NO_LOCAL, RETAIN_AS_PUBLISHED, RETAIN_HANDLING_SHIFT
 from broker.core.will import Will
 from broker.mqtt.codec import decode, decode_ack, decode_publish, encode, encode_ack, is_utf8, split
@@ -172,6 +174,7 @@ class Connection:
         "state",
         "version",
         "want_read",
+        "window",
     )
 
     def __init__(
@@ -193,6 +196,8 @@ class Connection:
         self.output: list[bytes] = []
         self.dirty = False
         self.want_read = True
+        # None when the owner never hands over more than the client may have.
+        self.window: ClientWindow | None = None
         self._batch = batch
         self._limits = limits
         self._gate = gate
@@ -298,6 +303,8 @@ class Connection:
                 self._counters.received[first >> 4] += 1
                 packet_id, reason = decode_ack(data, first, start, end, self.version)
                 self._batch.acknowledge(first >> 4, self.number, packet_id, reason)
+                if self.window is not None and first >> 4 != PUBREL and (first >> 4 != PUBREC or reason >= _FAILURE):
+                    self.output.extend(self.window.finished(int(packet_id)))
             else:
                 self._counters.received[first >> 4] += 1
                 packet = decode(data, int(first), int(start), int(end), self.version)
@@ -561,7 +568,7 @@ class Connection:
         if expiry_s > 0 and self._session_expiry_s == 0:
             # Section 3.14.2.2.2: a session that was to end with the connection can't be prolonged.
             raise ProtocolError(Reason.PROTOCOL_ERROR, "session expiry interval of a session that ends now")
-        self._batch.detach(self.number, packet.reason, expiry_s)
+        self._batch.detach(self.number, packet.reason, expiry_s, self._unsent())
         self.state = CLOSED
         self.want_read = False
 
@@ -591,6 +598,8 @@ class Connection:
         if not self._is_attaching():
             return
         self._counters.connacks[_SUCCESS] += 1
+        if answer.window < AHEAD_MAX:
+            self.window = ClientWindow(answer.window)
         self.state = ATTACHED
         self.want_read = True
         if self._chunks:
@@ -643,6 +652,8 @@ class Connection:
         # [MQTT-3.4.2-2] [MQTT-3.4.2-3] [MQTT-3.5.2-2] [MQTT-3.5.2-3] [MQTT-3.6.2-2] [MQTT-3.6.2-3] [MQTT-3.7.2-2]
         # [MQTT-3.7.2-3].
         reason = answer.reason if self.version == 5 else _SUCCESS
+        if kind == PUBREL and self.window is not None:
+            self.window.released(answer.packet_id)
         self._counters.sent[kind] += 1
         self.output.append(encode_ack(kind, answer.packet_id, reason, b"", self.version))
 
@@ -700,8 +711,11 @@ class Connection:
     def lost(self, reason: int = CONNECTION_LOST) -> None:
         """The socket is closed, for that reason; the owner is told unless it knows already."""
         if self.state in (ATTACHING, ATTACHED):
-            self._batch.detach(self.number, reason, -1)
+            self._batch.detach(self.number, reason, -1, self._unsent())
         self.state = CLOSED
+
+    def _unsent(self) -> list[int]:
+        return [] if self.window is None else self.window.unsent()
 
     def close(self, reason: int, text: str, owner_knows: bool = False) -> None:
         """End the connection with a word to the client where its version has one for it.

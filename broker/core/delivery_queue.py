@@ -139,7 +139,7 @@ class DeliveryQueue:
             self.qos0 -= 1
 
     def pop_oldest(self) -> Delivery | None:
-        """Take the oldest delivery, to make room in a LIFO queue; None when it is in the store only, or there is none."""
+        """Take the oldest delivery, to make room in a LIFO queue; None when there is none in memory."""
         if self.tail_count or not len(self):
             return None
         source = self._head

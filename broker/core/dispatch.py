@@ -147,7 +147,7 @@ class Dispatcher:
             if attachment is None:
                 return -1
         delivery = Delivery(session.take_seq(), message, int(qos), flags & RETAIN_FLAG != 0, identifiers)
-        if qos and sendable and session.is_caught_up() and not session.inflight.is_full():
+        if qos and sendable and session.is_caught_up() and session.inflight.has_room(delivery):
             # [MQTT-4.3.2-2] [MQTT-4.3.3-2]
             packet_id: i64 = session.inflight.add(delivery, now)
             self.counters.mqtt_publish_sent += 1
@@ -161,6 +161,9 @@ class Dispatcher:
         queue = session.queue
         attachment = session.attachment
         messages_max = self._messages_max(attachment is not None)
+        if messages_max >= 0 and attachment is not None:
+            # What waits at the listener waits all the same.
+            messages_max = max(0, messages_max - session.inflight.ahead_count())
         if not queue.has_room(messages_max, self._settings.max_queued_bytes, delivery.size):
             if not queue.dropping:
                 queue.dropping = True
@@ -396,7 +399,10 @@ class Dispatcher:
             attachment.outlet.batch.acknowledge(PUBREL, attachment.connection, delivery.packet_id, 0)
         elif self._is_deliverable(attachment, delivery, now):
             # [MQTT-3.3.1-1] [MQTT-3.3.1-3] [MQTT311-3.3.1-1] [MQTT311-3.3.1-3] Sent again, with the flag that says so.
-            head = delivery.packet_id << 16 | delivery.qos | DUP_FLAG | (RETAIN_FLAG if delivery.retain else 0)
+            head = delivery.packet_id << 16 | delivery.qos | (RETAIN_FLAG if delivery.retain else 0)
+            if not delivery.fresh:
+                head |= DUP_FLAG
+            delivery.fresh = False
             attachment.outlet.deliver(attachment.connection, head, delivery.message, delivery.identifiers, now)
         return True
 
@@ -407,7 +413,7 @@ class Dispatcher:
         if delivery is None:
             self.loading[session] = True
             return False
-        if delivery.qos and session.inflight.is_full():
+        if delivery.qos and not session.inflight.has_room(delivery):
             return False
         # [MQTT-4.9.0-2] [MQTT-4.6.0-5] [MQTT-4.6.0-6] [MQTT311-4.6.0-5] [MQTT311-4.6.0-6]
         queue.take(delivery)

@@ -67,15 +67,23 @@ class Attach(Event):
 class Detach(Event):
     """The connection ended: `reason` is the DISCONNECT's, or CONNECTION_LOST without one.
 
-    `session_expiry_s` replaces the session's interval when the DISCONNECT carried one, else -1.
+    `session_expiry_s` replaces the session's interval when the DISCONNECT carried one, else -1. `unsent` are the packet
+    ids of deliveries that the listener held back.
     """
 
-    __slots__ = ("connection", "reason", "session_expiry_s")
+    __slots__ = ("connection", "reason", "session_expiry_s", "unsent")
 
-    def __init__(self, connection: int, reason: int = CONNECTION_LOST, session_expiry_s: int = -1) -> None:
+    def __init__(
+        self,
+        connection: int,
+        reason: int = CONNECTION_LOST,
+        session_expiry_s: int = -1,
+        unsent: list[int] | None = None,
+    ) -> None:
         self.connection = connection
         self.reason = reason
         self.session_expiry_s = session_expiry_s
+        self.unsent: list[int] = unsent or []
 
 
 @mypyc_attr(acyclic=True)

@@ -1,7 +1,8 @@
 """Inflight: the deliveries that were sent to a client and not yet acknowledged.
 
 It owns the packet ids of one session in the direction to the client, and the window that bounds
-them. It survives connections: what is in flight when one ends is sent again on the next, in the same order and
+them. Small deliveries may run ahead of the client's window as far as the listener, which keeps it (`client_window`); for
+the owner they are in flight. It survives connections: what is in flight when one ends is sent again on the next, in the same order and
 under the same ids. The window may be smaller then, so what was in flight may have to wait for it once more.
 """
 
@@ -11,17 +12,23 @@ from typing import Final, final
 from broker.core.message import Delivery
 
 PACKET_ID_MAX: Final = 65535
+# What a listener may hold for a client beside its window: at most so many deliveries together, of so many bytes each.
+# 50 KB for a client that stops acknowledging; two processes are woken for this many messages instead of a window's.
+AHEAD_MAX: Final = 192
+AHEAD_BYTES_MAX: Final = 256
 
 
 @final
 class Inflight:
     """Deliveries by packet id, in the order in which they were first sent."""
 
-    __slots__ = ("_next_id", "_outstanding", "_resend", "deliveries", "window")
+    __slots__ = ("_next_id", "_outstanding", "_resend", "ahead", "deliveries", "window")
 
     def __init__(self, window: int) -> None:
         self.deliveries: dict[int, Delivery] = {}
         self.window = window
+        # How many may be under way when the listener holds back those that are over the window; 0 for no running ahead.
+        self.ahead: int = 0
         self._next_id: int = 1
         # How many were sent on the present connection and are not acknowledged.
         self._outstanding: int = 0
@@ -34,6 +41,18 @@ class Inflight:
     def is_full(self) -> bool:
         """Say whether the client has as many unacknowledged deliveries as it may have [MQTT-3.3.4-9]."""
         return self._outstanding >= self.window
+
+    def ahead_count(self) -> int:
+        """Return how many are under way over the window: they wait, if at the listener."""
+        return max(0, self._outstanding - self.window)
+
+    def has_room(self, delivery: Delivery) -> bool:
+        """Say whether the delivery may be sent, or run ahead. What expires does not: it would grow old at the listener."""
+        if self._outstanding < self.window:
+            return True
+        if self._outstanding >= self.ahead or delivery.size > AHEAD_BYTES_MAX:
+            return False
+        return delivery.message.expires_at == 0.0
 
     def add(self, delivery: Delivery, now: float) -> int:
         """Give the delivery a packet id that is not in use and return it; it counts as sent.
@@ -68,6 +87,13 @@ class Inflight:
             if delivery.sent:
                 self._outstanding -= 1
         return delivery
+
+    def set_fresh(self, packet_ids: list[int]) -> None:
+        """Take note of what was held back: it goes out for the first time on the next connection."""
+        for packet_id in packet_ids:
+            delivery = self.deliveries.get(packet_id)
+            if delivery is not None and not delivery.released:
+                delivery.fresh = True
 
     def begin_resend(self) -> None:
         """A new connection: everything in flight is to be sent again [MQTT-4.4.0-1]."""

@@ -210,7 +210,7 @@ class ListenerCore:
             connection = self.connections.get(int(number))
             if connection is None or connection.state != ATTACHED:
                 continue
-            if connection.has_aliases:
+            if connection.has_aliases or (flags & 3 and connection.window is not None):
                 self._deliver_one(connection, record, expiring, packet_id, flags)
                 continue
             shape = int(connection.version << 8 | flags)
@@ -241,7 +241,9 @@ class ListenerCore:
         self, connection: Connection, record: Deliver, properties: bytes, packet_id: i64, flags: i64
     ) -> None:
         topic = record.topic
-        if connection.has_aliases:
+        window = connection.window if flags & 3 else None
+        # What is held back goes out later than what follows it with QoS 0, so it must not be what sets an alias.
+        if connection.has_aliases and (window is None or not window.is_full()):
             topic, alias = connection.outgoing_alias(topic, len(topic) + len(properties) + len(record.payload))
             properties = alias + properties
         packet = encode_publish(
@@ -254,7 +256,8 @@ class ListenerCore:
             properties,
             connection.version,
         )
-        connection.output.append(packet)
+        if window is None or window.admit(int(packet_id), packet):
+            connection.output.append(packet)
         self.counters.publishes_sent += 1
         self.counters.mqtt_publish_bytes_sent += len(record.payload)
         self._mark(connection)

@@ -44,7 +44,7 @@ from broker.core.events import (
     SubscribeReceived,
     UnsubscribeReceived,
 )
-from broker.core.inflight import PACKET_ID_MAX
+from broker.core.inflight import AHEAD_MAX, PACKET_ID_MAX
 from broker.core.message import Message
 from broker.core.outlet import Outlet
 from broker.core.publishing import Publishing
@@ -284,6 +284,7 @@ class QueueOwner:
         # [MQTT-4.1.0-1] [MQTT311-4.1.0-2] It does not end while it is connected.
         session.expires_at = 0.0
         session.inflight.window = self._window(event)
+        session.inflight.ahead = self._ahead(session.inflight.window)
         self._attachments[event.connection] = attachment
         self._set_expiry(session, event.session_expiry_s)
         if event.will is not None:
@@ -291,7 +292,7 @@ class QueueOwner:
         if self.settings.retry_interval_s and self._retry_at == math.inf:
             self._retry_at = now + _RETRY_CHECK_S
         # [MQTT-3.2.2-2] [MQTT-3.2.2-3] [MQTT311-3.2.2-1] [MQTT311-3.2.2-2] [MQTT311-3.2.2-3]
-        outlet.batch.connack(event.connection, _SUCCESS, present)
+        outlet.batch.connack(event.connection, _SUCCESS, present, session.inflight.window)
         # [MQTT-3.1.2-5] [MQTT311-3.1.2-4]
         self._dispatcher.redeliver(attachment, now)
 
@@ -301,9 +302,18 @@ class QueueOwner:
             return min(event.receive_maximum or PACKET_ID_MAX, self.settings.receive_max_client)
         return self.settings.max_inflight_messages or PACKET_ID_MAX
 
+    def _ahead(self, window: int) -> int:
+        """Return how many deliveries may be under way at all, those included that the listener holds."""
+        if self.settings.retry_interval_s:
+            # A retry must not send again what the listener has not sent at all.
+            return 0
+        online_max = self.settings.max_online_messages
+        return AHEAD_MAX if online_max < 0 else min(AHEAD_MAX, window + online_max)
+
     def _detach_received(self, event: Detach, now: float) -> None:
         attachment = self._attachments.get(event.connection)
         if attachment is not None:
+            attachment.session.inflight.set_fresh(event.unsent)
             self._detach(attachment, event.reason, event.session_expiry_s, now)
 
     def _close(self, attachment: Attachment, reason: int, now: float) -> None:
@@ -533,7 +543,7 @@ class QueueOwner:
         if session in self._dispatcher.loading:
             return
         head = session.queue.head()
-        assert len(session.queue) == 0 or (head is not None and head.qos > 0 and inflight.is_full())
+        assert len(session.queue) == 0 or (head is not None and head.qos > 0 and not inflight.has_room(head))
         if len(session.queue):
             return
         assert not session.replays or inflight.is_full()

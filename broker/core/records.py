@@ -17,13 +17,14 @@ are a u16 length and the bytes.
       SUBSCRIBE   8  connection u32, packet id u16, count u32, subscription identifier u32 (0: none), then count x
                      (filter str, options u8 as in MQTT 5's SUBSCRIBE, or a reason of 128 and more)
       UNSUBSCRIBE 10 connection u32, packet id u16, count u32, then count x filter str
-      DETACH      14 connection u32, reason u8, expiry given u8, session expiry u32
+      DETACH      14 connection u32, reason u8, expiry given u8, session expiry u32, count u16, then count x packet id
+                     u16 that was held back
       PAUSED      20 connection u32
       RESUMED     21 connection u32
       COUNTERS    22 0 u32, length u16, then the listener's counters (see `counters`)
 
     owner -> listener  header: version u8, owner generation u32, generation u32, consumed u32
-      CONNACK     2  connection u32, reason u8, session present u8
+      CONNACK     2  connection u32, reason u8, session present u8, window u16
       DELIVER     3  flags u8 (8 expiry), topic u16, properties u32, payload u32, expiry u32, targets u32,
                      then targets x (connection u32, packet id u16, flags u16 (QoS, 4 retain, 8 DUP)), topic,
                      properties, payload
@@ -244,7 +245,7 @@ class ListenerBatch:
         for topic_filter in filters:
             _put_string(writer, topic_filter)
 
-    def detach(self, connection: int, reason: int, session_expiry_s: int) -> None:
+    def detach(self, connection: int, reason: int, session_expiry_s: int, unsent: list[int]) -> None:
         """Append a DETACH; `session_expiry_s` is -1 when the DISCONNECT did not set one."""
         writer = self._writer
         _put_u8(writer, DETACH)
@@ -252,6 +253,9 @@ class ListenerBatch:
         _put_u8(writer, reason)
         _put_u8(writer, 0 if session_expiry_s < 0 else 1)
         _put_u32(writer, max(session_expiry_s, 0))
+        _put_u16(writer, len(unsent))
+        for packet_id in unsent:
+            _put_u16(writer, packet_id)
 
     def paused(self, connection: int) -> None:
         """Append a PAUSED."""
@@ -340,7 +344,11 @@ def _unpack_rare(frame: bytes, kind: int, base: int, pos: int) -> tuple[Event, i
         return _unpack_attach(frame, connection, pos)
     if kind == DETACH:
         expiry: int = _u32(frame, pos + 2)
-        return Detach(connection, frame[pos], expiry if frame[pos + 1] else -1), pos + 6
+        unsent: list[int] = []
+        unsent_end: int = pos + 8 + 2 * _u16(frame, pos + 6)
+        for at in range(pos + 8, unsent_end, 2):
+            unsent.append(int(_u16(frame, at)))
+        return Detach(connection, frame[pos], expiry if frame[pos + 1] else -1, unsent), unsent_end
     if kind == PAUSED:
         return ConnectionPaused(connection), pos
     if kind == RESUMED:
@@ -431,13 +439,14 @@ class OwnerBatch:
         """Return the records without headers, a frame's worth each."""
         return [*self._full, self._writer.getvalue()] if len(self._writer) else self._full
 
-    def connack(self, connection: int, reason: int, session_present: bool) -> None:
-        """Append a CONNACK."""
+    def connack(self, connection: int, reason: int, session_present: bool, window: int = 0) -> None:
+        """Append a CONNACK; `window` is how many QoS 1 and 2 deliveries the client may have under way."""
         writer = self._writer
         _put_u8(writer, CONNACK)
         _put_u32(writer, connection & 0xFFFFFFFF)
         _put_u8(writer, reason)
         _put_u8(writer, 1 if session_present else 0)
+        _put_u16(writer, window)
 
     def deliver_head(self, message: Message, identifiers: bytes, expiry_s: i64, targets: i64) -> None:
         """Begin a DELIVER; `targets` calls of `target` and one of `deliver_body` must follow.
@@ -565,7 +574,7 @@ class Deliver(OwnerRecord):
 class Answer(OwnerRecord):
     """A CONNACK, CLOSE or acknowledgement for one connection, by `kind`."""
 
-    __slots__ = ("connection", "kind", "packet_id", "reason", "reasons", "session_present")
+    __slots__ = ("connection", "kind", "packet_id", "reason", "reasons", "session_present", "window")
 
     def __init__(self, kind: int, connection: int, packet_id: int, reason: int) -> None:
         self.kind = kind
@@ -574,6 +583,7 @@ class Answer(OwnerRecord):
         self.reason = reason
         self.reasons: bytes = b""
         self.session_present = False
+        self.window: int = 0
 
 
 def unpack_owner_records(frame: bytes, start: int = OWNER_HEADER_BYTES) -> list[OwnerRecord]:
@@ -620,7 +630,8 @@ def _unpack_answer(frame: bytes, kind: int, pos: int) -> tuple[Answer, int]:
     if kind == CONNACK:
         answer = Answer(CONNACK, connection, 0, frame[pos])
         answer.session_present = frame[pos + 1] != 0
-        return answer, pos + 2
+        answer.window = _u16(frame, pos + 2)
+        return answer, pos + 4
     if kind == CLOSE:
         return Answer(CLOSE, connection, 0, frame[pos]), pos + 1
     assert kind in (SUBACK, UNSUBACK), f"unknown record {kind}"

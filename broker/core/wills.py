@@ -58,7 +58,7 @@ class Wills:
     def recover(self, storage: Storage, now: float, grace_s: float, delay_s_max: float, lasting: set[str]) -> None:
         """Read what is stored. Whoever was connected lost its connection to us, and has the grace to come back.
 
-        `lasting` are the client ids whose sessions outlived that: those of the others ended, and with them their delays.
+        `lasting` are the client ids whose sessions outlived that: the others ended, and with them their delays.
         """
         clock = self._store.clock
         for key, value in storage.scan("will", b"", b""):

@@ -8,6 +8,7 @@ from core_helpers import Node, started_nodes
 
 from broker.core.delivery_queue import HEAD_MAX
 from broker.core.events import ConnectionPaused, ConnectionResumed, PubackReceived
+from broker.core.inflight import AHEAD_MAX
 from broker.core.settings import OwnerSettings
 from broker.mqtt.packets import Connect, Puback, Publish, Will
 from broker.mqtt.properties import Property
@@ -110,7 +111,10 @@ def test_a_queue_goes_on_growing_while_it_is_read(start, size):
     client = restarted.persistent("c")
     first = [packet for packet in client.take_publishes() if packet.dup]
     client.drop()
-    assert heard + numbers(packet.payload for packet in first) == list(range(1600))
+    # Small ones had run ahead to the listener, which died with the node: they may have been sent.
+    heard += numbers(packet.payload for packet in first)
+    assert heard == list(range(len(heard)))
+    assert 1600 <= len(heard) < 1600 + AHEAD_MAX
     restarted.validate()
 
 
@@ -370,7 +374,8 @@ def test_what_expires_in_the_tail_is_dropped_when_its_turn_comes(start, size):
 def test_a_long_queue_and_a_client_that_pauses(start):
     node = start(settings=OwnerSettings(**UNLIMITED))
     away(node)
-    publish(node, 1500)
+    # Too large to run ahead of the window.
+    publish(node, 1500, 300)
     node = node.restart()
     client = node.persistent("c", properties={RECEIVE_MAXIMUM: 50})
     heard = []

@@ -100,7 +100,7 @@ def pack_event(batch, event):
     if isinstance(event, Attach):
         batch.attach(event)
     elif isinstance(event, Detach):
-        batch.detach(event.connection, event.reason, event.session_expiry_s)
+        batch.detach(event.connection, event.reason, event.session_expiry_s, event.unsent)
     elif isinstance(event, PublishReceived):
         message = event.message
         batch.publish(
