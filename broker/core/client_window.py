@@ -13,7 +13,12 @@ on the next one.
 """
 
 from collections import deque
-from typing import final
+from typing import Final, final
+
+from broker.core.inflight import AHEAD_MAX
+
+# With more than this held, the owner need not hear of an acknowledgement at once: it has nothing to do for it.
+HELD_LOW: Final = AHEAD_MAX // 2
 
 
 @final
@@ -53,6 +58,10 @@ class ClientWindow:
             self._outstanding.add(held_id)
             packets.append(packet)
         return packets
+
+    def is_well_supplied(self) -> bool:
+        """Say whether so much is held that the owner may hear of acknowledgements later, many together."""
+        return len(self._held) > HELD_LOW
 
     def unsent(self) -> list[int]:
         """Return the packet ids of what is held."""

@@ -302,9 +302,7 @@ class Connection:
             elif PUBACK <= first >> 4 <= PUBCOMP:
                 self._counters.received[first >> 4] += 1
                 packet_id, reason = decode_ack(data, first, start, end, self.version)
-                self._batch.acknowledge(first >> 4, self.number, packet_id, reason)
-                if self.window is not None and first >> 4 != PUBREL and (first >> 4 != PUBREC or reason >= _FAILURE):
-                    self.output.extend(self.window.finished(int(packet_id)))
+                self._acknowledged(first >> 4, packet_id, reason)
             else:
                 self._counters.received[first >> 4] += 1
                 packet = decode(data, int(first), int(start), int(end), self.version)
@@ -315,6 +313,15 @@ class Connection:
         return pos > 0 and self.state == ATTACHED
 
     # From the client.
+
+    def _acknowledged(self, kind: i64, packet_id: i64, reason: i64) -> None:
+        """Take a PUBACK, PUBREC, PUBREL or PUBCOMP."""
+        window = self.window
+        lazy = False
+        if window is not None and kind != PUBREL and (kind != PUBREC or reason >= _FAILURE):
+            self.output.extend(window.finished(int(packet_id)))
+            lazy = window.is_well_supplied()
+        self._batch.acknowledge(kind, self.number, packet_id, reason, lazy)
 
     def _greet(self, data: bytes, first: i64, start: i64, end: i64, make_client_id: Callable[[], str]) -> None:
         """Take a packet before the session is attached."""

@@ -1,9 +1,9 @@
 """Inflight: the deliveries that were sent to a client and not yet acknowledged.
 
-It owns the packet ids of one session in the direction to the client, and the window that bounds
-them. Small deliveries may run ahead of the client's window as far as the listener, which keeps it (`client_window`); for
-the owner they are in flight. It survives connections: what is in flight when one ends is sent again on the next, in the same order and
-under the same ids. The window may be smaller then, so what was in flight may have to wait for it once more.
+It owns the packet ids of one session in the direction to the client, and the window that bounds them. Small deliveries
+may run ahead of the client's window as far as the listener, which keeps it (`client_window`); for the owner they are in
+flight. It survives connections: what is in flight when one ends is sent again on the next, in the same order and under
+the same ids. The window may be smaller then, so what was in flight may have to wait for it once more.
 """
 
 from collections import deque
@@ -47,7 +47,7 @@ class Inflight:
         return max(0, self._outstanding - self.window)
 
     def has_room(self, delivery: Delivery) -> bool:
-        """Say whether the delivery may be sent, or run ahead. What expires does not: it would grow old at the listener."""
+        """Say whether the delivery may be sent, or run ahead. What expires does not: it would grow old there."""
         if self._outstanding < self.window:
             return True
         if self._outstanding >= self.ahead or delivery.size > AHEAD_BYTES_MAX:

@@ -32,6 +32,8 @@ from broker.core.records import (
 from broker.mqtt.codec import encode_publish, encode_publish_parts
 from broker.mqtt.reasons import Reason
 
+# Acknowledgements that nobody waits for leave together, some hundreds in a frame.
+LAZY_BYTES_MAX: Final = 4096
 _EXPIRY_PROPERTY: Final = b"\x02"
 
 
@@ -145,8 +147,12 @@ class ListenerCore:
         return self._credit_bytes <= 0
 
     def wants_flush(self) -> bool:
-        """Say whether there is something to tell the owner: records, or credit worth a frame."""
-        return self.batch.size() > 0 or self._consumed_bytes * 8 >= WINDOW_BYTES
+        """Say whether there is something to tell the owner at once: records, or credit worth a frame."""
+        return self.batch.urgent or self._consumed_bytes * 8 >= WINDOW_BYTES or self.batch.size() >= LAZY_BYTES_MAX
+
+    def wants_lazy_flush(self) -> bool:
+        """Say whether there are only records that can wait a moment, to leave together with others."""
+        return self.batch.size() > 0
 
     def is_full(self) -> bool:
         """Say whether the batch has the size of a frame and should leave before more is read."""

@@ -129,15 +129,16 @@ def pack_target(writer: BytesWriter, connection: i64, packet_id: i64, flags: i64
 
 @final
 class ListenerBatch:
-    """Records of one listener for the owner, in order."""
+    """Records of one listener for the owner, in order. `urgent` says that one of them should leave at once."""
 
-    __slots__ = ("_generation", "_listener", "_owner_generation", "_writer")
+    __slots__ = ("_generation", "_listener", "_owner_generation", "_writer", "urgent")
 
     def __init__(self, listener: int, generation: int, owner_generation: int) -> None:
         self._listener = listener
         self._generation = generation
         self._owner_generation = owner_generation
         self._writer = BytesWriter()
+        self.urgent = False
 
     def size(self) -> int:
         """Return the bytes of records that wait to be taken."""
@@ -153,16 +154,19 @@ class ListenerBatch:
         _put_u32(head, consumed_bytes)
         head.write(self._writer.getvalue())
         self._writer = BytesWriter()
+        self.urgent = False
         return head.getvalue()
 
     def reset(self, owner_generation: int) -> None:
         """Forget what was said to an owner that is gone."""
         self._owner_generation = owner_generation
         self._writer = BytesWriter()
+        self.urgent = False
 
     def attach(self, event: Attach) -> None:
         """Append an ATTACH."""
         writer = self._writer
+        self.urgent = True
         _put_u8(writer, ATTACH)
         _put_u32(writer, event.connection & 0xFFFFFFFF)
         _put_u8(writer, event.version)
@@ -197,6 +201,7 @@ class ListenerBatch:
     ) -> None:
         """Append a PUBLISH; `expiry_s` is -1 without a Message Expiry Interval."""
         writer = self._writer
+        self.urgent = True
         _put_u8(writer, PUBLISH)
         flags: i64 = qos
         if retain:
@@ -215,9 +220,11 @@ class ListenerBatch:
             writer.write(properties)
         writer.write(payload)
 
-    def acknowledge(self, kind: i64, connection: i64, packet_id: i64, reason: i64) -> None:
-        """Append a PUBACK, PUBREC, PUBREL or PUBCOMP."""
+    def acknowledge(self, kind: i64, connection: i64, packet_id: i64, reason: i64, lazy: bool = False) -> None:
+        """Append a PUBACK, PUBREC, PUBREL or PUBCOMP; nobody waits for what comes of a lazy one."""
         writer = self._writer
+        if not lazy:
+            self.urgent = True
         _put_u8(writer, kind)
         _put_u32(writer, connection)
         _put_u16(writer, packet_id)
@@ -226,6 +233,7 @@ class ListenerBatch:
     def subscribe(self, connection: int, packet_id: int, identifier: int, requests: list[tuple[bytes, int]]) -> None:
         """Append a SUBSCRIBE of (filter, options or reason)."""
         writer = self._writer
+        self.urgent = True
         _put_u8(writer, SUBSCRIBE)
         _put_u32(writer, connection)
         _put_u16(writer, packet_id)
@@ -238,6 +246,7 @@ class ListenerBatch:
     def unsubscribe(self, connection: int, packet_id: int, filters: list[bytes]) -> None:
         """Append an UNSUBSCRIBE."""
         writer = self._writer
+        self.urgent = True
         _put_u8(writer, UNSUBSCRIBE)
         _put_u32(writer, connection)
         _put_u16(writer, packet_id)
@@ -248,6 +257,7 @@ class ListenerBatch:
     def detach(self, connection: int, reason: int, session_expiry_s: int, unsent: list[int]) -> None:
         """Append a DETACH; `session_expiry_s` is -1 when the DISCONNECT did not set one."""
         writer = self._writer
+        self.urgent = True
         _put_u8(writer, DETACH)
         _put_u32(writer, connection)
         _put_u8(writer, reason)
@@ -259,16 +269,19 @@ class ListenerBatch:
 
     def paused(self, connection: int) -> None:
         """Append a PAUSED."""
+        self.urgent = True
         _put_u8(self._writer, PAUSED)
         _put_u32(self._writer, connection)
 
     def resumed(self, connection: int) -> None:
         """Append a RESUMED."""
+        self.urgent = True
         _put_u8(self._writer, RESUMED)
         _put_u32(self._writer, connection)
 
     def counters(self, packed: bytes) -> None:
         """Append a COUNTERS."""
+        self.urgent = True
         _put_u8(self._writer, COUNTERS)
         _put_u32(self._writer, 0)
         _put_string(self._writer, packed)

@@ -38,6 +38,8 @@ GC_THRESHOLD = 100_000
 _BACKLOG = 4096
 _FRAMES_PER_TURN = 64
 _TICK_S = 1.0
+# How long acknowledgements wait for company that nobody waits for.
+_LAZY_FLUSH_S = 0.01
 # A closing client gets this long to read the last words.
 _CLOSE_TIMEOUT_S = 5.0
 _STOP_TIMEOUT_S = 3.0
@@ -168,6 +170,7 @@ class ListenerProcess:
         self.loop = asyncio.get_running_loop()
         self.loop.set_exception_handler(crash)
         self._turn_scheduled = False
+        self._flush_scheduled = False
         self._spoke = False
         self._stopping = asyncio.Event()
 
@@ -264,7 +267,19 @@ class ListenerProcess:
     def flush(self) -> None:
         """Send the owner what there is to say."""
         core = self.core
-        if core.owner_generation and core.wants_flush():
+        if not core.owner_generation:
+            return
+        if core.wants_flush():
+            self._channel.send(core.take_frame())
+            self._spoke = True
+        elif core.wants_lazy_flush() and not self._flush_scheduled:
+            self._flush_scheduled = True
+            self.loop.call_later(_LAZY_FLUSH_S, self._flush_lazily)
+
+    def _flush_lazily(self) -> None:
+        self._flush_scheduled = False
+        core = self.core
+        if core.owner_generation and core.wants_lazy_flush():
             self._channel.send(core.take_frame())
             self._spoke = True
 
