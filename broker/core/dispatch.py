@@ -354,10 +354,12 @@ class Dispatcher:
         attachment.session.inflight.begin_resend()
         self.drain(attachment, now)
 
-    def replay(self, session: Session, topics: list[bytes], subscription: Subscription, now: float) -> None:
+    def replay(
+        self, session: Session, topic_filter: bytes, topics: list[bytes], subscription: Subscription, now: float
+    ) -> None:
         """Send the retained messages of these topics as the connection can take them."""
         assert session.attachment is not None
-        session.replays.append(Replay(topics, subscription))
+        session.replays.append(Replay(topic_filter, topics, subscription))
         self.drain(session.attachment, now)
 
     def drain(self, attachment: Attachment, now: float) -> None:

@@ -27,9 +27,10 @@ from broker.core.subscription import Subscription
 class Replay:
     """Retained messages that a new subscription has yet to be sent: their topics, and how to send them."""
 
-    __slots__ = ("next", "subscription", "topics")
+    __slots__ = ("next", "subscription", "topic_filter", "topics")
 
-    def __init__(self, topics: list[bytes], subscription: Subscription) -> None:
+    def __init__(self, topic_filter: bytes, topics: list[bytes], subscription: Subscription) -> None:
+        self.topic_filter = topic_filter
         self.topics = topics
         self.subscription = subscription
         self.next: int = 0
@@ -80,6 +81,12 @@ class Session:
     def is_caught_up(self) -> bool:
         """Say whether nothing older waits: neither in the queue nor to be sent again."""
         return self.queue.is_empty() and not self.inflight.is_resending()
+
+    def end_replay(self, topic_filter: bytes) -> None:
+        """Send no more of what was retained for this subscription when it was made."""
+        for replay in list(self.replays):
+            if replay.topic_filter == topic_filter:
+                self.replays.remove(replay)
 
     def take_seq(self) -> int:
         """Return the next place in the queue; places only grow, so the store keeps the order."""

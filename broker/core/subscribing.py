@@ -74,9 +74,10 @@ class Subscribing:
                 replays.append((topic_filter, wanted))
         attachment.outlet.batch.suback(event.connection, event.packet_id, reasons)
         for topic_filter, wanted in replays:
+            session.end_replay(topic_filter)
             topics = self._retained.match_topics(topic_filter)
             if topics:
-                self._dispatcher.replay(session, topics, wanted, now)
+                self._dispatcher.replay(session, topic_filter, topics, wanted, now)
 
     def _refusal(self, session: Session, topic_filter: bytes) -> int:
         """Return why the subscription can't be made, 0 when it can."""
@@ -120,6 +121,7 @@ class Subscribing:
                 continue
             reasons.append(_SUCCESS)
             del session.subscriptions[topic_filter]
+            session.end_replay(topic_filter)
             self._unroute(session, topic_filter, now)
             if session.persistent:
                 self._store.delete_subscription(session, topic_filter)

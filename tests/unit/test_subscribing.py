@@ -214,6 +214,32 @@ def test_what_a_reconnect_finds_of_a_replay_goes_on(node):
     assert [(packet.dup, packet.retain) for packet in packets] == [(True, True)] * 2 + [(False, True)] * 3
 
 
+def test_unsubscribing_ends_a_replay(node):
+    """[MQTT-3.10.4-2]: nothing more is taken up for a subscription that is gone; others' replays go on."""
+    retained(node, 5)
+    client = node.connect("c", 5, properties={RECEIVE_MAXIMUM: 1})
+    (first,) = replay(client, request(b"r/+"), request(b"r/4"))
+    client.unsubscribe(b"r/+")
+    client.acknowledge(first.packet_id)
+    assert [packet.topic for packet in client.take_publishes()] == [b"r/4"]
+
+
+def test_subscribing_again_begins_the_replay_anew(node):
+    """[MQTT-3.8.4-4]: one replay for each subscription, however often a client that doesn't read asks for it."""
+    retained(node, 5)
+    client = node.connect("c", 5)
+    node.owner.receive(ConnectionPaused(client.key), node.now)
+    for _ in range(20):
+        assert replay(client, request(b"r/+", 1), request(b"r/0", 0)) == []
+    assert len(node.owner._sessions["c"].replays) == 2
+    replay(client, request(b"r/+", 0))
+    node.owner.receive(ConnectionResumed(client.key), node.now)
+    node.settle()
+    packets = client.take_publishes()
+    assert sorted(packet.topic for packet in packets) == [b"r/0", b"r/0", b"r/1", b"r/2", b"r/3", b"r/4"]
+    assert all(packet.qos == 0 for packet in packets)
+
+
 # Many at once, limits, replacing.
 
 
