@@ -156,8 +156,7 @@ class QueueOwner:
 
     def receive_forwarded(self, message: Message, now: float) -> None:
         """Deliver what another node forwarded; it is never forwarded again (one hop)."""
-        route = self._routes.find(message.topic)
-        self._dispatcher.deliver(message, route, now)
+        self._publishing.receive_forwarded(message, now)
 
     def forward_acknowledged(self, ticket: Ticket, now: float) -> None:
         """One of the nodes that the PUBLISH waited for has taken the message."""

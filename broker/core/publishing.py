@@ -117,6 +117,12 @@ class Publishing:
         self._dispatcher.deliver(message, route, now)
         self._forward(message, route, None)
 
+    def receive_forwarded(self, message: Message, now: float) -> None:
+        """Deliver what came from elsewhere. It has its id, but for QoS 0; where QoS is upgraded that is stored, too."""
+        if self._numbers_all and not message.number:
+            self._number(message)
+        self._dispatcher.deliver(message, self._routes.find(message.topic), now)
+
     def _number(self, message: Message) -> None:
         self._message_number += 1
         message.origin = self._store_id

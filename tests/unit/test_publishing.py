@@ -3,6 +3,7 @@
 import pytest
 from core_helpers import Node, StubInterest, started_nodes
 
+from broker.core.message import Message
 from broker.core.settings import OwnerSettings
 from broker.mqtt.packets import Puback, Pubcomp, Publish, Pubrec, Pubrel
 from broker.mqtt.properties import Property
@@ -317,3 +318,17 @@ def test_upgraded_qos_is_kept_for_who_is_away(start):
     node.connect("c").publish(b"a", LARGE, qos=0)
     (packet,) = node.restart().persistent("w").take_publishes()
     assert (packet.payload, packet.qos) == (LARGE, 1)
+
+
+def test_upgraded_messages_of_nobody_are_stored_under_ids_too(start):
+    """What the node itself or another publishes with QoS 0 has no id; where it is stored it needs one."""
+    node = start(settings=OwnerSettings(upgrade_outgoing_qos=True))
+    watcher = node.persistent("w")
+    watcher.subscribe(b"$SYS/#", 1)
+    watcher.drop()
+    for payload in (LARGE + b"1", LARGE + b"2", b"3"):
+        node.owner.receive_forwarded(Message(b"$SYS/x", payload), node.now)
+    node.settle()
+    assert len(node.stored("message")) == 2
+    payloads = node.restart().persistent("w").take_payloads()
+    assert payloads == [LARGE + b"1", LARGE + b"2", b"3"]
