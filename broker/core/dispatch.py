@@ -258,7 +258,8 @@ class Dispatcher:
                 self.notices.append(f"queue of {name} is full at {len(queue)} messages: dropping")
             return
         queue.dropping = False
-        if message.qos and group.is_persistent():
+        if message.qos and (group.stored or group.is_persistent()):
+            # Once stored it stays so: what is in memory only would pass what is in the store.
             if not group.stored:
                 group.stored = True
                 self._store.put_group(group)

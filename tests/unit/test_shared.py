@@ -383,6 +383,22 @@ def test_a_restart_forgets_a_group_that_only_clean_sessions_are_left_of(node):
     assert restarted.dropped("group_ended") == 4
 
 
+def test_order_is_kept_when_the_last_persistent_member_goes(start):
+    """What was stored is older than what comes after; it must not be passed while it is in the store only."""
+    node = start(settings=OwnerSettings(max_online_messages=-1, max_inflight_messages=0))
+    one, two = node.persistent("one", expiry_s=10), node.connect("two")
+    for client in (one, two):
+        client.subscribe(SHARED)
+    one.drop()
+    node.owner.receive(ConnectionPaused(two.key), node.now)
+    publish(node, 600)
+    node.advance(10)
+    publish(node, 10, first=600)
+    node.owner.receive(ConnectionResumed(two.key), node.now)
+    node.settle()
+    assert numbers(two.take_publishes()) == list(range(610))
+
+
 def test_the_limit_of_a_group(start):
     """One limit however many members are away; counted, and told once."""
     node = start(settings=OwnerSettings(max_offline_messages=10, max_online_messages=3))
