@@ -666,12 +666,12 @@ class Connection:
 
     def outgoing_alias(self, topic: bytes, packet_bytes: int) -> tuple[bytes, bytes]:
         """Return the topic and the property with which a PUBLISH of about that size says it [MQTT-3.1.2-26]."""
+        if self._answer_bytes_max and packet_bytes + _TOPIC_ALIAS_ROOM_BYTES > self._answer_bytes_max:
+            return topic, b""
         alias = self._own_aliases.get(topic)
         if alias is not None:
             return b"", _TOPIC_ALIAS_PROPERTY + alias.to_bytes(2, "big")
         if len(self._own_aliases) >= self._own_aliases_max:
-            return topic, b""
-        if self._answer_bytes_max and packet_bytes + _TOPIC_ALIAS_ROOM_BYTES > self._answer_bytes_max:
             return topic, b""
         alias = len(self._own_aliases) + 1
         self._own_aliases[topic] = alias

@@ -9,7 +9,8 @@ A message goes to a member that can take it at once. When none can, it waits in 
 member's, so a member that is away or slow never hoards what another could do: whoever is free next takes it from there.
 Only what was sent stays with its session: it is in flight there, and is sent again there [MQTT-4.8.2-5].
 
-The queue is stored from when a member outlives its connection until the group ends; a group without members ends with its queue.
+The queue is stored from when a member outlives its connection until the group ends; a group without members ends with
+its queue.
 """
 
 from typing import TYPE_CHECKING, final

@@ -353,6 +353,15 @@ def test_topic_aliases_of_this_side():
     assert not attached(5, ConnectionLimits(topic_alias_max_broker=5)).connection.has_aliases
 
 
+def test_an_alias_does_not_make_a_packet_too_large():
+    """[MQTT-3.1.2-24]: for a short topic the property is longer than what it saves."""
+    properties = {Property.TOPIC_ALIAS_MAXIMUM: 1, Property.MAXIMUM_PACKET_SIZE: 20}
+    talk = attached(5, ConnectionLimits(topic_alias_max_broker=5), properties=properties)
+    for packet_bytes, said in ((12, (b"a", bytes.fromhex("230001"))), (12, (b"", bytes.fromhex("230001")))):
+        assert talk.connection.outgoing_alias(b"a", packet_bytes) == said
+    assert talk.connection.outgoing_alias(b"a", 16) == (b"a", b"")
+
+
 def test_the_receive_maximum_of_this_side():
     """[MQTT-3.3.4-9]: QoS 1 and 2 count until they are wholly acknowledged."""
     talk = attached(5, ConnectionLimits(receive_max=2))
