@@ -140,7 +140,7 @@ class Dispatcher:
             return -1
         sendable = attachment is not None and not attachment.paused and attachment.outlet.open
         if qos == 0:
-            if sendable and session.queue.qos0 == 0:
+            if sendable and (session.queue.qos0 == 0 or session.queue.lifo):
                 # [MQTT-4.3.1-1] [MQTT311-4.3.1-1]
                 self.counters.mqtt_publish_sent += 1
                 return flags

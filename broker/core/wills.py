@@ -2,8 +2,8 @@
 
 It owns the family `will` of the store and the deadlines. It does not publish: the owner takes what is due.
 
-    will  client id  version u8, flags u8 (QoS, 4 retain, 8 expiry, 16 user name), deadline u64 (0: connected), delay u32,
-                     expiry u32, user name str, topic str, properties u32 and bytes, payload
+    will  client id  version u8, flags u8 (QoS, 4 retain, 8 expiry, 16 user name), deadline u64 (0: connected),
+                     delay u32, expiry u32, user name str, topic str, properties u32 and bytes, payload
 
 Theory of operation
 -------------------

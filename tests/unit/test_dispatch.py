@@ -450,6 +450,22 @@ def test_qos0_passes_a_queue_that_waits_for_its_window(start):
     assert client.take_payloads() == [b"now"]
 
 
+def test_qos0_is_sent_at_once_past_a_lifo_queue(start):
+    """The youngest first: it must not lie on top of the queue until an acknowledgement comes."""
+    node = start(settings=OwnerSettings(queue_lifo=True, max_inflight_messages=1))
+    client = node.connect("c", 4)
+    client.subscribe(b"a")
+    node.owner.receive(ConnectionPaused(client.key), node.now)
+    publisher = node.connect("p")
+    for number in range(4):
+        publisher.publish(b"a", b"%d" % number, qos=1 if number else 0)
+    node.owner.receive(ConnectionResumed(client.key), node.now)
+    node.settle()
+    assert client.take_payloads() == [b"3"]
+    publisher.publish(b"a", b"now")
+    assert client.take_payloads() == [b"now"]
+
+
 def test_qos0_that_waits_beside_a_tail(start):
     node = start(settings=OwnerSettings(**UNLIMITED))
     away(node)
