@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SEEDS ?= 2000
+ROUNDS ?= 100
 
-.PHONY: run stop test lint sim spec bench clean
+.PHONY: run stop test lint sim crash spec bench clean
 
 run: .venv/.installed
 	@$(BIN)/python deploy/lab.py start $(ARGS)
@@ -23,6 +24,9 @@ sim: .venv/.installed
 
 spec: .venv/.spec
 	@$(BIN)/python tests/conformance/statements.py
+
+crash: .venv/.installed
+	$(BIN)/python -m pytest tests/system/test_crash.py -k rounds -s --crash-rounds $(ROUNDS) $(ARGS)
 
 bench: .venv/.installed
 	$(BIN)/python -m bench.pipeline $(ARGS)

@@ -303,8 +303,8 @@ class QueueOwner:
 
     def _ahead(self, window: int) -> int:
         """Return how many deliveries may be under way at all, those included that the listener holds."""
-        if self.settings.retry_interval_s:
-            # A retry must not send again what the listener has not sent at all.
+        if self.settings.retry_interval_s or self.settings.queue_lifo:
+            # A retry must not send again what the listener has not sent at all, and a younger message goes before it.
             return 0
         online_max = self.settings.max_online_messages
         return AHEAD_MAX if online_max < 0 else min(AHEAD_MAX, window + online_max)

@@ -11,8 +11,9 @@ from nodes import COOKIE, Node, close_started, start_all, wait_whole
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`pytest tests/system --crash-rounds N`: search longer."""
-    parser.addoption("--crash-rounds", type=int, default=3, help="how often test_crash kills a node under load")
+    """`pytest tests/system --crash-rounds N`: search longer; `--crash-seed N`: the choices of that round."""
+    parser.addoption("--crash-rounds", type=int, default=None, help="how many rounds of kills test_crash goes through")
+    parser.addoption("--crash-seed", type=int, default=None, help="the seed of the first of them")
 
 
 @pytest.hookimpl(wrapper=True)

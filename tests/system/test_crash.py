@@ -1,224 +1,213 @@
-"""Whole nodes killed by SIGKILL: what was acknowledged is delivered, in order.
+"""Whole nodes and single processes killed by SIGKILL: what was acknowledged is delivered, once if so asked, in order.
 
-`pytest tests/system/test_crash.py --crash-rounds 100` searches longer. Each test prints its seed: whom to kill and when
-is drawn from it; what is under way at that moment is the machine's.
+`make crash ROUNDS=100` searches longer. Each round prints its seed: whom to kill and when is drawn from it; what is
+under way at that moment is the machine's. `--crash-seed N` begins with the round of that seed.
 """
 
-import collections
-import contextlib
 import random
-import socket
-import threading
 import time
 from collections.abc import Callable
 
 import pytest
 from clients import V4, V5, Client, wait_known
+from crash_round import ALL, KILLS, Round, Taken, Totals, Wanted, check, plan_for, queued_messages
 from nodes import COOKIE, LIMIT_S, Node, join_all, start_all, wait_until
+from wire_clients import Message, Progress, Will, Wire, WirePublisher, connect_packet
 
 SEED = 20
-OFFLINE_MESSAGES = 500
-PUBLISHERS = 2
-UNDER_WAY_MAX = 50
-PAYLOAD_BYTES = 200
-KILL_AFTER_S = (0.1, 0.8)
-RECONNECT_S = 0.05
+OFFLINE_MESSAGES = 5000
+DOWN_WILL_DELAY_S = 2
+LONG_S = 3000
 
 # What waits while the subscriber is away is bounded by default; here nothing may be dropped.
 UNBOUNDED = ["mqtt.max_offline_messages=-1", "mqtt.max_online_messages=-1"]
+SYNCED = "store.sync=always"
 
 
 @pytest.fixture
-def rounds(request: pytest.FixtureRequest) -> int:
-    """How many kills under load."""
-    return int(request.config.getoption("crash_rounds", 3))
+def rounds(request: pytest.FixtureRequest) -> range:
+    """The seeds of the rounds to run."""
+    seed = request.config.getoption("crash_seed", None)
+    count = request.config.getoption("crash_rounds", None) or (10 if seed is None else 1)
+    first = SEED if seed is None else int(seed)
+    return range(first, first + int(count))
 
 
-@pytest.mark.parametrize("version", [V4, V5], ids=["v3.1.1", "v5"])
-def test_what_waits_for_an_absent_client_survives_a_kill(node: Node, version: int) -> None:
+def test_rounds_of_kills_lose_double_and_reorder_nothing(make_node: Callable[..., Node], rounds: range) -> None:
+    node = make_node(settings=UNBOUNDED)
+    totals = Totals()
+    for seed in rounds:
+        print(f"seed {seed}", flush=True)
+        node.start()
+        found = Round(seed, node, node).run(totals)
+        print(totals.line(), flush=True)
+        assert not found, f"seed {seed}: {found}"
+        node.stop()
+    assert totals.kills.total() == KILLS * len(rounds)
+
+
+def test_members_killed_under_load_lose_nothing_they_acknowledged(make_node: Callable[..., Node]) -> None:
+    members = [make_node(number, COOKIE, UNBOUNDED) for number in (1, 2)]
+    start_all(members)
+    join_all(members)
+
+    def known() -> None:
+        with Client(members[1]) as subscriber, Client(members[0]) as publisher:
+            wait_known(subscriber, publisher)
+
+    wanted = (Wanted("v3", 1, (V4,)), Wanted("v5", 1, (V5,)))
+    totals = Totals()
+    found = Round(SEED, *members, kinds=(ALL,), qos=(1,), wanted=wanted).run(totals, known)
+    print(totals.line())
+    assert not found, f"seed {SEED}: {found}"
+    assert totals.kills == {ALL: KILLS}
+
+
+def test_the_check_of_a_history_finds_what_is_wrong() -> None:
+    sent = plan_for(0, "a", (2,), 20, random.Random(SEED))
+    once = Wanted("once", 2, (V5,))
+
+    def wrong(messages: list[Message], wanted: Wanted = once) -> tuple[list[str], Totals]:
+        totals = Totals()
+        return check(sent, sent, [Taken(wanted, [messages])], totals), totals
+
+    right = [publication.message for publication in sent]
+    found, totals = wrong(right)
+    assert found == [] and totals.delivered == totals.acknowledged == totals.published[2] == 20
+    found, totals = wrong(right[1:])
+    assert len(found) == totals.lost == 1
+    found, totals = wrong([*right, right[3]])
+    assert len(found) == totals.doubled == 1
+    found, totals = wrong([*right, right[3]], Wanted("often", 1, (V5,)))
+    assert found == [] and totals.again == 1
+    backwards = [message for message in right if message.topic == "a/0"][::-1]
+    found, totals = wrong([*backwards, *(message for message in right if message.topic != "a/0")])
+    assert len(found) == 1 and totals.reordered == len(backwards) - 1
+    found, _ = wrong([*right, Message("a/0", b"?")])
+    assert found == ["once: 1 that nobody published"]
+
+
+@pytest.mark.parametrize(
+    ("version", "settings"), [(V4, []), (V5, []), (V5, [SYNCED])], ids=["v3.1.1", "v5", "v5-always"]
+)
+def test_what_waits_for_an_absent_client_survives_kills(
+    make_node: Callable[..., Node], version: int, settings: list[str]
+) -> None:
+    node = make_node(settings=[*UNBOUNDED, *settings]).start()
     subscriber = Client(node, "absent", version, persistent=True).connect()
-    subscriber.subscribe("orders/+")
+    subscriber.subscribe("orders/+", 2)
     subscriber.disconnect()
-    sent = [("orders/a", str(number)) for number in range(OFFLINE_MESSAGES)]
-    with Client(node, version=version) as publisher:
-        for mid in [publisher.publish_later(topic, payload) for topic, payload in sent]:
-            publisher.wait_acknowledged(mid)
+    chance = random.Random(SEED)
+    plan = plan_for(0, "orders", (2,), OFFLINE_MESSAGES, chance)
+    progress = Progress()
+    publisher = WirePublisher(node, "publisher", version, chance, plan, progress)
+    publisher.start()
+    try:
+        assert progress.wait(chance.randrange(1, OFFLINE_MESSAGES * 9 // 10), 2 * LIMIT_S), publisher.fault
         node.kill()
+        node.start()
+        assert publisher.done.wait(2 * LIMIT_S), publisher.fault
+    finally:
+        publisher.leaving.set()
+    node.kill()
     node.start()
+    wait_until(lambda: queued_messages(node) == OFFLINE_MESSAGES, "all of it is there")
     with Client(node, "absent", version, persistent=True) as subscriber:
         assert subscriber.present is True
-        assert subscriber.messages(OFFLINE_MESSAGES) == sent
+        received = subscriber.messages(OFFLINE_MESSAGES)
+        assert received == [(one.message.topic, one.message.payload.decode()) for one in plan]
         subscriber.publish("orders/b", "next")
         assert subscriber.message() == ("orders/b", "next")
         wait_until(lambda: queued_messages(node) == 0, "the broker has every acknowledgement")
     node.kill()
     node.start()
+    wait_until(lambda: queued_messages(node) == 0, "none of it is there")
+
+
+def test_retained_messages_survive_kills(node: Node) -> None:
+    with Client(node) as publisher:
+        for topic, payload in (("a", "old"), ("b", "gone"), ("c", "kept"), ("a", "new"), ("b", "")):
+            publisher.wait_acknowledged(publisher.paho.publish(f"kept/{topic}", payload, 1, retain=True).mid)
+        node.kill()
+    for _ in range(2):
+        node.start()
+        with Client(node) as subscriber:
+            subscriber.subscribe("kept/+")
+            subscriber.publish("kept/d", "the last")
+            assert sorted(subscriber.messages(2)) == [("kept/a", "new"), ("kept/c", "kept")]
+            assert subscriber.message() == ("kept/d", "the last")
+        node.kill()
+
+
+def heir(node: Node) -> Client:
+    """Return a client that waits for wills; once it has subscribed, it may leave."""
+    client = Client(node, "heir", persistent=True).connect()
+    client.subscribe("will/+")
+    return client
+
+
+def leave_wills(node: Node, wills: dict[str, Will], version: int = V5) -> list[Wire]:
+    """Connect clients with wills, by client id; return what keeps them connected."""
+    wires = [Wire(node) for _ in wills]
+    for wire, (name, will) in zip(wires, wills.items(), strict=True):
+        assert wire.attach(connect_packet(name, version, will=will), version) is False
+    return wires
+
+
+def test_a_will_that_came_due_while_the_node_was_down_is_published(make_node: Callable[..., Node]) -> None:
+    # The grace is for those who were connected; this one was given up before, and its deadline stands.
+    node = make_node(settings=[f"mqtt.leave_will_grace_s={LONG_S}"]).start()
+    heir(node).disconnect()
+    for wire in leave_wills(node, {"late": Will("will/late", "was due", DOWN_WILL_DELAY_S)}):
+        wire.close()
+    wait_until(lambda: online(node) == 0, "the node knows that the connection is gone")
+    due = time.monotonic() + DOWN_WILL_DELAY_S
+    node.kill()
+    wait_until(lambda: time.monotonic() > due, "the will is due")
+    node.start()
+    with Client(node, "heir", persistent=True) as client:
+        assert client.message() == ("will/late", "was due")
+
+
+def online(node: Node) -> int:
+    """Return how many clients are connected."""
+    return next((int(row["Value"]) for row in node.table("node", "status") if row["Status"] == "num_online"), -1)
+
+
+def test_wills_of_connected_clients_have_the_grace_after_a_kill(make_node: Callable[..., Node]) -> None:
+    node = make_node(settings=["mqtt.leave_will_grace_s=1"]).start()
+    heir(node).disconnect()
+    wires = leave_wills(node, {"v3": Will("will/v3", "gone")}, V4) + leave_wills(node, {"v5": Will("will/v5", "gone")})
     assert queued_messages(node) == 0
+    node.kill()
+    node.start()
+    with Client(node, "heir", persistent=True) as client:
+        assert sorted(client.messages(2)) == [("will/v3", "gone"), ("will/v5", "gone")]
+        wait_until(lambda: queued_messages(node) == 0, "the broker has every acknowledgement")
+    # Once: what was published is in the store no more.
+    node.kill()
+    node.start()
+    with Client(node, "heir", persistent=True) as client:
+        client.publish("will/none", "no more")
+        assert client.message() == ("will/none", "no more")
+    for wire in wires:
+        wire.close()
 
 
-def queued_messages(node: Node) -> int:
-    """Return how many messages wait in the node's queues."""
-    return next(int(row["Value"]) for row in node.table("node", "status") if row["Status"] == "queued_messages")
-
-
-class Publisher(threading.Thread):
-    """Publishes 0, 1, 2, ... with QoS 1 to a topic, and again what was not acknowledged when a connection broke.
-
-    A client of its own, because paho-mqtt may send a new message ahead of those that it sends again.
-    """
-
-    def __init__(self, node: Node, topic: str) -> None:
-        super().__init__(daemon=True)
-        self.acknowledged: list[int] = []
-        self.connections = 0
-        self.sent = 0
-        self.done = threading.Event()
-        self._address = (node.host, node.mqtt_port)
-        self._topic = topic.encode()
-        self._pending: collections.deque[int] = collections.deque()
-        self._finishing = threading.Event()
-        self._leave = threading.Event()
-
-    def run(self) -> None:
-        """Publish until `finish` was called and everything is acknowledged."""
-        while not (self.done.is_set() or self._leave.is_set()):
-            with contextlib.suppress(OSError, EOFError), socket.create_connection(self._address, LIMIT_S) as connection:
-                connection.settimeout(LIMIT_S)
-                self._serve(connection)
-            self._leave.wait(RECONNECT_S)
-
-    def finish(self) -> None:
-        """Send nothing new from now on."""
-        self._finishing.set()
-
-    def leave(self) -> None:
-        """Give up."""
-        self._leave.set()
-
-    def _serve(self, connection: socket.socket) -> None:
-        client_id = b"publisher " + self._topic
-        body = b"\0\4MQTT\4\0\0\0" + len(client_id).to_bytes(2, "big") + client_id
-        connection.sendall(b"\x10" + bytes([len(body)]) + body)
-        answer = receive(connection)
-        assert answer[0] == 0x20
-        if answer[3]:
-            return
-        self.connections += 1
-        for number in self._pending:
-            connection.sendall(self._publish(number, 0x3A))
-        while not self._leave.is_set():
-            while len(self._pending) < UNDER_WAY_MAX and not self._finishing.is_set():
-                self._pending.append(self.sent)
-                self.sent += 1
-                connection.sendall(self._publish(self._pending[-1], 0x32))
-            if not self._pending:
-                self.done.set()
-                return
-            answer = receive(connection)
-            # Acknowledgements come in the order of the messages [MQTT-4.6.0-2].
-            assert answer == b"\x40\x02" + packet_id(self._pending[0]), (answer, self._pending[0])
-            self.acknowledged.append(self._pending.popleft())
-
-    def _publish(self, number: int, head: int) -> bytes:
-        payload = str(number).encode().ljust(PAYLOAD_BYTES)
-        body = len(self._topic).to_bytes(2, "big") + self._topic + packet_id(number) + payload
-        # Two bytes hold the length; a longer form than it needs would be malformed.
-        assert 128 <= len(body) < 16_384
-        return bytes([head, len(body) & 0x7F | 0x80, len(body) >> 7]) + body
-
-
-def packet_id(number: int) -> bytes:
-    """Return the packet id of a publisher's message."""
-    return (number % 65_535 + 1).to_bytes(2, "big")
-
-
-def receive(connection: socket.socket) -> bytes:
-    """Return the next packet, CONNACK or PUBACK, which are four bytes each; raises EOFError at the end."""
-    packet = b""
-    while len(packet) < 4:
-        got = connection.recv(4 - len(packet))
-        if not got:
-            raise EOFError
-        packet += got
-    return packet
-
-
-def kill_under_load(publishing: Node, subscribing: Node, rounds: int, seed: int) -> None:
-    """Kill the nodes, which may be one and the same, at random moments under load, and check the whole history."""
-    print(f"seed {seed}, {rounds} rounds")
-    chance = random.Random(seed)
-    topics = [f"load/{number}" for number in range(PUBLISHERS)]
-    publishers = [Publisher(publishing, topic) for topic in topics]
-    first_deliveries: dict[str, list[int]] = {topic: [] for topic in topics}
-    known: set[tuple[str, int]] = set()
-    again = 0
-
-    def take(limit_s: float) -> bool:
-        """Take the next delivery, waiting for it up to `limit_s` seconds; false if there was none."""
-        nonlocal again
-        try:
-            topic, payload = subscriber.message(limit_s)
-        except AssertionError:
-            return False
-        number = int(payload)
-        if (topic, number) in known:
-            again += 1
-        else:
-            known.add((topic, number))
-            first_deliveries[topic].append(number)
-        return True
-
-    with Client(subscribing, "keeper", persistent=True) as subscriber:
-        subscriber.subscribe("load/#")
-        if publishing is not subscribing:
-            with Client(publishing) as asking:
-                wait_known(subscriber, asking)
-        try:
-            for publisher in publishers:
-                publisher.start()
-            for _ in range(rounds):
-                target = chance.choice([publishing, subscribing])
-                kill_at = time.monotonic() + chance.uniform(*KILL_AFTER_S)
-                # Under load means that the publishers are connected again after the last kill.
-                before = [len(publisher.acknowledged) for publisher in publishers]
-                wait_until(lambda before=before: under_load(publishers, before), "the publishers are acknowledged")  # type: ignore[misc]
-                while time.monotonic() < kill_at:
-                    take(0.01)
-                target.kill()
-                target.start()
-            for publisher in publishers:
-                publisher.finish()
-            for publisher in publishers:
-                assert publisher.done.wait(2 * LIMIT_S), f"{publisher.sent - len(publisher.acknowledged)} unanswered"
-            # However much waits: only silence means that nothing more comes.
-            while len(known) < sum(publisher.sent for publisher in publishers) and take(LIMIT_S):
-                pass
-            print(f"the node keeps {queued_messages(subscribing)} messages")
-        finally:
-            for publisher in publishers:
-                publisher.leave()
-    sent = sum(publisher.sent for publisher in publishers)
-    connections = sum(publisher.connections for publisher in publishers)
-    print(f"{sent} messages on {connections} connections, {again} deliveries came again")
-    for topic, publisher in zip(topics, publishers, strict=True):
-        lost = set(publisher.acknowledged).difference(first_deliveries[topic])
-        assert not lost, f"{topic}: {len(lost)} acknowledged and never delivered, first {sorted(lost)[:10]}"
-        assert first_deliveries[topic] == sorted(first_deliveries[topic])
-        assert publisher.acknowledged == list(range(publisher.sent))
-
-
-def under_load(publishers: list[Publisher], before: list[int]) -> bool:
-    """Whether every publisher got an acknowledgement since `before`."""
-    return all(len(publisher.acknowledged) > count for publisher, count in zip(publishers, before, strict=True))
-
-
-def test_a_node_killed_under_load_loses_nothing_it_acknowledged(make_node: Callable[..., Node], rounds: int) -> None:
-    node = make_node(settings=UNBOUNDED).start()
-    kill_under_load(node, node, rounds, SEED)
-
-
-def test_members_killed_under_load_lose_nothing_they_acknowledged(make_node: Callable[..., Node], rounds: int) -> None:
-    members = [make_node(number, COOKIE, UNBOUNDED) for number in (1, 2)]
-    start_all(members)
-    join_all(members)
-    kill_under_load(members[0], members[1], rounds, SEED)
+def test_who_is_back_after_a_kill_has_left_no_will(make_node: Callable[..., Node]) -> None:
+    node = make_node(settings=[f"mqtt.leave_will_grace_s={LONG_S}"]).start()
+    heir(node).disconnect()
+    wires = leave_wills(node, {name: Will(f"will/{name}", "gone", LONG_S) for name in ("back", "away")})
+    node.kill()
+    node.start()
+    with Wire(node) as back:
+        assert back.attach(connect_packet("back", V5), V5) is True
+    # A session that ends doesn't let its will wait any longer, so this shows who still has one.
+    for name in ("back", "away"):
+        with Wire(node) as ending:
+            assert ending.attach(connect_packet(name, V5, clean=True), V5) is False
+    with Client(node, "heir", persistent=True) as client:
+        client.publish("will/none", "no more")
+        assert client.messages(2) == [("will/away", "gone"), ("will/none", "no more")]
+    for wire in wires:
+        wire.close()
