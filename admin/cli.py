@@ -47,7 +47,7 @@ class Invocation:
     """A command line, taken apart. Flags of commands are as written; the command knows which take a value."""
 
     words: list[str] = field(default_factory=list)
-    arguments: dict[str, str] = field(default_factory=dict)
+    arguments: dict[str, Any] = field(default_factory=dict)
     flags: list[tuple[str, str | None]] = field(default_factory=list)
     options: dict[str, str] = field(default_factory=dict)
 
@@ -141,8 +141,10 @@ def help_text(words: Sequence[str]) -> str:
 def _run_command(invocation: Invocation, environ: Mapping[str, str], output: IO[str], errors: IO[str]) -> int:
     options = invocation.options
     command, rest = find(invocation.words)
-    if rest and command.served:
+    if rest and command.served and not command.keys:
         raise UsageError(f"`{command.words}` does not take {' '.join(rest)}")
+    if command.keys:
+        invocation.arguments["keys"] = rest
     flags: dict[str, Any] = {name: True if value is None else value for name, value in invocation.flags}
     command.check(invocation.arguments, flags)
     if "url" in options or "api-key" in options:

@@ -42,7 +42,7 @@ def connect(data_dir: str) -> socket.socket:
 
 
 def ask(
-    data_dir: str, command: str, arguments: dict[str, str], flags: dict[str, Any], timeout_s: float
+    data_dir: str, command: str, arguments: dict[str, Any], flags: dict[str, Any], timeout_s: float
 ) -> Iterator[dict[str, Any]]:
     """Ask the node; yields its responses, the final one last.
 

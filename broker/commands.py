@@ -21,7 +21,8 @@ class NotServedError(Exception):
 class Command:
     """One command. `required` are its `key=value` arguments, with what to say when one is missing.
 
-    `flags` maps each flag to whether it takes a value, `short` the one-letter flags to flags.
+    `flags` maps each flag to whether it takes a value, `short` the one-letter flags to flags. With `keys` the words
+    behind the command are names, which go with the arguments as `keys`.
     """
 
     words: str
@@ -31,6 +32,7 @@ class Command:
     required: dict[str, str] = field(default_factory=dict)
     flags: dict[str, bool] = field(default_factory=dict)
     short: dict[str, str] = field(default_factory=dict)
+    keys: bool = False
     time_limit_s: float = 10.0
 
     def check(self, arguments: dict[str, Any], flags: dict[str, Any]) -> None:
@@ -40,8 +42,12 @@ class Command:
         for name, missing in self.required.items():
             if not arguments.get(name):
                 raise UsageError(missing)
+        if self.keys:
+            keys = arguments.get("keys")
+            if not isinstance(keys, list) or not keys or not all(isinstance(key, str) for key in keys):
+                raise UsageError(f"`{self.words}` needs {self.usage}")
         for name in arguments:
-            if name not in self.required:
+            if name not in self.required and not (self.keys and name == "keys"):
                 raise UsageError(f"`{self.words}` has no argument {name}={near(name, self.required)}")
         for name, value in flags.items():
             if name not in self.flags:
@@ -101,9 +107,9 @@ _ALL = (
         short={"d": "with-descriptions"},
     ),
     Command("trace client", "client-id=ID", "packets of a client, live"),
-    Command("show", "KEY ...", "runtime settings of this node"),
+    Command("show", "KEY ...", "settings of this node", served=True, keys=True),
     Command("set", "KEY=VALUE [--all]", "change a runtime setting"),
-    Command("describe", "KEY", "what a runtime setting does"),
+    Command("describe", "KEY", "what a setting does", served=True, keys=True),
     Command("api-key create", "", "make an API key"),
     Command("api-key delete", "key=KEY", "delete an API key"),
     Command("api-key show", "", "API keys"),

@@ -43,6 +43,7 @@ from broker.runtime.child_process import ChildProcess, ending, python_command
 from broker.runtime.control import Message
 from broker.runtime.notify import Notifier
 from broker.runtime.run_dir import NodeRunningError, RunDir
+from broker.shown_settings import describe_setting, show_settings
 
 EXIT_CANNOT_START = 78
 """The exit code of a child that would fail again (EX_CONFIG of sysexits.h)."""
@@ -189,6 +190,10 @@ class Supervisor:
             return text_result("Done")
         if command.words == "cluster cookie":
             return error_response("`vmq-admin cluster cookie` makes a cookie by itself; a node gives none away")
+        if command.words == "show":
+            return {"type": "result", "result": show_settings(self._config, arguments["keys"])}
+        if command.words == "describe":
+            return {"type": "result", "result": describe_setting(self._config, " ".join(arguments["keys"]))}
         if command.words == "cluster join":
             try:
                 arguments = await resolve_discovery_node(arguments["discovery-node"])

@@ -162,7 +162,7 @@ def test_usage_errors(arguments: list[str], complaint: str) -> None:
     [
         ["session", "show", "--client_id=x", "--limit=3"],
         ["cluster", "leave", "node=a@b", "-k", "-i", "3"],
-        ["show", "max_inflight_messages"],
+        ["set", "max_inflight_messages=5"],
         ["set", "a=b"],
         ["cluster", "show", "--url", "http://127.0.0.1:8888"],
     ],
