@@ -199,6 +199,12 @@ def _filled(text: str) -> str:
     return text
 
 
+def _mountpoint(text: str) -> str:
+    if re.search(r"[/+#\x00]", text):
+        raise ValueError(f"expected a name without / + and #, not {text!r}")
+    return text
+
+
 def _file_name(text: str) -> str:
     if not text or "/" in text or text in (".", ".."):
         raise ValueError(f"expected a file name without a directory, not {text!r}")
@@ -254,6 +260,7 @@ class ListenerConfig:
     type: str = _key(_choice(*LISTENER_TYPES), dataclasses.MISSING, "mqtt, mqtts, ws, wss, http or https")
     address: str = _key(_listener_address, dataclasses.MISSING, "host:port, or unix:/path for mqtt")
     path: str = _key(_filled, "/mqtt", "of a WebSocket")
+    mountpoint: str = _key(_mountpoint, "", "its clients and their topics are apart from those of other mountpoints")
     certfile: str = _key(_text, "", "PEM file of the certificate chain")
     keyfile: str = _key(_text, "", "PEM file of the private key")
     cafile: str = _key(_text, "", "PEM file of the authorities that sign client certificates")

@@ -43,7 +43,7 @@ from typing import Final, final
 
 from broker.core.message import ORIGIN_BYTES
 from broker.mqtt.reasons import ProtocolError
-from broker.mqtt.topics import check_filter
+from broker.mqtt.topics import check_filter, unmounted
 from cluster.membership import Member, State
 
 FRAME_VERSION: Final = 1
@@ -496,7 +496,7 @@ def _read_wishes(reader: Reader) -> list[Wish]:
         flags = reader.u8()
         topic_filter = reader.bytes16()
         try:
-            check_filter(topic_filter)
+            check_filter(unmounted(topic_filter))
         except ProtocolError as error:
             raise FrameError(f"{topic_filter[:80]!r} is no topic filter: {error}") from None
         wishes.append(Wish(topic_filter, flags & 1 != 0, flags & 2 != 0))

@@ -50,7 +50,7 @@ from broker.mqtt.packets import (
 )
 from broker.mqtt.properties import NO_PROPERTIES, Properties, Property, encode_properties, int_property
 from broker.mqtt.reasons import ProtocolError, Reason
-from broker.mqtt.topics import TOPIC_LEVELS_MAX, check_filter, check_name, shared_group
+from broker.mqtt.topics import TOPIC_LEVELS_MAX, check_filter, check_name, mount_prefix, mounted, shared_group
 
 WAITING: Final = 0
 ATTACHING: Final = 1
@@ -154,6 +154,8 @@ class Connection:
         "_gate",
         "_held_bytes",
         "_limits",
+        "_mount",
+        "_mountpoint",
         "_needed_bytes",
         "_own_aliases",
         "_own_aliases_max",
@@ -162,6 +164,7 @@ class Connection:
         "_server_keep_alive",
         "_session_expiry_s",
         "_throttled",
+        "_topic_bytes_max",
         "_unacknowledged",
         "_unfinished_bytes",
         "client_id",
@@ -185,6 +188,7 @@ class Connection:
         gate: ConnectGate,
         counters: ListenerCounters,
         authenticator: Authenticator,
+        mountpoint: str,
         now: float,
     ) -> None:
         self.number = number
@@ -203,6 +207,11 @@ class Connection:
         self._gate = gate
         self._counters = counters
         self._authenticator = authenticator
+        # Client ids and topics of another mountpoint are others, though they are written alike.
+        self._mountpoint = mountpoint
+        self._mount = mount_prefix(mountpoint)
+        # With the prefix a topic is still one of MQTT's.
+        self._topic_bytes_max: int = min(limits.topic_bytes_max, STRING_BYTES_MAX - len(self._mount))
         # The authentication in progress, and the CONNECT that named its method.
         self._exchange: Exchange | None = None
         self._connect_packet: Connect | None = None
@@ -369,6 +378,8 @@ class Connection:
             # [MQTT-3.1.3-6] [MQTT311-3.1.3-6]
             self._assigned_client_id = make_client_id()
         self.client_id = packet.client_id or self._assigned_client_id
+        if self._mountpoint:
+            self.client_id = f"{self._mountpoint}\0{self.client_id}"
         self.keep_alive_s = packet.keep_alive_s
         if limits.keep_alive_s_max and not 0 < packet.keep_alive_s <= limits.keep_alive_s_max:
             # [MQTT-3.1.2-21] MQTT 5 is told; for MQTT 3 the limit holds all the same.
@@ -468,10 +479,10 @@ class Connection:
         will = packet.will
         if will is None:
             return None
-        check_name(will.topic, self._limits.topic_levels_max)
+        self._check_topic(will.topic)
         forwarded: Properties = {name: will.properties[name] for name in _FORWARDED if name in will.properties}
         return Will(
-            will.topic,
+            self._mount + will.topic,
             will.payload,
             encode_properties(forwarded),
             will.qos,
@@ -490,7 +501,7 @@ class Connection:
             expiry_s = int_property(packet.properties, Property.MESSAGE_EXPIRY_INTERVAL, -1)
             topic = self._resolve_alias(topic, packet.properties)
             properties = self._forwarded_properties(packet)
-        if limits.topic_levels_max < TOPIC_LEVELS_MAX or len(topic) > limits.topic_bytes_max:
+        if limits.topic_levels_max < TOPIC_LEVELS_MAX or len(topic) > self._topic_bytes_max:
             self._check_topic(topic)
         if qos:
             if self.version == 5:
@@ -509,13 +520,20 @@ class Connection:
             self._counters.client_read_paused += 1
             self.want_read = False
         self._batch.publish(
-            self.number, packet.packet_id, qos, packet.retain, topic, properties, packet.payload, expiry_s
+            self.number,
+            packet.packet_id,
+            qos,
+            packet.retain,
+            self._mount + topic if self._mount else topic,
+            properties,
+            packet.payload,
+            expiry_s,
         )
 
     def _check_topic(self, topic: bytes) -> None:
         check_name(topic, self._limits.topic_levels_max)
-        if len(topic) > self._limits.topic_bytes_max:
-            raise ProtocolError(Reason.TOPIC_NAME_INVALID, f"topic over {self._limits.topic_bytes_max} bytes")
+        if len(topic) > self._topic_bytes_max:
+            raise ProtocolError(Reason.TOPIC_NAME_INVALID, f"topic over {self._topic_bytes_max} bytes")
 
     def _resolve_alias(self, topic: bytes, properties: Properties) -> bytes:
         """Return the topic, and remember it under the alias that comes with it."""
@@ -550,7 +568,7 @@ class Connection:
         for request in packet.filters:
             check_filter(request.topic_filter, self._limits.topic_levels_max)
             shared_group(request.topic_filter)
-            if len(request.topic_filter) > self._limits.topic_bytes_max:
+            if len(request.topic_filter) > self._topic_bytes_max:
                 requests.append((request.topic_filter, int(Reason.TOPIC_FILTER_INVALID)))
                 continue
             options = request.qos | request.retain_handling << RETAIN_HANDLING_SHIFT
@@ -561,10 +579,13 @@ class Connection:
                 options |= RETAIN_AS_PUBLISHED
             requests.append((request.topic_filter, options))
         identifier = int_property(packet.properties, Property.SUBSCRIPTION_IDENTIFIER, 0)
+        if self._mount:
+            requests = [(mounted(topic_filter, self._mount), options) for topic_filter, options in requests]
         self._batch.subscribe(self.number, packet.packet_id, identifier, requests)
 
     def _unsubscribe(self, packet: Unsubscribe) -> None:
-        self._batch.unsubscribe(self.number, packet.packet_id, list(packet.filters))
+        filters = [mounted(topic_filter, self._mount) for topic_filter in packet.filters]
+        self._batch.unsubscribe(self.number, packet.packet_id, filters)
 
     def _ping(self, packet: Any) -> None:
         self._write(Pingresp())  # [MQTT-3.12.4-1] [MQTT311-3.12.4-1]

@@ -31,6 +31,7 @@ from broker.core.records import (
 )
 from broker.mqtt.codec import encode_publish, encode_publish_parts
 from broker.mqtt.reasons import Reason
+from broker.mqtt.topics import unmounted
 
 # Acknowledgements that nobody waits for leave together, some hundreds in a frame.
 LAZY_BYTES_MAX: Final = 4096
@@ -65,15 +66,24 @@ class ListenerCore:
 
     # Connections.
 
-    def open(self, now: float) -> Connection:
-        """Begin a connection."""
+    def open(self, now: float, mountpoint: str = "") -> Connection:
+        """Begin a connection to a listener with this mountpoint."""
         number = self._next_number
         # Numbers are not used again within the life of the process: 2^32 at 10,000 a second last five days
         # longer than any connection that stays silent, and a live one is skipped.
         while number in self.connections:
             number += 1
         self._next_number = (number + 1) & 0xFFFFFFFF
-        connection = Connection(number, self.batch, self._limits, self._gate, self.counters, self._authenticator, now)
+        connection = Connection(
+            number,
+            self.batch,
+            self._limits,
+            self._gate,
+            self.counters,
+            self._authenticator,
+            mountpoint,
+            now,
+        )
         self.connections[number] = connection
         self.counters.socket_open += 1
         return connection
@@ -198,6 +208,9 @@ class ListenerCore:
 
     def _deliver(self, record: Deliver) -> None:
         """Encode a message for each target; alike ones share their bytes."""
+        if record.topic[:1] == b"$":
+            # Those who have a topic of a mountpoint all have that mountpoint.
+            record.topic = unmounted(record.topic)
         expiring = record.properties
         if record.expiry_s >= 0:
             # [MQTT-3.3.2-6] What is left of the interval, which only MQTT 5 clients are told.

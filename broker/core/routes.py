@@ -11,6 +11,7 @@ from broker.core.shared import SharedGroup
 from broker.core.subscription import NO_LOCAL, QOS_MASK, RETAIN_AS_PUBLISHED, Subscription
 from broker.core.topic_tree import TopicTree
 from broker.mqtt.reasons import Reason
+from broker.mqtt.topics import unmounted
 
 # About 100 bytes an entry beside the topic: 50,000 topics cost some 10 MiB, and beyond that an
 # empty cache costs one look-up in the tree for each topic.
@@ -125,7 +126,7 @@ class Routes:
         if identifiers:
             route.identifiers = [identifiers.get(session, b"") for session in route.sessions]
         route.groups = [group for group, _ in self._groups.match(topic)]
-        if topic.startswith(b"$"):
+        if unmounted(topic).startswith(b"$"):
             # [MQTT-4.7.2-1] [MQTT311-4.7.2-1] and its comment: the server keeps $-topics for itself.
             route.refused = int(Reason.NOT_AUTHORIZED)
         return route

@@ -13,6 +13,7 @@ from broker.mqtt.reasons import ProtocolError, Reason
 
 TOPIC_LEVELS_MAX: Final = 128  # Bounds the depth of every tree; real topics stay below 20 levels.
 SHARE_PREFIX: Final = b"$share/"
+_MOUNT_END: Final = b"\0/"
 
 # Good names and their levels. At most 8192 names of at most 256 bytes, about 3 MB; when full it starts afresh.
 NAMES_REMEMBERED_MAX: Final = 8192
@@ -86,6 +87,29 @@ def shared_group(topic_filter: bytes) -> tuple[bytes, bytes] | None:
     if not inner:
         raise ProtocolError(Reason.TOPIC_FILTER_INVALID, "shared subscription without a topic filter")
     return group, inner
+
+
+def mount_prefix(mountpoint: str) -> bytes:
+    """What goes before the topics and filters of the clients of a mountpoint, b"" for none.
+
+    It is a level that no client can name, for it holds U+0000, and that no wildcard matches, for it begins with $.
+    """
+    return b"$" + mountpoint.encode() + _MOUNT_END if mountpoint else b""
+
+
+def mounted(topic_filter: bytes, prefix: bytes) -> bytes:
+    """Put the prefix of a mountpoint before a filter; before the filter inside, if it is a shared subscription's."""
+    if not prefix:
+        return topic_filter
+    shared = shared_group(topic_filter)
+    if shared is None:
+        return prefix + topic_filter
+    return SHARE_PREFIX + shared[0] + b"/" + prefix + shared[1]
+
+
+def unmounted(topic: bytes) -> bytes:
+    """A topic or filter without the prefix of a mountpoint, if it has one."""
+    return topic[topic.index(_MOUNT_END) + len(_MOUNT_END) :] if topic[:1] == b"$" and _MOUNT_END in topic else topic
 
 
 def matches(topic_filter: bytes, topic: bytes) -> bool:

@@ -7,6 +7,7 @@ becomes one write per connection and turn.
 
 import asyncio
 import contextlib
+import functools
 import gc
 import logging
 import os
@@ -69,8 +70,9 @@ def connection_limits(config: Config) -> ConnectionLimits:
 class ClientProtocol(asyncio.Protocol):
     """One client's socket: it passes bytes on and does what its Connection wants done."""
 
-    def __init__(self, process: "ListenerProcess") -> None:
+    def __init__(self, process: "ListenerProcess", mountpoint: str) -> None:
         self._process = process
+        self._mountpoint = mountpoint
         self.transport: asyncio.Transport | None = None
         self.connection: Connection | None = None
         self._reading = True
@@ -82,7 +84,7 @@ class ClientProtocol(asyncio.Protocol):
         # Above this a client counts as not reading: the owner then keeps its messages where they can be bounded and
         # dropped.
         transport.set_write_buffer_limits(high=self._process.config.mqtt.max_output_buffer)
-        self.connection = self._process.core.open(time.monotonic())
+        self.connection = self._process.core.open(time.monotonic(), self._mountpoint)
         self._process.protocols[self.connection.number] = self
         self.sync_reading()
 
@@ -177,7 +179,10 @@ class ListenerProcess:
     async def run(self) -> None:
         """Serve until told to stop."""
         servers = [
-            await self.loop.create_server(lambda: ClientProtocol(self), sock=listening_socket(listener.address))
+            await self.loop.create_server(
+                functools.partial(ClientProtocol, self, listener.mountpoint),
+                sock=listening_socket(listener.address),
+            )
             for listener in self.config.listeners
             if listener.type == "mqtt"
         ]

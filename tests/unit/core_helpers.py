@@ -64,11 +64,11 @@ class StubInterest:
 class Client:
     """One client: `send` says bytes and hears what comes of them."""
 
-    def __init__(self, node: "Node", listener: int, version: int) -> None:
+    def __init__(self, node: "Node", listener: int, version: int, mountpoint: str = "") -> None:
         self.node = node
         self.listener = listener
         self.version = version
-        self.connection: Connection = node.listeners[listener].open(node.now)
+        self.connection: Connection = node.listeners[listener].open(node.now, mountpoint)
         self.connack: Connack | None = None
         self.unread = b""
         node.clients[(listener, self.connection.number)] = self
@@ -198,9 +198,9 @@ class Node:
         self._names += 1
         return f"assigned-{self._names}"
 
-    def open(self, listener: int = 0, version: int = 4) -> Client:
+    def open(self, listener: int = 0, version: int = 4, mountpoint: str = "") -> Client:
         """A client that has said nothing yet."""
-        return Client(self, listener, version)
+        return Client(self, listener, version, mountpoint)
 
     def connect(
         self,
@@ -211,9 +211,10 @@ class Node:
         properties: dict[int, Any] | None = None,
         keep_alive_s: int = 0,
         will: Will | None = None,
+        mountpoint: str = "",
     ) -> Client:
         """A client that is connected; its CONNACK is in `connack`, what came after it is unread."""
-        client = self.open(listener, version)
+        client = self.open(listener, version, mountpoint)
         client.send(Connect(version, client_id, clean, keep_alive_s, will=will, properties=properties or {}))
         start, end = split(client.unread, 0, 0)
         assert 0 < end <= len(client.unread), "no CONNACK"

@@ -65,7 +65,9 @@ from broker.mqtt.reasons import Reason
 class Talk:
     """A connection and its batch; `told` is what the owner heard since the last look, `heard` what the client did."""
 
-    def __init__(self, limits: ConnectionLimits | None = None, authenticator: Authenticator = NO_METHODS) -> None:
+    def __init__(
+        self, limits: ConnectionLimits | None = None, authenticator: Authenticator = NO_METHODS, mountpoint: str = ""
+    ) -> None:
         self.batch = ListenerBatch(0, 1, 1)
         self.connection = Connection(
             9,
@@ -74,6 +76,7 @@ class Talk:
             ConnectGate(0, ListenerCounters()),
             ListenerCounters(),
             authenticator,
+            mountpoint,
             100.0,
         )
 
