@@ -99,6 +99,16 @@ class RawNode:
         """A client whose session is resumed, and outlives its connection (5.0: by `session_s`)."""
         return self.connect(version, name, False, session_s=session_s, **options)
 
+    def refuses(self, version: int, hex_bytes: str, reason: str = "81") -> bool:
+        """Say a bad CONNECT, which closes: 5.0 is told the reason in a CONNACK, 3.1.1 nothing."""
+        client = self.open(version)
+        heard = bytes.fromhex(client.say(hex_bytes))
+        assert client.closed, "still connected"
+        if version == 4:
+            return not heard
+        assert heard[:4] == bytes([0x20, len(heard) - 2, 0]) + bytes.fromhex(reason), heard.hex(" ")
+        return hex_packets.has_only_a_reason_string(heard, 4)
+
     def advance(self, seconds: float) -> None:
         """Let time pass."""
         self.node.advance(seconds)

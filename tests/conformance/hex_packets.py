@@ -43,6 +43,15 @@ def properties_of(version: int, properties: str) -> str:
     return varint(size(properties)) + properties if version == 5 else ""
 
 
+def has_only_a_reason_string(packet: bytes, at: int) -> bool:
+    """Whether the properties that begin there, and end the packet, are none or a Reason String of the server."""
+    if packet[at] != len(packet) - at - 1:
+        return False
+    return packet[at] == 0 or (
+        packet[at + 1] == 0x1F and int.from_bytes(packet[at + 2 : at + 4], "big") == packet[at] - 3
+    )
+
+
 def connect(
     version: int = 4,
     name: str | bytes = "c",

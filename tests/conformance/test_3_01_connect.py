@@ -9,7 +9,7 @@ from broker.core.connection import ConnectionLimits
 LETTERS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
-def is_refused_silently(broker, hex_bytes):
+def closes_silently(broker, hex_bytes):
     """Whether a first packet closes the connection without a word."""
     client = broker.open()
     return client.say(hex_bytes) == "" and client.closed
@@ -28,8 +28,8 @@ def test_a_client_without_anything_special_is_accepted(broker, version):
 @pytest.mark.parametrize("first", [0, *range(2, 16)])
 def test_the_first_packet_is_a_connect(broker, first):
     """[MQTT-3.1.0-1] [MQTT311-3.1.0-1]"""
-    assert is_refused_silently(broker, f"{first:x}0 00")
-    assert is_refused_silently(broker, f"{first:x}2 06 0001 0001 61 00")
+    assert closes_silently(broker, f"{first:x}0 00")
+    assert closes_silently(broker, f"{first:x}2 06 0001 0001 61 00")
 
 
 def test_a_second_connect_closes(broker, version):
@@ -59,21 +59,30 @@ def test_other_levels_are_refused(broker, level):
     assert client.closed
 
 
-@pytest.mark.parametrize(
-    "connect",
-    ["10 0d 0004 4d515454 03 02 0000 0001 63", "10 0f 0006 4d5149736470 03 02 0000 0001 63"],
-    ids=["level 3", "3.1"],
-)
-def test_mqtt_3_1_is_refused(broker, connect):
+def test_level_3_has_a_name_of_its_own(broker):
+    """[MQTT-3.1.2-1] [MQTT311-3.1.2-1]: MQTT 3.1 is served as MQIsdp, and by no other name."""
     client = broker.open()
-    assert client.say(connect) == "20 02 00 01"
+    assert client.say("10 0f 0006 4d5149736470 03 02 0000 0001 63") == "20 02 00 00"
+    assert client.say("c0 00") == "d0 00"
+    client = broker.open()
+    assert client.say("10 0d 0004 4d515454 03 02 0000 0001 63") == "20 02 00 01"
     assert client.closed
+
+
+def test_versions_that_are_not_allowed_are_refused(start, version):
+    """[MQTT-3.1.2-2] [MQTT311-3.1.2-2] [MQTT-3.1.4-2] [MQTT311-3.2.2-5]: in their own form."""
+    broker = start(limits=ConnectionLimits(protocol_versions=frozenset((9 - version,))))
+    client = broker.open(version)
+    heard = client.say(hex_packets.connect(version)).split()
+    assert heard[2:4] == {4: ["00", "01"], 5: ["00", "84"]}[version]
+    assert client.closed
+    assert broker.connect(9 - version).connack == connack(9 - version)
 
 
 def test_the_reserved_flag_closes(broker, version):
     """[MQTT-3.1.2-3] [MQTT311-3.1.2-3]"""
-    assert is_refused_silently(broker, hex_packets.connect(version, flags=0x03))
-    assert is_refused_silently(broker, hex_packets.connect(version, flags=0x01))
+    assert broker.refuses(version, hex_packets.connect(version, flags=0x03))
+    assert broker.refuses(version, hex_packets.connect(version, flags=0x01))
 
 
 # 3.1.2.4: clean session, clean start
@@ -173,42 +182,31 @@ def test_a_clean_start_with_an_expiry_begins_a_session_that_stays(broker):
 @pytest.mark.parametrize("flags", [0x0A, 0x12, 0x1A, 0x22, 0x2A], ids=hex)
 def test_will_flags_without_a_will_close(broker, version, flags):
     """[MQTT-3.1.2-11] [MQTT-3.1.2-13] [MQTT311-3.1.2-11] [MQTT311-3.1.2-13] [MQTT311-3.1.2-15]"""
-    assert is_refused_silently(broker, hex_packets.connect(version, flags=flags))
+    assert broker.refuses(version, hex_packets.connect(version, flags=flags))
 
 
 def test_will_fields_without_a_will_close(broker, version):
     """[MQTT311-3.1.2-11]"""
-    assert is_refused_silently(broker, hex_packets.connect(version, will=("w", "x"), flags=0x02))
+    assert broker.refuses(version, hex_packets.connect(version, will=("w", "x"), flags=0x02))
 
 
 def test_a_will_of_qos_3_closes(broker, version):
     """[MQTT-3.1.2-12] [MQTT311-3.1.2-14]"""
-    assert is_refused_silently(broker, hex_packets.connect(version, will=("w", "x"), will_qos=3))
+    assert broker.refuses(version, hex_packets.connect(version, will=("w", "x"), will_qos=3))
 
 
 def test_a_will_has_a_topic_and_a_payload(broker, version):
     """[MQTT-3.1.2-9] [MQTT311-3.1.2-9]: a CONNECT that ends before either closes."""
-    assert is_refused_silently(broker, hex_packets.connect(version, flags=0x06))
+    assert broker.refuses(version, hex_packets.connect(version, flags=0x06))
     whole = hex_packets.connect(version, will=("w", "x"))
-    assert is_refused_silently(broker, packet("10", whole[4:-6]))
+    assert broker.refuses(version, packet("10", whole[4:-6]))
 
 
 def test_a_will_topic_is_utf_8(broker, version):
     """[MQTT-3.1.3-11] [MQTT311-3.1.3-10]"""
     for bad in ("ff", "eda080"):
         will = hex_packets.connect(version, will=("ww", "x")).replace(text("ww"), f"{len(bad) // 2:04x}{bad}")
-        assert is_refused_silently(broker, packet("10", will[4:]))
-
-
-def test_a_will_is_refused(broker):
-    """Wills are not served yet: the CONNECT is refused (5.0: 0x83), rather than the will forgotten."""
-    client = broker.open(4)
-    assert client.say("10 13 0004 4d515454 04 06 0000 0001 63 0001 61 0001 62") == "20 02 00 03"
-    assert client.closed
-    client = broker.open(5)
-    heard = client.say("10 15 0004 4d515454 05 06 0000 00 0001 63 00 0001 61 0001 62")
-    assert heard.split()[:1] + heard.split()[2:4] == ["20", "00", "83"]
-    assert client.closed
+        assert broker.refuses(version, packet("10", will[4:]))
 
 
 @pytest.mark.parametrize("end", ["drop", "disconnect"])
@@ -230,20 +228,20 @@ def test_without_a_will_nothing_is_published(broker, version, end):
 def test_a_user_name_is_there_when_its_flag_says_so(broker, version):
     """[MQTT-3.1.2-16] [MQTT-3.1.2-17] [MQTT311-3.1.2-18] [MQTT311-3.1.2-19]"""
     assert broker.open(version).say(hex_packets.connect(version, user="u")) == connack(version)
-    assert is_refused_silently(broker, hex_packets.connect(version, flags=0x82))
-    assert is_refused_silently(broker, hex_packets.connect(version, user="u", flags=0x02))
+    assert broker.refuses(version, hex_packets.connect(version, flags=0x82))
+    assert broker.refuses(version, hex_packets.connect(version, user="u", flags=0x02))
 
 
 def test_a_password_is_there_when_its_flag_says_so(broker, version):
     """[MQTT-3.1.2-18] [MQTT-3.1.2-19] [MQTT311-3.1.2-20] [MQTT311-3.1.2-21]"""
     assert broker.open(version).say(hex_packets.connect(version, user="u", password="p")) == connack(version)
-    assert is_refused_silently(broker, hex_packets.connect(version, user="u", flags=0xC2))
-    assert is_refused_silently(broker, hex_packets.connect(version, user="u", password="p", flags=0x82))
+    assert broker.refuses(version, hex_packets.connect(version, user="u", flags=0xC2))
+    assert broker.refuses(version, hex_packets.connect(version, user="u", password="p", flags=0x82))
 
 
 def test_a_password_without_a_user_name(broker):
     """[MQTT311-3.1.2-22]: closes there; 5.0 allows it."""
-    assert is_refused_silently(broker, hex_packets.connect(4, password="p"))
+    assert broker.refuses(4, hex_packets.connect(4, password="p"))
     assert broker.open(5).say(hex_packets.connect(5, password="p")) == connack(5)
 
 
@@ -253,8 +251,8 @@ def test_the_fields_come_in_their_order(broker, version):
     Only a password is not text, so bytes that are none are taken in its place and nowhere else.
     """
     first = broker.connect(version, "c", user="u", password=b"\xff")
-    assert is_refused_silently(broker, hex_packets.connect(version, "c", user=b"\xff", password="p"))
-    assert is_refused_silently(broker, hex_packets.connect(version, b"\xff", user="u", password="p"))
+    assert broker.refuses(version, hex_packets.connect(version, "c", user=b"\xff", password="p"))
+    assert broker.refuses(version, hex_packets.connect(version, b"\xff", user="u", password="p"))
     assert not first.closed
     broker.connect(version, "u", user="c", password="p")
     assert not first.closed
@@ -265,8 +263,8 @@ def test_the_fields_come_in_their_order(broker, version):
 def test_a_client_id_is_there(broker, version):
     """[MQTT-3.1.3-3] [MQTT311-3.1.3-3]"""
     without = hex_packets.connect(version)[4:-6]
-    assert is_refused_silently(broker, packet("10", without))
-    assert is_refused_silently(broker, packet("10", without, "0002 63"))
+    assert broker.refuses(version, packet("10", without))
+    assert broker.refuses(version, packet("10", without, "0002 63"))
 
 
 # 3.1.3.1: client id
@@ -336,12 +334,15 @@ def test_a_client_id_that_is_too_long_is_refused(start):
 # 3.1.4: response
 
 
+@pytest.mark.parametrize("body", ["", "0004 4d5154", "0004 4d515454"])
+def test_a_connect_that_ends_before_its_version_closes_without_a_word(broker, body):
+    """[MQTT-3.1.4-1] [MQTT311-3.1.4-1] [MQTT311-3.2.2-6] [MQTT-3.14.0-1]"""
+    assert closes_silently(broker, packet("10", body))
+
+
 @pytest.mark.parametrize(
     "body",
     [
-        "",
-        "0004 4d5154",
-        "0004 4d515454",
         "0004 4d515454 {level}",
         "0004 4d515454 {level} 02",
         "0004 4d515454 {level} 02 00",
@@ -352,30 +353,30 @@ def test_a_client_id_that_is_too_long_is_refused(start):
         "0004 4d515454 {level} c2 0000 {properties} 0001 63 0001 75 0002 70",
     ],
 )
-def test_a_malformed_connect_closes_without_a_connack(broker, version, body):
+def test_a_malformed_connect_closes(broker, version, body):
     """[MQTT-3.1.4-1] [MQTT311-3.1.4-1] [MQTT311-3.2.2-6] [MQTT-3.14.0-1]"""
     said = packet("10", body.format(level=f"{version:02x}", properties="00" if version == 5 else ""))
-    assert is_refused_silently(broker, said)
+    assert broker.refuses(version, said)
 
 
 @pytest.mark.parametrize(
-    "properties",
+    ("properties", "reason"),
     [
-        "11 00000001 11 00000001",
-        "21 0000",
-        "27 00000000",
-        "19 02",
-        "17 02",
-        "16 0001 64",
-        "01 01",
-        "7f 00",
-        "21 00",
+        ("11 00000001 11 00000001", "82"),
+        ("21 0000", "82"),
+        ("27 00000000", "82"),
+        ("19 02", "82"),
+        ("17 02", "82"),
+        ("16 0001 64", "82"),
+        ("01 01", "81"),
+        ("7f 00", "81"),
+        ("21 00", "81"),
     ],
     ids=["twice", "receive max 0", "size 0", "bool", "bool 2", "data alone", "not here", "unknown", "cut short"],
 )
-def test_bad_properties_of_a_connect_close(broker, properties):
+def test_bad_properties_of_a_connect_close(broker, properties, reason):
     """[MQTT-3.1.4-1] [MQTT-4.13.1-1]"""
-    assert is_refused_silently(broker, hex_packets.connect(5, properties=properties.replace(" ", "")))
+    assert broker.refuses(5, hex_packets.connect(5, properties=properties.replace(" ", "")), reason)
 
 
 def test_takeover(broker):

@@ -1,4 +1,4 @@
-"""3.15 AUTH and 4.12 Enhanced authentication, which is not offered."""
+"""3.15 AUTH and 4.12 Enhanced authentication, where no method is served."""
 
 import hex_packets
 import pytest
