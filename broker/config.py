@@ -304,6 +304,7 @@ class MqttConfig:
     leave_will_grace_s: int = _key(_whole(0, 86400), 10, "least delay of wills when the server closes connections")
     # [MQTT-3.1.3-5] [MQTT311-3.1.3-5] A server must take client ids of 23 bytes.
     max_client_id_size: int = _key(_whole(23, 65535), 100, "bytes of a client id")
+    max_connect_size: int = _key(_whole(256, MQTT_MESSAGE_BYTES_MAX), 8192, "bytes of a CONNECT, its will included")
     mqtt_connect_timeout: int = _key(_whole(1, 600_000), 5000, "milliseconds from the TCP connection to CONNECT")
     topic_max_depth: int = _key(_whole(1, 65535), 128, "levels of a topic name or filter")
     max_topic_size: int = _key(_whole(1, 65535), 65535, "bytes of a topic name or filter")

@@ -90,6 +90,7 @@ class ConnectionLimits:
     """What the configuration says to connections."""
 
     connect_timeout_s: float = 5.0
+    connect_bytes_max: int = CONNECT_BYTES_MAX
     packet_bytes_max: int = 0
     client_id_bytes_max: int = 100
     topic_levels_max: int = 128
@@ -287,9 +288,9 @@ class Connection:
                 # [MQTT-3.1.0-1] [MQTT311-3.1.0-1] The first packet is a CONNECT; anything else isn't worth a buffer.
                 if first >> 4 != _TYPE_CONNECT:
                     raise ProtocolError(Reason.PROTOCOL_ERROR, "the first packet must be CONNECT")
-                packet_bytes_max = CONNECT_BYTES_MAX
+                packet_bytes_max = self._limits.connect_bytes_max
             elif self.state == AUTHENTICATING:
-                packet_bytes_max = CONNECT_BYTES_MAX
+                packet_bytes_max = self._limits.connect_bytes_max
             start, end = split(data, pos, packet_bytes_max)
             if end == 0 or end > size:
                 self._hold(data[pos:], int(end - pos) if end else 0)

@@ -51,6 +51,7 @@ def connection_limits(config: Config) -> ConnectionLimits:
     mqtt = config.mqtt
     return ConnectionLimits(
         connect_timeout_s=mqtt.mqtt_connect_timeout / 1000,
+        connect_bytes_max=mqtt.max_connect_size,
         packet_bytes_max=mqtt.max_message_size,
         client_id_bytes_max=mqtt.max_client_id_size,
         topic_levels_max=mqtt.topic_max_depth,

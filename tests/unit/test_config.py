@@ -48,6 +48,7 @@ DOCUMENTED: dict[str, Any] = {
         "max_client_id_size": 100,
         "mqtt_connect_timeout": 5000,
         "topic_max_depth": 128,
+        "max_connect_size": 8192,
         "max_topic_size": 65535,
         "allowed_protocol_versions": "3,4,5,131,132",
         "override_max_online_messages": False,
