@@ -4,12 +4,14 @@ Every node is validated after every turn and at the end, its store included.
 """
 
 import math
+from unittest.mock import patch
 
 import pytest
 from core_helpers import START_S, Client, Node, StubInterest, started_nodes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from broker.core import delivery_queue, session_store
 from broker.core.events import (
     Attach,
     ConnectionPaused,
@@ -27,7 +29,19 @@ from broker.core.message import Message
 from broker.core.records import PUBACK, Answer, Deliver, unpack_owner_records
 from broker.core.settings import OwnerSettings
 from broker.mqtt.codec import encode
-from broker.mqtt.packets import Connect, Disconnect, Puback, Pubcomp, Publish, Pubrec, Pubrel, Will
+from broker.mqtt.packets import (
+    Connect,
+    Disconnect,
+    Puback,
+    Pubcomp,
+    Publish,
+    Pubrec,
+    Pubrel,
+    Subscribe,
+    SubscriptionRequest,
+    Unsubscribe,
+    Will,
+)
 from broker.mqtt.properties import Property
 from broker.mqtt.reasons import Reason
 
@@ -1214,9 +1228,9 @@ class Model:
                     properties={RECEIVE_MAXIMUM: 1 + what % 3, PACKET_BYTES_MAX: 12 + what % 4},
                 )
         elif kind <= 1:
-            client.subscribe(FILTERS[what % 7], what % 3, no_local=False)
+            client.send(Subscribe(7, (SubscriptionRequest(FILTERS[what % 7], what % 3),)))
         elif kind == 2:
-            client.unsubscribe(FILTERS[what % 7])
+            client.send(Unsubscribe(8, (FILTERS[what % 7],)))
         elif kind in (3, 4, 5):
             self.number += 1
             properties = {MESSAGE_EXPIRY: what} if client.version == 5 and what % 3 == 0 else {}
@@ -1242,6 +1256,7 @@ class Model:
             self.node.settle()
         elif kind == 9:
             self.node.advance(what % 4)
+            self.answer_forwards(what % 3)
         elif kind == 10:
             if what % 2:
                 self.node.credit_held.add(what % 4 // 2)
@@ -1250,18 +1265,64 @@ class Model:
         elif client.version == 5:
             client.disconnect(what if client.connection._session_expiry_s else 0)
 
+    def answer_forwards(self, refused: int) -> None:
+        """The other nodes answer: all of them take the message, but for those that refuse every third."""
+        forwards, self.node.forwards = self.node.forwards, []
+        owner = self.node.owner
+        for number, forward in enumerate(forwards):
+            if forward.ticket is None:
+                continue
+            if number % 3 < refused - 1:
+                owner.forward_refused(forward.ticket, self.node.now)
+            else:
+                owner.forward_acknowledged(forward.ticket, self.node.now)
+        self.node.settle()
+
+    def finish(self) -> None:
+        """Nobody waits for anybody any more."""
+        for client in self.clients.values():
+            if not client.closed:
+                client.drop()
+        self.answer_forwards(0)
+
 
 STEPS = st.lists(st.tuples(st.integers(0, 11), st.integers(0, 3), st.integers(0, 12)), max_size=60)
 
 
-@settings(deadline=None, max_examples=60)
-@given(STEPS)
-def test_whatever_clients_do_the_invariants_hold(steps):
-    """Validated after every turn; then what other nodes know, and what a restart finds, is what is here."""
-    limits = OwnerSettings(max_offline_messages=3, max_online_messages=4, listener_window_bytes=400)
-    model = Model(Node(settings=limits))
-    for step in steps:
-        model.step(*step)
+HABITS = st.fixed_dictionaries(
+    {
+        "max_offline_messages": st.sampled_from([3, 9, -1]),
+        "max_online_messages": st.sampled_from([4, 9, -1]),
+        "max_queued_bytes": st.sampled_from([-1, 2000]),
+        "listener_window_bytes": st.sampled_from([400, 100_000]),
+        "queue_lifo": st.booleans(),
+        "upgrade_outgoing_qos": st.booleans(),
+        "retry_interval_s": st.sampled_from([0, 1]),
+    }
+)
+
+
+@settings(deadline=None, max_examples=100)
+@given(STEPS, HABITS, st.booleans())
+def test_whatever_clients_do_the_invariants_hold(steps, habits, others):
+    """Validated after every turn; then what other nodes know, and what a restart finds, is what is here.
+
+    Heads are small, so that queues go on in the store (compiled modules keep their own constants).
+    """
+    with (
+        patch.object(delivery_queue, "HEAD_MAX", 4),
+        patch.object(delivery_queue, "HEAD_LOW", 1),
+        patch.object(session_store, "LOAD_MAX", 3),
+    ):
+        interest = StubInterest({b"a": [("n2", True), ("n3", False)], b"b": [("n3", True)]} if others else {})
+        model = Model(Node(settings=OwnerSettings(**habits), interest=interest))
+        for step in steps:
+            model.step(*step)
+        compare_with_restart(model)
+
+
+def compare_with_restart(model):
+    model.finish()
     node = model.node
     node.validate()
     assert wishes_after(node.interest_changes) == dict(node.owner.local_interest())
@@ -1274,7 +1335,13 @@ def test_whatever_clients_do_the_invariants_hold(steps):
         assert plain(after.subscriptions) == plain(before.subscriptions)
         assert stored_payloads(restarted, after) == stored_payloads(node, before)
         assert list(after.inflight.deliveries) == sorted_by_place(before)
+        # Nothing is under way for ever: each PUBLISH was refused, or its PUBREC stands.
         assert after.incoming == before.incoming
+    for world in (node, restarted):
+        for client_id in kept:
+            world.connect(client_id).drop()
+        world.validate()
+        assert world.stored("queue") == world.stored("session") == []
 
 
 def plain(subscriptions):
@@ -1283,7 +1350,7 @@ def plain(subscriptions):
 
 def stored_payloads(node, session):
     """What waits for a session and outlives the process."""
-    while session.queue.wants_load():
+    while session.queue.tail_count:
         node.owner._store.load(session.number, session.queue)
     return [delivery.message.payload for delivery in session.queue.deliveries() if delivery.qos]
 
