@@ -7,6 +7,7 @@ in which the shells do it: commit, then forwards, then what listeners and client
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from broker.core.authentication import NO_METHODS, Authenticator
 from broker.core.connection import CLOSED, Connection, ConnectionLimits
 from broker.core.effects import Effects, Forward, InterestChange
 from broker.core.events import CreditReturned, ListenerGone, ListenerStarted
@@ -167,6 +168,7 @@ class Node:
         now: float = START_S,
         utc_ms: int = START_UTC_MS,
         generation: int = 1,
+        authenticator: Authenticator = NO_METHODS,
     ) -> None:
         self.now = now
         self.started = now
@@ -175,6 +177,7 @@ class Node:
         self.incarnation = incarnation
         self.settings = settings or OwnerSettings()
         self.limits = limits or ConnectionLimits()
+        self.authenticator = authenticator
         self.storage = storage or MemoryStorage()
         self.interest = interest or NoInterest()
         self.owner = QueueOwner(self.settings, self.storage, self.interest, STORE_ID, incarnation)
@@ -189,7 +192,7 @@ class Node:
         self._names = 0
         self.listeners: list[ListenerCore] = []
         for index in range(listeners):
-            self.listeners.append(ListenerCore(index, 1, self.limits, self._name))
+            self.listeners.append(ListenerCore(index, 1, self.limits, self._name, authenticator))
             self.listeners[index].owner_ready(generation)
             self.owner.receive(ListenerStarted(index, 1), now)
         self.settle()
@@ -304,6 +307,7 @@ class Node:
             now=START_S / 2,
             utc_ms=self.utc_ms + int((self.now - self.started + down_s) * 1000),
             generation=self.generation + 1,
+            authenticator=self.authenticator,
         )
 
     def dropped(self, reason: str) -> int:
