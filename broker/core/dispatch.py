@@ -392,7 +392,7 @@ class Dispatcher:
 
     def _drain_resend(self, attachment: Attachment, now: float) -> bool:
         inflight = attachment.session.inflight
-        if inflight.is_full():
+        if not inflight.may_resend():
             return False
         delivery = inflight.take_resend(now)
         if delivery is None:

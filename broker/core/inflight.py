@@ -97,14 +97,32 @@ class Inflight:
 
     def begin_resend(self) -> None:
         """A new connection: everything in flight is to be sent again [MQTT-4.4.0-1]."""
-        for delivery in self.deliveries.values():
-            delivery.sent = False
+        published: list[int] = []
         self._outstanding = 0
-        self._resend = deque(self.deliveries)
+        self._resend = deque()
+        for packet_id, delivery in self.deliveries.items():
+            delivery.sent = False
+            if delivery.released:
+                self._resend.append(packet_id)
+            else:
+                published.append(packet_id)
+        # A PUBREL does not wait for the window, so none stands behind a PUBLISH that does.
+        self._resend.extend(published)
 
     def is_resending(self) -> bool:
         """Say whether something in flight still waits to be sent again; nothing younger may overtake it."""
         return len(self._resend) > 0
+
+    def may_resend(self) -> bool:
+        """Say whether the next may be sent again now: a PUBLISH when the window has room, a PUBREL in any case.
+
+        [MQTT-3.3.4-10] [MQTT-4.9.0-3]
+        """
+        if not self.is_full():
+            return True
+        while self._resend and self._resend[0] not in self.deliveries:
+            self._resend.popleft()
+        return not self._resend or self.deliveries[self._resend[0]].released
 
     def begin_retry(self, sent_before: float) -> bool:
         """Have everything that was sent before a time sent again on the same connection; false when there is none."""
