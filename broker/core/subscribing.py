@@ -4,6 +4,7 @@ It owns the shared groups, the routes' subscriptions and the wishes; it keeps se
 in step. It sends nothing but what a new subscription is owed: its SUBACK, and retained messages.
 """
 
+from collections import deque
 from typing import Final, final
 
 from broker.core.dispatch import Dispatcher
@@ -129,7 +130,10 @@ class Subscribing:
 
     def _unroute(self, session: Session, topic_filter: bytes, now: float) -> None:
         if not topic_filter.startswith(SHARE_PREFIX):
-            self._routes.remove(topic_filter, session)  # [MQTT-3.10.4-2] [MQTT311-3.10.4-2]
+            # [MQTT-3.10.4-2] [MQTT311-3.10.4-2] Nothing new is sent, and nothing retained that was still to come.
+            self._routes.remove(topic_filter, session)
+            if session.replays:
+                session.replays = deque(left for left in session.replays if left.topic_filter != topic_filter)
             self._count_wish(topic_filter, session, -1)
             return
         group = self.groups[topic_filter]
