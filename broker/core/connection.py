@@ -68,8 +68,10 @@ RECEIVE_MAXIMUM_MAX: Final = 65535
 _TYPE_CONNECT: Final = 1
 _TYPE_PUBLISH: Final = 3
 _TOPIC_ALIAS_PROPERTY: Final = b"\x23"
-# The property, and what the lengths in front of it may grow by.
-_TOPIC_ALIAS_ROOM_BYTES: Final = 8
+# The property, and all of a PUBLISH that is neither topic nor property nor payload.
+_TOPIC_ALIAS_ROOM_BYTES: Final = 16
+# A topic that is shorter takes less room than the property, with what its length in front may grow by.
+_ALIASED_BYTES_MIN: Final = 4
 # How the body of an MQTT 5 CONNECT begins.
 _CONNECT_5: Final = b"\x00\x04MQTT\x05"
 _SUCCESS: Final = 0
@@ -168,6 +170,7 @@ class Connection:
         "_topic_bytes_max",
         "_unacknowledged",
         "_unfinished_bytes",
+        "_user_name",
         "client_id",
         "dirty",
         "has_aliases",
@@ -217,6 +220,7 @@ class Connection:
         self._exchange: Exchange | None = None
         self._connect_packet: Connect | None = None
         self._authentication_data = b""
+        self._user_name = ""
         self._chunks: list[bytes] = []
         self._held_bytes: int = 0
         self._needed_bytes: int = 0
@@ -459,9 +463,13 @@ class Connection:
         if step.outcome == FAILURE:
             # [MQTT-4.12.0-4] [MQTT-4.12.1-2] A CONNACK before it is attached, then a DISCONNECT.
             self.close(step.reason, "authentication failed")
+        elif self.state == ATTACHED and step.user_name != self._user_name:
+            # The session is somebody's, and stays that client's.
+            self.close(Reason.NOT_AUTHORIZED, "authenticated as somebody else")
         elif self.state == ATTACHED:
             self._write(Auth(Reason.SUCCESS, self._authentication(step.data)))
         else:
+            self._user_name = step.user_name
             self._authentication_data = step.data
             self._attach(connect, step.user_name)
 
@@ -687,13 +695,19 @@ class Connection:
         self.output.append(encode_ack(kind, answer.packet_id, reason, b"", self.version))
 
     def outgoing_alias(self, topic: bytes, packet_bytes: int) -> tuple[bytes, bytes]:
-        """Return the topic and the property with which a PUBLISH of about that size says it [MQTT-3.1.2-26]."""
-        if self._answer_bytes_max and packet_bytes + _TOPIC_ALIAS_ROOM_BYTES > self._answer_bytes_max:
+        """Return the topic and the property with which a PUBLISH of about that size says it.
+
+        [MQTT-3.1.2-26] [MQTT-3.1.2-27] [MQTT-3.3.2-11] Never more aliases than the client accepts; an alias makes no
+        PUBLISH too large that without it is not [MQTT-3.1.2-24].
+        """
+        if len(topic) < _ALIASED_BYTES_MIN:
             return topic, b""
         alias = self._own_aliases.get(topic)
         if alias is not None:
             return b"", _TOPIC_ALIAS_PROPERTY + alias.to_bytes(2, "big")
         if len(self._own_aliases) >= self._own_aliases_max:
+            return topic, b""
+        if self._answer_bytes_max and packet_bytes + _TOPIC_ALIAS_ROOM_BYTES > self._answer_bytes_max:
             return topic, b""
         alias = len(self._own_aliases) + 1
         self._own_aliases[topic] = alias
