@@ -1,4 +1,4 @@
-"""Enhanced authentication of MQTT 5: the vocabulary by which a connection runs a method's exchange [MQTT-4.12].
+"""Enhanced authentication of MQTT 5: the vocabulary by which a connection runs a method's exchange (section 4.12).
 
 It owns no method: a method is an Exchange that is told what the client said and answers with a Step. It knows neither
 packets nor connections.

@@ -232,7 +232,7 @@ class Connection:
         # PUBLISHes in the present second, and whether they were too many.
         self._published: int = 0
         self._throttled = False
-        # Alias -> topic, as the client set them.
+        # Alias -> topic, as the client set them; they last as long as the connection [MQTT-3.3.2-7].
         self._aliases: dict[int, bytes] = {}
         # Topic -> alias, as this side set them.
         self._own_aliases: dict[bytes, int] = {}
@@ -387,7 +387,7 @@ class Connection:
             self.client_id = f"{self._mountpoint}\0{self.client_id}"
         self.keep_alive_s = packet.keep_alive_s
         if limits.keep_alive_s_max and not 0 < packet.keep_alive_s <= limits.keep_alive_s_max:
-            # [MQTT-3.1.2-21] MQTT 5 is told; for MQTT 3 the limit holds all the same.
+            # MQTT 5 is told [MQTT-3.2.2-21]; for MQTT 3 the limit holds all the same.
             self.keep_alive_s = limits.keep_alive_s_max
             self._server_keep_alive = True
         self._own_aliases_max = min(
@@ -440,11 +440,11 @@ class Connection:
         connect = self._connect_packet
         method = packet.properties.get(Property.AUTHENTICATION_METHOD)
         if connect is None or method != connect.properties[Property.AUTHENTICATION_METHOD]:
-            # [MQTT-4.12.0-5] [MQTT-4.12.0-6] [MQTT-4.12.1-1] The method is the CONNECT's, and there is one.
+            # [MQTT-4.12.0-5] [MQTT-4.12.0-7] [MQTT-4.12.1-1] The method is the CONNECT's, and there is one.
             raise ProtocolError(Reason.PROTOCOL_ERROR, "AUTH with another method than the CONNECT")
         if packet.reason == Reason.REAUTHENTICATE and self.state == ATTACHED and self._exchange is None:
             self._begin_authentication(packet.properties)
-        elif packet.reason == Reason.CONTINUE_AUTHENTICATION and self._exchange is not None:
+        elif packet.reason == Reason.CONTINUE_AUTHENTICATION and self._exchange is not None:  # [MQTT-4.12.0-3]
             self._step(packet.properties)
         else:
             raise ProtocolError(Reason.PROTOCOL_ERROR, "AUTH with a reason that is not in turn")
@@ -456,7 +456,7 @@ class Connection:
         assert isinstance(data, bytes)
         step = exchange.receive(data)
         if step.outcome == CONTINUE:
-            # [MQTT-4.12.0-2] [MQTT-4.12.0-3]
+            # [MQTT-4.12.0-2] [MQTT-3.15.2-1]
             self._write(Auth(Reason.CONTINUE_AUTHENTICATION, self._authentication(step.data)))
             return
         self._exchange = None
@@ -474,7 +474,10 @@ class Connection:
             self._attach(connect, step.user_name)
 
     def _authentication(self, data: bytes) -> Properties:
-        """The properties that say the method, and what it has to say."""
+        """The properties that say the method, and what it has to say.
+
+        There is no Reason String and no User Property [MQTT-3.15.2-2] [MQTT-3.15.2-3].
+        """
         assert self._connect_packet is not None
         method = self._connect_packet.properties[Property.AUTHENTICATION_METHOD]
         properties: Properties = {Property.AUTHENTICATION_METHOD: method}
@@ -489,6 +492,7 @@ class Connection:
         if will is None:
             return None
         self._check_topic(will.topic)
+        # [MQTT-3.1.3-10] User properties are one value, in their order.
         forwarded: Properties = {name: will.properties[name] for name in _FORWARDED if name in will.properties}
         return Will(
             self._mount + will.topic,
@@ -514,7 +518,7 @@ class Connection:
             self._check_topic(topic)
         if qos:
             if self.version == 5:
-                # [MQTT-3.3.4-7] [MQTT-3.3.4-9] More under way than the CONNACK allowed.
+                # [MQTT-3.3.4-7] More under way than the CONNACK allowed.
                 if self._quota_used >= limits.receive_max:
                     raise ProtocolError(Reason.RECEIVE_MAXIMUM_EXCEEDED, "more PUBLISHes than Receive Maximum allows")
                 self._quota_used += 1
@@ -552,7 +556,7 @@ class Connection:
         if alias > self._limits.topic_alias_max_client:
             # [MQTT-3.3.2-9] [MQTT-3.2.2-17] [MQTT-3.2.2-18] The CONNACK said how many there may be.
             raise ProtocolError(Reason.TOPIC_ALIAS_INVALID, "topic alias over the maximum")
-        if topic:
+        if topic:  # [MQTT-3.3.2-12]
             self._aliases[alias] = topic
             return topic
         known = self._aliases.get(alias)
@@ -619,7 +623,7 @@ class Connection:
 
     def receive_connack(self, answer: Answer, make_client_id: Callable[[], str]) -> None:
         """The owner attached the session, or refused to; then go on with what was held back."""
-        if self.state != ATTACHING:
+        if self.state != ATTACHING:  # [MQTT-3.2.0-2]
             return
         if answer.reason:
             self.close(answer.reason, "")
@@ -671,7 +675,7 @@ class Connection:
         if limits.topic_alias_max_client:
             properties[Property.TOPIC_ALIAS_MAXIMUM] = limits.topic_alias_max_client
         if self._server_keep_alive:
-            # [MQTT-3.2.2-21] [MQTT-3.2.2-22]
+            # [MQTT-3.2.2-21] Without it, the client's own counts [MQTT-3.2.2-22].
             properties[Property.SERVER_KEEP_ALIVE] = self.keep_alive_s
         return properties
 
@@ -791,6 +795,7 @@ class Connection:
             # [MQTT-3.1.2-2] [MQTT311-3.1.2-2] An unknown version is answered in the form that most know.
             self.version = 4
             self._write(Connack(False, reason, NO_PROPERTIES))
+        # [MQTT311-3.2.2-6] There is no return code for anything else.
 
     def _say(self, packet: Any, shorter: Any) -> None:
         """Write `packet`, or `shorter` where the client takes no packet of that size.

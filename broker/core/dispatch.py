@@ -132,7 +132,7 @@ class Dispatcher:
             qos = granted & QOS_MASK
         flags: i64 = qos
         if message.retain and granted & RETAIN_AS_PUBLISHED:
-            # [MQTT-3.3.1-13] The flag as it was published; [MQTT-3.3.1-12] else without.
+            # [MQTT-3.3.1-13] The flag as it was published; [MQTT-3.3.1-12] [MQTT311-3.3.1-9] else without.
             flags |= RETAIN_FLAG
         attachment = session.attachment
         if attachment is not None and _is_too_large(attachment, message, qos, identifiers):
@@ -148,7 +148,7 @@ class Dispatcher:
                 return -1
         delivery = Delivery(session.take_seq(), message, int(qos), flags & RETAIN_FLAG != 0, identifiers)
         if qos and sendable and session.is_caught_up() and session.inflight.has_room(delivery):
-            # [MQTT-4.3.2-2] [MQTT-4.3.3-2]
+            # [MQTT-4.3.2-2] [MQTT-4.3.3-2] In flight until it is acknowledged [MQTT-4.3.2-3] [MQTT-4.3.3-3].
             packet_id: i64 = session.inflight.add(delivery, now)
             self.counters.mqtt_publish_sent += 1
             if session.persistent:
@@ -279,7 +279,7 @@ class Dispatcher:
         return not self._qos(message, subscription) or not session.inflight.is_full()
 
     def _qos(self, message: Message, subscription: Subscription) -> int:
-        granted = subscription.options & QOS_MASK
+        granted = subscription.options & QOS_MASK  # [MQTT-4.8.2-3]
         return granted if self._upgrade else min(message.qos, granted)
 
     def _send(self, session: Session, message: Message, subscription: Subscription, retained: bool, now: float) -> None:
@@ -287,7 +287,7 @@ class Dispatcher:
         attachment = session.attachment
         assert attachment is not None
         qos = self._qos(message, subscription)
-        # [MQTT-3.3.1-8] What a new subscription is sent carries the flag.
+        # [MQTT311-3.3.1-8] What a new subscription is sent carries the flag.
         retain = retained or (message.retain and subscription.options & RETAIN_AS_PUBLISHED != 0)
         flags: i64 = qos | (RETAIN_FLAG if retain else 0)
         packet_id: i64 = 0
@@ -350,7 +350,8 @@ class Dispatcher:
     def redeliver(self, attachment: Attachment, now: float) -> None:
         """Send again what was in flight when the last connection ended, then what waits.
 
-        [MQTT-4.4.0-1] [MQTT311-4.4.0-1], in the old order [MQTT-4.6.0-1] [MQTT311-4.6.0-1].
+        [MQTT-4.4.0-1] [MQTT311-4.4.0-1], in the old order [MQTT-4.6.0-1] [MQTT311-4.6.0-1]. What a shared group gave to
+        the session is among it [MQTT-4.8.2-4].
         """
         attachment.session.inflight.begin_resend()
         self.drain(attachment, now)
@@ -398,7 +399,8 @@ class Dispatcher:
         if delivery is None:
             return True
         if delivery.released:
-            # [MQTT-4.4.0-1] The second half of QoS 2 is sent again, too.
+            # [MQTT-4.4.0-1] The second half of QoS 2 is sent again, too [MQTT-4.3.3-5], and not the first
+            # [MQTT-4.3.3-6].
             attachment.outlet.batch.acknowledge(PUBREL, attachment.connection, delivery.packet_id, 0)
         elif self._is_deliverable(attachment, delivery, now):
             # [MQTT-3.3.1-1] [MQTT-3.3.1-3] [MQTT311-3.3.1-1] [MQTT311-3.3.1-3] Sent again, with the flag that says so.
@@ -463,7 +465,7 @@ class Dispatcher:
         """Say whether the delivery may go out; one that may not is dropped here, and counted."""
         message = delivery.message
         if message.expires_at and message.expires_at <= now and not delivery.packet_id:
-            # [MQTT-3.3.2-5] A message that expired before its delivery began is not sent.
+            # [MQTT-3.3.2-5] A message that expired before its delivery began is not sent; later it is [MQTT-4.3.3-7].
             self.counters.drop("expired")
         elif _is_too_large(attachment, message, delivery.qos, delivery.identifiers):
             # [MQTT-3.1.2-25] What is too large counts as delivered.
@@ -540,12 +542,12 @@ class Dispatcher:
         if delivery.qos != 2:
             return int(Reason.PROTOCOL_ERROR)
         if reason >= _FAILURE:
-            # [MQTT-4.3.3-4] A refusal ends the exchange, [MQTT-4.8.2-6] and no other member is asked.
+            # [MQTT-4.4.0-2] A refusal ends the exchange, [MQTT-4.8.2-6] and no other member is asked.
             self._finish(attachment, delivery, now)
             return 0
         if not delivery.released:
             self._store.release_delivery(session.number, delivery)
-        # [MQTT-4.3.3-3]
+        # [MQTT-4.3.3-4] [MQTT-4.6.0-4] [MQTT311-4.3.3-1] [MQTT311-4.6.0-4] At once, and so in the order of the PUBRECs.
         batch.acknowledge(PUBREL, attachment.connection, packet_id, 0)
         return 0
 

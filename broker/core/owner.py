@@ -287,6 +287,7 @@ class QueueOwner:
         self._attachments[event.connection] = attachment
         self._set_expiry(session, event.session_expiry_s)
         if event.will is not None:
+            # [MQTT-3.1.2-7] [MQTT311-3.1.2-8] [MQTT311-3.1.2-12] No connection has another one's will.
             self._wills.leave(event.client_id, event.user_name, event.will)
         if self.settings.retry_interval_s and self._retry_at == math.inf:
             self._retry_at = now + _RETRY_CHECK_S
@@ -347,7 +348,7 @@ class QueueOwner:
             return
         taken_over = reason == Reason.SESSION_TAKEN_OVER
         if reason == _SUCCESS or (taken_over and self.settings.suppress_will_on_takeover):
-            # [MQTT-3.1.2-10] [MQTT-3.14.4-3] A proper goodbye.
+            # [MQTT-3.1.2-10] [MQTT-3.14.4-3] [MQTT311-3.1.2-10] [MQTT311-3.14.4-3] A proper goodbye.
             self._wills.discard(session.client_id)
             return
         delay_s = min(left.will.delay_s, self.settings.max_last_will_delay_s)

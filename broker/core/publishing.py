@@ -9,8 +9,9 @@ A PUBLISH is acknowledged when this node has done its part and every node with p
 (its link acknowledged). Acknowledgements leave in the order of the PUBLISHes [MQTT-4.6.0-2] [MQTT-4.6.0-3]
 [MQTT311-4.6.0-2] [MQTT311-4.6.0-3], so one that waits holds back those behind it. The packet id of a QoS 2 PUBLISH is
 remembered from then until its PUBREL, as part of the session: a PUBLISH that comes again in between is answered and not
-published again [MQTT-4.3.3-10]. It is stored with the write that the PUBREC waits for, not before: a restart in between
-must find a message that was not published everywhere new.
+published again [MQTT-4.3.3-10] [MQTT311-4.3.3-2], whether the message has expired or not [MQTT-4.3.3-13]. It is stored
+with the write that the PUBREC waits for, not before: a restart in between must find a message that was not published
+everywhere new.
 """
 
 from typing import Final, final
@@ -83,6 +84,7 @@ class Publishing:
             # [MQTT-4.3.2-5] [MQTT311-4.3.2-2] A message of its own, whatever its packet id was used for.
             if qos or message.retain or self._numbers_all:
                 self._number(message)
+            # [MQTT-3.3.1-8] [MQTT311-3.3.1-12] Without the flag, what is retained stays.
             if message.retain and not self._retain(message, now) and qos and attachment.version == 5:
                 reason = int(Reason.QUOTA_EXCEEDED)
         if reason:
@@ -111,7 +113,7 @@ class Publishing:
             return
         self._number(message)
         if message.retain:
-            # [MQTT-3.1.2-17]
+            # [MQTT-3.1.2-14] [MQTT-3.1.2-15] [MQTT311-3.1.2-16] [MQTT311-3.1.2-17]
             self._retain(message, now)
         self._counters.will_published += 1
         self._dispatcher.deliver(message, route, now)
@@ -129,7 +131,10 @@ class Publishing:
         message.number = self._message_number
 
     def _retain(self, message: Message, now: float) -> bool:
-        """Keep the message for later subscribers [MQTT-3.3.1-5]; false when a limit forbids it."""
+        """Keep the message for later subscribers; false when a limit forbids it.
+
+        [MQTT-3.3.1-5] [MQTT311-3.3.1-5], and longer than any session [MQTT311-3.1.2.7].
+        """
         if self._retained.set(message, self._store.writes, self._store.clock, now):
             return True
         self._counters.refuse("max_retained")
@@ -164,9 +169,10 @@ class Publishing:
 
     def _settle(self, session: Session, packet_id: int, reason: int) -> None:
         """A QoS 2 PUBLISH is done: from its PUBREC to its PUBREL the id is taken; a refusal frees it."""
-        if reason >= _FAILURE:
+        if reason >= _FAILURE:  # [MQTT-4.3.3-9]
             session.incoming.pop(packet_id, None)
             return
+        # [MQTT-4.3.3-8]
         session.incoming[packet_id] = True
         if session.persistent:
             self._store.put_incoming(session, packet_id)
@@ -207,7 +213,7 @@ class Publishing:
         return 0
 
     def release(self, attachment: Attachment, packet_id: int) -> None:
-        """A client's PUBREL: its id is free again [MQTT-4.3.3-11], if its PUBREC was sent."""
+        """A client's PUBREL: it is answered [MQTT-4.3.3-11]; its id is free again [MQTT-4.3.3-12] if its PUBREC was sent."""
         session = attachment.session
         reason = int(Reason.PACKET_IDENTIFIER_NOT_FOUND)
         if session.incoming.get(packet_id, False):

@@ -58,9 +58,10 @@ class RetainedStore:
         return len(self._by_topic)
 
     def set(self, message: Message, writes: WriteBatch, clock: Clock, now: float) -> bool:
-        """Keep the message in place of the topic's last one; false when a limit forbids it.
+        """Keep the message in place of the topic's last one [MQTT311-3.3.1-7]; false when a limit forbids it.
 
-        An empty payload removes what is there [MQTT-3.3.1-6], and is not kept itself [MQTT-3.3.1-7].
+        An empty payload removes what is there [MQTT-3.3.1-6] [MQTT311-3.3.1-10], and is not kept itself
+        [MQTT-3.3.1-7] [MQTT311-3.3.1-11].
         """
         if not message.payload:
             self.remove(message.topic, writes)

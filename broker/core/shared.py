@@ -1,4 +1,4 @@
-"""Shared subscriptions: a group of sessions of which one gets each message [MQTT-4.8.2].
+"""Shared subscriptions: a group of sessions of which one gets each message (section 4.8.2).
 
 A group owns its members and the queue of what no member could take. It does not send: the dispatcher asks it who is
 next and gives what that member takes.

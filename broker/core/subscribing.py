@@ -72,6 +72,7 @@ class Subscribing:
                 # [MQTT-3.3.1-10] [MQTT-3.3.1-11]
                 continue
             if not topic_filter.startswith(SHARE_PREFIX):
+                # [MQTT-3.3.1-9] [MQTT-3.8.4-4] [MQTT311-3.3.1-6] [MQTT311-3.8.4-3]
                 replays.append((topic_filter, wanted))
         attachment.outlet.batch.suback(event.connection, event.packet_id, reasons)
         for topic_filter, wanted in replays:
@@ -130,7 +131,8 @@ class Subscribing:
 
     def _unroute(self, session: Session, topic_filter: bytes, now: float) -> None:
         if not topic_filter.startswith(SHARE_PREFIX):
-            # [MQTT-3.10.4-2] [MQTT311-3.10.4-2] Nothing new is sent, and nothing retained that was still to come.
+            # [MQTT-3.10.4-2] [MQTT311-3.10.4-2] Nothing new is sent, and nothing retained that was still to come; what
+            # is in flight is not touched [MQTT-3.10.4-3] [MQTT311-3.10.4-3].
             self._routes.remove(topic_filter, session)
             if session.replays:
                 session.replays = deque(left for left in session.replays if left.topic_filter != topic_filter)

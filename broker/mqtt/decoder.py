@@ -74,8 +74,8 @@ def decode(buf: bytes, first_byte: i64, start: i64, end: i64, version: i64) -> P
     assert start <= end <= len(buf)
     packet_type: i64 = first_byte >> 4
     if packet_type != PUBLISH_CONTEXT:
-        # [MQTT-3.8.1-1] [MQTT-3.10.1-1] [MQTT-3.14.1-1] [MQTT-3.15.1-1]
-        # [MQTT311-2.2.2-2] [MQTT311-3.8.1-1] [MQTT311-3.10.1-1] [MQTT311-3.14.1-1]
+        # [MQTT-3.6.1-1] [MQTT-3.8.1-1] [MQTT-3.10.1-1] [MQTT-3.14.1-1] [MQTT-3.15.1-1]
+        # [MQTT311-2.2.2-2] [MQTT311-3.6.1-1] [MQTT311-3.8.1-1] [MQTT311-3.10.1-1] [MQTT311-3.14.1-1]
         _check_flags(first_byte, version)
     return _DECODERS[packet_type](buf, first_byte, start, end, version)
 
@@ -232,6 +232,7 @@ def _decode_level(buf: bytes, pos: i64, end: i64) -> tuple[i64, bool, i64]:
     """Protocol name and level: (level, whether the client is a bridge, the position after them)."""
     name, pos = read_binary(buf, pos, end)
     level, pos = read_u8(buf, pos, end)
+    # [MQTT311-7.0.0-2] An extension that no client has to know.
     bridge = level in (MQTT_3_1 | _BRIDGE_BIT, MQTT_3_1_1 | _BRIDGE_BIT)
     if bridge:
         level &= ~_BRIDGE_BIT
@@ -239,7 +240,8 @@ def _decode_level(buf: bytes, pos: i64, end: i64) -> tuple[i64, bool, i64]:
         name == _PROTOCOL_NAME_3_1 and level == MQTT_3_1
     ):
         return level, bridge, pos
-    # [MQTT-3.1.2-1] [MQTT-3.1.2-2] [MQTT311-3.1.2-1] The same word for an unknown name: its sender learns what listens.
+    # [MQTT-3.1.2-1] [MQTT-3.1.2-2] [MQTT311-3.1.2-1] The same word for an unknown name, so that its sender learns what
+    # listens here.
     raise ProtocolError(Reason.UNSUPPORTED_PROTOCOL_VERSION, "only MQTT 3.1, 3.1.1 and 5.0 are served")
 
 

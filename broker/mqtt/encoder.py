@@ -73,7 +73,7 @@ def encode_publish(
     """A PUBLISH; `properties` are encoded without their length, unused in 3.1.1; `packet_id` is for QoS 1 and 2."""
     writer = BytesWriter()
     _write_publish_start(writer, topic, len(payload), qos, retain, dup, properties, version)
-    if qos:
+    if qos:  # [MQTT-2.2.1-2] [MQTT311-2.3.1-5]
         assert packet_id > 0
         framing.write_u16(writer, packet_id)
     if version >= MQTT_5_0:
@@ -131,6 +131,7 @@ def _write_publish_start(
 def encode_ack(packet_type: i64, packet_id: i64, reason: i64, properties: bytes, version: i64) -> bytes:
     """A PUBACK, PUBREC, PUBREL or PUBCOMP; `properties` are encoded without their length. 3.1.1 can't say a failure."""
     writer = BytesWriter()
+    # [MQTT-3.6.1-1] [MQTT311-3.6.1-1] [MQTT311-2.2.2-1] Reserved bits.
     framing.write_u8(writer, packet_type << 4 | (2 if packet_type == _PUBREL else 0))
     if version < MQTT_5_0 or (reason == 0 and not properties):
         assert reason < 0x80

@@ -180,6 +180,7 @@ class ListenerProcess:
     async def run(self) -> None:
         """Serve until told to stop."""
         servers = [
+            # [MQTT-4.2.0-1] [MQTT311-7.1.1-1]
             await self.loop.create_server(
                 functools.partial(ClientProtocol, self, listener.mountpoint),
                 sock=listening_socket(listener.address),

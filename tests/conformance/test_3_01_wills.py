@@ -108,7 +108,7 @@ def test_a_connect_that_is_refused_leaves_none(broker, version):
 
 
 def test_its_qos(broker, version):
-    """[MQTT-3.1.2-12] [MQTT-3.2.2-12] [MQTT311-3.1.2-14]: each of the three, as the one of a PUBLISH."""
+    """[MQTT-3.1.2-12] [MQTT311-3.1.2-14]: each of the three, as the one of a PUBLISH."""
     watcher = watching(broker, qos=2)
     for qos in (0, 1, 2):
         leave(broker, version, will_qos=qos).drop()

@@ -57,12 +57,6 @@ def test_a_refusal_knows_of_no_session(broker, version):
     assert broker.stay(version).connack == connack(version, present=1)
 
 
-def test_qos_2_can_be_asked_for(broker):
-    """[MQTT-3.2.2-10]"""
-    heard = broker.connect(5).say(hex_packets.subscribe(5, 1, ("a", 0), ("b", 1), ("c", 2)))
-    assert heard == "90 06 00 01 00 00 01 02"
-
-
 def test_the_servers_maximum_packet_size(start, version):
     """[MQTT-3.2.2-15]: told in 5.0, kept in both."""
     broker = start(limits=ConnectionLimits(packet_bytes_max=100))
