@@ -95,7 +95,7 @@ class Degraded:
         if isinstance(event, PublishReceived):
             return self._publish(event, now)
         if isinstance(event, Attach):
-            # [MQTT-3.2.2-6] The listener closes the connection behind it.
+            # [MQTT-3.2.2-7] The listener closes the connection behind it.
             self._outlets[event.connection >> 32].batch.connack(event.connection, Reason.SERVER_UNAVAILABLE, False)
             return True
         if isinstance(event, ConnectionPaused):

@@ -4,6 +4,8 @@ import hex_packets
 import pytest
 from hex_packets import connack, spaced, text
 
+from broker.core.connection import ConnectionLimits
+
 # 3.1.2.10: keep alive
 
 
@@ -43,6 +45,23 @@ def test_a_keep_alive_of_0_is_none(broker, version):
     client = broker.connect(version, keep_alive_s=0)
     broker.advance(1_000_000)
     assert client.say("c0 00") == "d0 00"
+
+
+@pytest.mark.parametrize(("said", "told"), [(0, "13001e"), (31, "13001e"), (65535, "13001e"), (30, ""), (10, "")])
+def test_the_servers_keep_alive(start, version, said, told):
+    """[MQTT-3.1.2-22] [MQTT-3.2.2-22] [MQTT311-3.1.2-24]: what it says counts, and otherwise the client's own.
+
+    3.1.1 can't be told, so it has to have asked for less; its silence ends no later.
+    """
+    broker = start(limits=ConnectionLimits(keep_alive_s_max=30))
+    client = broker.connect(version, keep_alive_s=said)
+    assert client.connack == connack(version, more=told)
+    seconds = 30 if told else said
+    broker.advance(seconds * 1.5 - 1)
+    assert not client.closed
+    broker.advance(2)
+    assert client.closed
+    assert client.hear() == ("" if version == 4 else "e0 01 8d")
 
 
 # 3.1.2.11: properties
