@@ -213,7 +213,7 @@ class Publishing:
         return 0
 
     def release(self, attachment: Attachment, packet_id: int) -> None:
-        """A client's PUBREL: it is answered [MQTT-4.3.3-11]; its id is free again [MQTT-4.3.3-12] if its PUBREC was sent."""
+        """A client's PUBREL: it is answered [MQTT-4.3.3-11]; its id is free [MQTT-4.3.3-12] if its PUBREC was sent."""
         session = attachment.session
         reason = int(Reason.PACKET_IDENTIFIER_NOT_FOUND)
         if session.incoming.get(packet_id, False):

@@ -19,7 +19,7 @@ class Steps:
         if data == b"right":
             return Step(SUCCESS, b"welcome", "user")
         if data == b"at once":
-            return Step(SUCCESS)
+            return Step(SUCCESS, user_name="user")
         if data == b"wrong":
             return Step(FAILURE, reason=int(Reason.NOT_AUTHORIZED))
         return Step(CONTINUE, b"more than " + data)

@@ -358,11 +358,12 @@ def test_topic_aliases_of_this_side():
 
 def test_an_alias_does_not_make_a_packet_too_large():
     """[MQTT-3.1.2-24]: for a short topic the property is longer than what it saves."""
-    properties = {Property.TOPIC_ALIAS_MAXIMUM: 1, Property.MAXIMUM_PACKET_SIZE: 20}
+    properties = {Property.TOPIC_ALIAS_MAXIMUM: 1, Property.MAXIMUM_PACKET_SIZE: 30}
     talk = attached(5, ConnectionLimits(topic_alias_max_broker=5), properties=properties)
-    for packet_bytes, said in ((12, (b"a", bytes.fromhex("230001"))), (12, (b"", bytes.fromhex("230001")))):
-        assert talk.connection.outgoing_alias(b"a", packet_bytes) == said
-    assert talk.connection.outgoing_alias(b"a", 16) == (b"a", b"")
+    assert talk.connection.outgoing_alias(b"abc", 12) == (b"abc", b"")
+    assert talk.connection.outgoing_alias(b"topic", 15) == (b"topic", b"")
+    assert talk.connection.outgoing_alias(b"topic", 14) == (b"topic", bytes.fromhex("230001"))
+    assert talk.connection.outgoing_alias(b"topic", 25) == (b"", bytes.fromhex("230001"))
 
 
 def test_the_receive_maximum_of_this_side():
