@@ -240,7 +240,7 @@ class Dispatcher:
                     too_large = True
                     continue
                 group.pass_turn(place + 1)
-                self._send(session, message, subscription, False, now)
+                self._send(session, message, subscription, False, group.shared_filter, now)
                 return
         if too_large:
             # [MQTT-3.1.2-25] It counts as delivered to one of those; what follows would wait behind it for nothing.
@@ -282,7 +282,18 @@ class Dispatcher:
         granted = subscription.options & QOS_MASK  # [MQTT-4.8.2-3]
         return granted if self._upgrade else min(message.qos, granted)
 
-    def _send(self, session: Session, message: Message, subscription: Subscription, retained: bool, now: float) -> None:
+    def offer_again(self, group: SharedGroup, session: Session, now: float) -> None:
+        """A member's session ended: what was in flight to it with QoS 1 is another's (section 4.8.2).
+
+        What was in flight with QoS 2 is nobody's any more [MQTT-4.8.2-5].
+        """
+        for delivery in session.inflight.deliveries.values():
+            if delivery.shared == group.shared_filter and delivery.qos == 1:
+                self._offer_group(group, delivery.message, now)
+
+    def _send(
+        self, session: Session, message: Message, subscription: Subscription, retained: bool, shared: bytes, now: float
+    ) -> None:
         """Send a message to a session that can take it, outside its queue."""
         attachment = session.attachment
         assert attachment is not None
@@ -293,6 +304,7 @@ class Dispatcher:
         packet_id: i64 = 0
         if qos:
             delivery = Delivery(session.take_seq(), message, qos, retain, subscription.encoded)
+            delivery.shared = shared
             packet_id = session.inflight.add(delivery, now)
             if session.persistent:
                 self._store.put_delivery(session.number, delivery)
@@ -323,7 +335,7 @@ class Dispatcher:
             self.counters.drop("max_packet_size_exceeded")
         else:
             self.counters.queue_message_out += 1
-            self._send(session, message, subscription, False, now)
+            self._send(session, message, subscription, False, group.shared_filter, now)
         return True
 
     def group_ends(self, group: SharedGroup) -> None:
@@ -451,7 +463,7 @@ class Dispatcher:
             if _is_too_large(attachment, message, qos, subscription.encoded):
                 self.counters.drop("max_packet_size_exceeded")
             else:
-                self._send(session, message, subscription, True, now)
+                self._send(session, message, subscription, True, b"", now)
         replay.next += 1
         return True
 

@@ -73,7 +73,7 @@ class Delivery:
     was sent on the present connection, at `sent_at` (monotonic seconds); `fresh` says that it was never sent on any,
     although it has a packet id: its listener held it back. `released` is the second half of QoS 2:
     the client has the message, which is forgotten here, and owes a PUBCOMP. `stored` says that a queue record of it
-    exists. `retain` is the flag to send, `identifiers` are the subscription identifiers as encoded properties, `size`
+    exists. `shared` is the shared subscription that it came by, b"" for none. `retain` is the flag to send, `identifiers` are the subscription identifiers as encoded properties, `size`
     the bytes that count against limits.
     """
 
@@ -88,6 +88,7 @@ class Delivery:
         "sent",
         "sent_at",
         "seq",
+        "shared",
         "size",
         "stored",
     )
@@ -98,6 +99,7 @@ class Delivery:
         self.qos = qos
         self.retain = retain
         self.identifiers = identifiers
+        self.shared: bytes = b""
         self.size: int = message.size()
         self.packet_id: int = 0
         self.sent = False

@@ -9,7 +9,7 @@ reads through Storage; when something is written is the owner's decision.
     session  session u64, "i", id u16     version u8: a QoS 2 PUBLISH of the client that it has not released yet
     session  group u64, "$", filter       version u8: a shared group that has a queue; filter begins with $share
     queue    owner u64, seq u64           version u8, flags u8 (see below), packet id u16 (0: not sent), size u32,
-                                          [identifiers str], message id (24 bytes), [body]
+                                          [identifiers str], [shared filter str], message id (24 bytes), [body]
     message  origin (16 bytes), u64       version u8, body
 
 `owner` is a session's number or a group's: they count together. A body of at most INLINE_BYTES_MAX lies in each queue
@@ -58,6 +58,7 @@ _RETAIN: Final = 4
 _INLINE: Final = 8
 _RELEASED: Final = 16
 _IDENTIFIERS: Final = 32
+_SHARED: Final = 64
 
 
 @final
@@ -159,6 +160,9 @@ class SessionStore:
         if delivery.identifiers:
             flags |= _IDENTIFIERS
             identifiers = len(delivery.identifiers).to_bytes(2, "big") + delivery.identifiers
+        if delivery.shared:
+            flags |= _SHARED
+            identifiers += len(delivery.shared).to_bytes(2, "big") + delivery.shared
         key = message.key()
         value = _QUEUE.pack(VALUE_VERSION, flags, delivery.packet_id, delivery.size) + identifiers + key
         if inline:
@@ -271,10 +275,13 @@ class SessionStore:
         _version, flags, packet_id, size = _QUEUE.unpack_from(value)
         pos: int = _QUEUE.size
         identifiers = b""
+        shared = b""
         message = NO_MESSAGE
         if not flags & _RELEASED:
             if flags & _IDENTIFIERS:
                 identifiers, pos = unpack_string(value, pos)
+            if flags & _SHARED:
+                shared, pos = unpack_string(value, pos)
             message_key = value[pos : pos + MESSAGE_KEY_BYTES]
             if flags & _INLINE:
                 message = unpack_message(message_key, value, pos + MESSAGE_KEY_BYTES, self.clock)
@@ -285,6 +292,7 @@ class SessionStore:
                 check_version(stored, VALUE_VERSION, "message")
                 message = unpack_message(message_key, stored, 1, self.clock)
         delivery = Delivery(_seq(key), message, flags & _QOS_MASK, flags & _RETAIN != 0, identifiers)
+        delivery.shared = shared
         delivery.size = size
         delivery.packet_id = packet_id
         delivery.released = flags & _RELEASED != 0
@@ -384,6 +392,7 @@ def _packet_id(value: bytes) -> int:
 def _message_key(value: bytes) -> bytes:
     """The message id of a queue record that is not released."""
     pos: int = _QUEUE.size
-    if value[1] & _IDENTIFIERS:
-        pos += 2 + int.from_bytes(value[pos : pos + 2], "big")
+    for flag in (_IDENTIFIERS, _SHARED):
+        if value[1] & flag:
+            pos += 2 + int.from_bytes(value[pos : pos + 2], "big")
     return value[pos : pos + MESSAGE_KEY_BYTES]

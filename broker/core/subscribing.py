@@ -153,6 +153,9 @@ class Subscribing:
         session.subscriptions = {}
         for topic_filter in filters:
             self._unroute(session, topic_filter, now)
+            group = self.groups.get(topic_filter)
+            if group is not None:
+                self._dispatcher.offer_again(group, session, now)
 
     def became_persistent(self, session: Session) -> None:
         """The session is to outlive its connection: store its subscriptions, and tell the other nodes."""

@@ -325,8 +325,19 @@ class Node:
         assert parts <= sessions, "a subscription of no session"
         groups = {key[:8] for key in self.stored("session") if key[8:9] == b"$"}
         assert {key[:8] for key in self.stored("queue")} <= sessions | groups, "a delivery of no session"
-        referenced = {value[8:32] for _, value in self.storage.scan("queue", b"", b"") if not value[1] & 0b111000}
+        referenced = {body_key(value) for _, value in self.storage.scan("queue", b"", b"")} - {b""}
         assert set(self.stored("message")) == referenced, "messages without deliveries, or the other way round"
+
+
+def body_key(record: bytes) -> bytes:
+    """The key of the body that a queue record points to, b"" when it holds the body itself, or needs none."""
+    inline, released, identifiers, shared = (record[1] >> bit & 1 for bit in (3, 4, 5, 6))
+    if inline or released:
+        return b""
+    place = 8
+    for _ in range(identifiers + shared):
+        place += 2 + int.from_bytes(record[place : place + 2], "big")
+    return record[place : place + 24]
 
 
 def started_nodes() -> Iterator[Callable[..., Node]]:

@@ -439,6 +439,40 @@ def test_what_expired_in_the_group(node):
         assert world.stored("queue") == []
 
 
+# A member's session ends.
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+@pytest.mark.parametrize("size", [10, 700])
+def test_what_was_in_flight_to_a_session_that_ended_is_anothers(node, restarted, size):
+    """Section 4.8.2: with QoS 1; with QoS 2 it is nobody's [MQTT-4.8.2-5]."""
+    leaver = node.persistent("leaver")
+    leaver.subscribe(SHARED, 2)
+    publish(node, 2, size=size)
+    publish(node, 1, qos=2, first=2, size=size)
+    assert numbers(leaver.take_publishes()) == [0, 1, 2]
+    stayer = node.persistent("stayer")
+    stayer.subscribe(SHARED, 2)
+    stayer.drop()
+    leaver.drop()
+    world = node.restart() if restarted else node
+    world.connect("leaver", 5).drop()
+    stayer = world.persistent("stayer")
+    assert work(stayer) == [0, 1]
+    assert world.stored("queue") == world.stored("message") == []
+
+
+def test_a_clean_member_that_goes_leaves_its_work_to_the_others(node):
+    clean, stayer = node.connect("clean", 5), node.connect("stayer", 5)
+    for client in (clean, stayer):
+        client.subscribe(SHARED)
+    publish(node, 4)
+    mine, others = numbers(stayer.take_publishes()), numbers(clean.take_publishes())
+    clean.drop()
+    assert sorted(mine + others) == [0, 1, 2, 3]
+    assert numbers(stayer.take_publishes()) == others
+
+
 # Maximum Packet Size.
 
 
