@@ -69,12 +69,12 @@ class Message:
 class Delivery:
     """One session's copy of a message: `seq` is its place in the queue, `qos` what was granted.
 
-    `packet_id` is 0 until it is sent; a delivery with a packet id is in flight, and `sent` says whether it
-    was sent on the present connection, at `sent_at` (monotonic seconds); `fresh` says that it was never sent on any,
-    although it has a packet id: its listener held it back. `released` is the second half of QoS 2:
-    the client has the message, which is forgotten here, and owes a PUBCOMP. `stored` says that a queue record of it
-    exists. `shared` is the shared subscription that it came by, b"" for none. `retain` is the flag to send, `identifiers` are the subscription identifiers as encoded properties, `size`
-    the bytes that count against limits.
+    `packet_id` is 0 until it is sent; a delivery with a packet id is in flight, and `sent` says whether it was sent on
+    the present connection, at `sent_at` (monotonic seconds); `fresh` says that it was never sent on any, although it
+    has a packet id: its listener held it back. `released` is the second half of QoS 2: the client has the message,
+    which is forgotten here, and owes a PUBCOMP. `stored` says that a queue record of it exists. `shared` is the shared
+    subscription that it came by, b"" for none. `retain` is the flag to send, `identifiers` are the subscription
+    identifiers as encoded properties, `size` the bytes that count against limits.
     """
 
     __slots__ = (
