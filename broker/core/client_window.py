@@ -12,9 +12,9 @@ acknowledgement that makes room. What a connection leaves unsent is told to the 
 on the next one.
 """
 
-from collections import deque
 from typing import Final, final
 
+from broker.core.fifo import Fifo
 from broker.core.inflight import AHEAD_MAX
 
 # With more than this held, the owner need not hear of an acknowledgement at once: it has nothing to do for it.
@@ -30,11 +30,11 @@ class ClientWindow:
     def __init__(self, size: int) -> None:
         self._size = size
         self._outstanding: set[int] = set()
-        self._held: deque[tuple[int, bytes]] = deque()
+        self._held: Fifo[tuple[int, bytes]] = Fifo()
 
     def is_full(self) -> bool:
         """Say whether the next PUBLISH would be held."""
-        return bool(self._held) or len(self._outstanding) >= self._size
+        return not self._held.is_empty() or len(self._outstanding) >= self._size
 
     def admit(self, packet_id: int, packet: bytes) -> bool:
         """Say whether the PUBLISH may go out now; else it is held."""
@@ -53,7 +53,7 @@ class ClientWindow:
         """An exchange ended: return the packets that may go out now."""
         self._outstanding.discard(packet_id)
         packets: list[bytes] = []
-        while self._held and len(self._outstanding) < self._size:
+        while not self._held.is_empty() and len(self._outstanding) < self._size:
             held_id, packet = self._held.popleft()
             self._outstanding.add(held_id)
             packets.append(packet)

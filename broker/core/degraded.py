@@ -135,7 +135,7 @@ class Degraded:
             return True
         # A PUBLISH with QoS 2 may be a repetition of one that was received, which must not be called refused.
         known = message.qos == 2 and event.packet_id in attachment.session.incoming
-        if attachment.version != 5 or known or attachment.pending or connection in self._unacknowledged:
+        if attachment.version != 5 or known or not attachment.pending.is_empty() or connection in self._unacknowledged:
             self.hold(event)
             return False
         self._counters.mqtt_publish_received += 1

@@ -19,9 +19,9 @@ Invariants: every seq of the stored head is smaller than `tail_seq` (FIFO) or gr
 sizes of all, in memory or not.
 """
 
-from collections import deque
 from typing import Final, final
 
+from broker.core.fifo import Fifo
 from broker.core.message import Delivery
 
 # A delivery in memory costs about 500 bytes beside its payload: a head is what a window and a turn need.
@@ -38,9 +38,9 @@ class DeliveryQueue:
 
     def __init__(self, lifo: bool = False) -> None:
         self.lifo = lifo
-        self._head: deque[Delivery] = deque()
+        self._head: Fifo[Delivery] = Fifo()
         # What is not stored, oldest first.
-        self._loose: deque[Delivery] = deque()
+        self._loose: Fifo[Delivery] = Fifo()
         self.tail_count: int = 0
         self.tail_seq: int = 0
         self.bytes: int = 0
@@ -53,7 +53,7 @@ class DeliveryQueue:
 
     def is_empty(self) -> bool:
         """Say whether nothing waits, in memory or in the store."""
-        return not self._head and not self._loose and not self.tail_count
+        return self._head.is_empty() and self._loose.is_empty() and not self.tail_count
 
     def in_memory(self) -> int:
         """Return how many could be taken now."""
@@ -103,19 +103,17 @@ class DeliveryQueue:
 
     def head(self) -> Delivery | None:
         """Return the next delivery without taking it; None when none is in memory."""
-        if not self._loose:
-            if not self._head:
-                return None
-            return self._head[-1] if self.lifo else self._head[0]
-        if not self._head:
+        if self._loose.is_empty():
+            return None if self._head.is_empty() else self._first(self._head)
+        if self._head.is_empty():
             # What is in the tail is older, but of another QoS.
-            return self._loose[-1] if self.lifo else self._loose[0]
+            return self._first(self._loose)
         loose = self._first(self._loose)
         stored = self._first(self._head)
         return loose if (loose.seq < stored.seq) != self.lifo else stored
 
-    def _first(self, deliveries: deque[Delivery]) -> Delivery:
-        return deliveries[-1] if self.lifo else deliveries[0]
+    def _first(self, deliveries: Fifo[Delivery]) -> Delivery:
+        return deliveries.last() if self.lifo else deliveries.first()
 
     def pop(self) -> Delivery:
         """Take the next delivery, which must be in memory."""
@@ -143,7 +141,7 @@ class DeliveryQueue:
         if self.tail_count or not len(self):
             return None
         source = self._head
-        if not source or (self._loose and self._loose[0].seq < source[0].seq):
+        if source.is_empty() or (not self._loose.is_empty() and self._loose.first().seq < source.first().seq):
             source = self._loose
         delivery = source.popleft()
         self._forget(delivery)
@@ -169,7 +167,7 @@ class DeliveryQueue:
         """Forget what doesn't outlive the connection and return how many they were."""
         dropped = self.qos0
         if dropped:
-            kept: deque[Delivery] = deque()
+            kept: Fifo[Delivery] = Fifo()
             for delivery in self._loose:
                 if delivery.qos:
                     kept.append(delivery)
@@ -197,8 +195,8 @@ class DeliveryQueue:
         for delivery in self._head:
             assert delivery.stored and not delivery.packet_id and delivery.seq > last
             last = delivery.seq
-        if self.tail_count and self._head:
-            assert (self._head[0].seq > self.tail_seq) if self.lifo else (last < self.tail_seq)
+        if self.tail_count and not self._head.is_empty():
+            assert (self._head.first().seq > self.tail_seq) if self.lifo else (last < self.tail_seq)
         last = 0
         for delivery in self._loose:
             assert not delivery.stored and not delivery.packet_id and delivery.seq > last

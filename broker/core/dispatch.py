@@ -451,7 +451,7 @@ class Dispatcher:
         session = attachment.session
         replay = session.replays[0]
         if replay.next >= len(replay.topics):
-            session.replays.popleft()
+            del session.replays[0]
             return True
         # What is retained now: what was when the subscription came may be history.
         message = self._retained.get(replay.topics[replay.next], now)

@@ -6,9 +6,9 @@ flight. It survives connections: what is in flight when one ends is sent again o
 the same ids. The window may be smaller then, so what was in flight may have to wait for it once more.
 """
 
-from collections import deque
 from typing import Final, final
 
+from broker.core.fifo import Fifo
 from broker.core.message import Delivery
 
 PACKET_ID_MAX: Final = 65535
@@ -33,7 +33,7 @@ class Inflight:
         # How many were sent on the present connection and are not acknowledged.
         self._outstanding: int = 0
         # Packet ids to send again, oldest first; some may have been acknowledged meanwhile.
-        self._resend: deque[int] = deque()
+        self._resend: Fifo[int] = Fifo()
 
     def __len__(self) -> int:
         return len(self.deliveries)
@@ -99,7 +99,7 @@ class Inflight:
         """A new connection: everything in flight is to be sent again [MQTT-4.4.0-1]."""
         published: list[int] = []
         self._outstanding = 0
-        self._resend = deque()
+        self._resend.clear()
         for packet_id, delivery in self.deliveries.items():
             delivery.sent = False
             if delivery.released:
@@ -107,11 +107,12 @@ class Inflight:
             else:
                 published.append(packet_id)
         # A PUBREL does not wait for the window, so none stands behind a PUBLISH that does.
-        self._resend.extend(published)
+        for packet_id in published:
+            self._resend.append(packet_id)
 
     def is_resending(self) -> bool:
         """Say whether something in flight still waits to be sent again; nothing younger may overtake it."""
-        return len(self._resend) > 0
+        return not self._resend.is_empty()
 
     def may_resend(self) -> bool:
         """Say whether the next may be sent again now: a PUBLISH when the window has room, a PUBREL in any case.
@@ -120,9 +121,9 @@ class Inflight:
         """
         if not self.is_full():
             return True
-        while self._resend and self._resend[0] not in self.deliveries:
+        while not self._resend.is_empty() and self._resend.first() not in self.deliveries:
             self._resend.popleft()
-        return not self._resend or self.deliveries[self._resend[0]].released
+        return self._resend.is_empty() or self.deliveries[self._resend.first()].released
 
     def begin_retry(self, sent_before: float) -> bool:
         """Have everything that was sent before a time sent again on the same connection; false when there is none."""
@@ -137,7 +138,7 @@ class Inflight:
 
     def take_resend(self, now: float) -> Delivery | None:
         """Take the next delivery to send again; None when the last ones were acknowledged meanwhile."""
-        while self._resend:
+        while not self._resend.is_empty():
             delivery = self.deliveries.get(self._resend.popleft())
             if delivery is not None and not delivery.sent:
                 delivery.sent = True

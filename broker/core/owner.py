@@ -502,7 +502,7 @@ class QueueOwner:
             assert attachment.session.attachment is attachment
             assert self._sessions[attachment.session.client_id] is attachment.session
             assert self._outlets[connection >> 32] is attachment.outlet
-            assert not attachment.pending or attachment.pending[0].waiting > 0
+            assert attachment.pending.is_empty() or attachment.pending.first().waiting > 0
         plain = 0
         shared = 0
         for client_id, session in self._sessions.items():

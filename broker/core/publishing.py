@@ -157,7 +157,7 @@ class Publishing:
             return
         if qos == 2:
             attachment.session.incoming[packet_id] = False
-        if ticket is None and not attachment.pending:
+        if ticket is None and attachment.pending.is_empty():
             self._acknowledge(attachment, packet_id, qos, reason)
         else:
             attachment.pending.append(ticket or _ticket(attachment, packet_id, qos, reason))
@@ -180,7 +180,7 @@ class Publishing:
     def release_pending(self, attachment: Attachment) -> int:
         """Acknowledge what waits no more; the result is the reason for which the connection has to end, 0 for none."""
         pending = attachment.pending
-        while pending and pending[0].waiting == 0:
+        while not pending.is_empty() and pending.first().waiting == 0:
             ticket = pending.popleft()
             if ticket.reason >= _FAILURE and attachment.version != 5:
                 # [MQTT311-3.3.5-2] [MQTT311-4.8.0-2] MQTT 3 can refuse a PUBLISH only by closing the connection.

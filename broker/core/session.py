@@ -12,11 +12,11 @@ is done. The session is attached while `attachment` is set; without one, only de
 records are in the store from the moment at which it is to outlive its connection until it ends.
 """
 
-from collections import deque
 from typing import final
 
 from broker.core.delivery_queue import DeliveryQueue
 from broker.core.effects import Ticket
+from broker.core.fifo import Fifo
 from broker.core.inflight import Inflight
 from broker.core.outlet import Outlet
 from broker.core.shared import SharedGroup
@@ -74,7 +74,7 @@ class Session:
         self.queue = DeliveryQueue(lifo)
         self.inflight = Inflight(window)
         self.incoming: dict[int, bool] = {}
-        self.replays: deque[Replay] = deque()
+        self.replays: list[Replay] = []
         self.next_seq: int = 1
         self.attachment: Attachment | None = None
 
@@ -112,4 +112,4 @@ class Attachment:
         self.version = version
         self.packet_bytes_max = packet_bytes_max
         self.paused = False
-        self.pending: deque[Ticket] = deque()
+        self.pending: Fifo[Ticket] = Fifo()

@@ -4,7 +4,6 @@ It owns the shared groups, the routes' subscriptions and the wishes; it keeps se
 in step. It sends nothing but what a new subscription is owed: its SUBACK, and retained messages.
 """
 
-from collections import deque
 from typing import Final, final
 
 from broker.core.dispatch import Dispatcher
@@ -135,7 +134,7 @@ class Subscribing:
             # is in flight is not touched [MQTT-3.10.4-3] [MQTT311-3.10.4-3].
             self._routes.remove(topic_filter, session)
             if session.replays:
-                session.replays = deque(left for left in session.replays if left.topic_filter != topic_filter)
+                session.replays = [left for left in session.replays if left.topic_filter != topic_filter]
             self._count_wish(topic_filter, session, -1)
             return
         group = self.groups[topic_filter]
