@@ -7,7 +7,8 @@ per message for the publisher's listener, the owner, and the subscriber's listen
 import sys
 import time
 
-from broker.core.connection import Connection, ConnectionLimits
+from broker.core.connection import Connection
+from broker.core.connection_limits import ConnectionLimits
 from broker.core.events import ListenerStarted
 from broker.core.listener import ListenerCore
 from broker.core.owner import QueueOwner

@@ -7,7 +7,7 @@ listener's batch, and leaves bytes for the client in `output`.
 
 Theory of operation
 -------------------
-    WAITING    nothing but a CONNECT is accepted, of at most CONNECT_BYTES_MAX, within the connect timeout
+    WAITING    nothing but a CONNECT is accepted, of a limited size, within the connect timeout
     AUTHENTICATING  an exchange of AUTH packets goes on, within the connect timeout [MQTT-4.12.0-1]
     ATTACHING  the owner was asked for the session; later packets are held back until it answers
     ATTACHED   packets become records, the owner's records become packets
@@ -18,18 +18,19 @@ it is attached), MQTT 3 sees the connection close.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Final, final
 
 from mypy_extensions import i64
 
 from broker.core.authentication import CONTINUE, FAILURE, Authenticator, Exchange
 from broker.core.client_window import ClientWindow
+from broker.core.connection_limits import RECEIVE_MAXIMUM_MAX, ConnectGate, ConnectionLimits
 from broker.core.counters import ListenerCounters
-from broker.core.events import CONNECTION_LOST, NEVER_EXPIRES_S, Attach
+from broker.core.events import CONNECTION_LOST, Attach
 from broker.core.inflight import AHEAD_MAX
 from broker.core.records import PUBACK, PUBCOMP, PUBREC, PUBREL, Answer, ListenerBatch
 from broker.core.subscription import NO_LOCAL, RETAIN_AS_PUBLISHED, RETAIN_HANDLING_SHIFT
+from broker.core.topic_aliases import ClientAliases, OwnAliases
 from broker.core.will import Will
 from broker.mqtt.codec import decode, decode_ack, decode_publish, encode, encode_ack, is_utf8, split
 from broker.mqtt.framing import STRING_BYTES_MAX
@@ -58,20 +59,12 @@ ATTACHED: Final = 2
 CLOSED: Final = 3
 AUTHENTICATING: Final = 4
 
-# A CONNECT is an id, a user name and a password; the largest tokens in use as passwords are a few KiB.
-CONNECT_BYTES_MAX: Final = 8192
 # MQTT 3 has no Receive Maximum: a client that sends QoS 1 on and on without an acknowledgement is not read.
 UNACKNOWLEDGED_MAX: Final = 4096
 # [MQTT-3.1.2-22] Only whole packets are signs of life, but a large one over a slow line must be let through.
 SIGN_OF_LIFE_BYTES: Final = 1000
-RECEIVE_MAXIMUM_MAX: Final = 65535
 _TYPE_CONNECT: Final = 1
 _TYPE_PUBLISH: Final = 3
-_TOPIC_ALIAS_PROPERTY: Final = b"\x23"
-# The property, and all of a PUBLISH that is neither topic nor property nor payload.
-_TOPIC_ALIAS_ROOM_BYTES: Final = 16
-# A topic that is shorter takes less room than the property, with what its length in front may grow by.
-_ALIASED_BYTES_MIN: Final = 4
 # How the body of an MQTT 5 CONNECT begins.
 _CONNECT_5: Final = b"\x00\x04MQTT\x05"
 _SUCCESS: Final = 0
@@ -87,63 +80,11 @@ _FORWARDED: Final = (
 )
 
 
-@dataclass(slots=True, frozen=True)
-class ConnectionLimits:
-    """What the configuration says to connections."""
-
-    connect_timeout_s: float = 5.0
-    connect_bytes_max: int = CONNECT_BYTES_MAX
-    packet_bytes_max: int = 0
-    client_id_bytes_max: int = 100
-    topic_levels_max: int = 128
-    topic_bytes_max: int = STRING_BYTES_MAX
-    persistent_client_expiration_s: int = NEVER_EXPIRES_S
-    # Unacknowledged QoS 1 and 2 PUBLISHes of an MQTT 5 client.
-    receive_max: int = RECEIVE_MAXIMUM_MAX
-    # Aliases that clients may set, and that this side sets.
-    topic_alias_max_client: int = 0
-    topic_alias_max_broker: int = 0
-    # 0 for no maximum.
-    keep_alive_s_max: int = 0
-    messages_per_s_max: int = 0
-    connects_per_s_max: int = 0
-    # As CONNECT says them, the bridge bit included.
-    protocol_versions: frozenset[int] = frozenset((3, 4, 5, 131, 132))
-    check_payload_format: bool = False
-
-
-@final
-class ConnectGate:
-    """How many CONNECTs a listener process lets in within a second."""
-
-    __slots__ = ("_counters", "_left", "_per_s_max")
-
-    def __init__(self, per_s_max: int, counters: ListenerCounters) -> None:
-        self._per_s_max = per_s_max
-        self._left = per_s_max
-        self._counters = counters
-
-    def begin_second(self) -> None:
-        """A new second begins."""
-        self._left = self._per_s_max
-
-    def admit(self) -> bool:
-        """Say whether one more may come in."""
-        if not self._per_s_max:
-            return True
-        if self._left == 0:
-            self._counters.connections_refused += 1
-            return False
-        self._left -= 1
-        return True
-
-
 @final
 class Connection:
     """One client connection. `want_read` says whether the shell should go on reading its socket."""
 
     __slots__ = (
-        "_aliases",
         "_answer_bytes_max",
         "_assigned_client_id",
         "_authentication_data",
@@ -151,6 +92,7 @@ class Connection:
         "_batch",
         "_bridge",
         "_chunks",
+        "_client_aliases",
         "_connect_packet",
         "_counters",
         "_exchange",
@@ -160,8 +102,6 @@ class Connection:
         "_mount",
         "_mountpoint",
         "_needed_bytes",
-        "_own_aliases",
-        "_own_aliases_max",
         "_published",
         "_quota_used",
         "_server_keep_alive",
@@ -173,11 +113,11 @@ class Connection:
         "_user_name",
         "client_id",
         "dirty",
-        "has_aliases",
         "keep_alive_s",
         "last_received",
         "number",
         "output",
+        "own_aliases",
         "state",
         "version",
         "want_read",
@@ -232,12 +172,10 @@ class Connection:
         # PUBLISHes in the present second, and whether they were too many.
         self._published: int = 0
         self._throttled = False
-        # Alias -> topic, as the client set them; they last as long as the connection [MQTT-3.3.2-7].
-        self._aliases: dict[int, bytes] = {}
-        # Topic -> alias, as this side set them.
-        self._own_aliases: dict[bytes, int] = {}
-        self._own_aliases_max: int = 0
-        self.has_aliases = False
+        # Aliases last as long as the connection [MQTT-3.3.2-7].
+        self._client_aliases = ClientAliases(limits.topic_alias_max_client)
+        # None when the client takes none, or none are to be set.
+        self.own_aliases: OwnAliases | None = None
         self._bridge = False
         self._server_keep_alive = False
         self._session_expiry_s: int = 0
@@ -390,10 +328,9 @@ class Connection:
             # MQTT 5 is told [MQTT-3.2.2-21]; for MQTT 3 the limit holds all the same.
             self.keep_alive_s = limits.keep_alive_s_max
             self._server_keep_alive = True
-        self._own_aliases_max = min(
-            int_property(properties, Property.TOPIC_ALIAS_MAXIMUM, 0), limits.topic_alias_max_broker
-        )
-        self.has_aliases = self._own_aliases_max > 0
+        aliases_max = min(int_property(properties, Property.TOPIC_ALIAS_MAXIMUM, 0), limits.topic_alias_max_broker)
+        if aliases_max:
+            self.own_aliases = OwnAliases(aliases_max, self._answer_bytes_max)
         if packet.version == 5:
             self._session_expiry_s = int_property(properties, Property.SESSION_EXPIRY_INTERVAL, 0)
         else:
@@ -512,7 +449,9 @@ class Connection:
         expiry_s: i64 = -1
         if packet.properties:
             expiry_s = int_property(packet.properties, Property.MESSAGE_EXPIRY_INTERVAL, -1)
-            topic = self._resolve_alias(topic, packet.properties)
+            alias = int_property(packet.properties, Property.TOPIC_ALIAS, 0)
+            if alias:
+                topic = self._client_aliases.resolve(alias, topic)
             properties = self._forwarded_properties(packet)
         if limits.topic_levels_max < TOPIC_LEVELS_MAX or len(topic) > self._topic_bytes_max:
             self._check_topic(topic)
@@ -547,22 +486,6 @@ class Connection:
         check_name(topic, self._limits.topic_levels_max)
         if len(topic) > self._topic_bytes_max:
             raise ProtocolError(Reason.TOPIC_NAME_INVALID, f"topic over {self._topic_bytes_max} bytes")
-
-    def _resolve_alias(self, topic: bytes, properties: Properties) -> bytes:
-        """Return the topic, and remember it under the alias that comes with it."""
-        alias = int_property(properties, Property.TOPIC_ALIAS, 0)
-        if not alias:
-            return topic
-        if alias > self._limits.topic_alias_max_client:
-            # [MQTT-3.3.2-9] [MQTT-3.2.2-17] [MQTT-3.2.2-18] The CONNACK said how many there may be.
-            raise ProtocolError(Reason.TOPIC_ALIAS_INVALID, "topic alias over the maximum")
-        if topic:  # [MQTT-3.3.2-12]
-            self._aliases[alias] = topic
-            return topic
-        known = self._aliases.get(alias)
-        if known is None:
-            raise ProtocolError(Reason.PROTOCOL_ERROR, "topic alias that was not set")
-        return known
 
     def _forwarded_properties(self, packet: Publish) -> bytes:
         properties = packet.properties
@@ -697,25 +620,6 @@ class Connection:
             self.window.released(answer.packet_id)
         self._counters.sent[kind] += 1
         self.output.append(encode_ack(kind, answer.packet_id, reason, b"", self.version))
-
-    def outgoing_alias(self, topic: bytes, packet_bytes: int) -> tuple[bytes, bytes]:
-        """Return the topic and the property with which a PUBLISH of about that size says it.
-
-        [MQTT-3.1.2-26] [MQTT-3.1.2-27] [MQTT-3.3.2-11] Never more aliases than the client accepts; an alias makes no
-        PUBLISH too large that without it is not [MQTT-3.1.2-24].
-        """
-        if len(topic) < _ALIASED_BYTES_MIN:
-            return topic, b""
-        alias = self._own_aliases.get(topic)
-        if alias is not None:
-            return b"", _TOPIC_ALIAS_PROPERTY + alias.to_bytes(2, "big")
-        if len(self._own_aliases) >= self._own_aliases_max:
-            return topic, b""
-        if self._answer_bytes_max and packet_bytes + _TOPIC_ALIAS_ROOM_BYTES > self._answer_bytes_max:
-            return topic, b""
-        alias = len(self._own_aliases) + 1
-        self._own_aliases[topic] = alias
-        return topic, _TOPIC_ALIAS_PROPERTY + alias.to_bytes(2, "big")
 
     def receive_suback(self, answer: Answer) -> None:
         """The owner subscribed."""

@@ -11,7 +11,8 @@ from typing import Final, final
 from mypy_extensions import i64
 
 from broker.core.authentication import NO_METHODS, Authenticator
-from broker.core.connection import ATTACHED, CLOSED, ConnectGate, Connection, ConnectionLimits
+from broker.core.connection import ATTACHED, CLOSED, Connection
+from broker.core.connection_limits import ConnectGate, ConnectionLimits
 from broker.core.counters import ListenerCounters, pack_counters
 from broker.core.records import (
     CONNACK,
@@ -229,7 +230,7 @@ class ListenerCore:
             connection = self.connections.get(int(number))
             if connection is None or connection.state != ATTACHED:
                 continue
-            if connection.has_aliases or (flags & 3 and connection.window is not None):
+            if connection.own_aliases is not None or (flags & 3 and connection.window is not None):
                 self._deliver_one(connection, record, expiring, packet_id, flags)
                 continue
             shape = int(connection.version << 8 | flags)
@@ -262,8 +263,9 @@ class ListenerCore:
         topic = record.topic
         window = connection.window if flags & 3 else None
         # What is held back goes out later than what follows it with QoS 0, so it must not be what sets an alias.
-        if connection.has_aliases and (window is None or not window.is_full()):
-            topic, alias = connection.outgoing_alias(topic, len(topic) + len(properties) + len(record.payload))
+        aliases = connection.own_aliases
+        if aliases is not None and (window is None or not window.is_full()):
+            topic, alias = aliases.take(topic, len(topic) + len(properties) + len(record.payload))
             properties = alias + properties
         packet = encode_publish(
             topic,

@@ -22,7 +22,8 @@ import uvloop
 import zmq
 
 from broker.config import Config, expiration_s, host_port, protocol_versions
-from broker.core.connection import CLOSED, Connection, ConnectionLimits
+from broker.core.connection import CLOSED, Connection
+from broker.core.connection_limits import ConnectionLimits
 from broker.core.events import NEVER_EXPIRES_S
 from broker.core.listener import ListenerCore
 from broker.logs import child_logging, level_number

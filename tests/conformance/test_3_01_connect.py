@@ -4,7 +4,7 @@ import hex_packets
 import pytest
 from hex_packets import connack, packet, spaced, text
 
-from broker.core.connection import ConnectionLimits
+from broker.core.connection_limits import ConnectionLimits
 
 LETTERS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 

@@ -4,7 +4,7 @@ import hex_packets
 import pytest
 from hex_packets import connack, spaced, text
 
-from broker.core.connection import ConnectionLimits
+from broker.core.connection_limits import ConnectionLimits
 
 
 def test_3_1_1_is_answered(broker):

@@ -4,7 +4,7 @@ import hex_packets
 import pytest
 from hex_packets import connack, publish, spaced, text
 
-from broker.core.connection import ConnectionLimits
+from broker.core.connection_limits import ConnectionLimits
 
 LONG = "a/topic/of/some/length"
 

@@ -4,7 +4,7 @@ import hex_packets
 from core_helpers import StubInterest
 from hex_packets import publish, spaced
 
-from broker.core.connection import ConnectionLimits
+from broker.core.connection_limits import ConnectionLimits
 from broker.core.dispatch import OwnerSettings
 from broker.core.routes import NoInterest
 

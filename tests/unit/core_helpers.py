@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from broker.core.authentication import NO_METHODS, Authenticator
-from broker.core.connection import CLOSED, Connection, ConnectionLimits
+from broker.core.connection import CLOSED, Connection
+from broker.core.connection_limits import ConnectionLimits
 from broker.core.effects import Effects, Forward, InterestChange
 from broker.core.events import CreditReturned, ListenerGone, ListenerStarted
 from broker.core.listener import ListenerCore

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.core.client_window import ClientWindow
-from broker.core.connection import ConnectionLimits
+from broker.core.connection_limits import ConnectionLimits
 from broker.core.inflight import AHEAD_BYTES_MAX, AHEAD_MAX
 from broker.core.settings import OwnerSettings
 from broker.mqtt.packets import Pubcomp, Publish, Pubrec, Pubrel

@@ -3,16 +3,8 @@
 import pytest
 
 from broker.core.authentication import CONTINUE, FAILURE, NO_METHODS, SUCCESS, Authenticator, MethodTable, Step
-from broker.core.connection import (
-    ATTACHED,
-    ATTACHING,
-    CLOSED,
-    CONNECT_BYTES_MAX,
-    WAITING,
-    ConnectGate,
-    Connection,
-    ConnectionLimits,
-)
+from broker.core.connection import ATTACHED, ATTACHING, CLOSED, WAITING, Connection
+from broker.core.connection_limits import CONNECT_BYTES_MAX, ConnectGate, ConnectionLimits
 from broker.core.counters import ListenerCounters
 from broker.core.events import (
     CONNECTION_LOST,
@@ -347,23 +339,16 @@ def test_topic_aliases_of_the_client():
 
 
 def test_topic_aliases_of_this_side():
-    """[MQTT-3.1.2-26] [MQTT-3.1.2-27]"""
-    talk = attached(5, ConnectionLimits(topic_alias_max_broker=5), properties={Property.TOPIC_ALIAS_MAXIMUM: 1})
-    assert talk.connection.has_aliases
-    assert talk.connection.outgoing_alias(b"topic", 10) == (b"topic", bytes.fromhex("230001"))
-    assert talk.connection.outgoing_alias(b"topic", 10) == (b"", bytes.fromhex("230001"))
-    assert talk.connection.outgoing_alias(b"other", 10) == (b"other", b"")
-    assert not attached(5, ConnectionLimits(topic_alias_max_broker=5)).connection.has_aliases
-
-
-def test_an_alias_does_not_make_a_packet_too_large():
-    """[MQTT-3.1.2-24]: for a short topic the property is longer than what it saves."""
-    properties = {Property.TOPIC_ALIAS_MAXIMUM: 1, Property.MAXIMUM_PACKET_SIZE: 30}
-    talk = attached(5, ConnectionLimits(topic_alias_max_broker=5), properties=properties)
-    assert talk.connection.outgoing_alias(b"abc", 12) == (b"abc", b"")
-    assert talk.connection.outgoing_alias(b"topic", 15) == (b"topic", b"")
-    assert talk.connection.outgoing_alias(b"topic", 14) == (b"topic", bytes.fromhex("230001"))
-    assert talk.connection.outgoing_alias(b"topic", 25) == (b"", bytes.fromhex("230001"))
+    """[MQTT-3.1.2-26] [MQTT-3.1.2-27]: as many as both sides allow."""
+    for ours, theirs in ((5, 1), (1, 5)):
+        properties = {Property.TOPIC_ALIAS_MAXIMUM: theirs}
+        aliases = attached(
+            5, ConnectionLimits(topic_alias_max_broker=ours), properties=properties
+        ).connection.own_aliases
+        assert aliases.take(b"topic", 10) == (b"topic", bytes.fromhex("230001"))
+        assert aliases.take(b"other", 10) == (b"other", b"")
+    assert attached(5, ConnectionLimits(topic_alias_max_broker=5)).connection.own_aliases is None
+    assert attached(5, properties={Property.TOPIC_ALIAS_MAXIMUM: 1}).connection.own_aliases is None
 
 
 def test_the_receive_maximum_of_this_side():

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from packet_table import ROWS
 
-from broker.core.connection import CLOSED, ConnectionLimits
+from broker.core.connection import CLOSED
+from broker.core.connection_limits import ConnectionLimits
 from broker.core.listener import ListenerCore
 from broker.core.message import Message
 from broker.core.records import (

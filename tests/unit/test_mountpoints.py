@@ -3,7 +3,7 @@
 import pytest
 from core_helpers import started_nodes
 
-from broker.core.connection import ConnectionLimits
+from broker.core.connection_limits import ConnectionLimits
 from broker.core.message import Message
 from broker.core.settings import OwnerSettings
 from broker.mqtt.packets import Subscribe, SubscriptionRequest, Will

@@ -9,7 +9,7 @@ from itertools import product
 import pytest
 from core_helpers import Node, StubInterest, started_nodes
 
-from broker.core.connection import ConnectionLimits
+from broker.core.connection_limits import ConnectionLimits
 from broker.core.settings import OwnerSettings
 from broker.mqtt.packets import Disconnect, Puback, Pubcomp, Publish, Pubrec, Pubrel
 from broker.mqtt.properties import Property
