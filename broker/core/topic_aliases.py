@@ -26,7 +26,10 @@ class ClientAliases:
         self._topics: dict[int, bytes] | None = None
 
     def resolve(self, alias: int, topic: bytes) -> bytes:
-        """Return the topic of a PUBLISH, and remember it under the alias; an empty one is what the alias stands for."""
+        """Return the topic of a PUBLISH, and remember it under the alias; an empty one is what the alias stands for.
+
+        [MQTT-3.3.2-12] Every alias up to the maximum is good.
+        """
         if alias > self._aliases_max:
             # [MQTT-3.3.2-9] [MQTT-3.2.2-17] [MQTT-3.2.2-18] The CONNACK said how many there may be.
             raise ProtocolError(Reason.TOPIC_ALIAS_INVALID, "topic alias over the maximum")
