@@ -3,8 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 SEEDS ?= 2000
 ROUNDS ?= 100
+# Of each target of the fuzzers.
+SECONDS ?= 60
 
-.PHONY: run stop test lint sim crash spec bench clean
+.PHONY: run stop test lint sim crash fuzz spec bench clean
 
 run: .venv/.installed
 	@$(BIN)/python deploy/lab.py start $(ARGS)
@@ -22,6 +24,9 @@ lint: .venv/.installed
 sim: .venv/.installed
 	$(BIN)/python -m pytest tests/sim --seeds $(SEEDS) $(ARGS)
 
+fuzz: .venv/.fuzz
+	@$(BIN)/python tests/fuzz/coverage_run.py --seconds $(SECONDS) $(ARGS)
+
 spec: .venv/.spec
 	@$(BIN)/python tests/conformance/statements.py
 
@@ -33,7 +38,7 @@ bench: .venv/.installed
 	$(BIN)/python -m bench.scenarios $(SCENARIOS)
 
 clean: stop
-	rm -rf .venv .tox .lab build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .tox .lab .fuzz build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # An editable install is always interpreted (see setup.py). The stamp is touched last, so a broken install is redone.
 .venv/.installed: setup.cfg setup.py pyproject.toml
@@ -42,3 +47,7 @@ clean: stop
 # The specifications' statements come with more packages than anything else here needs.
 .venv/.spec: .venv/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[spec]' && touch $@
+
+# What guides the fuzzers is large, and not there for every system.
+.venv/.fuzz: .venv/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[fuzz]' && touch $@

@@ -86,7 +86,8 @@ def expiration_s(text: str) -> float:
     """Read `never` (infinity) or a number of h, d, w, m or y, in seconds; ValueError if it is neither."""
     if text == "never":
         return math.inf
-    if not re.fullmatch(r"[0-9]+[hdwmy]", text):
+    # As many digits as everywhere; a float does not take any number of them.
+    if not re.fullmatch(r"[0-9]{1,19}[hdwmy]", text):
         raise ValueError(f"expected never or a whole number followed by h, d, w, m or y, not {text!r}")
     return float(int(text[:-1]) * EXPIRATION_UNITS_S[text[-1]])
 
@@ -160,7 +161,7 @@ def will_delay_s(text: str) -> float:
     """Read `client` (infinity: as the client says) or a number of s, h, d, w, m or y, in seconds; ValueError else."""
     if text == "client":
         return math.inf
-    if re.fullmatch(r"[0-9]+s", text):
+    if re.fullmatch(r"[0-9]{1,19}s", text):
         return float(text[:-1])
     try:
         return expiration_s(text)
@@ -491,7 +492,7 @@ class _Reader:
             self.problems.append(f"{name}: {error.strerror}")
         except UnicodeDecodeError:
             self.problems.append(f"{name}: not UTF-8")
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, RecursionError) as error:
             self.problems.append(_yaml_problem(name, error))
         else:
             if root is not None and root.tag != "tag:yaml.org,2002:null":
@@ -523,7 +524,7 @@ class _Reader:
         if text and ("parse" not in field.metadata or text.startswith(yaml_starts)):
             try:
                 node = yaml.compose(text, Loader=yaml.SafeLoader)
-            except yaml.YAMLError as error:
+            except (yaml.YAMLError, RecursionError) as error:
                 self.problems.append(f"{source}: {getattr(error, 'problem', None) or 'not YAML'}")
                 return
         if node is not None:
@@ -593,7 +594,7 @@ class _Reader:
             self._wrong(node, key, f"expected one value, not {_name(node)}")
             return None
         try:
-            return field.metadata["parse"]("" if _is_empty(node) else node.value)
+            return field.metadata["parse"]("" if _is_empty(node) else _checked_text(node.value))
         except ValueError as error:
             self._wrong(node, key, str(error))
             return None
@@ -741,7 +742,18 @@ def _nearest(key: str) -> str:
     return max(known_keys(), key=likeness)
 
 
-def _yaml_problem(name: str, error: yaml.YAMLError) -> str:
+def _checked_text(text: str) -> str:
+    # YAML's escapes, and bytes in the environment that are no UTF-8, make what no file name, cookie or frame can hold.
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("expected text that UTF-8 can express") from None
+    if "\0" in text:
+        raise ValueError("expected text without U+0000")
+    return text
+
+
+def _yaml_problem(name: str, error: yaml.YAMLError | RecursionError) -> str:
     # Not str(error): that quotes the line, and the line may be the cookie's.
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         return f"{name}:{error.problem_mark.line + 1}: {error.problem}"

@@ -8,7 +8,7 @@ Grammar
     FORWARDS          u64 session, number of the first, u32 count, u32 age in ms, u8 flags (1 start, 2 gap),
                       message*
     message           u8 flags (0-1 QoS, 4 retain, 8 expires, 16 foreign), u16 topic length, u16 publisher length,
-                      u32 properties length, u32 payload length, [u32 remaining ms], [u64 number if QoS > 0],
+                      u32 properties length, u32 payload length, [u32 remaining ms], [number if QoS > 0],
                       [16 bytes origin if foreign], topic, publisher, properties, payload
 """
 
@@ -97,6 +97,8 @@ class Forwards:
                 if end - position < 8:
                     raise FrameError("short message")
                 number = int(read_i64_be(frame, position)) & _U64_MASK
+                if number > NUMBER_MAX:
+                    raise FrameError(f"{number} is out of range")
                 position += 8
             origin = sender
             if flags & _MESSAGE_FOREIGN:

@@ -38,7 +38,8 @@ are a u16 length and the bytes.
 
 `consumed` returns credit: how many bytes of the other side's frames were worked off since the last
 frame. Both generations are stated so that a frame from or for a dead process is recognised and
-ignored. The other side of these pipes is our own code, so a malformed record is a fault of ours.
+ignored. The other side of these pipes is our own code, so a malformed record is a fault of ours: unpacking it raises
+AssertionError, IndexError or UnicodeDecodeError, after no more work than the frame is long.
 """
 
 from typing import Final, final

@@ -281,6 +281,13 @@ def test_an_ipv6_address_needs_no_quotes_in_an_override() -> None:
             "test.yml:1: cluster.discovery: expected name@host or name@host:port, not 'a@b,c@d'",
         ),
         ("mqtt: {persistent_client_expiration: 5x}", "test.yml:1: mqtt.persistent_client_expiration: expected never"),
+        # A float takes no number of any length.
+        (f"mqtt: {{persistent_client_expiration: {'9' * 400}y}}", "test.yml:1: mqtt.persistent_client_expiration: ex"),
+        (f"mqtt: {{max_last_will_delay: {'9' * 5000}s}}", "test.yml:1: mqtt.max_last_will_delay: expected client or"),
+        ('cluster: {cookie_file: "\\0"}', "test.yml:1: cluster.cookie_file: expected text without U+0000"),
+        ('cluster: {cookie_file: "\\uD800"}', "test.yml:1: cluster.cookie_file: expected text that UTF-8 can express"),
+        ("[" * 3000, "test.yml: not YAML"),
+        ("{a: " * 3000, "test.yml: not YAML"),
         ("log: {file: ../x}", "test.yml:1: log.file: expected a file name without a directory, not '../x'"),
         ("cluster: {cookie: short}", "test.yml:1: cluster.cookie: the cookie has 5 characters, it needs at least 16"),
         ("cluster: {other_cookies: [short]}", "test.yml:1: cluster.other_cookies: the cookie has 5 characters"),
@@ -456,6 +463,11 @@ def test_node_and_address(text: str, expected: tuple[str, str]) -> None:
 def test_what_is_no_node_and_address(text: str) -> None:
     with pytest.raises(ValueError, match="expected name@host"):
         configuration.node_and_address(text)
+
+
+def test_an_override_that_goes_too_deep_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--set listeners: not YAML"):
+        load(None, {}, [f"listeners={'[' * 3000}"])
 
 
 def test_expirations() -> None:

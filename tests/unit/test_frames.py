@@ -132,6 +132,14 @@ def test_a_message_without_a_topic_is_refused():
         Forwards(pack([Message(b"", b"p", b"", 0, False, 0.0, "c", STORE, 0)])).messages(STORE, 0.0)
 
 
+def test_a_message_with_a_number_that_can_not_go_on_is_refused():
+    frame = pack([Message(b"t", b"p", b"", 1, False, 0.0, "c", STORE, 2**63 - 1)])
+    number = (2**63 - 1).to_bytes(8, "big")
+    assert Forwards(frame).messages(STORE, 0.0)[0].number == 2**63 - 1
+    with pytest.raises(FrameError, match="out of range"):
+        Forwards(frame.replace(number, (2**63).to_bytes(8, "big"))).messages(STORE, 0.0)
+
+
 def test_the_recorded_frames_of_every_version_are_read():
     """Reason: nodes of different versions run side by side while a cluster is upgraded."""
     recorded = {}

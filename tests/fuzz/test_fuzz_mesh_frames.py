@@ -1,0 +1,136 @@
+"""Any bytes as a frame of another node, which has the cookie and may still be another program.
+
+Documented: unpacking raises FrameError and nothing else. What was unpacked and is packed again is unpacked the same.
+"""
+
+from fuzzing import Target, examples, near
+from hypothesis import given
+from librt.strings import BytesWriter
+from recorded_frames import VERSION_1
+
+from broker.core.message import Message
+from cluster import forwards, frames
+from cluster.frames import FrameError, FrameType
+
+SENDER = b"sender-of-frames"
+NOW = 1000.0
+
+
+def check(frame: bytes) -> None:
+    """Unpack the frame as what it says to be, and as everything that it doesn't."""
+    try:
+        kind = frames.frame_type(frame)
+    except FrameError:
+        kind = -1
+    for unpack in UNPACKERS.values():
+        if unpack is not UNPACKERS.get(kind):
+            try:
+                unpack(frame)
+            except FrameError:
+                continue
+    if kind in UNPACKERS:
+        try:
+            packed = UNPACKERS[kind](frame)
+        except FrameError:
+            return
+        again = UNPACKERS[kind](packed)
+        assert again == packed, (packed.hex(), again.hex())
+
+
+def hello(frame: bytes) -> bytes:
+    return frames.pack_hello(frames.unpack_hello(frame))
+
+
+def welcome(frame: bytes) -> bytes:
+    return frames.pack_welcome(frames.unpack_welcome(frame))
+
+
+def refused(frame: bytes) -> bytes:
+    found = frames.unpack_refused(frame)
+    # A reason that only a newer program knows is a number.
+    return frames.pack_refused(found.reason, found.text)  # type: ignore[arg-type]
+
+
+def heartbeat(frame: bytes) -> bytes:
+    return frames.pack_heartbeat(frames.unpack_heartbeat(frame))
+
+
+def members(frame: bytes) -> bytes:
+    found = frames.unpack_members(frame)
+    return frames.pack_members(found.members, found.removed)
+
+
+def wishes(found: list[frames.Wish]) -> list[bytes]:
+    return [frames.pack_wish(wish.topic_filter, wish.wanted, wish.persistent) for wish in found]
+
+
+def interest_delta(frame: bytes) -> bytes:
+    found = frames.unpack_interest_delta(frame)
+    return frames.pack_interest_delta(found.incarnation, found.version, wishes(found.wishes))
+
+
+def interest_snapshot(frame: bytes) -> bytes:
+    found = frames.unpack_interest_snapshot(frame)
+    return frames.pack_interest_snapshot(found.incarnation, found.version, found.part, found.last, wishes(found.wishes))
+
+
+def positions(frame: bytes) -> bytes:
+    found = frames.unpack_position(frame)
+    return frames.pack_positions(found.session, found.position)
+
+
+def link_ack(frame: bytes) -> bytes:
+    found = frames.unpack_position(frame)
+    return frames.pack_link_ack(found.session, found.position)
+
+
+def forwarded(frame: bytes) -> bytes:
+    head = forwards.Forwards(frame)
+    found = head.messages(SENDER, NOW)
+    assert sum(message.size() for message in found) <= len(frame)
+    body = BytesWriter()
+    for message in found:
+        assert 0 <= message.qos <= 2 and message.topic and message.expires_at >= 0.0
+        # Where a message goes next: to the store, and on.
+        assert len(message.key()) == 24 or not message.qos
+        forwards.pack_message(body, unexpired(message), message.publisher.encode(), SENDER, NOW)
+    # An age of 0: what is left of the time was reckoned when it was unpacked.
+    return forwards.pack_forwards(head.session, head.first, head.count, 0, head.start, head.gap, body.getvalue())
+
+
+def unexpired(message: Message) -> Message:
+    """The same with a deadline in whole milliseconds, as frames have it."""
+    if message.expires_at:
+        message.expires_at = NOW + round(max(message.expires_at - NOW, 0.0) * 1000) / 1000 + 1e-4
+    return message
+
+
+UNPACKERS = {
+    int(FrameType.HELLO): hello,
+    int(FrameType.WELCOME): welcome,
+    int(FrameType.REFUSED): refused,
+    int(FrameType.HEARTBEAT): heartbeat,
+    int(FrameType.MEMBERS): members,
+    int(FrameType.INTEREST_DELTA): interest_delta,
+    int(FrameType.INTEREST_SNAPSHOT): interest_snapshot,
+    int(FrameType.POSITIONS): positions,
+    int(FrameType.LINK_ACK): link_ack,
+    int(FrameType.FORWARDS): forwarded,
+}
+
+TARGET = Target("mesh_frames", check, [bytes.fromhex(recorded) for _, recorded in VERSION_1])
+
+
+def test_the_recorded_frames() -> None:
+    for frame in TARGET.seeds:
+        check(frame)
+        if frame[1] in UNPACKERS and frame[1] != FrameType.FORWARDS:
+            assert UNPACKERS[frame[1]](frame) == frame
+    # A request has nothing to unpack.
+    assert {frame[1] for frame in TARGET.seeds} - {FrameType.INTEREST_REQUEST} == set(UNPACKERS)
+
+
+@given(near(TARGET.seeds))
+@examples()
+def test_near_the_recorded_frames(frame: bytes) -> None:
+    check(frame)
