@@ -26,7 +26,7 @@ from broker.core.storage import Storage, WriteBatch
 from broker.core.stored_message import MESSAGE_KEY_BYTES, Clock, check_version, pack_message, unpack_message
 
 VALUE_VERSION: Final = 1
-# How many messages one call expires at most: the rest is due at once again.
+# How many deadlines one call looks at, those that stand for nothing included: the rest is due at once again.
 EXPIRED_MAX: Final = 1000
 # Entries of the heap that stand for nothing any more, beside as many as there are messages.
 _STALE_DEADLINES_MAX: Final = 64
@@ -131,9 +131,11 @@ class RetainedStore:
         return [message for message in found if not _is_expired(message, now)]
 
     def expire(self, now: float, writes: WriteBatch) -> int:
-        """Remove what has expired, up to EXPIRED_MAX; return how many."""
+        """Remove what has expired, and return how many; of the deadlines that are over EXPIRED_MAX are looked at."""
         expired = 0
-        while self._deadlines and self._deadlines[0][0] <= now and expired < EXPIRED_MAX:
+        looked_at = 0
+        while self._deadlines and self._deadlines[0][0] <= now and looked_at < EXPIRED_MAX:
+            looked_at += 1
             deadline, topic = heapq.heappop(self._deadlines)
             message = self._by_topic.get(topic)
             # Another message may have taken its place.

@@ -178,6 +178,18 @@ def test_a_call_expires_no_more_than_it_may() -> None:
     assert retained.expire(NOW + 2, WriteBatch()) == 5
 
 
+def test_deadlines_of_messages_that_were_replaced_count_as_work_too() -> None:
+    retained = RetainedStore(-1, -1)
+    for expires_at in (NOW + 1, NOW + 2):
+        for number in range(EXPIRED_MAX):
+            retained.set(message_of(b"%d" % number, expires_at=expires_at), WriteBatch(), CLOCK, NOW)
+    assert retained.expire(NOW + 3, WriteBatch()) == 0
+    assert retained.next_deadline() <= NOW + 3
+    assert retained.expire(NOW + 3, WriteBatch()) == EXPIRED_MAX
+    assert retained.next_deadline() == math.inf
+    retained.validate()
+
+
 def test_many_levels_are_no_recursion() -> None:
     kept = Kept()
     topic = b"/".join([b"a"] * 1_000)
