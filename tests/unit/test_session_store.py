@@ -1,9 +1,12 @@
 """broker.core.session_store: what is written is what a restart finds."""
 
+import gc
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from broker.core.delivery_queue import HEAD_MAX
 from broker.core.message import Delivery, Message
 from broker.core.session import Session
 from broker.core.session_store import INLINE_BYTES_MAX, LOAD_MAX, SessionStore
@@ -147,6 +150,38 @@ def test_order_is_kept_and_goes_on():
             after.load(found.number, found.queue)
         numbers.append(found.queue.pop().message.number)
     assert numbers == list(range(4, count + 1))
+
+
+def deliveries_alive():
+    """How many there are; the collector sees none of a compiled class."""
+    gc.collect()
+    return sum(isinstance(found, Delivery) for found in gc.get_objects())
+
+
+@pytest.mark.parametrize("lifo", [False, True])
+@pytest.mark.parametrize("payload", [b"small", LARGE])
+def test_a_long_queue_is_not_read_into_memory(payload, lifo):
+    """After recovery only what was in flight is, and later a head."""
+    store = store_on()
+    session = session_in(store)
+    count, in_flight = 4 * HEAD_MAX, 20
+    for number in range(1, count + 1):
+        put(store, session, message_of(number, payload), packet_id=number if number <= in_flight else 0)
+    before = deliveries_alive()
+    (found,), _, after = recovered(store, lifo)
+    assert (len(found.queue), found.queue.in_memory(), len(found.inflight)) == (count - in_flight, 0, in_flight)
+    assert deliveries_alive() - before <= in_flight
+    taken = most = 0
+    while len(found.queue):
+        if found.queue.wants_load():
+            after.load(found.number, found.queue)
+            most = max(most, deliveries_alive() - before)
+        assert found.queue.in_memory() <= HEAD_MAX
+        found.queue.pop()
+        taken += 1
+    assert taken == count - in_flight
+    # The one that was taken last is held by nobody but this test.
+    assert most <= in_flight + HEAD_MAX + 1
 
 
 def test_a_lifo_queue_is_read_from_its_end():
