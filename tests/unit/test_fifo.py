@@ -54,5 +54,4 @@ def test_what_was_taken_is_let_go() -> None:
     del item
     for _ in range(900):
         fifo.popleft()
-    # Less than half of the list is what was taken.
-    assert sum(1 for reference in watched if reference() is not None) <= 200
+    assert sum(1 for reference in watched if reference() is not None) == 100
