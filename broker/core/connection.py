@@ -107,6 +107,7 @@ class Connection:
         "_server_keep_alive",
         "_session_expiry_s",
         "_throttled",
+        "_throttled_before",
         "_topic_bytes_max",
         "_unacknowledged",
         "_unfinished_bytes",
@@ -115,6 +116,7 @@ class Connection:
         "dirty",
         "keep_alive_s",
         "last_received",
+        "notice",
         "number",
         "output",
         "own_aliases",
@@ -143,6 +145,8 @@ class Connection:
         self.last_received = now
         self.output: list[bytes] = []
         self.dirty = False
+        # What an operator should read in the log of this connection; whoever logs it takes it.
+        self.notice = ""
         self.want_read = True
         # None when the owner never hands over more than the client may have.
         self.window: ClientWindow | None = None
@@ -172,6 +176,7 @@ class Connection:
         # PUBLISHes in the present second, and whether they were too many.
         self._published: int = 0
         self._throttled = False
+        self._throttled_before = False
         # Aliases last as long as the connection [MQTT-3.3.2-7].
         self._client_aliases = ClientAliases(limits.topic_alias_max_client)
         # None when the client takes none, or none are to be set.
@@ -468,9 +473,7 @@ class Connection:
         if self._unacknowledged >= UNACKNOWLEDGED_MAX or (
             limits.messages_per_s_max and self._published >= limits.messages_per_s_max
         ):
-            self._throttled = self._unacknowledged < UNACKNOWLEDGED_MAX
-            self._counters.client_read_paused += 1
-            self.want_read = False
+            self._stop_reading()
         self._batch.publish(
             self.number,
             packet.packet_id,
@@ -481,6 +484,17 @@ class Connection:
             packet.payload,
             expiry_s,
         )
+
+    def _stop_reading(self) -> None:
+        """The client publishes faster than it may: TCP tells it so."""
+        self._counters.client_read_paused += 1
+        self.want_read = False
+        if self._unacknowledged < UNACKNOWLEDGED_MAX:
+            if not self._throttled_before:
+                self._throttled_before = True
+                limit = self._limits.messages_per_s_max
+                self.notice = f"client {self.client_id!r} publishes more than {limit} messages a second: it has to wait"
+            self._throttled = True
 
     def _check_topic(self, topic: bytes) -> None:
         check_name(topic, self._limits.topic_levels_max)

@@ -62,6 +62,7 @@ class ListenerCore:
         self._authenticator = authenticator
         self._next_number: int = 1
         self._dirty: list[Connection] = []
+        self._notices: list[str] = []
         self._credit_bytes: int = WINDOW_BYTES
         self._consumed_bytes: int = 0
 
@@ -96,6 +97,9 @@ class ListenerCore:
             connection.close(Reason.SERVER_UNAVAILABLE, "", owner_knows=True)
         else:
             connection.receive_data(data, now, self._make_client_id)
+            if connection.notice:
+                self._notices.append(connection.notice)
+                connection.notice = ""
         if connection.output or connection.state == CLOSED:
             self._mark(connection)
 
@@ -132,6 +136,12 @@ class ListenerCore:
         for connection in dirty:
             connection.dirty = False
         return dirty
+
+    def take_notices(self) -> list[str]:
+        """Return what an operator should read in the log, since the last call."""
+        notices = self._notices
+        self._notices = []
+        return notices
 
     def _mark(self, connection: Connection) -> None:
         if not connection.dirty:

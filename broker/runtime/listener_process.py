@@ -206,6 +206,8 @@ class ListenerProcess:
             await asyncio.sleep(_TICK_S)
             self.core.tick(time.monotonic())
             self._turn()
+            for notice in self.core.take_notices():
+                log.warning("%s", notice)
             if self.core.owner_generation and not self._spoke:
                 # The owner takes a listener that says nothing at all for one that hangs.
                 self._channel.send(self.core.take_frame())

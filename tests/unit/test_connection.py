@@ -371,8 +371,13 @@ def test_a_client_that_publishes_too_fast_is_not_read():
     assert talk.connection.want_read
     talk.say(Publish(b"a", b""))
     assert not talk.connection.want_read
+    assert talk.connection.notice == "client 'c' publishes more than 2 messages a second: it has to wait"
+    talk.connection.notice = ""
     talk.connection.tick(101.0)
     assert talk.connection.want_read
+    # Said once.
+    talk.say(Publish(b"a", b""), Publish(b"a", b""))
+    assert (talk.connection.want_read, talk.connection.notice) == (False, "")
 
 
 def test_only_so_many_connects_a_second():
