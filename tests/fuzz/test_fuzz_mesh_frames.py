@@ -47,8 +47,9 @@ def welcome(frame: bytes) -> bytes:
 
 def refused(frame: bytes) -> bytes:
     found = frames.unpack_refused(frame)
-    # A reason that only a newer program knows is a number.
-    return frames.pack_refused(found.reason, found.text)  # type: ignore[arg-type]
+    # A reason that only a newer program knows is read, and never sent.
+    known = found.reason in set(frames.Refusal)
+    return frames.pack_refused(frames.Refusal(found.reason), found.text) if known else frame
 
 
 def heartbeat(frame: bytes) -> bytes:
