@@ -45,6 +45,9 @@ NONCE = "server-nonce"
 VERIFIERS = MemoryVerifiers()
 VERIFIERS.add("user", "pencil", b"salt")
 
+# The packet id of a delivery of `of_everything`, where no setting changes it.
+MISSED_LARGE = 7
+
 SETTINGS = (
     OwnerSettings(),
     OwnerSettings(queue_lifo=True, max_online_messages=3, max_offline_messages=2, retry_interval_s=2),
@@ -159,7 +162,18 @@ def of_everything(version: int) -> bytes:
         Publish(b"a", b"", 0, retain=True),
         Disconnect(),
     )
-    back = stream(version, Connect(version, "c", False), Unsubscribe(3, (b"#",)), Puback(3), Pubrec(5), WAIT, Pubrel(9))
+    back = stream(
+        version,
+        Connect(version, "c", False),
+        Unsubscribe(3, (b"#",)),
+        Puback(3),
+        # The one with a large body, which is stored apart.
+        Pubrec(MISSED_LARGE),
+        Pubrec(MISSED_LARGE),
+        WAIT,
+        Pubcomp(MISSED_LARGE),
+        Pubrel(9),
+    )
     over = stream(version, Connect(version, "c", True, 1), Subscribe(1, wanted(b"+/b", 0)), WAIT, Disconnect(4))
     return first + NEXT + other + NEXT + back + NEXT + over
 
@@ -210,17 +224,20 @@ def test_the_sessions_do_what_they_say() -> None:
     """Else the seeds would try how connections are refused, and nothing more."""
     for version in (3, 4, 5):
         node = Node()
-        first, other, _, _ = of_everything(version).split(NEXT)
+        first, other, back, _ = of_everything(version).split(NEXT)
         client = node.open()
         client.send(first)
         assert not client.closed
-        payloads = [
-            packet.payload for packet in packets_of(client.take_bytes(), version) if isinstance(packet, Publish)
-        ]
-        assert {b"0", b"1", b"2"} <= set(payloads)
+        heard = packets_of(client.take_bytes(), version)
+        assert {b"0", b"1", b"2"} <= {packet.payload for packet in heard if isinstance(packet, Publish)}
         client.drop()
         node.open().send(other)
         assert node.owner.counts()["queued_messages"] > 0
+        client = node.open()
+        client.send(back.replace(WAIT, b""))
+        assert not client.closed
+        heard = packets_of(client.take_bytes(), version)
+        assert [packet.packet_id for packet in heard if isinstance(packet, Pubrel)] == [MISSED_LARGE] * 2
 
 
 @given(near(TARGET.seeds))
