@@ -17,20 +17,17 @@ class Ticket:
 
     `waiting` counts the nodes that still have to answer; `reason` is what the acknowledgement will
     say, a PUBACK or, with `qos` 2, a PUBREC. The links carry it and give it back; they never look inside.
-    `session` is the number of the session that `client_id` had: a later one has nothing to do with it.
+    The session of `client_id` holds the ticket itself while its PUBLISH is under way: a later one does not know it.
     """
 
-    __slots__ = ("client_id", "connection", "packet_id", "qos", "reason", "session", "waiting")
+    __slots__ = ("client_id", "connection", "packet_id", "qos", "reason", "waiting")
 
-    def __init__(
-        self, connection: int, packet_id: int, reason: int, qos: int = 1, client_id: str = "", session: int = 0
-    ) -> None:
+    def __init__(self, connection: int, packet_id: int, reason: int, qos: int = 1, client_id: str = "") -> None:
         self.connection = connection
         self.packet_id = packet_id
         self.reason = reason
         self.qos = qos
         self.client_id = client_id
-        self.session = session
         self.waiting: int = 0
 
 

@@ -163,17 +163,14 @@ class QueueOwner:
         ticket.waiting -= 1
         if ticket.waiting:
             return
+        session = self._sessions.get(ticket.client_id)
+        if session is not None:
+            self._publishing.settle(session, ticket)
         attachment = self._attachments.get(ticket.connection)
         if attachment is not None:
             reason = self._publishing.release_pending(attachment)
             if reason:
                 self._close(attachment, reason, now)
-        elif ticket.qos == 2:
-            session = self._sessions.get(ticket.client_id)
-            if session is not None:
-                reason = self._publishing.settle_late(session, ticket)
-                if reason and session.attachment is not None:
-                    self._close(session.attachment, reason, now)
 
     def forward_refused(self, ticket: Ticket, now: float) -> None:
         """The link to one of the nodes is full: the PUBLISH is not accepted, and says so."""
@@ -327,7 +324,6 @@ class QueueOwner:
         self._dispatcher.waiting.pop(session, None)
         self._dispatcher.loading.pop(session, None)
         session.attachment = None
-        self._publishing.connection_ended(attachment)
         dropped = session.queue.drop_qos0()
         if dropped:
             self.counters.drop("offline_qos0", dropped)
@@ -390,8 +386,8 @@ class QueueOwner:
             return
         session.persistent = True
         self._subscribing.became_persistent(session)
-        for packet_id, done in session.incoming.items():
-            if done:
+        for packet_id, ticket in session.incoming.items():
+            if ticket is None:
                 self._store.put_incoming(session, packet_id)
         for delivery in session.inflight.deliveries.values():
             self._store.put_delivery(session.number, delivery)

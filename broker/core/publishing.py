@@ -10,8 +10,10 @@ A PUBLISH is acknowledged when this node has done its part and every node with p
 [MQTT311-4.6.0-2] [MQTT311-4.6.0-3], so one that waits holds back those behind it. The packet id of a QoS 2 PUBLISH is
 remembered from then until its PUBREL, as part of the session: a PUBLISH that comes again in between is answered and not
 published again [MQTT-4.3.3-10] [MQTT311-4.3.3-2], whether the message has expired or not [MQTT-4.3.3-13]. It is stored
-with the write that the PUBREC waits for, not before: a restart in between must find a message that was not published
-everywhere new.
+with the message where only this node has to have it, however long its turn to be acknowledged takes. Where other nodes
+have to have it, it is stored when they do and not before: a restart in between must find a message that was not
+published everywhere new. A PUBLISH that comes again while its first sending is under way waits in the new connection
+for the same ticket.
 """
 
 from typing import Final, final
@@ -66,13 +68,10 @@ class Publishing:
         message = event.message
         session = attachment.session
         qos = message.qos
-        if qos == 2:
-            done = session.incoming.get(event.packet_id)
-            if done is not None:
-                if done:
-                    # [MQTT-4.3.3-10] Answered again, and not published again.
-                    attachment.outlet.batch.acknowledge(PUBREC, event.connection, event.packet_id, _SUCCESS)
-                return
+        if qos == 2 and event.packet_id in session.incoming:
+            # [MQTT-4.3.3-10] Answered again, and not published again.
+            self._answer_again(attachment, event.packet_id)
+            return
         message.publisher = session.client_id
         if event.expiry_s >= 0:
             message.expires_at = now + event.expiry_s
@@ -156,26 +155,41 @@ class Publishing:
         if qos == 0:
             return
         if qos == 2:
-            attachment.session.incoming[packet_id] = False
+            if ticket is None:
+                self._settle(attachment.session, packet_id, reason)
+            else:
+                attachment.session.incoming[packet_id] = ticket
         if ticket is None and attachment.pending.is_empty():
             self._acknowledge(attachment, packet_id, qos, reason)
         else:
             attachment.pending.append(ticket or _ticket(attachment, packet_id, qos, reason))
 
+    def _answer_again(self, attachment: Attachment, packet_id: int) -> None:
+        """The client sent a QoS 2 PUBLISH again: acknowledge it in its turn [MQTT-4.6.0-3]."""
+        ticket = attachment.session.incoming[packet_id]
+        if ticket is None:
+            self._answer(attachment, packet_id, 2, _SUCCESS, None)
+        elif ticket.connection != attachment.connection:
+            ticket.connection = attachment.connection
+            attachment.pending.append(ticket)
+
     def _acknowledge(self, attachment: Attachment, packet_id: int, qos: int, reason: int) -> None:
-        if qos == 2:
-            self._settle(attachment.session, packet_id, reason)
         attachment.outlet.batch.acknowledge(PUBREC if qos == 2 else PUBACK, attachment.connection, packet_id, reason)
 
     def _settle(self, session: Session, packet_id: int, reason: int) -> None:
-        """A QoS 2 PUBLISH is done: from its PUBREC to its PUBREL the id is taken; a refusal frees it."""
+        """A QoS 2 PUBLISH is done: until its PUBREL the id is taken; a refusal frees it."""
         if reason >= _FAILURE:  # [MQTT-4.3.3-9]
             session.incoming.pop(packet_id, None)
             return
         # [MQTT-4.3.3-8]
-        session.incoming[packet_id] = True
+        session.incoming[packet_id] = None
         if session.persistent:
             self._store.put_incoming(session, packet_id)
+
+    def settle(self, session: Session, ticket: Ticket) -> None:
+        """The other nodes have answered: if the session still knows the PUBLISH as under way, it is done."""
+        if ticket.qos == 2 and session.incoming.get(ticket.packet_id) is ticket:
+            self._settle(session, ticket.packet_id, ticket.reason)
 
     def release_pending(self, attachment: Attachment) -> int:
         """Acknowledge what waits no more; the result is the reason for which the connection has to end, 0 for none."""
@@ -184,39 +198,16 @@ class Publishing:
             ticket = pending.popleft()
             if ticket.reason >= _FAILURE and attachment.version != 5:
                 # [MQTT311-3.3.5-2] [MQTT311-4.8.0-2] MQTT 3 can refuse a PUBLISH only by closing the connection.
-                attachment.session.incoming.pop(ticket.packet_id, None)
                 return ticket.reason
             self._acknowledge(attachment, ticket.packet_id, ticket.qos, ticket.reason)
-        return 0
-
-    def connection_ended(self, attachment: Attachment) -> None:
-        """What waited for its turn alone is done: no connection is left whose order it could break."""
-        for ticket in attachment.pending:
-            if ticket.qos == 2 and ticket.waiting == 0:
-                self._settle(attachment.session, ticket.packet_id, ticket.reason)
-        attachment.pending.clear()
-
-    def settle_late(self, session: Session, ticket: Ticket) -> int:
-        """A QoS 2 PUBLISH of a connection that is gone is done: its next connection is told.
-
-        The result is the reason for which that one has to end, 0 for none.
-        """
-        if session.number != ticket.session or session.incoming.get(ticket.packet_id, True):
-            return 0
-        self._settle(session, ticket.packet_id, ticket.reason)
-        attachment = session.attachment
-        if attachment is None:
-            return 0
-        if ticket.reason >= _FAILURE and attachment.version != 5:
-            return ticket.reason
-        attachment.outlet.batch.acknowledge(PUBREC, attachment.connection, ticket.packet_id, ticket.reason)
         return 0
 
     def release(self, attachment: Attachment, packet_id: int) -> None:
         """A client's PUBREL: it is answered [MQTT-4.3.3-11]; its id is free [MQTT-4.3.3-12] if its PUBREC was sent."""
         session = attachment.session
         reason = int(Reason.PACKET_IDENTIFIER_NOT_FOUND)
-        if session.incoming.get(packet_id, False):
+        # One that is still on its way to other nodes is not the client's to release.
+        if packet_id in session.incoming and session.incoming[packet_id] is None:
             reason = _SUCCESS
             del session.incoming[packet_id]
             if session.persistent:
@@ -225,5 +216,4 @@ class Publishing:
 
 
 def _ticket(attachment: Attachment, packet_id: int, qos: int, reason: int) -> Ticket:
-    session = attachment.session
-    return Ticket(attachment.connection, packet_id, reason, qos, session.client_id, session.number)
+    return Ticket(attachment.connection, packet_id, reason, qos, attachment.session.client_id)

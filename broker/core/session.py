@@ -7,9 +7,9 @@ Theory of operation
 -------------------
 A delivery is queued, then in flight, then gone. `queue` holds what waits, oldest first; `inflight` what was sent.
 Every delivery of QoS 1 or 2 in the queue is younger than every one in flight. `incoming` holds the packet ids of the
-client's own QoS 2 PUBLISHes that it has not released: False while one is on its way to those who want it, True once it
-is done. The session is attached while `attachment` is set; without one, only deliveries of QoS 1 and 2 are kept. Its
-records are in the store from the moment at which it is to outlive its connection until it ends.
+client's own QoS 2 PUBLISHes that it has not released: with the ticket while one is on its way to other nodes, with None
+once it is done. The session is attached while `attachment` is set; without one, only deliveries of QoS 1 and 2 are
+kept. Its records are in the store from the moment at which it is to outlive its connection until it ends.
 """
 
 from typing import final
@@ -73,7 +73,7 @@ class Session:
         self.groups: list[SharedGroup] = []
         self.queue = DeliveryQueue(lifo)
         self.inflight = Inflight(window)
-        self.incoming: dict[int, bool] = {}
+        self.incoming: dict[int, Ticket | None] = {}
         self.replays: list[Replay] = []
         self.next_seq: int = 1
         self.attachment: Attachment | None = None

@@ -317,7 +317,7 @@ class SessionStore:
                 group.stored = True
                 groups[key[:8]] = group
             elif key[8] == _INCOMING:
-                sessions[key[:8]].incoming[int.from_bytes(key[9:], "big")] = True
+                sessions[key[:8]].incoming[int.from_bytes(key[9:], "big")] = None
             else:
                 assert key[8] == _SUBSCRIPTION
                 _version, options, identifier = _SUBSCRIBED.unpack_from(value)

@@ -98,7 +98,7 @@ def test_what_waits_is_stored_for_the_sessions_here_at_once(node):
 # QoS 2 of a connection that ended while it waited.
 
 
-def test_the_next_connection_is_told_when_the_wait_ends(node):
+def test_the_next_connection_waits_for_the_same_ticket(node):
     client = node.persistent("c")
     client.publish(b"far", qos=2, packet_id=5)
     client.drop()
@@ -165,8 +165,47 @@ def test_what_stood_behind_a_wait_is_done_when_the_connection_ends(node):
             assert client.take() == [Pubrec(packet_id), Pubcomp(packet_id)]
         client.drop()
     client = node.persistent("c")
-    acknowledge(node, 1, 0)
-    assert client.take() == [Pubrec(3), Pubrec(1)]
+    for packet_id, topic in ((1, b"far"), (3, b"farther")):
+        client.send(Publish(topic, b"x", 2, dup=True, packet_id=packet_id))
+    acknowledge(node, 1)
+    assert client.take() == []
+    acknowledge(node, 0)
+    assert client.take() == [Pubrec(1), Pubrec(3)]
+
+
+def test_what_stood_behind_a_wait_is_delivered_once_after_a_restart(node):
+    """Its packet id is stored with the message, not with the PUBREC."""
+    keeper = node.persistent("k")
+    keeper.subscribe(b"near", 2)
+    client = node.persistent("c")
+    client.publish(b"far", qos=1, packet_id=1)
+    client.publish(b"near", b"near", qos=2, packet_id=2)
+    (delivered,) = keeper.take_publishes()
+    restarted = node.restart()
+    client = restarted.persistent("c")
+    client.send(Publish(b"near", b"near", 2, dup=True, packet_id=2))
+    assert client.take() == [Pubrec(2)]
+    keeper = restarted.persistent("k")
+    assert [(each.payload, each.packet_id, each.dup) for each in keeper.take_publishes()] == [
+        (b"near", delivered.packet_id, True)
+    ]
+
+
+def test_pubrecs_of_what_is_sent_again_keep_their_order(node):
+    """[MQTT-4.6.0-3], although the second was done while nobody was there to hear it."""
+    client = node.persistent("c")
+    client.publish(b"far", b"1", qos=2, packet_id=1)
+    client.publish(b"farther", b"2", qos=2, packet_id=2)
+    client.drop()
+    acknowledge(node, 1)
+    client = node.persistent("c")
+    for packet_id, topic in ((1, b"far"), (1, b"far"), (2, b"farther")):
+        client.send(Publish(topic, b"x", 2, dup=True, packet_id=packet_id))
+    client.publish(b"near", qos=1, packet_id=3)
+    assert client.take() == []
+    acknowledge(node, 0)
+    assert client.take() == [Pubrec(1), Pubrec(2), Puback(3, NONE)]
+    assert len(node.forwards) == 2
 
 
 def test_a_refusal_behind_a_wait_frees_its_id_when_the_connection_ends(node):
@@ -202,8 +241,7 @@ def test_a_pubrel_before_its_pubrec_releases_nothing(node):
     assert client.take() == [Pubcomp(5)]
 
 
-@pytest.mark.parametrize("resent", [False, True])
-def test_a_refusal_reaches_the_next_connection(node, resent):
+def test_a_refusal_reaches_the_next_connection(node):
     """The client still waits for a PUBREC; MQTT 3 has none that refuses, and publishes again on another connection."""
     clients = [node.persistent("v5"), node.persistent("v4", 4)]
     for client in clients:
@@ -211,8 +249,7 @@ def test_a_refusal_reaches_the_next_connection(node, resent):
         client.drop()
     five, four = node.persistent("v5"), node.persistent("v4", 4)
     for client in (five, four):
-        if resent:
-            client.send(Publish(b"far", b"x", 2, dup=True, packet_id=5))
+        client.send(Publish(b"far", b"x", 2, dup=True, packet_id=5))
     for index in (0, 1):
         refuse(node, index)
     assert five.take() == [Pubrec(5, Reason.QUOTA_EXCEEDED)]

@@ -90,7 +90,7 @@ def test_sessions(number, client_id, user_name, expiry_s, subscriptions, incomin
     assert (found.number, found.client_id, found.user_name) == (number, client_id, user_name)
     assert (found.expiry_s, found.expires_at, found.persistent) == (expiry_s, 0.0, True)
     assert {name: (sub.options, sub.identifier) for name, sub in found.subscriptions.items()} == subscriptions
-    assert found.incoming == dict.fromkeys(incoming, True)
+    assert found.incoming == dict.fromkeys(incoming)
     assert found.inflight.window == 20
     assert groups == {}
     assert after.take_number() == number + 1
