@@ -5,43 +5,51 @@ They look at the nodes through public methods and at what clients saw; they neve
 The promise of delivery holds for persistent sessions whose interest was known at the publisher's node when the publish
 began: interest spreads asynchronously. What a full queue dropped is counted by its node, and only so much may be
 missing there.
+
+QoS 2 is exactly once, with one exception: a message that other nodes want is kept for them in memory alone, and its
+packet id is committed when they have it. If the publisher's home dies between the first sending and the PUBREC, the
+message may double, once for each such death.
 """
 
-from collections import Counter
+from bisect import bisect_left
 
-from virtual_clients import matches
+from ledger import matches, shared_part
 
-from broker.core.owner import QueueOwner
-from broker.core.routes import NoInterest
-from cluster.interest import wish_hash
-
-MASK = (1 << 64) - 1
-QOS0_REASON = "offline_qos0"
 QUEUE_FULL = "queue_full"
+# What two pipes and a turn take at most, in seconds.
+PIPES_S = 0.1
+# What the node and its timers may be late; how long a node may stand still, or leave what listeners say.
+LATE_S = 1.0
+STALL_S = 7.0
+CLOCK_S = 0.02
 
 
-def promised_sessions(world, clients, publisher, message):
-    """Return the names of the sessions that a message, whose publish begins now, is promised to."""
-    if message.qos == 0 or not publisher.home.up:
-        return set()
-    mesh = publisher.home.core.mesh
-    known = {name: set(mesh.interest.persistent_filters(name)) for name in world.nodes}
-    promised = set()
+def promise(world, clients, publisher, message):
+    """Write into a message, whose publish begins now, which sessions and shared groups it is promised to."""
+    home = publisher.home
+    if message.qos == 0 or not home.up:
+        return
+    interest = home.core.mesh.interest
+    known = {name: set(interest.persistent_filters(name)) for name in world.nodes}
     for client in clients:
         if not client.persistent or not client.session_exists:
             continue
-        local = client.home is publisher.home
+        local = client.home is home
         for topic_filter, qos in client.subscribed.items():
-            if qos and (local or topic_filter in known[client.home.name]) and matches(topic_filter, message.topic):
-                promised.add(client.name)
+            shared = shared_part(topic_filter)
+            if shared is not None:
+                # The group lasts as long as a member that never leaves; groups are a node's own.
+                if qos and local and client.steady and matches(shared, message.topic):
+                    message.groups.add(topic_filter)
+            elif qos and (local or topic_filter in known[client.home.name]) and matches(topic_filter, message.topic):
+                message.promised.add(client.name)
                 break
-    return promised
 
 
 def check_delivery(world, clients, ledger):
-    """Every acknowledged QoS 1 message reached every session that it was promised to, minus counted drops."""
+    """Every acknowledged message reached all that it was promised to, minus counted drops; so did every due will."""
     by_name = {client.name: client for client in clients}
-    received = {client.name: {payload for payload, _qos in client.arrivals} for client in clients}
+    received = {client.name: {arrival.payload for arrival in client.inbox.arrivals} for client in clients}
     missing = {}
     for message in ledger.published.values():
         if not message.acked:
@@ -50,147 +58,185 @@ def check_delivery(world, clients, ledger):
             world.count("promises")
             if message.payload not in received[name]:
                 missing.setdefault(by_name[name].home.name, []).append((message.number, message.publisher, name))
+        for group in sorted(message.groups):
+            world.count("promises to groups")
+            home = by_name[message.publisher].home
+            members = [client for client in clients if client.home is home and group in client.ever_wanted]
+            if not any(message.payload in received[member.name] for member in members):
+                missing.setdefault(home.name, []).append((message.number, message.publisher, group.decode()))
+    for left in ledger.wills:
+        home = left.client.home
+        low, _high = expected_wills(world, left)
+        for client in clients:
+            if client.home is home and client.steady and low and b"will/#" in client.wanted:
+                world.count("wills due")
+                if left.message.payload not in received[client.name]:
+                    missing.setdefault(home.name, []).append((left.message.number, left.client.name, client.name))
     for node_name, lost in missing.items():
         dropped = world.nodes[node_name].dropped()[QUEUE_FULL]
         world.count("dropped by full queues", len(lost))
         world.check(
             len(lost) <= dropped,
             f"{len(lost)} acknowledged messages never arrived at sessions of {node_name}, which counted {dropped} "
-            f"drops: (message, publisher, session) {lost[:5]}",
+            f"drops: (message, publisher, session or group) {lost[:5]}",
         )
 
 
+def copies_allowed(clients, by_name, message):
+    """Return how many copies of a message of QoS 1 or 2 a session may be sent."""
+    if message.will:
+        return 1
+    publisher = by_name[message.publisher]
+    if message.qos == 1 or not publisher.persistent:
+        # Every sending is a publish: QoS 1 is at least once, and nobody knows the ids of a session that is over.
+        return message.sends
+    across = any(
+        matches(topic_filter, message.topic)
+        for client in clients
+        if client.persistent and client.home is not publisher.home
+        for topic_filter in client.ever_wanted
+    )
+    return 1 + message.crashes if across else 1
+
+
 def check_copies(world, clients, ledger):
-    """No message came more often than its publisher sent it; QoS 0 may repeat after a crash of the home."""
+    """No message came more often than it may; QoS 0 may repeat after a crash of the home."""
+    by_name = {client.name: client for client in clients}
+    allowed = {
+        message.payload: copies_allowed(clients, by_name, message)
+        for message in ledger.published.values()
+        if message.qos
+    }
     for client in clients:
-        for payload, copies in client.copies.items():
+        if client.shares:
+            continue
+        for payload, copies in client.inbox.copies.items():
             message = ledger.published[payload]
-            allowed = message.sends if message.qos else 1 + client.home.crashes
+            limit = allowed[payload] if message.qos else 1 + client.home.crashes
+            if copies > 1 and message.qos == 2:
+                world.count("QoS 2 doubled by a crash")
             world.check(
-                copies <= allowed,
+                copies <= limit,
                 f"{client.name} received message {message.number} of QoS {message.qos} {copies} times, though "
                 f"{message.publisher} sent it {message.sends} times",
+            )
+    check_groups(world, clients, ledger, allowed)
+
+
+def check_groups(world, clients, ledger, allowed):
+    """A message goes to one session of a group; to another only when that one's session ended."""
+    workers = {client.name: client for client in clients if client.shares}
+    for message in ledger.published.values():
+        if not message.qos:
+            continue
+        takers = {}
+        for name, session in message.takers:
+            worker = workers[name]
+            (group,) = worker.ever_wanted
+            takers.setdefault((worker.home.name, group), []).append(session < worker.sessions)
+        for group, ended in takers.items():
+            world.check(
+                len(ended) <= allowed[message.payload] + sum(ended),
+                f"message {message.number} of QoS {message.qos} went to {len(ended)} sessions of {group}, of which "
+                f"{sum(ended)} ended",
             )
 
 
 def check_order(world, clients, ledger):
     """First deliveries to a session come in the publisher's order, by publisher, topic and QoS.
 
-    A message that was sent again may have missed a session the first time, if that had no promise then.
+    A message that was sent again may have missed a session the first time, if that had no promise then. A group has
+    no order: what a member could not take goes to another.
     """
     for client in clients:
+        if client.shares:
+            continue
+        settings = client.home.settings
+        if settings.queue_lifo:
+            check_lifo_order(world, client, ledger)
+            continue
         last = {}
         seen = set()
-        for payload, qos in client.arrivals:
+        for arrival in client.inbox.arrivals:
+            payload = arrival.payload
             if payload in seen:
                 continue
             seen.add(payload)
             message = ledger.published[payload]
-            bounded = client.home.settings.max_offline_messages >= 0
+            bounded = settings.max_offline_messages >= 0
             if message.sends > 1 and (bounded or client.name not in message.promised):
                 continue
-            stream = (message.publisher, message.topic, message.qos, qos)
+            stream = (message.publisher, message.topic, message.qos, arrival.qos)
             world.check(
                 last.get(stream, 0) < message.number,
                 f"{client.name} received message {message.number} of {message.publisher} on "
-                f"{message.topic.decode()} (QoS {message.qos}, granted {qos}) after message {last.get(stream)}",
+                f"{message.topic.decode()} (QoS {message.qos}, granted {arrival.qos}) after message {last.get(stream)}",
             )
             last[stream] = message.number
 
 
-def membership_converged(world):
-    """Return "" if all nodes are in one cluster and hear each other, else what is wrong."""
-    names = sorted(world.nodes)
-    clusters = set()
-    for node in world.nodes.values():
-        if not node.up:
-            return f"{node.name} is down"
-        running = [view.name for view in node.core.members_view() if view.running]
-        if running != names:
-            return f"{node.name} hears only {running}"
-        clusters.add(node.core.mesh.cluster_id)
-    return "" if len(clusters) == 1 else f"there are {len(clusters)} clusters"
+def check_lifo_order(world, client, ledger):
+    """The youngest first: nothing goes out for the first time while something younger, acknowledged, waits."""
+    waited = {}
+    for arrival in reversed(client.inbox.arrivals):
+        message = ledger.published[arrival.payload]
+        if arrival.qos == 0 or arrival.again or client.inbox.copies[arrival.payload] > 1:
+            continue
+        # Of what came after this, in the order of publishing and so of acknowledgement.
+        numbers = waited.setdefault((message.publisher, message.topic, message.qos, arrival.qos), [])
+        place = bisect_left(numbers, (message.number,))
+        if place < len(numbers):
+            number, acked_at = numbers[place]
+            world.check(
+                arrival.at <= acked_at + PIPES_S,
+                f"{client.name} received message {message.number} of {message.publisher} before message {number}, "
+                "although its queue is LIFO and that was there",
+            )
+        if message.acked and message.sends == 1 and client.name in message.promised:
+            numbers.insert(place, (message.number, message.acked_at))
 
 
-def interest_converged(world):
-    """Return "" if every node knows exactly what every other wants, else what is wrong."""
-    for node in world.nodes.values():
-        wishes = node.core.owner.local_interest()
-        own = node.core.mesh.interest
-        checksum = sum(wish_hash(topic_filter, persistent) for topic_filter, persistent in wishes) & MASK
-        if own.checksum != checksum:
-            return f"{node.name} tells others something else than it wants"
-        stored = sorted(topic_filter for topic_filter, persistent in wishes if persistent)
-        for other in world.nodes.values():
-            if other is node:
-                continue
-            table = other.core.mesh.interest
-            if not table.current(node.name, own.incarnation, own.version, own.checksum):
-                return f"{other.name} does not know what {node.name} wants"
-            if sorted(table.persistent_filters(node.name)) != stored:
-                return f"{other.name} has other persistent filters of {node.name} than that has"
-    return ""
+def expected_wills(world, left):
+    """Return how often a will has to be published at least, and at most."""
+    if left.farewell and left.farewell_arrived:
+        return 0, 0
+    if not left.connected or left.farewell:
+        # Nobody but the node knows whether it had the CONNECT, or the DISCONNECT.
+        return 0, 1
+    if not left.ended_at:
+        return 0, 0
+    home = left.client.home
+    back_at = left.back_at or world.now
+    back_asked_at = left.back_asked_at or world.now
+    deaths = [at for at in home.died_at if left.asked_at <= at <= back_at]
+    if not deaths:
+        if left.delay_s == 0:
+            return 1, 1
+        first, last = left.ended_at + left.delay_s, left.told_at + left.delay_s
+    else:
+        wait_s = max(left.delay_s, home.settings.leave_will_grace_s)
+        starts = [at for at in home.started_at if at <= back_asked_at]
+        # The connection that a death ended waits for the grace; one that had ended before may be due without.
+        first = deaths[0] + wait_s if deaths[0] <= left.ended_at else left.ended_at + left.delay_s
+        last = max(starts[-1] + wait_s, left.told_at + left.delay_s)
+    if back_at < first - CLOCK_S:
+        return 0, 0
+    late_s = LATE_S + (STALL_S if world.stats["stalls"] else 0.0)
+    return (1, 1) if home.up and back_asked_at > last + late_s else (0, 1)
 
 
-def links_idle(world):
-    """Return "" if every link is open and empty, else which is not."""
-    for node in world.nodes.values():
-        for view in node.core.members_view():
-            if view.name != node.name and (not view.link_open or view.link_bytes_pending):
-                return f"the link {node.name} -> {view.name} holds {view.link_bytes_pending} bytes"
-    return ""
-
-
-def clients_idle(world, clients):
-    """Return "" if every client that may be online is, and has nothing left to say or to hear; else who has."""
+def check_wills(world, clients, ledger):
+    """No will came that must not come; that those came which must, `check_delivery` has seen."""
+    came = set()
     for client in clients:
-        if client.comes_back and client.state != "online":
-            return f"{client.name} is {client.state}"
-        if client.comes_back and set(client.subscribed) != set(client.wanted):
-            return f"{client.name} has not subscribed to {sorted(set(client.wanted) - set(client.subscribed))}"
-        if client.comes_back and not client.idle():
-            return f"{client.name} waits for {len(client.unacknowledged)} acknowledgements"
-    return ""
-
-
-def queues_empty(world):
-    """Return "" if no delivery waits or is in flight on any node, else where."""
-    for node in world.nodes.values():
-        queued = node.core.owner.counts()["queued_messages"]
-        if queued:
-            return f"{node.name} holds {queued} deliveries"
-    return ""
-
-
-def check_store(world, node):
-    """What a restart would find is what is in memory, and nothing in the store is an orphan."""
-    survivor = node.storage.survivor()
-    contents = survivor.snapshot()
-    referenced = {value[-24:] for value in contents["queue"].values()}
-    orphans = set(contents["message"]) - referenced
-    world.check(not orphans, f"{node.name} stores {len(orphans)} messages that no queue points to")
-    sessions = {key for key in contents["session"] if len(key) == 8}
-    for family in ("session", "queue"):
-        strays = [key for key in contents[family] if key[:8] not in sessions]
-        world.check(not strays, f"{node.name} stores {len(strays)} {family} records without a session")
-    recovered = QueueOwner(node.settings, survivor, NoInterest(), node.store_id, 1 << 20)
-    recovered.recover(world.now, world.utc_ms())
-    recovered.validate()
-    stored = recovered.counts()["queued_messages"]
-    world.check(
-        stored == len(contents["queue"]), f"{node.name} stores {len(contents['queue'])} deliveries, restores {stored}"
-    )
-    memory = node.core.owner
-    wanted = Counter(topic_filter for topic_filter, persistent in memory.local_interest() if persistent)
-    found = Counter(topic_filter for topic_filter, persistent in recovered.local_interest())
-    world.check(wanted == found, f"{node.name} wants {sorted(wanted)}, after a restart it would want {sorted(found)}")
-
-
-def online_queues_empty(world):
-    """Return "" if only persistent sessions hold deliveries, and memory and store hold the same; else where not."""
-    for node in world.nodes.values():
-        queued = node.core.owner.counts()["queued_messages"]
-        stored = len(node.storage.snapshot()["queue"])
-        if queued != stored:
-            return f"{node.name} holds {queued} deliveries in memory, {stored} in its store"
-    return ""
+        came.update(arrival.payload for arrival in client.inbox.arrivals)
+    for left in ledger.wills:
+        _low, high = expected_wills(world, left)
+        published = left.message.payload in came
+        if published:
+            world.count("wills published")
+        world.check(
+            high or not published,
+            f"the will {left.message.number} of {left.client.name} was published, which "
+            f"{'said goodbye' if left.farewell else 'came back'}",
+        )

@@ -11,16 +11,17 @@ for proof.
 """
 
 import checkers
-from virtual_clients import Client, Ledger
-from world import CRASH_POINTS, SimulationError, World
+import convergence
+from faults import Faults
+from ledger import Ledger
+from population import Population
+from world import SimulationError, World
 
 from broker.core.settings import OwnerSettings
 
 JOIN_S = 60.0
 HEAL_S = 90.0
 LOAD_S = 16.0
-LINES = (b"a/b", b"a/c", b"a/b/c", b"b", b"b/x/y", b"c//d")
-FILTERS = (b"#", b"a/#", b"a/+", b"a/b", b"+/b", b"b/#", b"+", b"b/+/y", b"c/+/d", b"+/+/#")
 
 
 class Failure(Exception):
@@ -45,10 +46,21 @@ def describe(stats):
     names = (
         "publishes QoS 0",
         "publishes QoS 1",
+        "publishes QoS 2",
         "acks",
+        "publishes resent",
+        "PUBRELs resent",
         "promises",
+        "promises to groups",
         "deliveries",
+        "shared deliveries",
         "duplicates",
+        "QoS 2 doubled by a crash",
+        "wills left",
+        "wills due",
+        "wills published",
+        "loaded from tails",
+        "dropped by full queues",
         "crashes",
         "listener deaths",
         "partitions",
@@ -56,7 +68,7 @@ def describe(stats):
         "connections lost",
         "bulk resets",
         "client drops",
-        "publishes resent",
+        "clean starts",
         "frames lost",
         "frames duplicated",
         "turns",
@@ -70,23 +82,28 @@ class Workload:
     def __init__(self, seed, trace=None, prepare=None):
         self.world = World(seed, trace)
         self.ledger = Ledger()
-        self.clients = []
+        self.population = None
+        self.faults = None
         world = self.world
         rng = world.rng
-        world.promises = lambda publisher, message: checkers.promised_sessions(world, self.clients, publisher, message)
+        world.promises = lambda publisher, message: checkers.promise(world, self.clients, publisher, message)
         count = 2 if seed % 10 == 3 else 5 if seed % 20 == 7 else 3
         self.names = [f"node{number}@h" for number in range(1, count + 1)]
         self.discovers = seed % 2 == 0
         self.bounded = seed % 8 == 5
+        # Queues that are longer than what of them is in memory.
+        self.flooded = seed % 11 == 6
+        lifo = seed % 8 == 3 or seed % 44 == 17
         # The store loses its last second now and then: then nothing is promised but that all goes on.
         world.power_loss = seed % 16 == 9
         # Large messages make many frames, and frames of several parts.
-        large = seed % 16 == 2
-        world.padding_bytes = lambda: rng.choice((0, 0, 0, 1000, 100_000)) if large else 0
+        self.paddings = (0, 0, 0, 1000, 100_000) if seed % 16 == 2 else (0, 0, 0, 600) if seed % 4 == 1 else (0,)
         self.settings = OwnerSettings(
             max_inflight_messages=rng.choice((1, 3, 20)),
             max_online_messages=15 if self.bounded else -1,
-            max_offline_messages=10 if self.bounded else -1,
+            max_offline_messages=10 if self.bounded else rng.choice((-1, 700)) if self.flooded else -1,
+            queue_lifo=lifo,
+            leave_will_grace_s=rng.choice((1, 3, 10)),
             listener_window_bytes=rng.choice((300, 2000, 1 << 20)),
         )
         if prepare is not None:
@@ -138,13 +155,17 @@ class Workload:
                 for place, node in enumerate(joiners):
                     self._join_one(node, nodes[rng.randint(0, place)])
                     self._wait(JOIN_S, lambda node=node: self._results([node]), "a join")
-        self._wait(JOIN_S, lambda: checkers.membership_converged(world), "joining")
+        self._wait(JOIN_S, lambda: convergence.membership_converged(world), "joining")
         world.note("joined")
 
     def _bounce(self, node):
         if node.up:
             node.kill()
             self.world.later(self.world.rng.uniform(0.1, 3.0), self._start, node)
+
+    def _start(self, node):
+        if not node.up:
+            node.start()
 
     def _join_one(self, node, target):
         node.join_result = None
@@ -167,40 +188,31 @@ class Workload:
 
     # Load.
 
+    @property
+    def clients(self):
+        """Everybody."""
+        return self.population.clients
+
     def _make_clients(self):
         world = self.world
-        rng = world.rng
-        nodes = list(world.nodes.values())
-        for index in range(6):
-            filters = {
-                topic_filter: rng.choice((0, 1, 1, 1)) for topic_filter in rng.sample(FILTERS, rng.randint(1, 3))
-            }
-            self._make_client(f"keeper{index}", nodes[index % len(nodes)], True, filters)
-        for index in range(3):
-            filters = {topic_filter: rng.choice((0, 1)) for topic_filter in rng.sample(FILTERS, rng.randint(1, 2))}
-            self._make_client(f"visitor{index}", rng.choice(nodes), False, filters)
-        self.publishers = []
-        for index in range(4):
-            publisher = self._make_client(f"publisher{index}", nodes[index % len(nodes)], rng.random() < 0.5, {})
-            publisher.lines = rng.sample(LINES, 3)
-            self.publishers.append(publisher)
-
-    def _make_client(self, name, home, persistent, filters):
-        rng = self.world.rng
-        client = Client(self.world, self.ledger, name, home, rng.choice((4, 5)), persistent, filters)
-        client.receive_maximum = rng.choice((1, 5, 0))
-        client.ack_delay_s = rng.choice((0.0, 0.01, 0.5))
-        self.clients.append(client)
-        self.world.later(rng.uniform(0.0, 1.0), client.connect)
-        return client
+        self.population = Population(world, self.ledger, world.seed % 2 == 0, self.flooded)
+        self.faults = Faults(world, self.population, LOAD_S)
+        if self.flooded:
+            # Looking at whole queues after each turn would take longer than everything else.
+            world.validate_every = 50
+        self.population.connect()
+        self._wait(JOIN_S, self.population.unready, "subscribing")
+        self.population.connect_mortals()
 
     def _load(self):
         world = self.world
         rng = world.rng
         world.run(rng.uniform(0.0, 2.0))
-        for publisher in self.publishers:
+        for publisher in self.population.publishers:
             self._plan_publishes(publisher)
-        self._plan_faults()
+        if self.flooded:
+            self._plan_flood()
+        self.faults.plan()
         world.run(LOAD_S)
 
     def _plan_publishes(self, publisher):
@@ -209,74 +221,21 @@ class Workload:
         while at < LOAD_S:
             burst = rng.choice((1, 1, 2, 5, 15))
             for _ in range(burst):
-                topic = rng.choice(publisher.lines)
-                self.world.later(at, publisher.publish, topic, rng.choice((0, 1, 1)))
+                topic, qos = rng.choice(publisher.lines), rng.choice((0, 1, 1, 2, 2))
+                self.world.later(at, publisher.publish, topic, qos, rng.choice(self.paddings))
                 at += 0.002 * rng.random()
             at += rng.expovariate(burst / 1.0) * burst * 0.18 * burst
 
-    def _plan_faults(self):
-        world = self.world
-        rng = world.rng
-        nodes = list(world.nodes.values())
-        for _ in range(rng.randint(2, 4)):
-            world.later(rng.uniform(0.0, LOAD_S), self._crash, rng.choice(nodes), rng.choice(CRASH_POINTS))
-        if rng.random() < 0.2:
-            at = rng.uniform(0.0, LOAD_S)
-            for node in nodes:
-                world.later(at + rng.uniform(0.0, 0.05), self._crash, node, rng.choice(CRASH_POINTS))
-        for _ in range(rng.randint(1, 3)):
-            one, other = rng.sample(self.names, 2)
-            at = rng.uniform(0.0, LOAD_S)
-            world.later(at, world.network.partition, one, other, rng.random() < 0.6)
-            world.later(
-                at + rng.choice((rng.uniform(0.05, 1.0), rng.uniform(1.0, 9.0))), world.network.heal, one, other
-            )
-        for _ in range(rng.randint(1, 3)):
-            node = rng.choice(nodes)
-            world.later(rng.uniform(0.0, LOAD_S), node.listener_died, rng.randrange(len(node.listeners)))
-        for _ in range(rng.randint(1, 4)):
-            breaker = rng.choice((world.network.break_bulk, world.network.break_bulk, world.network.break_connection))
-            world.later(rng.uniform(0.0, LOAD_S), breaker, *rng.sample(nodes, 2))
-        if rng.random() < 0.5:
-            world.later(rng.uniform(0.0, LOAD_S), self._stall, rng.choice(nodes), rng.uniform(0.2, 6.0))
-        for _ in range(rng.randint(5, 12)):
-            world.later(rng.uniform(0.0, LOAD_S), self._disturb, rng.choice(self.clients))
-
-    def _crash(self, node, point):
-        node.crash(point)
-        self.world.later(self.world.rng.choice((0.1, 1.0, 6.0)) * (0.5 + self.world.rng.random()), self._start, node)
-
-    def _start(self, node):
-        if not node.up:
-            node.start()
-        elif node.crash_point:
-            self.world.later(0.5, self._start, node)
-
-    def _stall(self, node, seconds):
-        self.world.note(f"{node.name} stands still for {seconds:.1f} s")
-        self.world.count("stalls")
-        node.stalled_until = self.world.now + seconds
-
-    def _disturb(self, client):
-        """Let a client do one of the things that clients do."""
+    def _plan_flood(self):
+        population = self.population
         rng = self.world.rng
-        choice = rng.random()
-        if choice < 0.4:
-            client.disconnect(True, rng.random() < 0.4)
-        elif choice < 0.6:
-            client.disconnect(False)
-        elif choice < 0.75:
-            client.pause(rng.uniform(0.1, 3.0))
-        elif choice < 0.8 and client.persistent and client.state == "online" and client not in self.publishers:
-            self.world.count("clean starts")
-            client.comes_back = False
-            client.disconnect(False)
-            client.comes_back = True
-            client.connect(True)
-        elif choice < 0.9 and client.wanted:
-            client.unsubscribe(rng.choice(sorted(client.wanted)))
-        elif client not in self.publishers:
-            client.subscribe(rng.choice(FILTERS), 1)
+        for client in population.flooded:
+            client.stay_away(rng.uniform(6.0, LOAD_S + 2.0))
+            client.disconnect(rng.random() < 0.5)
+        padding_bytes = rng.choice((0, 0, 600))
+        for _ in range(population.flood):
+            at = rng.uniform(0.5, 6.0)
+            self.world.later(at, population.flooder.publish, population.flood_topic, rng.choice((1, 2)), padding_bytes)
 
     # Afterwards.
 
@@ -287,37 +246,40 @@ class Workload:
         world.network.heal_all()
         for client in self.clients:
             # A long queue and a client that takes half a second for each message are not what is waited for.
-            client.ack_delay_s = min(client.ack_delay_s, 0.01)
+            client.inbox.ack_delay_s = min(client.inbox.ack_delay_s, 0.01)
         for node in world.nodes.values():
             node.crash_point = ""
             if not node.up:
                 node.start()
-        self.away = [client for client in self.clients if client.persistent and rng.random() < 0.3]
-        self.away = [client for client in self.away if client not in self.publishers]
+        self.away = [
+            client
+            for client in self.clients
+            if client.persistent and client.ever_wanted and client.comes_back and rng.random() < 0.3
+        ]
         for client in self.away:
             client.comes_back = False
             client.disconnect(rng.random() < 0.5)
         # The cluster must get quiet by itself, with messages for those who are away.
-        for publisher in self.publishers:
+        for publisher in self.population.publishers:
             for _ in range(4):
-                publisher.publish(rng.choice(publisher.lines), 1)
+                publisher.publish(rng.choice(publisher.lines), rng.choice((1, 2)))
         self._wait(HEAL_S, self._unsettled, "healing")
         world.run(1.0)
 
     def _unsettled(self):
         world = self.world
         return (
-            checkers.membership_converged(world)
-            or checkers.clients_idle(world, self.clients)
-            or checkers.interest_converged(world)
-            or checkers.links_idle(world)
-            or checkers.online_queues_empty(world)
+            convergence.membership_converged(world)
+            or convergence.clients_idle(world, self.clients)
+            or convergence.interest_converged(world)
+            or convergence.links_idle(world)
+            or convergence.online_queues_empty(world)
         )
 
     def _judge_store(self):
         for node in self.world.nodes.values():
             node.core.validate()
-            checkers.check_store(self.world, node)
+            convergence.check_store(self.world, node)
 
     def _restart(self):
         world = self.world
@@ -325,12 +287,11 @@ class Workload:
         world.note("restarting everything")
         for node in world.nodes.values():
             node.kill()
-            world.later(rng.uniform(0.1, 2.0), self._start, node)
+            world.later(rng.uniform(0.1, 2.0), self.faults.start, node)
         world.run(2.5)
         for client in self.away:
-            client.comes_back = True
-            client.connect()
-        self._wait(HEAL_S, lambda: self._unsettled() or checkers.queues_empty(world), "the last restart")
+            client.come_back()
+        self._wait(HEAL_S, lambda: self._unsettled() or convergence.queues_empty(world), "the last restart")
         self._judge_store()
         for node in world.nodes.values():
             contents = node.storage.snapshot()
@@ -342,8 +303,9 @@ class Workload:
             checkers.check_delivery(world, self.clients, self.ledger)
             checkers.check_copies(world, self.clients, self.ledger)
             checkers.check_order(world, self.clients, self.ledger)
+            checkers.check_wills(world, self.clients, self.ledger)
         for message in self.ledger.published.values():
-            settled = message.acked or message.refused or not message.qos
+            settled = message.acked or message.refused or not message.qos or message.will
             world.check(settled, f"message {message.number} of {message.publisher} was never answered")
 
 

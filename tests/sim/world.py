@@ -47,6 +47,39 @@ class SimulationError(AssertionError):
     """A promise was broken; the text says which."""
 
 
+class Disk:
+    """A node's store in memory; while `loading`, it counts what is read of queues."""
+
+    def __init__(self, contents):
+        self.contents = contents
+        self.commit = contents.commit
+        self.get = contents.get
+        self.close = contents.close
+        self.snapshot = contents.snapshot
+        self.loading = False
+        self.loaded = 0
+
+    def survivor(self):
+        """Return what a restart finds."""
+        return Disk(self.contents.survivor())
+
+    def scan(self, family, start, end):
+        """Iterate as MemoryStorage does."""
+        return self._rows(self.contents.scan(family, start, end))
+
+    def scan_reverse(self, family, start, end):
+        """Iterate as MemoryStorage does."""
+        return self._rows(self.contents.scan_reverse(family, start, end))
+
+    def _rows(self, rows):
+        return self._counted(rows) if self.loading else rows
+
+    def _counted(self, rows):
+        for row in rows:
+            self.loaded += 1
+            yield row
+
+
 class Listener:
     """One listener process of one generation, and its ends of the two pipes."""
 
@@ -114,13 +147,15 @@ class Node:
         self.address = f"{name}:1"
         self.settings = settings
         self.discovery = tuple(discovery)
-        self.storage = MemoryStorage()
+        self.storage = Disk(MemoryStorage())
         self.store_id = ensure_store_id(self.storage, world.rng.randbytes(16))
         self.life = 0
         self.up = False
         self.core = None
         self.listeners = [None] * listeners
         self.crashes = 0
+        self.started_at = []
+        self.died_at = []
         self.crash_point = ""
         self.stalled_until = 0.0
         # Drops of lives that ended, as of their last commit, and of this one; counts of links of lives that ended.
@@ -142,6 +177,7 @@ class Node:
         self.life += 1
         self.up = True
         now = world.now
+        self.started_at.append(now)
         storage = self.storage
         incarnation = next_incarnation(storage)
         settings = MeshSettings(self.name, self.address, FAILURE_TIMEOUT_S, self.discovery)
@@ -182,6 +218,7 @@ class Node:
         world.note(f"{self.name} dies{' ' + self.crash_point if self.crash_point else ''}")
         self.up = False
         self.crashes += 1
+        self.died_at.append(world.now)
         self.links_before.update(self.core.mesh.counters())
         self.core = None
         if world.power_loss and world.rng.random() < 0.5:
@@ -289,7 +326,7 @@ class Node:
             self.wake(0.0)
             return
         core = self.core
-        core.begin(now)
+        self._begin(now)
         events = self._events
         for _ in range(min(len(events), INPUTS_PER_TURN)):
             if core.owner.is_behind(now):
@@ -313,6 +350,13 @@ class Node:
         elif events:
             self.wake(BEHIND_POLL_S)
         self.wake(max(0.0, min(core.next_deadline() - now, POLL_S_MAX)))
+
+    def _begin(self, now):
+        disk = self.storage
+        disk.loading, disk.loaded = True, 0
+        self.core.begin(now)
+        disk.loading = False
+        self.world.count("loaded from tails", disk.loaded)
 
     def _carry_out(self, effects):
         world = self.world
@@ -363,7 +407,7 @@ class Node:
 
 def _hurts(effects):
     """Say whether a turn has something to lose: messages in its writes, or on their way to other nodes."""
-    if any(operation[1] in ("queue", "session") for operation in effects.writes.operations):
+    if any(operation[1] in ("queue", "session", "will") for operation in effects.writes.operations):
         return True
     return any(isinstance(command, SendBulk) for command in effects.commands)
 

@@ -1,0 +1,116 @@
+"""What a cluster that is left alone comes to: everybody hears everybody, and nothing waits.
+
+Each question is answered with "" or with what is not so yet. `check_store` compares a node with its store.
+"""
+
+from collections import Counter
+
+from broker.core.owner import QueueOwner
+from broker.core.routes import NoInterest
+from cluster.interest import wish_hash
+
+MASK = (1 << 64) - 1
+# A queue record's flags for a body of its own, and for a released delivery that has none.
+APART_MASK = 8 | 16
+
+
+def membership_converged(world):
+    """Return "" if all nodes are in one cluster and hear each other, else what is wrong."""
+    names = sorted(world.nodes)
+    clusters = set()
+    for node in world.nodes.values():
+        if not node.up:
+            return f"{node.name} is down"
+        running = [view.name for view in node.core.members_view() if view.running]
+        if running != names:
+            return f"{node.name} hears only {running}"
+        clusters.add(node.core.mesh.cluster_id)
+    return "" if len(clusters) == 1 else f"there are {len(clusters)} clusters"
+
+
+def interest_converged(world):
+    """Return "" if every node knows exactly what every other wants, else what is wrong."""
+    for node in world.nodes.values():
+        wishes = node.core.owner.local_interest()
+        own = node.core.mesh.interest
+        checksum = sum(wish_hash(topic_filter, persistent) for topic_filter, persistent in wishes) & MASK
+        if own.checksum != checksum:
+            return f"{node.name} tells others something else than it wants"
+        stored = sorted(topic_filter for topic_filter, persistent in wishes if persistent)
+        for other in world.nodes.values():
+            if other is node:
+                continue
+            table = other.core.mesh.interest
+            if not table.current(node.name, own.incarnation, own.version, own.checksum):
+                return f"{other.name} does not know what {node.name} wants"
+            if sorted(table.persistent_filters(node.name)) != stored:
+                return f"{other.name} has other persistent filters of {node.name} than that has"
+    return ""
+
+
+def links_idle(world):
+    """Return "" if every link is open and empty, else which is not."""
+    for node in world.nodes.values():
+        for view in node.core.members_view():
+            if view.name != node.name and (not view.link_open or view.link_bytes_pending):
+                return f"the link {node.name} -> {view.name} holds {view.link_bytes_pending} bytes"
+    return ""
+
+
+def clients_idle(world, clients):
+    """Return "" if every client that may be online is, and has nothing left to say or to hear; else who has."""
+    for client in clients:
+        if client.comes_back and client.state != "online":
+            return f"{client.name} is {client.state}"
+        if client.comes_back and set(client.subscribed) != set(client.wanted):
+            return f"{client.name} has not subscribed to {sorted(set(client.wanted) - set(client.subscribed))}"
+        if client.comes_back and not client.is_idle():
+            waiting = len(client.outbox.under_way), len(client.inbox.received)
+            return f"{client.name} has {waiting[0]} publishes under way and {waiting[1]} QoS 2 messages half received"
+    return ""
+
+
+def queues_empty(world):
+    """Return "" if no delivery waits or is in flight on any node, else where."""
+    for node in world.nodes.values():
+        queued = node.core.owner.counts()["queued_messages"]
+        if queued:
+            return f"{node.name} holds {queued} deliveries"
+    return ""
+
+
+def check_store(world, node):
+    """What a restart would find is what is in memory, and nothing in the store is an orphan."""
+    survivor = node.storage.survivor()
+    contents = survivor.snapshot()
+    # No client of the simulator has subscription identifiers, so the message's key stands at the end.
+    referenced = {value[-24:] for value in contents["queue"].values() if not value[1] & APART_MASK}
+    orphans = set(contents["message"]) - referenced
+    world.check(not orphans, f"{node.name} stores {len(orphans)} messages that no queue points to")
+    sessions = {key for key in contents["session"] if len(key) == 8}
+    groups = {key[:8] for key in contents["session"] if key[8:9] == b"$"}
+    parts = [key for key in contents["session"] if key[8:9] != b"$" and key[:8] not in sessions]
+    world.check(not parts, f"{node.name} stores {len(parts)} parts of no session")
+    strays = [key for key in contents["queue"] if key[:8] not in sessions | groups]
+    world.check(not strays, f"{node.name} stores {len(strays)} deliveries of no session or group")
+    recovered = QueueOwner(node.settings, survivor, NoInterest(), node.store_id, 1 << 20)
+    recovered.recover(world.now, world.utc_ms())
+    recovered.validate()
+    stored = recovered.counts()["queued_messages"]
+    world.check(
+        stored == len(contents["queue"]), f"{node.name} stores {len(contents['queue'])} deliveries, restores {stored}"
+    )
+    memory = node.core.owner
+    wanted = Counter(topic_filter for topic_filter, persistent in memory.local_interest() if persistent)
+    found = Counter(topic_filter for topic_filter, persistent in recovered.local_interest())
+    world.check(wanted == found, f"{node.name} wants {sorted(wanted)}, after a restart it would want {sorted(found)}")
+
+
+def online_queues_empty(world):
+    """Return "" if only persistent sessions hold deliveries, and memory and store hold the same; else where not."""
+    for node in world.nodes.values():
+        queued = node.core.owner.counts()["queued_messages"]
+        stored = len(node.storage.snapshot()["queue"])
+        if queued != stored:
+            return f"{node.name} holds {queued} deliveries in memory, {stored} in its store"
+    return ""

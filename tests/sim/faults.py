@@ -1,0 +1,141 @@
+"""What goes wrong while there is load: crashes, partitions, resets, dying listeners, and clients that come and go."""
+
+from population import CREW
+from virtual_clients import DISCONNECT_WITH_WILL, ONLINE
+from world import CRASH_POINTS
+
+
+class Faults:
+    """The faults of a seed, spread over `load_s` seconds from now on."""
+
+    def __init__(self, world, population, load_s):
+        self.world = world
+        self.population = population
+        self.load_s = load_s
+
+    def plan(self):
+        """Draw everything."""
+        self._plan_nodes()
+        self._plan_network()
+        rng = self.world.rng
+        population = self.population
+        for _ in range(rng.randint(10, 20)):
+            self._at_some_time(self._disturb, rng.choice(population.clients))
+        for mortal in population.mortals:
+            for _ in range(rng.randint(2, 5)):
+                self._at_some_time(self._strike, mortal)
+        for worker in population.workers:
+            for _ in range(rng.randint(1, 3)):
+                self._at_some_time(self._vex, worker)
+        if rng.random() < 0.5:
+            # A whole crew goes, and what comes meanwhile waits for whoever is back first.
+            home = rng.choice(population.workers).home
+            at = rng.uniform(0.0, self.load_s)
+            for worker in population.workers:
+                if worker.home is home:
+                    self.world.later(at, worker.stay_away, rng.uniform(2.0, 5.0))
+                    self.world.later(at, worker.disconnect, rng.random() < 0.5)
+
+    def _at_some_time(self, call, *arguments):
+        self.world.later(self.world.rng.uniform(0.0, self.load_s), call, *arguments)
+
+    def _plan_nodes(self):
+        world = self.world
+        rng = world.rng
+        nodes = list(world.nodes.values())
+        for _ in range(rng.randint(2, 4)):
+            self._at_some_time(self.crash, rng.choice(nodes), rng.choice(CRASH_POINTS))
+        if rng.random() < 0.2:
+            at = rng.uniform(0.0, self.load_s)
+            for node in nodes:
+                world.later(at + rng.uniform(0.0, 0.05), self.crash, node, rng.choice(CRASH_POINTS))
+        for _ in range(rng.randint(1, 3)):
+            node = rng.choice(nodes)
+            self._at_some_time(node.listener_died, rng.randrange(len(node.listeners)))
+        if rng.random() < 0.5:
+            self._at_some_time(self._stall, rng.choice(nodes), rng.uniform(0.2, 6.0))
+
+    def _plan_network(self):
+        world = self.world
+        rng = world.rng
+        network = world.network
+        for _ in range(rng.randint(1, 3)):
+            one, other = rng.sample(list(world.nodes), 2)
+            at = rng.uniform(0.0, self.load_s)
+            world.later(at, network.partition, one, other, rng.random() < 0.6)
+            world.later(at + rng.choice((rng.uniform(0.05, 1.0), rng.uniform(1.0, 9.0))), network.heal, one, other)
+        for _ in range(rng.randint(1, 4)):
+            breaker = rng.choice((network.break_bulk, network.break_bulk, network.break_connection))
+            self._at_some_time(breaker, *rng.sample(list(world.nodes.values()), 2))
+
+    def crash(self, node, point):
+        """Crash a node at a point of a turn, and start it again after a while."""
+        node.crash(point)
+        self.world.later(self.world.rng.choice((0.1, 1.0, 6.0)) * (0.5 + self.world.rng.random()), self.start, node)
+
+    def start(self, node):
+        """Start a node, as soon as it is down."""
+        if not node.up:
+            node.start()
+        elif node.crash_point:
+            self.world.later(0.5, self.start, node)
+
+    def _stall(self, node, seconds):
+        self.world.note(f"{node.name} stands still for {seconds:.1f} s")
+        self.world.count("stalls")
+        node.stalled_until = self.world.now + seconds
+
+    def _disturb(self, client):
+        """Let a client do one of the things that clients do."""
+        rng = self.world.rng
+        choice = rng.random()
+        publishes = not client.ever_wanted
+        if choice < 0.4:
+            client.disconnect(True, rng.random() < 0.4)
+        elif choice < 0.6:
+            client.disconnect(False)
+        elif choice < 0.75:
+            client.pause(rng.uniform(0.1, 3.0))
+        elif client.steady or client.shares or publishes:
+            client.disconnect(True)
+        elif choice < 0.8 and client.persistent and client.state == ONLINE:
+            self._start_clean(client)
+        elif choice < 0.9 and client.wanted:
+            client.unsubscribe(rng.choice(sorted(client.wanted)))
+        else:
+            client.subscribe(rng.choice(self.population.filters), rng.choice((1, 2)))
+
+    def _start_clean(self, client):
+        self.world.count("clean starts")
+        client.comes_back = False
+        client.disconnect(False)
+        client.comes_back = True
+        client.connect(True)
+
+    def _strike(self, mortal):
+        """End a mortal's connection in one of many ways; it may be back before its will is due, or long after."""
+        rng = self.world.rng
+        if rng.random() < 0.4:
+            mortal.stay_away(rng.choice((rng.uniform(1.0, 6.0), rng.uniform(12.0, 20.0))))
+        choice = rng.random()
+        if choice < 0.6:
+            mortal.disconnect(True, rng.random() < 0.4)
+        elif choice < 0.85:
+            mortal.disconnect(False)
+        else:
+            mortal.disconnect(False, reason=DISCONNECT_WITH_WILL)
+
+    def _vex(self, worker):
+        """Let a member of a group go, in one of many ways, and come back."""
+        rng = self.world.rng
+        choice = rng.random()
+        if choice < 0.4:
+            worker.disconnect(True, rng.random() < 0.4)
+        elif choice < 0.5 or worker.steady:
+            worker.stay_away(rng.uniform(0.5, 4.0))
+            worker.disconnect(False)
+        elif choice < 0.7 and worker.state == ONLINE:
+            self._start_clean(worker)
+        else:
+            worker.unsubscribe(CREW)
+            self.world.later(rng.uniform(0.1, 4.0), worker.subscribe, CREW, 1)

@@ -1,0 +1,126 @@
+"""The clients of a seed: who they are, where they are at home, and what they subscribe to and publish.
+
+keepers      persistent sessions with filters of all kinds; some want what only their own node's publishers say
+visitors     sessions that end with their connections
+publishers   publish at all QoS; some have no session beside their connection
+workers      members of shared groups, one group at each of two nodes; the first of each never leaves
+mortals      leave a will with every connection
+witnesses    one at each node, subscribed to all wills before the first is left
+hoarders     away while a publisher floods them: their queues go on in the store
+"""
+
+from virtual_clients import ONLINE, Client
+
+LINES = (b"a/b", b"a/c", b"a/b/c", b"b", b"b/x/y", b"c//d")
+# What matches wherever it is published, and so makes other nodes want nearly everything.
+WIDE_FILTERS = (b"#", b"+/+/#")
+FILTERS = (b"a/#", b"a/+", b"a/b", b"+/b", b"b/#", b"+", b"b/+/y", b"c/+/d")
+CREW = b"$share/crew/work/#"
+WORK = b"work/x"
+FLOOD = b"flood/x"
+
+
+class Population:
+    """The clients, by what they do."""
+
+    def __init__(self, world, ledger, wide, flooded):
+        self.world = world
+        self.clients = []
+        self.publishers = []
+        self.workers = []
+        self.mortals = []
+        self.witnesses = []
+        self.hoarders = []
+        self._ledger = ledger
+        self.filters = FILTERS + WIDE_FILTERS if wide else FILTERS
+        nodes = list(world.nodes.values())
+        self._make_subscribers(nodes)
+        self._make_publishers(nodes)
+        self._make_crews(nodes[:2])
+        self._make_wills(nodes)
+        if flooded:
+            self._make_hoarders(nodes[0])
+
+    def _make(self, name, home, persistent, filters):
+        rng = self.world.rng
+        client = Client(self.world, self._ledger, name, home, rng.choice((4, 5)), persistent, filters)
+        client.receive_maximum = rng.choice((1, 5, 0))
+        client.inbox.ack_delay_s = rng.choice((0.0, 0.01, 0.5))
+        client.outbox.release_delay_s = rng.choice((0.0, 0.01, 0.5))
+        self.clients.append(client)
+        return client
+
+    def connect(self):
+        """Let everybody but the mortals come."""
+        for client in self.clients:
+            if client not in self.mortals:
+                self.world.later(self.world.rng.uniform(0.0, 1.0), client.connect)
+
+    def connect_mortals(self):
+        """Let the mortals come, whose wills have witnesses now."""
+        for client in self.mortals:
+            self.world.later(self.world.rng.uniform(0.0, 1.0), client.connect)
+
+    def unready(self):
+        """Return "" when every witness, hoarder and worker that never leaves is subscribed."""
+        for client in self.clients:
+            if client.steady and (client.state != ONLINE or set(client.subscribed) != set(client.wanted)):
+                return f"{client.name} is not subscribed"
+        return ""
+
+    def _make_subscribers(self, nodes):
+        rng = self.world.rng
+        for index in range(6):
+            place = index % len(nodes)
+            filters = {name: rng.choice((0, 1, 1, 2, 2)) for name in rng.sample(self.filters, rng.randint(1, 3))}
+            filters[b"at/%d/#" % place] = rng.choice((1, 2, 2))
+            self._make(f"keeper{index}", nodes[place], True, filters)
+        for index in range(3):
+            filters = {name: rng.choice((0, 1, 2)) for name in rng.sample(self.filters, rng.randint(1, 2))}
+            self._make(f"visitor{index}", rng.choice(nodes), False, filters)
+
+    def _make_publishers(self, nodes):
+        rng = self.world.rng
+        for index in range(4):
+            place = index % len(nodes)
+            publisher = self._make(f"publisher{index}", nodes[place], rng.random() < 0.7, {})
+            publisher.lines = [*rng.sample(LINES, 2), b"at/%d/q" % place, WORK]
+            self.publishers.append(publisher)
+
+    def _make_crews(self, homes):
+        rng = self.world.rng
+        for place, home in enumerate(homes):
+            for index in range(rng.choice((2, 3))):
+                persistent = index == 0 or rng.random() < 0.5
+                # [MQTT-4.8.2-5] What a session that ends had in flight at QoS 2 is lost: only who stays has it.
+                worker = self._make(f"worker{place}{index}", home, persistent, {CREW: 2 if index == 0 else 1})
+                worker.steady = index == 0
+                self.workers.append(worker)
+
+    def _make_wills(self, nodes):
+        rng = self.world.rng
+        for index, home in enumerate(nodes):
+            witness = self._make(f"witness{index}", home, True, {b"will/#": 2})
+            witness.steady = True
+            self.witnesses.append(witness)
+        for index in range(4):
+            mortal = self._make(f"mortal{index}", nodes[index % len(nodes)], rng.random() < 0.6, {})
+            delay_s = rng.choice((0, 0, 2, 5)) if mortal.version == 5 else 0
+            mortal.will = (b"will/%d" % index, rng.choice((1, 2)), delay_s)
+            self.mortals.append(mortal)
+
+    def _make_hoarders(self, home):
+        rng = self.world.rng
+        for index in range(2):
+            hoarder = self._make(f"hoarder{index}", home, True, {b"flood/#": 2 - index})
+            hoarder.steady = True
+            hoarder.receive_maximum = 0
+            hoarder.inbox.ack_delay_s = 0.0
+            self.hoarders.append(hoarder)
+        self.flooder = self._make("flooder", home, True, {})
+        self.flooder.outbox.release_delay_s = 0.0
+        self.flood = rng.choice((700, 1200, 1800))
+        # A crew that is away is flooded as well.
+        self.flood_topic = FLOOD if rng.random() < 0.7 else WORK
+        victims = self.hoarders if self.flood_topic == FLOOD else self.workers
+        self.flooded = [client for client in victims if client.home is home]
