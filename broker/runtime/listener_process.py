@@ -39,6 +39,7 @@ CANNOT_START = 78
 GC_THRESHOLD = 100_000
 _BACKLOG = 4096
 _FRAMES_PER_TURN = 64
+_READ_BYTES_PER_TURN = 64 * 1024
 _TICK_S = 1.0
 # How long acknowledgements wait for company that nobody waits for.
 _LAZY_FLUSH_S = 0.01
@@ -69,8 +70,12 @@ def connection_limits(config: Config) -> ConnectionLimits:
     )
 
 
-class ClientProtocol(asyncio.Protocol):
-    """One client's socket: it passes bytes on and does what its Connection wants done."""
+class ClientProtocol(asyncio.BufferedProtocol):
+    """One client's socket: it passes bytes on and does what its Connection wants done.
+
+    Much is read at once, but of one client no more than a buffer in a turn of the loop: uvloop would read 32 of them,
+    and the others would wait until all of that is worked off.
+    """
 
     def __init__(self, process: "ListenerProcess", mountpoint: str) -> None:
         self._process = process
@@ -78,6 +83,7 @@ class ClientProtocol(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self.connection: Connection | None = None
         self._reading = True
+        self._had_its_turn = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin a connection."""
@@ -90,15 +96,28 @@ class ClientProtocol(asyncio.Protocol):
         self._process.protocols[self.connection.number] = self
         self.sync_reading()
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Return where to put what the client sent: one buffer serves all, as it is emptied at once."""
+        return self._process.buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
         """Pass on what the client sent."""
         assert self.connection is not None
         process = self._process
-        process.core.counters.bytes_received += len(data)
-        process.core.receive_data(self.connection, data, time.monotonic())
+        process.core.counters.bytes_received += nbytes
+        process.core.receive_data(self.connection, bytes(process.buffer[:nbytes]), time.monotonic())
         if process.core.is_full():
             process.flush()
+        if nbytes == _READ_BYTES_PER_TURN and not self._had_its_turn:
+            self._had_its_turn = True
+            process.had_their_turn.append(self)
+            self.sync_reading()
         process.schedule_turn()
+
+    def begin_turn(self) -> None:
+        """The others had their turn, too: read on."""
+        self._had_its_turn = False
+        self.sync_reading()
 
     def pause_writing(self) -> None:
         """The client doesn't read: tell the owner."""
@@ -146,7 +165,7 @@ class ClientProtocol(asyncio.Protocol):
         """Read the socket exactly while the Connection wants it and the owner has credit for it."""
         connection, transport = self.connection, self.transport
         assert connection is not None and transport is not None
-        wanted = connection.want_read and not self._process.blocked
+        wanted = connection.want_read and not self._process.blocked and not self._had_its_turn
         if wanted == self._reading or transport.is_closing():
             return
         self._reading = wanted
@@ -170,6 +189,8 @@ class ListenerProcess:
         self.core.owner_ready(int(start["owner_generation"]))
         self._channel = ListenerChannel(context, self._run_dir, index)
         self.protocols: dict[int, ClientProtocol] = {}
+        self.buffer = memoryview(bytearray(_READ_BYTES_PER_TURN))
+        self.had_their_turn: list[ClientProtocol] = []
         self.blocked = False
         self.loop = asyncio.get_running_loop()
         self.loop.set_exception_handler(crash)
@@ -273,6 +294,10 @@ class ListenerProcess:
                 core.counters.listener_read_paused += 1
             for protocol in protocols.values():
                 protocol.sync_reading()
+        if self.had_their_turn:
+            greedy, self.had_their_turn = self.had_their_turn, []
+            for protocol in greedy:
+                protocol.begin_turn()
 
     def flush(self) -> None:
         """Send the owner what there is to say."""
