@@ -112,6 +112,7 @@ class Connection:
         "_unacknowledged",
         "_unfinished_bytes",
         "_user_name",
+        "answer_bytes",
         "client_id",
         "dirty",
         "keep_alive_s",
@@ -144,6 +145,8 @@ class Connection:
         self.keep_alive_s: int = 0
         self.last_received = now
         self.output: list[bytes] = []
+        # What the client was answered, for the shell to set to 0 and look at.
+        self.answer_bytes: int = 0
         self.dirty = False
         # What an operator should read in the log of this connection; whoever logs it takes it.
         self.notice = ""
@@ -632,8 +635,7 @@ class Connection:
         reason = answer.reason if self.version == 5 else _SUCCESS
         if kind == PUBREL and self.window is not None:
             self.window.released(answer.packet_id)
-        self._counters.sent[kind] += 1
-        self.output.append(encode_ack(kind, answer.packet_id, reason, b"", self.version))
+        self._append(encode_ack(kind, answer.packet_id, reason, b"", self.version))
 
     def receive_suback(self, answer: Answer) -> None:
         """The owner subscribed."""
@@ -735,6 +737,7 @@ class Connection:
                 self.close(Reason.PACKET_TOO_LARGE, "")
             return
         self._counters.sent[said[0] >> 4] += 1
+        self.answer_bytes += len(said)
         self.output.append(said)
 
 

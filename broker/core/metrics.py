@@ -77,7 +77,7 @@ _PLAIN_DESCRIPTIONS: Final[dict[str, str]] = {
     "mqtt_subscribe_auth_error": "The subscriptions that were not authorized.",
     "client_keepalive_expired": "The clients that were silent for longer than their keep-alive allows.",
     "connections_refused": "The connections refused because a limit was reached.",
-    "client_read_paused": "How often a client was not read because it sent too much without an acknowledgement.",
+    "client_read_paused": "How often a client was not read as it waited for too many acknowledgements or read none.",
     "client_write_paused": "How often a client did not read as fast as it was sent to.",
     "listener_read_paused": "How often a listener read no client because the queue-owner was behind.",
 }

@@ -40,6 +40,8 @@ GC_THRESHOLD = 100_000
 _BACKLOG = 4096
 _FRAMES_PER_TURN = 64
 _READ_BYTES_PER_TURN = 64 * 1024
+# A client that does not read may be owed this much in answers before it is not read either.
+_ANSWER_BYTES_MAX = 64 * 1024
 _TICK_S = 1.0
 # How long acknowledgements wait for company that nobody waits for.
 _LAZY_FLUSH_S = 0.01
@@ -83,6 +85,7 @@ class ClientProtocol(asyncio.BufferedProtocol):
         self.transport: asyncio.Transport | None = None
         self.connection: Connection | None = None
         self._reading = True
+        self._write_paused = False
         self._had_its_turn = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -121,11 +124,16 @@ class ClientProtocol(asyncio.BufferedProtocol):
 
     def pause_writing(self) -> None:
         """The client doesn't read: tell the owner."""
+        assert self.connection is not None
+        self._write_paused = True
+        self.connection.answer_bytes = 0
         self._tell_owner(paused=True)
 
     def resume_writing(self) -> None:
         """The client reads again: tell the owner."""
+        self._write_paused = False
         self._tell_owner(paused=False)
+        self.sync_reading()
 
     def _tell_owner(self, paused: bool) -> None:
         assert self.connection is not None
@@ -162,13 +170,20 @@ class ClientProtocol(asyncio.BufferedProtocol):
         self.sync_reading()
 
     def sync_reading(self) -> None:
-        """Read the socket exactly while the Connection wants it and the owner has credit for it."""
+        """Read the socket exactly while the Connection wants it, the owner has credit for it and answers are read.
+
+        Deliveries to a client that does not read end when the owner hears of it; only what it asks itself goes on, and
+        would fill the memory. Its keep-alive runs on meanwhile: a client that reads nothing is not alive.
+        """
         connection, transport = self.connection, self.transport
         assert connection is not None and transport is not None
-        wanted = connection.want_read and not self._process.blocked and not self._had_its_turn
+        choked = self._write_paused and connection.answer_bytes > _ANSWER_BYTES_MAX
+        wanted = connection.want_read and not self._process.blocked and not choked and not self._had_its_turn
         if wanted == self._reading or transport.is_closing():
             return
         self._reading = wanted
+        if choked and not wanted:
+            self._process.core.counters.client_read_paused += 1
         if wanted:
             transport.resume_reading()
         else:

@@ -46,7 +46,7 @@ class Client:
 
     def __init__(self, process: Any) -> None:
         self.transport: Any = Transport()
-        self.protocol = ClientProtocol(process)
+        self.protocol = ClientProtocol(process, "")
         self.protocol.connection_made(self.transport)
         connection = self.protocol.connection
         assert connection is not None
@@ -86,3 +86,29 @@ def test_a_client_with_more_to_say_waits_for_the_others_turn(process: Any) -> No
         process.had_their_turn.clear()
         client.protocol.begin_turn()
         assert client.transport.reading
+
+
+def test_a_client_that_reads_no_answers_is_not_read(process: Any) -> None:
+    client = Client(process)
+    some = PING * 10_000
+    client.protocol.pause_writing()
+    for _ in range(3):
+        client.send(some)
+        assert client.transport.reading
+    client.send(some)
+    assert not client.transport.reading
+    assert process.core.counters.client_read_paused == 1
+    client.protocol.resume_writing()
+    assert client.transport.reading
+    # What it was owed before is read by now.
+    client.protocol.pause_writing()
+    client.send(some)
+    assert client.transport.reading and len(client.transport.written) == 5 * len(some)
+
+
+def test_a_client_that_reads_no_deliveries_may_go_on_to_publish(process: Any) -> None:
+    client = Client(process)
+    client.protocol.pause_writing()
+    for _ in range(100):
+        client.send(encode(Publish(b"a", b"x" * 1000), 4))
+    assert client.transport.reading
