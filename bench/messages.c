@@ -218,7 +218,8 @@ static void append_publish(struct peer *publisher, uint64_t stamp_ns) {
 static void publish(struct peer *publisher) {
     for (;;) {
         uint64_t now = now_ns();
-        int blocked = publisher->output_begin != 0;
+        int partial = publisher->output_begin != 0;
+        int blocked = partial;
         while (!blocked && publisher->sent < options.count &&
                publisher->output_end + publish_bytes() <= PUBLISHES_BYTES_MAX) {
             uint64_t due = due_ns(publisher, publisher->sent);
@@ -228,6 +229,9 @@ static void publish(struct peer *publisher) {
                 append_publish(publisher, due ? due : now);
         }
         flush(publisher);
+        if (partial && !publisher->output_end)
+            /* The rest of an earlier message has left, and nothing else would wake this publisher for the next. */
+            continue;
         if (publisher->output_end || blocked || publisher->sent == options.count) {
             watch(publisher);
             return;
