@@ -41,6 +41,8 @@ max_inflight_messages 20
 log_type error
 """
 
+UNBOUNDED_QUEUES = ("mqtt.max_online_messages=-1", "mqtt.max_offline_messages=-1")
+
 # rumqttd inside a Python process of its own; its limits are those that a run may not meet.
 IOTCORE_PROGRAM = """\
 from iotcore import IotCoreBroker
@@ -125,8 +127,7 @@ def _zvmq(name: str, root: Path, cores: str) -> Kind:
             f"node.data_dir={directory / 'data'}",
             f"listeners=[{{type: mqtt, address: 127.0.0.1:{port}}}]",
             f"cluster.listen=127.0.0.1:{free_port()}",
-            "mqtt.max_online_messages=-1",
-            "mqtt.max_offline_messages=-1",
+            *UNBOUNDED_QUEUES,
             "log.console=file",
         ]
         return [*program, "start", "--set", *settings]
