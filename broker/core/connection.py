@@ -60,7 +60,9 @@ CLOSED: Final = 3
 AUTHENTICATING: Final = 4
 
 # MQTT 3 has no Receive Maximum: a client that sends QoS 1 on and on without an acknowledgement is not read.
-UNACKNOWLEDGED_MAX: Final = 4096
+UNACKNOWLEDGED_MAX: Final = 512
+# However small its packets are, a client gets no more of them worked off before the others have their turn.
+PACKETS_PER_TURN: Final = 1024
 # [MQTT-3.1.2-22] Only whole packets are signs of life, but a large one over a slow line must be let through.
 SIGN_OF_LIFE_BYTES: Final = 1000
 _TYPE_CONNECT: Final = 1
@@ -115,6 +117,7 @@ class Connection:
         "answer_bytes",
         "client_id",
         "dirty",
+        "has_more",
         "keep_alive_s",
         "last_received",
         "notice",
@@ -123,6 +126,7 @@ class Connection:
         "own_aliases",
         "state",
         "version",
+        "waits_for_turn",
         "want_read",
         "window",
     )
@@ -148,6 +152,10 @@ class Connection:
         # What the client was answered, for the shell to set to 0 and look at.
         self.answer_bytes: int = 0
         self.dirty = False
+        # Whether packets are held back until the others have had their turn, and whether the client has to wait for
+        # that; see ListenerCore.
+        self.has_more = False
+        self.waits_for_turn = False
         # What an operator should read in the log of this connection; whoever logs it takes it.
         self.notice = ""
         self.want_read = True
@@ -194,6 +202,7 @@ class Connection:
         """Work off bytes from the client. `make_client_id` names a client that has no id of its own."""
         if self.state == CLOSED:
             return
+        self.has_more = False
         if self.state == ATTACHED:
             self._unfinished_bytes += len(data)
             if self._unfinished_bytes >= SIGN_OF_LIFE_BYTES:
@@ -232,7 +241,13 @@ class Connection:
         pos: i64 = 0
         size: i64 = len(data)
         packet_bytes_max: i64 = self._limits.packet_bytes_max
+        packets: i64 = 0
         while pos < size:
+            if packets == PACKETS_PER_TURN:
+                self._hold(data[pos:], 0)
+                self.has_more = True
+                break
+            packets += 1
             first: i64 = data[pos]
             if self.state == WAITING:
                 # [MQTT-3.1.0-1] [MQTT311-3.1.0-1] The first packet is a CONNECT; anything else isn't worth a buffer.
@@ -662,7 +677,7 @@ class Connection:
             self._throttled = False
             self.want_read = True
         if self.state == ATTACHED:
-            if not self.want_read:
+            if not self.want_read or self.waits_for_turn:
                 # What the client sends is not read: its silence is ours.
                 self.last_received = now
             elif self.keep_alive_s and silent_s > self.keep_alive_s * 1.5:

@@ -2,9 +2,18 @@
 
 It owns the connections, the batch of records that goes to the owner, and the credit in both
 directions. The shell gives it bytes, frames and the time; it answers with bytes for clients (`take_dirty`)
-and frames for the owner (`take_frame`), and says which sockets to read (`want_read`).
+and frames for the owner (`take_frame`), and says which sockets to read (`want_read`, `waits_for_turn`).
+
+Turns
+-----
+What the clients of a listener say goes to the owner in one queue, so one that says a lot would have the others wait
+behind all of it. Therefore a client that fills SHARE_BYTES at once, or has more than PACKETS_PER_TURN in what it sent,
+is not read again before it gets another turn; turns go round, while no more than BUSY_BYTES are under way to the owner.
+Others are read at any time, up to the whole window. Should they alone keep the owner busy, one turn is given every
+TURN_WAIT_S all the same.
 """
 
+from collections import deque
 from collections.abc import Callable
 from typing import Final, final
 
@@ -21,6 +30,7 @@ from broker.core.records import (
     PUBACK,
     PUBCOMP,
     RETAIN_FLAG,
+    RETURN_BYTES,
     SUBACK,
     UNSUBACK,
     WINDOW_BYTES,
@@ -36,6 +46,12 @@ from broker.mqtt.topics import unmounted
 
 # Acknowledgements that nobody waits for leave together, some hundreds in a frame.
 LAZY_BYTES_MAX: Final = 4096
+# What is read of a client in a turn, and from where on it was a whole one.
+TURN_BYTES: Final = 64 * 1024
+SHARE_BYTES: Final = 16 * 1024
+# Above RETURN_BYTES and LAZY_BYTES_MAX together, or a turn could wait for credit that is never returned.
+BUSY_BYTES: Final = 128 * 1024
+TURN_WAIT_S: Final = 0.1
 _EXPIRY_PROPERTY: Final = b"\x02"
 
 
@@ -63,6 +79,8 @@ class ListenerCore:
         self._next_number: int = 1
         self._dirty: list[Connection] = []
         self._notices: list[str] = []
+        self._turns: deque[Connection] = deque()
+        self._turn_given_at: float = 0.0
         self._credit_bytes: int = WINDOW_BYTES
         self._consumed_bytes: int = 0
 
@@ -102,6 +120,8 @@ class ListenerCore:
                 connection.notice = ""
         if connection.output or connection.state == CLOSED:
             self._mark(connection)
+        if len(data) >= SHARE_BYTES or connection.has_more:
+            self._wait_for_turn(connection)
 
     def lost(self, connection: Connection) -> None:
         """Forget a connection whose socket is closed."""
@@ -122,6 +142,34 @@ class ListenerCore:
                 self._mark(connection)
         if self.owner_generation:
             self.batch.counters(pack_counters(self.counters.values()))
+
+    def _wait_for_turn(self, connection: Connection) -> None:
+        if not connection.waits_for_turn:
+            connection.waits_for_turn = True
+            self._turns.append(connection)
+
+    def take_turns(self, now: float) -> list[Connection]:
+        """Give those their turn who have waited longest, as far as the owner keeps up; return them."""
+        given: list[Connection] = []
+        room_bytes: int = BUSY_BYTES - self._under_way_bytes()
+        for _ in range(len(self._turns)):
+            if room_bytes <= 0 and (self.is_blocked() or now < self._turn_given_at + TURN_WAIT_S):
+                break
+            room_bytes -= TURN_BYTES
+            self._turn_given_at = now
+            connection = self._turns.popleft()
+            connection.waits_for_turn = False
+            given.append(connection)
+            if connection.has_more:
+                self.receive_data(connection, b"", now)
+        return given
+
+    def wants_turn(self) -> bool:
+        """Say whether somebody who waits for a turn may have it now."""
+        return len(self._turns) > 0 and self._under_way_bytes() < BUSY_BYTES
+
+    def _under_way_bytes(self) -> int:
+        return WINDOW_BYTES - self._credit_bytes + self.batch.size()
 
     def close_all(self, reason: int) -> None:
         """End every connection, for a stop of the node or the loss of the owner."""
@@ -169,7 +217,7 @@ class ListenerCore:
 
     def wants_flush(self) -> bool:
         """Say whether there is something to tell the owner at once: records, or credit worth a frame."""
-        return self.batch.urgent or self._consumed_bytes * 8 >= WINDOW_BYTES or self.batch.size() >= LAZY_BYTES_MAX
+        return self.batch.urgent or self._consumed_bytes >= RETURN_BYTES or self.batch.size() >= LAZY_BYTES_MAX
 
     def wants_lazy_flush(self) -> bool:
         """Say whether there are only records that can wait a moment, to leave together with others."""
@@ -209,6 +257,8 @@ class ListenerCore:
             connection.receive_acknowledgement(answer)
         elif answer.kind == CONNACK:
             connection.receive_connack(answer, self._make_client_id)
+            if connection.has_more:
+                self._wait_for_turn(connection)
         elif answer.kind == SUBACK:
             connection.receive_suback(answer)
         elif answer.kind == UNSUBACK:

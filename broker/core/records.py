@@ -68,7 +68,10 @@ from broker.core.will import Will
 
 RECORD_VERSION: Final = 1
 FRAME_BYTES_MAX: Final = 256 * 1024
-WINDOW_BYTES: Final = 8 * 1024 * 1024
+# What may be under way in each direction: some milliseconds' work, as everything new queues up behind it.
+WINDOW_BYTES: Final = 1024 * 1024
+# Credit is worth a frame of its own when this much of it waits to be returned.
+RETURN_BYTES: Final = 64 * 1024
 LISTENER_HEADER_BYTES: Final = 14
 OWNER_HEADER_BYTES: Final = 13
 TARGET_BYTES: Final = 8

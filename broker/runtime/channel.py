@@ -11,7 +11,7 @@ import math
 import zmq
 
 from broker.core.records import (
-    WINDOW_BYTES,
+    RETURN_BYTES,
     ListenerHeader,
     OwnerBatch,
     owner_frame,
@@ -20,8 +20,6 @@ from broker.runtime.run_dir import RunDir
 
 _OWNER_ENDPOINT = "owner.sock"
 _RECONNECT_MS = 20
-# Credit is worth a frame of its own when this much of the window waits to be returned.
-_RETURN_BYTES = WINDOW_BYTES // 8
 _LINGER_MS = 1000
 # A listener says something every second, if only that it is there.
 SILENCE_S_MAX = 10.0
@@ -153,7 +151,7 @@ class OwnerChannel:
             for records in batch.records():
                 self._send(pipe, records)
         for pipe in self._pipes.values():
-            if pipe.consumed_bytes >= _RETURN_BYTES:
+            if pipe.consumed_bytes >= RETURN_BYTES:
                 self._send(pipe, b"")
 
     def _send(self, pipe: _Pipe, records: bytes) -> None:

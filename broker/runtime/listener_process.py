@@ -25,7 +25,7 @@ from broker.config import Config, expiration_s, host_port, protocol_versions
 from broker.core.connection import CLOSED, Connection
 from broker.core.connection_limits import ConnectionLimits
 from broker.core.events import NEVER_EXPIRES_S
-from broker.core.listener import ListenerCore
+from broker.core.listener import TURN_BYTES, ListenerCore
 from broker.logs import child_logging, level_number
 from broker.mqtt.reasons import Reason
 from broker.runtime.channel import ListenerChannel
@@ -39,15 +39,15 @@ CANNOT_START = 78
 GC_THRESHOLD = 100_000
 _BACKLOG = 4096
 _FRAMES_PER_TURN = 64
-_READ_BYTES_PER_TURN = 64 * 1024
 # A client that does not read may be owed this much in answers before it is not read either.
-_ANSWER_BYTES_MAX = 64 * 1024
+ANSWER_BYTES_MAX = 64 * 1024
 _TICK_S = 1.0
 # How long acknowledgements wait for company that nobody waits for.
 _LAZY_FLUSH_S = 0.01
-# A closing client gets this long to read the last words.
+# A client gets this long to read the last words and to close its end, and may say so much meanwhile.
 _CLOSE_TIMEOUT_S = 5.0
-_STOP_TIMEOUT_S = 3.0
+CLOSING_BYTES_MAX = 1024 * 1024
+_STOP_TIMEOUT_S = 1.0
 
 
 def connection_limits(config: Config) -> ConnectionLimits:
@@ -86,7 +86,9 @@ class ClientProtocol(asyncio.BufferedProtocol):
         self.connection: Connection | None = None
         self._reading = True
         self._write_paused = False
-        self._had_its_turn = False
+        self._closing = False
+        self._closing_bytes = 0
+        self._close_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin a connection."""
@@ -105,22 +107,24 @@ class ClientProtocol(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Pass on what the client sent."""
-        assert self.connection is not None
-        process = self._process
+        connection, process = self.connection, self._process
+        assert connection is not None
         process.core.counters.bytes_received += nbytes
-        process.core.receive_data(self.connection, bytes(process.buffer[:nbytes]), time.monotonic())
+        if self._closing:
+            self._ignore(nbytes)
+            return
+        process.core.receive_data(connection, bytes(process.buffer[:nbytes]), time.monotonic())
         if process.core.is_full():
             process.flush()
-        if nbytes == _READ_BYTES_PER_TURN and not self._had_its_turn:
-            self._had_its_turn = True
-            process.had_their_turn.append(self)
+        if connection.waits_for_turn:
             self.sync_reading()
         process.schedule_turn()
 
-    def begin_turn(self) -> None:
-        """The others had their turn, too: read on."""
-        self._had_its_turn = False
-        self.sync_reading()
+    def _ignore(self, nbytes: int) -> None:
+        self._closing_bytes += nbytes
+        if self._closing_bytes > CLOSING_BYTES_MAX:
+            assert self.transport is not None
+            self.transport.abort()
 
     def pause_writing(self) -> None:
         """The client doesn't read: tell the owner."""
@@ -150,6 +154,8 @@ class ClientProtocol(asyncio.BufferedProtocol):
         assert self.connection is not None
         if exc is not None:
             self._process.core.counters.socket_error += 1
+        if self._close_timer is not None:
+            self._close_timer.cancel()
         self._process.core.lost(self.connection)
         self._process.protocols.pop(self.connection.number, None)
         self._process.schedule_turn()
@@ -164,9 +170,12 @@ class ClientProtocol(asyncio.BufferedProtocol):
             data = output[0] if len(output) == 1 else b"".join(output)
             self._process.core.counters.bytes_sent += len(data)
             transport.write(data)
-        if connection.state == CLOSED and not transport.is_closing():
-            transport.close()
-            self._process.loop.call_later(_CLOSE_TIMEOUT_S, transport.abort)
+        if connection.state == CLOSED and not self._closing and not transport.is_closing():
+            # A socket that is closed with something in it unread resets the connection, and the client might never
+            # read what it was told last: it is for the client to close first (RFC 1122, 4.2.2.13).
+            self._closing = True
+            transport.write_eof()
+            self._close_timer = self._process.loop.call_later(_CLOSE_TIMEOUT_S, transport.abort)
         self.sync_reading()
 
     def sync_reading(self) -> None:
@@ -177,8 +186,9 @@ class ClientProtocol(asyncio.BufferedProtocol):
         """
         connection, transport = self.connection, self.transport
         assert connection is not None and transport is not None
-        choked = self._write_paused and connection.answer_bytes > _ANSWER_BYTES_MAX
-        wanted = connection.want_read and not self._process.blocked and not choked and not self._had_its_turn
+        choked = self._write_paused and connection.answer_bytes > ANSWER_BYTES_MAX
+        wanted = connection.want_read and not connection.waits_for_turn and not self._process.blocked and not choked
+        wanted = wanted or self._closing
         if wanted == self._reading or transport.is_closing():
             return
         self._reading = wanted
@@ -204,8 +214,7 @@ class ListenerProcess:
         self.core.owner_ready(int(start["owner_generation"]))
         self._channel = ListenerChannel(context, self._run_dir, index)
         self.protocols: dict[int, ClientProtocol] = {}
-        self.buffer = memoryview(bytearray(_READ_BYTES_PER_TURN))
-        self.had_their_turn: list[ClientProtocol] = []
+        self.buffer = memoryview(bytearray(TURN_BYTES))
         self.blocked = False
         self.loop = asyncio.get_running_loop()
         self.loop.set_exception_handler(crash)
@@ -285,9 +294,13 @@ class ListenerProcess:
             self.loop.call_soon(self._turn)
 
     def _turn(self) -> None:
-        """Tell the owner, hear the owner, write to clients."""
+        """Give turns, tell the owner, hear the owner, write to clients."""
         self._turn_scheduled = False
-        core = self.core
+        core, protocols = self.core, self.protocols
+        for connection in core.take_turns(time.monotonic()):
+            protocol = protocols.get(connection.number)
+            if protocol is not None:
+                protocol.sync_reading()
         self.flush()
         # The descriptor is edge-triggered and a send may have taken the edge, so look every time.
         for _ in range(_FRAMES_PER_TURN):
@@ -297,7 +310,6 @@ class ListenerProcess:
             core.receive_frame(frame)
         else:
             self.schedule_turn()
-        protocols = self.protocols
         for connection in core.take_dirty():
             protocol = protocols.get(connection.number)
             if protocol is not None:
@@ -309,10 +321,8 @@ class ListenerProcess:
                 core.counters.listener_read_paused += 1
             for protocol in protocols.values():
                 protocol.sync_reading()
-        if self.had_their_turn:
-            greedy, self.had_their_turn = self.had_their_turn, []
-            for protocol in greedy:
-                protocol.begin_turn()
+        if core.wants_turn():
+            self.schedule_turn()
 
     def flush(self) -> None:
         """Send the owner what there is to say."""

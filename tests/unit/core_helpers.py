@@ -239,10 +239,11 @@ class Node:
         busy = True
         while busy:
             self.owner.begin(self.now)
+            given = [listener.take_turns(self.now) for listener in self.listeners]
             frames = [listener.take_frame() for listener in self.listeners]
             for frame in frames:
                 self.receive_frame(frame)
-            busy = self.turn() or any(len(frame) > LISTENER_HEADER_BYTES for frame in frames)
+            busy = self.turn() or any(given) or any(len(frame) > LISTENER_HEADER_BYTES for frame in frames)
 
     def receive_frame(self, frame: bytes) -> None:
         """Hand a listener's frame to the owner, and give the listener its credit back."""

@@ -6,14 +6,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from packet_table import ROWS
 
-from broker.core.connection import CLOSED
+from broker.core.connection import CLOSED, PACKETS_PER_TURN, UNACKNOWLEDGED_MAX
 from broker.core.connection_limits import ConnectionLimits
-from broker.core.listener import ListenerCore
+from broker.core.listener import (
+    BUSY_BYTES,
+    LAZY_BYTES_MAX,
+    SHARE_BYTES,
+    TURN_BYTES,
+    TURN_WAIT_S,
+    ListenerCore,
+)
 from broker.core.message import Message
 from broker.core.records import (
     FRAME_BYTES_MAX,
     LISTENER_HEADER_BYTES,
     PUBACK,
+    RETURN_BYTES,
     WINDOW_BYTES,
     ListenerHeader,
     OwnerBatch,
@@ -252,7 +260,7 @@ def test_a_client_that_is_not_read_is_not_silent(node):
     """Its bytes wait in the socket because we don't read them; they count as soon as we do."""
     client = node.connect("c", keep_alive_s=10)
     node.turn()
-    for packet_id in range(1, 4097):
+    for packet_id in range(1, UNACKNOWLEDGED_MAX + 1):
         client.say(Publish(b"a", b"", 1, packet_id=packet_id))
     assert not client.connection.want_read
     node.now += 60
@@ -281,13 +289,138 @@ def test_while_the_owner_is_behind_nobody_is_silent():
 
 def test_too_many_unacknowledged_publishes_stop_the_reading(node):
     client = node.connect("c")
-    for packet_id in range(1, 4097):
+    for packet_id in range(1, UNACKNOWLEDGED_MAX + 1):
         assert client.connection.want_read
         client.say(Publish(b"a", b"", 1, packet_id=packet_id))
     assert not client.connection.want_read
     node.settle()
     assert client.connection.want_read
-    assert len(client.take()) == 4096
+    assert len(client.take()) == UNACKNOWLEDGED_MAX
+
+
+# Turns.
+
+
+def publishes(size):
+    """QoS 0 PUBLISHes of that many bytes together."""
+    return encode(Publish(b"a", b"x" * (SHARE_BYTES - 6)), 4) * (size // SHARE_BYTES)
+
+
+def flood(listener, connections):
+    """Each says a whole turn's worth at once."""
+    for connection in connections:
+        listener.receive_data(connection, publishes(TURN_BYTES), START_S)
+
+
+def consumed(listener, frame):
+    """The owner returns the credit for a frame."""
+    listener.receive_frame(owner_frame(1, 1, len(frame), b""))
+
+
+def test_who_says_a_lot_waits_for_a_turn():
+    listener = listener_core()
+    modest, greedy = connected(listener, "modest"), connected(listener, "greedy")
+    listener.take_frame()
+    listener.receive_data(modest, publishes(SHARE_BYTES)[:-1], START_S)
+    listener.receive_data(greedy, publishes(SHARE_BYTES), START_S)
+    assert not modest.waits_for_turn and greedy.waits_for_turn
+    assert modest.want_read and greedy.want_read
+    assert listener.wants_turn()
+    assert listener.take_turns(START_S) == [greedy]
+    assert not greedy.waits_for_turn and not listener.wants_turn()
+
+
+def test_turns_go_round_while_the_owner_keeps_up():
+    listener = listener_core()
+    connections = [connected(listener, name) for name in "abcde"]
+    flood(listener, connections[4:])
+    assert listener.take_turns(START_S) == connections[4:]
+    consumed(listener, listener.take_frame())
+    flood(listener, connections)
+    frame = listener.take_frame()
+    assert len(frame) > BUSY_BYTES and not listener.is_blocked()
+    assert not listener.wants_turn() and listener.take_turns(START_S) == []
+    consumed(listener, frame)
+    given = []
+    while len(given) < 10:
+        turns = listener.take_turns(START_S)
+        assert 1 <= len(turns) <= BUSY_BYTES // TURN_BYTES
+        given.extend(turns)
+        flood(listener, turns)
+        consumed(listener, listener.take_frame())
+    assert given == connections * 2
+
+
+def test_a_turn_is_given_now_and_then_though_others_keep_the_owner_busy():
+    listener = listener_core()
+    first, second = connected(listener, "first"), connected(listener, "second")
+    consumed(listener, listener.take_frame())
+    flood(listener, [first, second])
+    listener.take_frame()
+    assert listener.take_turns(START_S) == [first]
+    flood(listener, [first])
+    assert listener.take_turns(START_S + TURN_WAIT_S / 2) == []
+    assert listener.take_turns(START_S + TURN_WAIT_S) == [second]
+    # Not even then when nobody is read at all.
+    while not listener.is_blocked():
+        flood(listener, [second])
+        listener.take_frame()
+    assert listener.take_turns(START_S + 100) == []
+
+
+def test_a_turn_never_waits_for_credit_that_does_not_come():
+    assert BUSY_BYTES > RETURN_BYTES + LAZY_BYTES_MAX
+
+
+def test_however_small_packets_are_only_so_many_are_worked_off_in_a_turn(node):
+    client = node.connect("c")
+    connection = client.connection
+    node.listeners[0].receive_data(connection, encode(Pingreq(), 4) * (2 * PACKETS_PER_TURN + 1), node.now)
+    for left in (2 * PACKETS_PER_TURN + 1, PACKETS_PER_TURN + 1, 1):
+        assert len(connection.output) == min(left, PACKETS_PER_TURN)
+        connection.output = []
+        assert connection.has_more == connection.waits_for_turn == (left > PACKETS_PER_TURN)
+        assert node.listeners[0].take_turns(node.now) == ([connection] if left > PACKETS_PER_TURN else [])
+    assert connection.output == []
+
+
+@pytest.mark.parametrize("version", [4, 5])
+def test_what_is_held_back_for_others_stays_in_order(node, version):
+    client = node.open(version=version)
+    ids = range(1, 3 * PACKETS_PER_TURN)
+    packets = [Publish(b"a", b"", 1, packet_id=packet_id) for packet_id in ids]
+    data = b"".join(encode(packet, version) for packet in (Connect(version, "c"), *packets, Pingreq()))
+    client.send(data[:-1])
+    client.send(data[-1:])
+    heard = client.take()
+    assert [packet.packet_id for packet in heard if isinstance(packet, Puback)] == list(ids)
+    assert isinstance(heard[0], Connack) and Pingresp() in heard
+    assert not client.connection.has_more and not client.connection.waits_for_turn
+
+
+def test_a_fault_ends_what_is_held_back(node):
+    client = node.connect("c")
+    data = encode(Pingreq(), 4) * PACKETS_PER_TURN + encode(Connect(4, "c"), 4)
+    node.listeners[0].receive_data(client.connection, data, node.now)
+    assert client.connection.has_more
+    node.settle()
+    assert client.closed and not client.connection.has_more
+    assert node.listeners[0].take_turns(node.now) == []
+
+
+def test_a_client_that_waits_for_its_turn_is_not_silent():
+    listener = listener_core()
+    connection = listener.open(START_S)
+    listener.receive_data(connection, encode(Connect(4, "c", keep_alive_s=10), 4), START_S)
+    batch = OwnerBatch()
+    batch.connack(connection.number, 0, False)
+    listener.receive_frame(owner_frame(1, 1, 0, batch.records()[0]))
+    flood(listener, [connection])
+    listener.tick(START_S + 100)
+    assert connection.state != CLOSED
+    assert listener.take_turns(START_S + 100) == [connection]
+    listener.tick(START_S + 116)
+    assert connection.state == CLOSED
 
 
 def test_qos0_is_not_counted_as_unacknowledged(node):
@@ -424,7 +557,7 @@ def test_credit_towards_the_owner():
 
 def test_credit_towards_the_listener_is_worth_a_frame_now_and_then():
     listener = listener_core()
-    message = Message(b"a", b"x" * 100_000)
+    message = Message(b"a", b"x" * 10_000)
     batch = OwnerBatch()
     batch.deliver_head(message, b"", -1, 0)
     batch.deliver_body(message, b"")
@@ -433,7 +566,7 @@ def test_credit_towards_the_listener_is_worth_a_frame_now_and_then():
     while not listener.wants_flush():
         listener.receive_frame(frame)
         frames += 1
-    assert WINDOW_BYTES // 8 <= frames * len(frame) < WINDOW_BYTES // 4
+    assert RETURN_BYTES <= frames * len(frame) < 2 * RETURN_BYTES
     answer = listener.take_frame()
     assert len(answer) == LISTENER_HEADER_BYTES
     assert ListenerHeader(answer).consumed_bytes == frames * len(frame)

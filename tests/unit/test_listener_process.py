@@ -7,12 +7,11 @@ import pytest
 
 from broker.config import Config
 from broker.core.connection import ATTACHED, ConnectionLimits
-from broker.core.listener import ListenerCore
+from broker.core.listener import TURN_BYTES, ListenerCore
 from broker.mqtt.codec import encode
 from broker.mqtt.packets import Pingreq, Publish
-from broker.runtime.listener_process import ClientProtocol
+from broker.runtime.listener_process import ANSWER_BYTES_MAX, CLOSING_BYTES_MAX, ClientProtocol
 
-BUFFER_BYTES = 64 * 1024
 PING = encode(Pingreq(), 4)
 
 
@@ -22,12 +21,20 @@ class Transport:
     def __init__(self) -> None:
         self.reading = True
         self.written = b""
+        self.ended = False
+        self.aborted = False
 
     def set_write_buffer_limits(self, high: int) -> None:
         pass
 
     def is_closing(self) -> bool:
-        return False
+        return self.aborted
+
+    def write_eof(self) -> None:
+        self.ended = True
+
+    def abort(self) -> None:
+        self.aborted = True
 
     def pause_reading(self) -> None:
         assert self.reading
@@ -39,6 +46,27 @@ class Transport:
 
     def write(self, data: bytes) -> None:
         self.written += data
+
+
+class Timer:
+    """What the loop was asked to do later."""
+
+    def __init__(self) -> None:
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class Loop:
+    """A loop that does nothing, and remembers what it was to do."""
+
+    def __init__(self) -> None:
+        self.timers: list[Timer] = []
+
+    def call_later(self, delay_s: float, callback: Any) -> Timer:
+        self.timers.append(Timer())
+        return self.timers[-1]
 
 
 class Client:
@@ -58,6 +86,14 @@ class Client:
         self.protocol.buffer_updated(len(data))
         self.protocol.write_output()
 
+    def take_turns(self) -> None:
+        """Let it be read again, and what it said before be worked off."""
+        core = self.protocol._process.core
+        while core.wants_turn():
+            core.take_turns(0.0)
+            core.take_frame()
+            self.protocol.write_output()
+
 
 @pytest.fixture
 def process() -> Any:
@@ -66,36 +102,36 @@ def process() -> Any:
     return SimpleNamespace(
         core=core,
         config=Config(),
-        buffer=memoryview(bytearray(BUFFER_BYTES)),
-        had_their_turn=[],
+        buffer=memoryview(bytearray(TURN_BYTES)),
         protocols={},
         blocked=False,
         flush=core.take_frame,
         schedule_turn=lambda: None,
+        loop=Loop(),
     )
 
 
 def test_a_client_with_more_to_say_waits_for_the_others_turn(process: Any) -> None:
     client = Client(process)
     client.send(PING)
-    assert client.transport.reading and not process.had_their_turn
-    for data in (PING * (BUFFER_BYTES // 2), encode(Publish(b"a", b"x" * (BUFFER_BYTES - 7)), 4)):
-        assert len(data) == BUFFER_BYTES
+    assert client.transport.reading
+    for data in (PING * (TURN_BYTES // 2), encode(Publish(b"a", b"x" * (TURN_BYTES - 7)), 4)):
+        assert len(data) == TURN_BYTES
         client.send(data)
-        assert not client.transport.reading and process.had_their_turn == [client.protocol]
-        process.had_their_turn.clear()
-        client.protocol.begin_turn()
+        assert not client.transport.reading
+        client.take_turns()
         assert client.transport.reading
 
 
 def test_a_client_that_reads_no_answers_is_not_read(process: Any) -> None:
     client = Client(process)
-    some = PING * 10_000
+    some = PING * 1000
     client.protocol.pause_writing()
-    for _ in range(3):
+    for _ in range(32):
         client.send(some)
         assert client.transport.reading
     client.send(some)
+    assert 33 * len(some) > ANSWER_BYTES_MAX >= 32 * len(some)
     assert not client.transport.reading
     assert process.core.counters.client_read_paused == 1
     client.protocol.resume_writing()
@@ -103,7 +139,7 @@ def test_a_client_that_reads_no_answers_is_not_read(process: Any) -> None:
     # What it was owed before is read by now.
     client.protocol.pause_writing()
     client.send(some)
-    assert client.transport.reading and len(client.transport.written) == 5 * len(some)
+    assert client.transport.reading and len(client.transport.written) == 34 * len(some)
 
 
 def test_a_client_that_reads_no_deliveries_may_go_on_to_publish(process: Any) -> None:
@@ -112,3 +148,21 @@ def test_a_client_that_reads_no_deliveries_may_go_on_to_publish(process: Any) ->
     for _ in range(100):
         client.send(encode(Publish(b"a", b"x" * 1000), 4))
     assert client.transport.reading
+
+
+def test_a_client_that_is_closed_may_read_its_last_words(process: Any) -> None:
+    client = Client(process)
+    client.send(PING + b"\xf0\x00" + PING)
+    assert client.transport.written == b"\xd0\x00"
+    assert client.transport.ended and not client.transport.aborted
+    # What it says meanwhile is read, or closing would reset the connection; and ignored, up to a limit.
+    assert client.transport.reading
+    for _ in range(CLOSING_BYTES_MAX // TURN_BYTES):
+        client.send(PING * (TURN_BYTES // 2))
+    assert client.transport.written == b"\xd0\x00" and not client.transport.aborted
+    client.send(PING)
+    assert client.transport.aborted
+    (timer,) = process.loop.timers
+    assert not timer.cancelled
+    client.protocol.connection_lost(None)
+    assert timer.cancelled
