@@ -34,7 +34,8 @@ from typing import IO, Any
 from setproctitle import setproctitle
 
 from broker.commands import Command
-from broker.config import Config, ConfigError, listener_processes
+from broker.config import Config, listener_processes
+from broker.config_load import ConfigError
 from broker.logs import NodeLog
 from broker.runtime.addresses import AddressError, check_free, resolve_discovery_node
 from broker.runtime.admin_socket import NAME as ADMIN_SOCKET_NAME

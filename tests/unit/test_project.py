@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from broker import config
+from broker.config_load import load
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("admin", "bench", "broker", "cluster")
@@ -31,7 +31,10 @@ SHELLS_AMONG_THE_PURE = ("cluster.transport",)
 # What a shell may not import.
 FORBIDDEN = {
     "admin": ("bench", "broker.core", "broker.mqtt", "cluster"),
-    "broker.config": ("admin", "bench", "broker.core", "broker.mqtt", "broker.runtime", "cluster"),
+    **dict.fromkeys(
+        ("broker.config", "broker.config_load", "broker.config_sources", "broker.config_values"),
+        ("admin", "bench", "broker.core", "broker.mqtt", "broker.runtime", "cluster"),
+    ),
     "broker.runtime": ("admin", "bench"),
     "cluster.transport": ("admin", "bench", "broker.runtime"),
 }
@@ -270,7 +273,7 @@ def test_compose_file_is_accepted_by_a_client() -> None:
 def test_compose_environment_is_a_valid_configuration() -> None:
     for name, service in compose()["services"].items():
         environment = {**service["environment"], "ZVMQ__CLUSTER__COOKIE": "sixteen-letters-or-more"}
-        loaded = config.load(None, environment, [])
+        loaded = load(None, environment, [])
         assert loaded.node.name == f"{name}@{name}"
         assert loaded.auth.allow_anonymous
 
