@@ -10,12 +10,9 @@ import math
 
 import zmq
 
-from broker.core.records import (
-    WINDOW_BYTES,
-    ListenerHeader,
-    OwnerBatch,
-    owner_frame,
-)
+from broker.core.listener_records import ListenerHeader
+from broker.core.owner_records import OwnerBatch, owner_frame
+from broker.core.records import WINDOW_BYTES
 from broker.runtime.run_dir import RunDir
 
 _OWNER_ENDPOINT = "owner.sock"

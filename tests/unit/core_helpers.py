@@ -13,8 +13,9 @@ from broker.core.connection_limits import ConnectionLimits
 from broker.core.effects import Effects, Forward, InterestChange
 from broker.core.events import CreditReturned, ListenerGone, ListenerStarted
 from broker.core.listener import ListenerCore
+from broker.core.listener_records import LISTENER_HEADER_BYTES, ListenerHeader, unpack_events
 from broker.core.owner import QueueOwner
-from broker.core.records import LISTENER_HEADER_BYTES, ListenerHeader, owner_frame, unpack_events
+from broker.core.owner_records import owner_frame
 from broker.core.routes import Interest, NoInterest
 from broker.core.settings import OwnerSettings
 from broker.core.storage import MemoryStorage

@@ -9,16 +9,10 @@ from packet_table import ROWS
 from broker.core.connection import CLOSED
 from broker.core.connection_limits import ConnectionLimits
 from broker.core.listener import ListenerCore
+from broker.core.listener_records import LISTENER_HEADER_BYTES, ListenerHeader
 from broker.core.message import Message
-from broker.core.records import (
-    FRAME_BYTES_MAX,
-    LISTENER_HEADER_BYTES,
-    PUBACK,
-    WINDOW_BYTES,
-    ListenerHeader,
-    OwnerBatch,
-    owner_frame,
-)
+from broker.core.owner_records import FRAME_BYTES_MAX, OwnerBatch, owner_frame
+from broker.core.records import PUBACK, WINDOW_BYTES
 from broker.mqtt.codec import encode
 from broker.mqtt.packets import (
     Connack,

@@ -26,7 +26,8 @@ from broker.core.events import (
     connection_key,
 )
 from broker.core.message import Message
-from broker.core.records import PUBACK, Answer, Deliver, unpack_owner_records
+from broker.core.owner_records import Answer, Deliver, unpack_owner_records
+from broker.core.records import PUBACK
 from broker.core.settings import OwnerSettings
 from broker.mqtt.codec import encode
 from broker.mqtt.packets import (
