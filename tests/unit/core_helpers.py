@@ -312,6 +312,18 @@ class Node:
             authenticator=self.authenticator,
         )
 
+    def acknowledge_forwards(self, *indexes: int) -> None:
+        """The other nodes take these of `forwards`."""
+        for index in indexes:
+            self.owner.forward_acknowledged(self.forwards[index].ticket, self.now)
+        self.settle()
+
+    def refuse_forwards(self, *indexes: int) -> None:
+        """The other nodes have no room for these of `forwards`."""
+        for index in indexes:
+            self.owner.forward_refused(self.forwards[index].ticket, self.now)
+        self.settle()
+
     def dropped(self, reason: str) -> int:
         return self.owner.counters.dropped.get(reason, 0)
 

@@ -1,7 +1,7 @@
 """broker.core.listener: bytes in whatever pieces, frames of the right owner, and no bytes that break it."""
 
 import pytest
-from core_helpers import START_S, Node, packets_of, started_nodes
+from core_helpers import START_S, Node, packets_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from packet_table import ROWS
@@ -28,16 +28,6 @@ from broker.mqtt.packets import (
     Unsubscribe,
 )
 from broker.mqtt.reasons import Reason
-
-
-@pytest.fixture
-def start():
-    yield from started_nodes()
-
-
-@pytest.fixture
-def node(start):
-    return start()
 
 
 def listener_core(generation=1, owner_generation=1, limits=None):
