@@ -172,7 +172,7 @@ def _data_dir(options: Mapping[str, str], environ: Mapping[str, str]) -> str:
     if "data-dir" in options:
         return options["data-dir"]
     # Here, so that a command with --data-dir does not load what it does not need.
-    from broker.config import ConfigError, load
+    from broker.config_load import ConfigError, load
 
     try:
         return load(options.get("config"), environ, []).node.data_dir

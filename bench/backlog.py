@@ -29,7 +29,7 @@ from broker.core.events import (
 )
 from broker.core.message import Message
 from broker.core.owner import QueueOwner
-from broker.core.records import Deliver, unpack_owner_records
+from broker.core.owner_records import Deliver, unpack_owner_records
 from broker.core.routes import NoInterest
 from broker.core.settings import OwnerSettings
 from broker.runtime.rocks_storage import open_store

@@ -11,8 +11,9 @@ from broker.core.connection import Connection
 from broker.core.connection_limits import ConnectionLimits
 from broker.core.events import ListenerStarted
 from broker.core.listener import ListenerCore
+from broker.core.listener_records import ListenerHeader, unpack_events
 from broker.core.owner import QueueOwner
-from broker.core.records import ListenerHeader, owner_frame, unpack_events
+from broker.core.owner_records import owner_frame
 from broker.core.routes import NoInterest
 from broker.core.settings import OwnerSettings
 from broker.core.storage import MemoryStorage

@@ -13,7 +13,8 @@ import sys
 from collections.abc import Sequence
 
 from broker import __version__
-from broker.config import Config, ConfigError, load
+from broker.config import Config
+from broker.config_load import ConfigError, load
 
 FAILED = 1
 USAGE = 2

@@ -15,7 +15,6 @@ from typing import Final, final
 
 from cluster.commands import ConnectPeer, SendBulk
 from cluster.frames import (
-    FrameError,
     FrameType,
     Heartbeat,
     Hello,
@@ -36,6 +35,7 @@ from cluster.membership import State
 from cluster.mesh_store import MeshStore
 from cluster.peers import Peer, Peers
 from cluster.turn import Turn
+from cluster.wire import FrameError
 
 # The first and the last pause before this node tries again where its key was refused; each pause doubles the last.
 REFUSED_RETRY_S: Final = 0.2

@@ -27,7 +27,8 @@ from librt.strings import (
 from mypy_extensions import i16, i32, i64
 
 from broker.core.message import ORIGIN_BYTES, Message
-from cluster.frames import FRAME_VERSION, NUMBER_MAX, FrameError, FrameType
+from cluster.frames import FRAME_VERSION, FrameType
+from cluster.wire import NUMBER_MAX, FrameError
 
 HEADER_BYTES: Final = 27
 

@@ -5,10 +5,9 @@ nothing but this module: no pickle, no text.
 
 Grammar
 -------
-Integers are big-endian; text and bytes16 are a u16 length and as many bytes; a pair is text name, 16 bytes store_id.
+Integers, number, text and bytes16 are as in `wire`; a pair is text name, 16 bytes store_id.
 
     frame      = u8 version (FRAME_VERSION), u8 type, body
-    number     = u64, at most NUMBER_MAX: what is counted on from here
     member     = pair, number incarnation, u8 state, text address
     members    = u32 count, member*, u32 count, removed pair*
     wish       = u8 flags (1 wanted, 2 persistent), bytes16 topic filter
@@ -29,8 +28,7 @@ Integers are big-endian; text and bytes16 are a u16 length and as many bytes; a 
     LINK_ACK          u64 your session, number position
     FORWARDS          see `forwards`, which packs them: they are what is hot
 
-A node name is name@host and an address host:port, as the configuration demands of them: what they are used for (keys
-that are admitted, connections, texts) relies on it. A topic filter is what MQTT calls one.
+A name is a node name and an address an address, as `wire` demands of them; a topic filter is what MQTT calls one.
 
 A HELLO names the mesh versions that its sender speaks and keeps its layout for ever, so that two nodes too far apart
 can say so. A frame of another version than FRAME_VERSION is a FrameError.
@@ -39,12 +37,13 @@ can say so. A frame of another version than FRAME_VERSION is a FrameError.
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final, final
+from typing import Final
 
 from broker.core.message import ORIGIN_BYTES
 from broker.mqtt.reasons import ProtocolError
 from broker.mqtt.topics import check_filter, unmounted
 from cluster.membership import Member, State
+from cluster.wire import FrameError, Reader, pack_bytes16, pack_text, pack_u32, pack_u64
 
 FRAME_VERSION: Final = 1
 
@@ -55,21 +54,10 @@ MESH_VERSION_NEWEST: Final = 1
 # A frame of several messages or wishes is at most this long; a single larger message has a frame to itself.
 FRAME_BYTES_MAX: Final = 256 * 1024
 
-# No counter of ours ever gets near; beyond it, adding to what a peer said might not fit 64 bits any more.
-NUMBER_MAX: Final = (1 << 63) - 1
-
-NODE_NAME_BYTES_MAX: Final = 255
-# A host name, brackets, a colon and a port.
-ADDRESS_BYTES_MAX: Final = 263
-
 # The largest MQTT packet has 256 MiB; what it says takes little more room here.
 ANY_FRAME_BYTES_MAX: Final = 257 * 1024 * 1024
 
 _HEARTBEAT: Final = struct.Struct(">QQQQQQQQQB")
-
-
-class FrameError(Exception):
-    """The peer sent what this module can't read."""
 
 
 class FrameType(IntEnum):
@@ -198,78 +186,6 @@ class Position:
     position: int
 
 
-@final
-class Reader:
-    """Reads a frame from front to back; a frame that ends too early is a FrameError."""
-
-    def __init__(self, data: bytes, position: int) -> None:
-        self._data = data
-        self._position = position
-
-    def take(self, size: int) -> bytes:
-        """Read `size` bytes."""
-        start = self._position
-        if len(self._data) - start < size:
-            raise FrameError("short frame")
-        self._position = start + size
-        return self._data[start : start + size]
-
-    def u8(self) -> int:
-        """Read a u8."""
-        return self.take(1)[0]
-
-    def u16(self) -> int:
-        """Read a u16."""
-        return int.from_bytes(self.take(2), "big")
-
-    def u32(self) -> int:
-        """Read a u32."""
-        return int.from_bytes(self.take(4), "big")
-
-    def u64(self) -> int:
-        """Read a u64."""
-        return int.from_bytes(self.take(8), "big")
-
-    def bytes16(self) -> bytes:
-        """Read a u16 length and as many bytes."""
-        return self.take(self.u16())
-
-    def text(self) -> str:
-        """Read a u16 length and as many bytes of UTF-8."""
-        try:
-            return self.bytes16().decode()
-        except UnicodeDecodeError:
-            raise FrameError("text that is not UTF-8") from None
-
-    def number(self) -> int:
-        """Read a u64 that something will be added to."""
-        value = self.u64()
-        if value > NUMBER_MAX:
-            raise FrameError(f"{value} is out of range")
-        return value
-
-    def node_name(self) -> str:
-        """Read a text that is name@host; above all it is never JOIN."""
-        name = self.text()
-        front, _, host = name.partition("@")
-        if not front or not host or len(name.encode()) > NODE_NAME_BYTES_MAX or not name.isprintable() or " " in name:
-            raise FrameError(f"{name[:NODE_NAME_BYTES_MAX]!r} is no node name")
-        return name
-
-    def address(self) -> str:
-        """Read a text that is host:port; whether it can be connected to shows when it is tried."""
-        address = self.text()
-        host, _, port = address.rpartition(":")
-        if not host or not port.isdecimal() or len(address) > ADDRESS_BYTES_MAX or not address.isprintable():
-            raise FrameError(f"{address[:ADDRESS_BYTES_MAX]!r} is no address")
-        return address
-
-    def end(self) -> None:
-        """Refuse anything left."""
-        if self._position != len(self._data):
-            raise FrameError("frame with something behind its end")
-
-
 def frame_type(frame: bytes) -> int:
     """Return the type of a frame of our version."""
     if len(frame) < 2:
@@ -283,26 +199,6 @@ def _head(kind: FrameType) -> bytearray:
     return bytearray((FRAME_VERSION, int(kind)))
 
 
-def _u16(value: int) -> bytes:
-    return value.to_bytes(2, "big")
-
-
-def _u32(value: int) -> bytes:
-    return value.to_bytes(4, "big")
-
-
-def _u64(value: int) -> bytes:
-    return value.to_bytes(8, "big")
-
-
-def _bytes16(value: bytes) -> bytes:
-    return _u16(len(value)) + value
-
-
-def _text(value: str) -> bytes:
-    return _bytes16(value.encode())
-
-
 def _body(frame: bytes, kind: FrameType) -> Reader:
     if frame_type(frame) != kind:
         raise FrameError(f"frame type {frame[1]} where {kind.name} was expected")
@@ -312,11 +208,11 @@ def _body(frame: bytes, kind: FrameType) -> Reader:
 def pack_hello(hello: Hello) -> bytes:
     """Pack a HELLO frame."""
     frame = _head(FrameType.HELLO)
-    frame += _text(hello.name) + hello.store_id
-    frame += _u64(hello.incarnation) + _u64(hello.session) + _u64(hello.counter)
-    frame += _bytes16(hello.cluster_id) + _text(hello.address)
+    frame += pack_text(hello.name) + hello.store_id
+    frame += pack_u64(hello.incarnation) + pack_u64(hello.session) + pack_u64(hello.counter)
+    frame += pack_bytes16(hello.cluster_id) + pack_text(hello.address)
     frame += bytes((hello.oldest, hello.newest, (1 if hello.automatic else 0) | (2 if hello.clustered else 0)))
-    frame += _u64(hello.interest_incarnation) + _u64(hello.interest_version) + _u64(hello.interest_checksum)
+    frame += pack_u64(hello.interest_incarnation) + pack_u64(hello.interest_version) + pack_u64(hello.interest_checksum)
     return bytes(frame)
 
 
@@ -361,11 +257,11 @@ def unpack_hello(frame: bytes) -> Hello:
 def pack_member(member: Member) -> bytes:
     """Pack one member, for a frame or for the store."""
     return (
-        _text(member.name)
+        pack_text(member.name)
         + member.store_id
-        + _u64(member.incarnation)
+        + pack_u64(member.incarnation)
         + bytes((int(member.state),))
-        + _text(member.address)
+        + pack_text(member.address)
     )
 
 
@@ -381,12 +277,12 @@ def read_member(reader: Reader) -> Member:
 
 
 def _pack_members(members: list[Member], removed: list[tuple[str, bytes]]) -> bytes:
-    packed = bytearray(_u32(len(members)))
+    packed = bytearray(pack_u32(len(members)))
     for member in members:
         packed += pack_member(member)
-    packed += _u32(len(removed))
+    packed += pack_u32(len(removed))
     for name, store_id in removed:
-        packed += _text(name) + store_id
+        packed += pack_text(name) + store_id
     return bytes(packed)
 
 
@@ -404,10 +300,10 @@ def _read_members(reader: Reader) -> tuple[list[Member], list[tuple[str, bytes]]
 def pack_welcome(welcome: Welcome) -> bytes:
     """Pack a WELCOME frame."""
     frame = _head(FrameType.WELCOME)
-    frame += _bytes16(welcome.cluster_id) + _pack_members(welcome.members, welcome.removed)
-    frame += _u32(len(welcome.running))
+    frame += pack_bytes16(welcome.cluster_id) + _pack_members(welcome.members, welcome.removed)
+    frame += pack_u32(len(welcome.running))
     for name in welcome.running:
-        frame += _text(name)
+        frame += pack_text(name)
     return bytes(frame)
 
 
@@ -425,7 +321,7 @@ def unpack_welcome(frame: bytes) -> Welcome:
 
 def pack_refused(reason: Refusal, text: str) -> bytes:
     """Pack a REFUSED frame."""
-    return bytes(_head(FrameType.REFUSED) + bytes((int(reason),)) + _text(text))
+    return bytes(_head(FrameType.REFUSED) + bytes((int(reason),)) + pack_text(text))
 
 
 def unpack_refused(frame: bytes) -> Refused:
@@ -487,7 +383,7 @@ def unpack_heartbeat(frame: bytes) -> Heartbeat:
 
 def pack_wish(topic_filter: bytes, wanted: bool, persistent: bool) -> bytes:
     """Pack one wish."""
-    return bytes(((1 if wanted else 0) | (2 if persistent else 0),)) + _bytes16(topic_filter)
+    return bytes(((1 if wanted else 0) | (2 if persistent else 0),)) + pack_bytes16(topic_filter)
 
 
 def _read_wishes(reader: Reader) -> list[Wish]:
@@ -506,7 +402,7 @@ def _read_wishes(reader: Reader) -> list[Wish]:
 def pack_interest_delta(incarnation: int, version: int, wishes: list[bytes]) -> bytes:
     """Pack an INTEREST_DELTA frame of packed wishes."""
     frame = _head(FrameType.INTEREST_DELTA)
-    frame += _u64(incarnation) + _u64(version) + _u32(len(wishes))
+    frame += pack_u64(incarnation) + pack_u64(version) + pack_u32(len(wishes))
     return bytes(frame) + b"".join(wishes)
 
 
@@ -523,7 +419,9 @@ def unpack_interest_delta(frame: bytes) -> InterestDelta:
 def pack_interest_snapshot(incarnation: int, version: int, part: int, last: bool, wishes: list[bytes]) -> bytes:
     """Pack an INTEREST_SNAPSHOT frame of packed wishes."""
     frame = _head(FrameType.INTEREST_SNAPSHOT)
-    frame += _u64(incarnation) + _u64(version) + _u32(part) + bytes((1 if last else 0,)) + _u32(len(wishes))
+    frame += (
+        pack_u64(incarnation) + pack_u64(version) + pack_u32(part) + bytes((1 if last else 0,)) + pack_u32(len(wishes))
+    )
     return bytes(frame) + b"".join(wishes)
 
 
@@ -546,12 +444,12 @@ def pack_interest_request() -> bytes:
 
 def pack_positions(session: int, position: int) -> bytes:
     """Pack a POSITIONS frame."""
-    return bytes(_head(FrameType.POSITIONS)) + _u64(session) + _u64(position)
+    return bytes(_head(FrameType.POSITIONS)) + pack_u64(session) + pack_u64(position)
 
 
 def pack_link_ack(session: int, position: int) -> bytes:
     """Pack a LINK_ACK frame."""
-    return bytes(_head(FrameType.LINK_ACK)) + _u64(session) + _u64(position)
+    return bytes(_head(FrameType.LINK_ACK)) + pack_u64(session) + pack_u64(position)
 
 
 def unpack_position(frame: bytes) -> Position:

@@ -43,7 +43,7 @@ from cluster.commands import (
 )
 from cluster.conversation import Conversation
 from cluster.forwards import Forwards
-from cluster.frames import FrameError, FrameType, frame_type, unpack_hello
+from cluster.frames import FrameType, frame_type, unpack_hello
 from cluster.interest import InterestTable
 from cluster.joining import Joining, JoinResult
 from cluster.keys import JOIN
@@ -51,6 +51,7 @@ from cluster.membership import Membership
 from cluster.mesh_store import MeshStore
 from cluster.peers import MemberView, MeshSettings, Peer, Peers
 from cluster.turn import Turn
+from cluster.wire import FrameError
 
 _FORWARDS: Final = bytes([FrameType.FORWARDS])
 _HEARTBEAT: Final = bytes([FrameType.HEARTBEAT])

@@ -17,9 +17,10 @@ from dataclasses import replace
 from typing import Final, final
 
 from broker.core.storage import STORE_ID_BYTES, Storage, StorageError, WriteBatch
-from cluster.frames import FrameError, Reader, pack_member, read_member
+from cluster.frames import pack_member, read_member
 from cluster.membership import Member, State
 from cluster.turn import Turn
+from cluster.wire import FrameError, Reader
 
 VALUE_VERSION: Final = 1
 _VERSION: Final = bytes([VALUE_VERSION])

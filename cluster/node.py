@@ -22,7 +22,7 @@ from broker.core.events import Event
 from broker.core.message import Message
 from broker.core.metrics import mesh_names, node_metrics
 from broker.core.owner import QueueOwner
-from broker.core.records import OwnerBatch
+from broker.core.owner_records import OwnerBatch
 from broker.core.storage import WriteBatch
 from broker.core.systree import Systree
 from cluster.commands import MeshCommand, MeshInput

@@ -50,6 +50,7 @@ from cluster.commands import (
     SendJoin,
 )
 from cluster.frames import ANY_FRAME_BYTES_MAX
+from cluster.join_watch import JoinWatch, Seen
 from cluster.keys import JOIN, Keys, derive
 
 ZAP_ENDPOINT: Final = "inproc://zeromq.zap.01"
@@ -77,26 +78,17 @@ WATCH_S: Final = 0.01
 CONTROL_FRAMES_MAX: Final = 20_000
 BULK_FRAMES_MAX: Final = 4_096
 
-# A busy node may miss one handshake; a node with another cookie fails them all. 3 * 2 s are within the 10 s in which
-# `cluster join` has to say so.
-HANDSHAKE_FAILURES_MAX: Final = 3
-# The first words are promised to users; the name is part of the key that is expected over there.
-HANDSHAKE_REFUSED: Final = (
-    "handshake refused: different cookie, or not a zvmq cluster port, or the node there has another name"
-)
-
-_HANDSHAKE_FAILED: Final = int(
-    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-)
-_WATCHED: Final = int(
-    zmq.EVENT_CONNECTED
-    | zmq.EVENT_CONNECT_DELAYED
-    | zmq.EVENT_CONNECT_RETRIED
-    | zmq.EVENT_CLOSED
-    | zmq.EVENT_DISCONNECTED
-    | zmq.EVENT_HANDSHAKE_SUCCEEDED
-    | _HANDSHAKE_FAILED
-)
+# What a monitor says, in words; of everything else it is silent.
+_SEEN: Final[dict[int, Seen]] = {
+    zmq.EVENT_CONNECT_DELAYED: Seen.CONNECTING,
+    zmq.EVENT_CONNECTED: Seen.CONNECTED,
+    zmq.EVENT_HANDSHAKE_SUCCEEDED: Seen.HANDSHAKE_DONE,
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: Seen.HANDSHAKE_FAILED,
+    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: Seen.HANDSHAKE_FAILED,
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH: Seen.KEY_REFUSED,
+    zmq.EVENT_DISCONNECTED: Seen.DISCONNECTED,
+    zmq.EVENT_CONNECT_RETRIED: Seen.RETRIED,
+}
 
 Socket = zmq.Socket[bytes]
 
@@ -115,18 +107,17 @@ class _Outgoing:
 
     def __init__(self, socket: Socket) -> None:
         self.socket = socket
-        self.monitor: Socket = socket.get_monitor_socket(_WATCHED)
+        self.monitor: Socket = socket.get_monitor_socket(sum(_SEEN))
 
-    def events(self) -> list[tuple[int, int]]:
-        """Return what the monitor has to say: (event, value)."""
-        found: list[tuple[int, int]] = []
+    def seen(self) -> list[Seen]:
+        """Return what the monitor has to say."""
+        found: list[Seen] = []
         while True:
             try:
                 parts = self.monitor.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return found
-            message = parse_monitor_message(parts)
-            found.append((int(message["event"]), int(message["value"])))
+            found.append(_SEEN[int(parse_monitor_message(parts)["event"])])
 
     def close(self, linger_ms: int = 0) -> None:
         self.socket.disable_monitor()
@@ -153,16 +144,11 @@ class _Peer:
 
 
 class _Join:
-    """The connection of an attempt to join, and what was seen of it."""
+    """The connection of an attempt to join."""
 
     def __init__(self, outgoing: _Outgoing) -> None:
         self.outgoing = outgoing
-        self.began_at = time.monotonic()
-        self.resolved = False
-        self.connected = False
-        self.broken = False
-        self.shaken = False
-        self.failures = 0
+        self.watch = JoinWatch(CONNECT_TIMEOUT_MS / 1000, time.monotonic())
 
 
 class MeshTransport:
@@ -360,28 +346,26 @@ class MeshTransport:
             self._zap.send_multipart(reply, zmq.NOBLOCK)
 
     def _watch_peer(self, node: str, peer: _Peer) -> None:
-        if peer.bulk is not None:
-            for event, _ in peer.bulk.events():
-                if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-                    self._refused(node, peer)
-                    return
+        if peer.bulk is not None and Seen.KEY_REFUSED in peer.bulk.seen():
+            self._refused(node, peer)
+            return
         if peer.control is None:
             return
-        for event, _ in peer.control.events():
-            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+        for seen in peer.control.seen():
+            if seen is Seen.HANDSHAKE_DONE:
                 if peer.bulk is not None:
                     peer.bulk.close()
                 peer.connected = True
                 peer.bulk = self._make_dealer(self.name, node, peer.address, peer.thread, bulk=True)
                 self._inputs.append(PeerConnected(node))
-            elif event == zmq.EVENT_DISCONNECTED and peer.connected:
+            elif seen is Seen.DISCONNECTED and peer.connected:
                 peer.connected = False
                 if peer.bulk is not None:
                     peer.bulk.close()
                     peer.bulk = None
                     self.changes += 1
                 self._inputs.append(PeerDisconnected(node))
-            elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+            elif seen is Seen.KEY_REFUSED:
                 self._refused(node, peer)
                 return
         self._drain(node, peer.control)
@@ -407,48 +391,15 @@ class MeshTransport:
         join = self._join
         if join is None:
             return
-        for event, _ in join.outgoing.events():
-            failure = self._judge(join, event)
+        for seen in join.outgoing.seen():
+            if seen is Seen.HANDSHAKE_DONE:
+                self._inputs.append(PeerConnected(JOIN))
+            failure = join.watch.see(seen, time.monotonic())
             if failure is not None:
                 self._close_join(CloseJoin())
                 self._inputs.append(failure)
                 return
         self._drain(JOIN, join.outgoing)
-
-    def _judge(self, join: _Join, event: int) -> JoinFailed | None:
-        """Take one monitor event of the join connection; return why it failed once that is certain."""
-        if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-            join.shaken = True
-            self._inputs.append(PeerConnected(JOIN))
-        elif event == zmq.EVENT_CONNECT_DELAYED:
-            join.resolved = True
-            join.broken = False
-        elif event == zmq.EVENT_CONNECTED:
-            join.connected = True
-        elif event & _HANDSHAKE_FAILED:
-            # A refused handshake looks the same whatever the cause: a wrong server key, or a port that speaks
-            # something else. Only a known key that isn't admitted gets 400, which the join key never should.
-            join.failures += 1
-            join.connected = False
-            join.broken = True
-            if join.failures >= HANDSHAKE_FAILURES_MAX or event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-                return JoinFailed("handshake", HANDSHAKE_REFUSED)
-        elif event == zmq.EVENT_DISCONNECTED:
-            if join.shaken:
-                return JoinFailed("disconnected", "the connection was closed before an answer came")
-            if join.connected:
-                join.connected = False
-                join.broken = True
-                join.failures += 1
-                if join.failures >= HANDSHAKE_FAILURES_MAX:
-                    return JoinFailed("handshake", HANDSHAKE_REFUSED)
-        elif event == zmq.EVENT_CONNECT_RETRIED and not join.broken and not join.connected:
-            if not join.resolved:
-                return JoinFailed("unknown", "unknown host")
-            if time.monotonic() - join.began_at >= CONNECT_TIMEOUT_MS / 1000 * 0.9:
-                return JoinFailed("timeout", "the TCP connection timed out")
-            return JoinFailed("refused", "the TCP connection was refused")
-        return None
 
     def _connect_peer(self, command: ConnectPeer) -> None:
         peer = self._peers.get(command.node)

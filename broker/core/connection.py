@@ -28,7 +28,9 @@ from broker.core.connection_limits import RECEIVE_MAXIMUM_MAX, ConnectGate, Conn
 from broker.core.counters import ListenerCounters
 from broker.core.events import CONNECTION_LOST, Attach
 from broker.core.inflight import AHEAD_MAX
-from broker.core.records import PUBACK, PUBCOMP, PUBREC, PUBREL, Answer, ListenerBatch
+from broker.core.listener_records import ListenerBatch
+from broker.core.owner_records import Answer
+from broker.core.records import PUBACK, PUBCOMP, PUBREC, PUBREL
 from broker.core.subscription import NO_LOCAL, RETAIN_AS_PUBLISHED, RETAIN_HANDLING_SHIFT
 from broker.core.topic_aliases import ClientAliases, OwnAliases
 from broker.core.will import Will

@@ -40,7 +40,8 @@ from broker.core.events import (
     connection_key,
 )
 from broker.core.outlet import Outlet
-from broker.core.records import CLOSE, CONNACK, PUBACK, PUBREC, Answer, Deliver, OwnerBatch, unpack_owner_records
+from broker.core.owner_records import Answer, Deliver, OwnerBatch, unpack_owner_records
+from broker.core.records import CLOSE, CONNACK, PUBACK, PUBREC
 from broker.core.session import Attachment
 from broker.core.settings import Counters
 from broker.mqtt.reasons import Reason

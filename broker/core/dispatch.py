@@ -21,7 +21,8 @@ from mypy_extensions import i64
 
 from broker.core.message import Delivery, Message
 from broker.core.outlet import Outlet
-from broker.core.records import DUP_FLAG, PUBREL, RETAIN_FLAG, pack_target
+from broker.core.owner_records import pack_target
+from broker.core.records import DUP_FLAG, PUBREL, RETAIN_FLAG
 from broker.core.retained import RetainedStore
 from broker.core.routes import Route
 from broker.core.session import Attachment, Replay, Session

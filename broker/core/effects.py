@@ -7,7 +7,7 @@ writes behind it are committed: that is the whole point of the type.
 from typing import final
 
 from broker.core.message import Message
-from broker.core.records import OwnerBatch
+from broker.core.owner_records import OwnerBatch
 from broker.core.storage import WriteBatch
 
 

@@ -101,55 +101,47 @@ class PublishReceived(Event):
 
 
 @mypyc_attr(acyclic=True)
+class Acknowledgement(Event):
+    """Base of the packets that consist of a packet id and a reason."""
+
+    __slots__ = ("connection", "packet_id", "reason")
+
+    def __init__(self, connection: int, packet_id: int, reason: int = 0) -> None:
+        self.connection = connection
+        self.packet_id = packet_id
+        self.reason = reason
+
+
+@mypyc_attr(acyclic=True)
 @final
-class PubackReceived(Event):
+class PubackReceived(Acknowledgement):
     """A client's PUBACK for a QoS 1 delivery."""
 
-    __slots__ = ("connection", "packet_id", "reason")
-
-    def __init__(self, connection: int, packet_id: int, reason: int = 0) -> None:
-        self.connection = connection
-        self.packet_id = packet_id
-        self.reason = reason
+    __slots__ = ()
 
 
 @mypyc_attr(acyclic=True)
 @final
-class PubrecReceived(Event):
+class PubrecReceived(Acknowledgement):
     """A client's PUBREC for a QoS 2 delivery."""
 
-    __slots__ = ("connection", "packet_id", "reason")
-
-    def __init__(self, connection: int, packet_id: int, reason: int = 0) -> None:
-        self.connection = connection
-        self.packet_id = packet_id
-        self.reason = reason
+    __slots__ = ()
 
 
 @mypyc_attr(acyclic=True)
 @final
-class PubrelReceived(Event):
+class PubrelReceived(Acknowledgement):
     """A client's PUBREL for its own QoS 2 PUBLISH."""
 
-    __slots__ = ("connection", "packet_id", "reason")
-
-    def __init__(self, connection: int, packet_id: int, reason: int = 0) -> None:
-        self.connection = connection
-        self.packet_id = packet_id
-        self.reason = reason
+    __slots__ = ()
 
 
 @mypyc_attr(acyclic=True)
 @final
-class PubcompReceived(Event):
+class PubcompReceived(Acknowledgement):
     """A client's PUBCOMP for a QoS 2 delivery."""
 
-    __slots__ = ("connection", "packet_id", "reason")
-
-    def __init__(self, connection: int, packet_id: int, reason: int = 0) -> None:
-        self.connection = connection
-        self.packet_id = packet_id
-        self.reason = reason
+    __slots__ = ()
 
 
 @mypyc_attr(acyclic=True)

@@ -23,10 +23,11 @@ from broker.core.authentication import NO_METHODS, Authenticator
 from broker.core.connection import ATTACHED, CLOSED, Connection
 from broker.core.connection_limits import ConnectGate, ConnectionLimits
 from broker.core.counters import ListenerCounters, pack_counters
+from broker.core.listener_records import ListenerBatch
+from broker.core.owner_records import FRAME_BYTES_MAX, Answer, Deliver, OwnerHeader, unpack_owner_records
 from broker.core.records import (
     CONNACK,
     DUP_FLAG,
-    FRAME_BYTES_MAX,
     PUBACK,
     PUBCOMP,
     RETAIN_FLAG,
@@ -34,11 +35,6 @@ from broker.core.records import (
     SUBACK,
     UNSUBACK,
     WINDOW_BYTES,
-    Answer,
-    Deliver,
-    ListenerBatch,
-    OwnerHeader,
-    unpack_owner_records,
 )
 from broker.mqtt.codec import encode_publish, encode_publish_parts
 from broker.mqtt.reasons import Reason

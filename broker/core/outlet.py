@@ -14,7 +14,7 @@ from typing import Final, final
 from mypy_extensions import i64
 
 from broker.core.message import Message
-from broker.core.records import OwnerBatch
+from broker.core.owner_records import OwnerBatch
 
 STALL_S: Final = 1.0
 # What the four bytes of a Message Expiry Interval hold.

@@ -5,7 +5,7 @@ import os
 import socket
 
 from broker.commands import UsageError
-from broker.config import host_port, node_and_address
+from broker.config_values import host_port, node_and_address
 
 
 class AddressError(Exception):

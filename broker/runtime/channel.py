@@ -2,7 +2,7 @@
 
 Each listener PUSHes to the owner's one PULL; the owner has one PUSH for each listener, since a PUSH with
 several PULLs would deal the frames out round robin. It owns sockets, endpoints and the returning of credit; what is
-in a frame is `broker.core.records`' business. Nothing here blocks: the amount under way is bounded by
+in a frame is `listener_records`' and `owner_records`' business. Nothing here blocks: the amount under way is bounded by
 credit, so the high-water marks are off.
 """
 
@@ -10,12 +10,9 @@ import math
 
 import zmq
 
-from broker.core.records import (
-    RETURN_BYTES,
-    ListenerHeader,
-    OwnerBatch,
-    owner_frame,
-)
+from broker.core.listener_records import ListenerHeader
+from broker.core.owner_records import OwnerBatch, owner_frame
+from broker.core.records import RETURN_BYTES
 from broker.runtime.run_dir import RunDir
 
 _OWNER_ENDPOINT = "owner.sock"

@@ -33,7 +33,7 @@ from broker.core.events import (
     SubscribeReceived,
     UnsubscribeReceived,
 )
-from broker.core.records import ListenerHeader
+from broker.core.listener_records import ListenerHeader
 from broker.core.storage import StorageError, WriteBatch
 from cluster.node import NodeCore, NodeEffects
 

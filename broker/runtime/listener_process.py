@@ -21,7 +21,8 @@ import setproctitle
 import uvloop
 import zmq
 
-from broker.config import Config, expiration_s, host_port, protocol_versions
+from broker.config import Config
+from broker.config_values import expiration_s, host_port, protocol_versions
 from broker.core.connection import CLOSED, Connection
 from broker.core.connection_limits import ConnectionLimits
 from broker.core.events import NEVER_EXPIRES_S

@@ -22,11 +22,12 @@ import setproctitle
 import zmq
 
 from broker import __version__
-from broker.config import Config, expiration_s, mesh_advertise, mesh_listen, node_and_address, will_delay_s
+from broker.config import Config, mesh_advertise, mesh_listen
+from broker.config_values import expiration_s, node_and_address, will_delay_s
 from broker.core.events import NEVER_EXPIRES_S, CreditReturned, ListenerGone, ListenerStarted
+from broker.core.listener_records import ListenerHeader, unpack_events
 from broker.core.metrics import in_order, mesh_names, metrics_result
 from broker.core.owner import QueueOwner
-from broker.core.records import ListenerHeader, unpack_events
 from broker.core.settings import OwnerSettings
 from broker.core.storage import StorageError
 from broker.core.systree import Systree

@@ -80,36 +80,38 @@ class RocksStorage:
 
     def _open(self) -> None:
         cache = rocksdict.Cache(BLOCK_CACHE_BYTES)
-        self._db = self._open_database(cache)
+        self._db, existing = self._open_database(cache)
         try:
-            self._open_families(cache)
+            self._open_families(cache, existing)
         except BaseException:
             self._release()
             raise
 
-    def _open_database(self, cache: rocksdict.Cache) -> rocksdict.Rdict:
+    def _open_database(self, cache: rocksdict.Cache) -> tuple[rocksdict.Rdict, list[str]]:
+        """Return the database and the families that are in it."""
         try:
             _make_private_directory(Path(self.path))
             # Every family that exists has to be opened, also those that only a newer program knows: its schema
             # version is a better answer than RocksDB's complaint about them.
             existing = rocksdict.Rdict.list_cf(self.path) if os.path.exists(f"{self.path}/CURRENT") else []
             families = {name: _family_options(cache) for name in existing if name != "default"}
-            return rocksdict.Rdict(self.path, _database_options(cache), families)
+            return rocksdict.Rdict(self.path, _database_options(cache), families), existing
         except Exception as error:
             if "/LOCK:" in str(error):
                 raise StorageError(f"the store {self.path} is in use by another process: {error}") from error
             raise StorageError(f"the store {self.path} can't be opened: {error}") from error
 
-    def _open_families(self, cache: rocksdict.Cache) -> None:
+    def _open_families(self, cache: rocksdict.Cache, existing: list[str]) -> None:
         for name in FAMILIES:
             try:
-                try:
+                if name in existing:
                     self._families[name] = self._db.get_column_family(name)
-                except Exception:
+                else:
                     self._families[name] = self._db.create_column_family(name, _family_options(cache))
                 self._handles[name] = self._db.get_column_family_handle(name)
             except Exception as error:
-                raise StorageError(f"the store {self.path} can't create the family {name}: {error}") from error
+                verb = "open" if name in existing else "create"
+                raise StorageError(f"the store {self.path} can't {verb} the family {name}: {error}") from error
             if name == "meta":
                 # First of all families: nothing is created in a store that we don't understand.
                 check_schema(self)

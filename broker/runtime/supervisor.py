@@ -28,13 +28,14 @@ import signal
 import sys
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import IO, Any
 
 from setproctitle import setproctitle
 
 from broker.commands import Command
-from broker.config import Config, ConfigError, listener_processes
+from broker.config import Config, listener_processes
+from broker.config_load import ConfigError
 from broker.logs import NodeLog
 from broker.runtime.addresses import AddressError, check_free, resolve_discovery_node
 from broker.runtime.admin_socket import NAME as ADMIN_SOCKET_NAME
@@ -42,6 +43,7 @@ from broker.runtime.admin_socket import AdminSocket, Progress, error_response, t
 from broker.runtime.child_process import ChildProcess, ending, python_command
 from broker.runtime.control import Message
 from broker.runtime.notify import Notifier
+from broker.runtime.owner_calls import OwnerCalls
 from broker.runtime.run_dir import NodeRunningError, RunDir
 from broker.shown_settings import describe_setting, show_settings
 
@@ -87,32 +89,6 @@ class Slot:
     def label(self) -> str:
         """What logs call it."""
         return self.role if self.role == "owner" else f"{self.role} {self.index}"
-
-
-@dataclass
-class OwnerCalls:
-    """Commands that wait for the owner's reply. `None` in a queue means that the owner has died."""
-
-    waiting: dict[int, asyncio.Queue[Message | None]] = field(default_factory=dict)
-    number: int = 0
-
-    def begin(self) -> tuple[int, asyncio.Queue[Message | None]]:
-        """A new call: its id and where its replies arrive."""
-        self.number += 1
-        replies: asyncio.Queue[Message | None] = asyncio.Queue()
-        self.waiting[self.number] = replies
-        return self.number, replies
-
-    def receive(self, message: Message) -> None:
-        """Pass a reply on. One that comes after its time limit is void."""
-        replies = self.waiting.get(message.get("id", 0))
-        if replies is not None:
-            replies.put_nowait(message)
-
-    def owner_gone(self) -> None:
-        """End all calls."""
-        for replies in self.waiting.values():
-            replies.put_nowait(None)
 
 
 class Supervisor:
@@ -209,24 +185,7 @@ class Supervisor:
             return error_response("this node is stopping")
         if owner is None or not self._owner.ready:
             return error_response("this node is starting: its queue-owner is not ready yet")
-        number, replies = self._calls.begin()
-        owner.send({"type": "command", "id": number, "command": command.words, "arguments": arguments, "flags": flags})
-        try:
-            async with asyncio.timeout(command.time_limit_s):
-                while True:
-                    reply = await replies.get()
-                    if reply is None:
-                        return error_response("the queue-owner of this node has ended meanwhile; it is started again")
-                    if reply["type"] == "reply":
-                        break
-                    progress({"type": "progress", "text": reply.get("text", "")})
-        except TimeoutError:
-            return error_response(f"no answer within {command.time_limit_s:g} s", 4)
-        finally:
-            del self._calls.waiting[number]
-        if "error" in reply:
-            return error_response(str(reply["error"]), int(reply.get("exit", 1)))
-        return {"type": "result", "result": reply["result"]}
+        return await self._calls.ask(owner, command, arguments, flags, progress)
 
     async def _guard(self, work: Awaitable[None]) -> None:
         """Our own fault must end the node, not leave it half alive."""

@@ -99,6 +99,12 @@ class RawNode:
         """A client whose session is resumed, and outlives its connection (5.0: by `session_s`)."""
         return self.connect(version, name, False, session_s=session_s, **options)
 
+    def subscriber(self, version: int, qos: int = 2) -> RawClient:
+        """A subscriber of everything, whose session stays."""
+        client = self.stay(version)
+        client.subscribe("#", qos)
+        return client
+
     def refuses(self, version: int, hex_bytes: str, reason: str = "81") -> bool:
         """Say a bad CONNECT, which closes: 5.0 is told the reason in a CONNACK, 3.1.1 nothing."""
         client = self.open(version)

@@ -150,10 +150,3 @@ def test_what_is_left_of_the_message_expiry(broker):
     subscriber = broker.open(5)
     heard = subscriber.say(connect)
     assert heard.endswith(spaced("0100 00 32 0c 0001 61 0001 05 02 00000014 63"))
-
-
-def test_an_unknown_packet_id_is_no_fault(broker, version):
-    """4.3.2: a PUBACK may answer a message that was acknowledged before a reconnect."""
-    client = broker.connect(version)
-    assert client.say("40 02 1234") == ""
-    assert not client.closed

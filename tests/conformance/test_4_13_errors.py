@@ -73,9 +73,8 @@ def test_a_refused_publish_is_said_or_closes(start, version):
     other = broker.connect(version, "o")
     client = broker.connect(version)
     assert client.publish("far", qos=1, packet_id=7) == ""
-    (forward,) = broker.node.forwards
-    broker.node.owner.forward_refused(forward.ticket, broker.node.now)
-    broker.node.settle()
+    assert len(broker.node.forwards) == 1
+    broker.node.refuse_forwards(0)
     assert client.hear() == {4: "", 5: "40 03 00 07 97"}[version]
     assert client.closed == (version == 4)
     assert not other.closed

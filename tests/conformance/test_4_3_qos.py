@@ -4,14 +4,6 @@ from hex_packets import publish, size, spaced
 
 from broker.core.dispatch import OwnerSettings
 
-
-def away(broker, version, qos=2):
-    """A connected subscriber of everything, whose session stays."""
-    client = broker.stay(version)
-    client.subscribe("#", qos)
-    return client
-
-
 # 4.3.1, 4.3.2
 
 
@@ -20,7 +12,7 @@ def test_qos_0(broker, version):
 
     [MQTT311-4.3.1-1] [MQTT311-3.3.1-2] [MQTT311-3.3.4-1] [MQTT311-4.5.0-1]
     """
-    client = away(broker, version)
+    client = broker.subscriber(version)
     assert broker.connect(version, "p").publish("a", "x") == ""
     assert client.hear() == spaced(publish(version, "a"))
     client.drop()
@@ -32,7 +24,7 @@ def test_qos_1_to_a_subscriber(broker, version):
 
     A new id, QoS 1, not marked as sent again, and unacknowledged until the PUBACK is there.
     """
-    client = away(broker, version)
+    client = broker.subscriber(version)
     publisher = broker.connect(4, "p")
     for number in (1, 2, 3):
         publisher.publish("a", str(number), qos=1)
@@ -49,7 +41,7 @@ def test_qos_1_to_a_subscriber(broker, version):
 
 def test_qos_1_from_a_publisher(broker, version):
     """[MQTT-4.3.2-4] [MQTT-3.3.4-1] [MQTT311-4.3.2-2] [MQTT311-3.3.4-1]: acknowledged when somebody owns it."""
-    client = away(broker, version)
+    client = broker.subscriber(version)
     client.drop()
     assert broker.connect(version, "p").publish("a", qos=1, packet_id=0x1234) == "40 02 12 34"
     broker.restart()
@@ -58,7 +50,7 @@ def test_qos_1_from_a_publisher(broker, version):
 
 def test_an_acknowledged_id_is_free(broker, version):
     """[MQTT-4.3.2-5] [MQTT311-4.3.2-2]: what comes under it is a new message, marked as sent again or not."""
-    client = away(broker, version)
+    client = broker.subscriber(version)
     publisher = broker.connect(version, "p")
     for number, dup in enumerate((False, False, True, True), 1):
         assert publisher.publish("a", str(number), qos=1, packet_id=7, dup=dup) == "40 02 00 07"
@@ -94,7 +86,7 @@ def test_qos_2_to_a_subscriber(broker, version):
 
     A new id, QoS 2, not marked; sent again until the PUBREC is there, then the PUBREL until the PUBCOMP is.
     """
-    client = away(broker, version)
+    client = broker.subscriber(version)
     publisher = broker.connect(4, "p")
     for number in (1, 2, 3):
         publisher.publish("a", str(number), qos=2, packet_id=number)
@@ -136,7 +128,7 @@ def sorted_releases(heard):
 
 def test_a_pubrec_that_comes_again_is_answered_again(broker, version):
     """[MQTT-4.3.3-4] [MQTT-4.3.3-6] [MQTT311-4.3.3-1]: with the PUBREL, and never with the PUBLISH."""
-    client = away(broker, version)
+    client = broker.subscriber(version)
     broker.connect(4, "p").publish("a", qos=2)
     client.hear()
     for _ in range(3):
@@ -148,7 +140,7 @@ def test_a_pubrec_that_comes_again_is_answered_again(broker, version):
 def test_a_pubrec_with_a_failure_ends_it(broker):
     """[MQTT-4.3.3-4] [MQTT-4.4.0-2]: no PUBREL, and nothing is sent again."""
     for reason in ("80", "83", "87", "90", "91", "97", "99"):
-        client = away(broker, 5)
+        client = broker.subscriber(5)
         broker.connect(4, "p").publish("a", qos=2)
         packet_id = client.hear()[15:20]
         assert client.say(f"50 03 {packet_id} {reason}") == ""
@@ -158,7 +150,7 @@ def test_a_pubrec_with_a_failure_ends_it(broker):
 
 def test_a_pubrec_that_says_that_nobody_wants_it_goes_on(broker):
     """[MQTT-4.3.3-4]: 0x10 is less than 0x80."""
-    client = away(broker, 5)
+    client = broker.subscriber(5)
     broker.connect(4, "p").publish("a", qos=2)
     client.hear()
     assert client.say("50 03 0001 10") == "62 02 00 01"
@@ -167,7 +159,7 @@ def test_a_pubrec_that_says_that_nobody_wants_it_goes_on(broker):
 def test_an_id_is_in_use_until_the_pubcomp(start, version):
     """[MQTT-4.3.3-5] [MQTT-4.3.3-1] [MQTT-2.2.1-4] [MQTT311-4.3.3-1] [MQTT311-2.3.1-4]: all the way round."""
     broker = start(settings=OwnerSettings(max_inflight_messages=2000))
-    client = away(broker, version)
+    client = broker.subscriber(version)
     publisher = broker.connect(4, "p")
     publisher.publish("a", "kept", qos=2)
     assert client.say("50 02 0001").endswith("62 02 00 01")
@@ -185,7 +177,7 @@ def test_an_id_is_in_use_until_the_pubcomp(start, version):
 
 def test_what_was_sent_does_not_expire(broker):
     """[MQTT-4.3.3-7] [MQTT-4.3.3-13]: what was not, does."""
-    client = away(broker, 5)
+    client = broker.subscriber(5)
     publisher = broker.connect(5, "p")
     publisher.publish("a", "1", qos=2, packet_id=1, properties="020000000a")
     assert client.hear() == spaced(publish(5, "a", "1", 2, 1, properties="020000000a"))
@@ -206,7 +198,7 @@ def test_qos_2_from_a_publisher(broker, version):
 
     The PUBREC when somebody owns it, and a PUBCOMP for the PUBREL.
     """
-    client = away(broker, version)
+    client = broker.subscriber(version)
     client.drop()
     publisher = broker.stay(version, "p")
     assert publisher.publish("a", qos=2, packet_id=0x1234) == "50 02 12 34"
@@ -218,7 +210,7 @@ def test_qos_2_from_a_publisher(broker, version):
 
 def test_until_the_pubrel_it_is_the_same_message(broker, version):
     """[MQTT-4.3.3-10] [MQTT311-4.3.3-2]: acknowledged each time, and delivered once; also after a reconnect."""
-    client = away(broker, version)
+    client = broker.subscriber(version)
     publisher = broker.stay(version, "p")
     assert publisher.publish("a", qos=2, packet_id=7) == "50 02 00 07"
     assert client.hear() == spaced(publish(version, "a", "x", 2, 1))
@@ -237,7 +229,7 @@ def test_until_the_pubrel_it_is_the_same_message(broker, version):
 
 def test_after_the_pubcomp_it_is_a_new_message(broker, version):
     """[MQTT-4.3.3-12] [MQTT311-4.3.3-2]: marked as sent again or not."""
-    client = away(broker, version)
+    client = broker.subscriber(version)
     publisher = broker.connect(version, "p")
     for number, dup in enumerate((False, True, False), 1):
         assert publisher.publish("a", str(number), qos=2, packet_id=7, dup=dup) == "50 02 00 07"
@@ -247,7 +239,7 @@ def test_after_the_pubcomp_it_is_a_new_message(broker, version):
 
 def test_after_a_refusal_it_is_a_new_message(broker):
     """[MQTT-4.3.3-9]"""
-    client = away(broker, 5)
+    client = broker.subscriber(5)
     publisher = broker.connect(5, "p")
     assert publisher.publish("$x", qos=2, packet_id=7) == "50 03 00 07 87"
     assert publisher.publish("a", qos=2, packet_id=7) == "50 02 00 07"
@@ -258,7 +250,7 @@ def test_after_a_refusal_it_is_a_new_message(broker):
 
 def test_an_expired_message_is_acknowledged_to_the_end(broker):
     """[MQTT-4.3.3-13]: nobody got it, and its id is the publisher's all the same."""
-    client = away(broker, 5)
+    client = broker.subscriber(5)
     client.drop()
     publisher = broker.stay(5, "p")
     assert publisher.publish("a", qos=2, packet_id=7, properties="0200000001") == "50 02 00 07"

@@ -3,14 +3,6 @@
 from core_helpers import StubInterest
 from hex_packets import connack, publish, spaced
 
-
-def away(broker, version, qos=2):
-    """A connected subscriber of everything, whose session stays."""
-    client = broker.stay(version)
-    client.subscribe("#", qos)
-    return client
-
-
 # 4.4
 
 
@@ -19,7 +11,7 @@ def test_unacknowledged_deliveries_are_sent_again(broker, version):
 
     With their packet ids, DUP, in their order, again and again until they are acknowledged.
     """
-    client = away(broker, version)
+    client = broker.subscriber(version)
     publisher = broker.connect(4, "p")
     for number in range(3):
         publisher.publish("a", str(number), qos=1)
@@ -36,7 +28,7 @@ def test_unacknowledged_deliveries_are_sent_again(broker, version):
 
 def test_they_are_sent_again_by_a_restarted_node(broker, version):
     """[MQTT-4.4.0-1] [MQTT-4.1.0-1] [MQTT311-4.4.0-1] [MQTT311-4.1.0-1]"""
-    client = away(broker, version)
+    client = broker.subscriber(version)
     publisher = broker.connect(4, "p")
     publisher.publish("a", "1", qos=1)
     publisher.publish("a", "2", qos=1)
@@ -49,7 +41,7 @@ def test_they_are_sent_again_by_a_restarted_node(broker, version):
 
 def test_nothing_is_sent_again_on_a_live_connection(broker, version):
     """[MQTT-4.4.0-1]: only a reconnect is a reason to."""
-    client = away(broker, version)
+    client = broker.subscriber(version)
     broker.connect(4, "p").publish("a", qos=1)
     assert client.hear() == spaced(publish(version, "a", "x", 1, 1))
     broker.advance(1000)
@@ -58,7 +50,7 @@ def test_nothing_is_sent_again_on_a_live_connection(broker, version):
 
 def test_the_dup_flag_is_the_servers_own(broker, version):
     """[MQTT-3.3.1-3] [MQTT311-3.3.1-3]: that of the publisher is not handed on."""
-    client = away(broker, version)
+    client = broker.subscriber(version)
     broker.connect(version, "p").publish("a", qos=1, dup=True)
     assert client.hear() == spaced(publish(version, "a", "x", 1, 1))
 
@@ -66,7 +58,7 @@ def test_the_dup_flag_is_the_servers_own(broker, version):
 def test_a_puback_with_a_failure_is_a_puback(broker):
     """[MQTT-4.4.0-2]: what the client refused is not sent again."""
     for reason in ("80", "83", "87", "90", "91", "97", "99"):
-        client = away(broker, 5)
+        client = broker.subscriber(5)
         broker.connect(4, "p").publish("a", qos=1)
         packet_id = client.hear()[15:20]
         assert client.say(f"40 03 {packet_id} {reason}") == ""
@@ -79,7 +71,7 @@ def test_a_puback_with_a_failure_is_a_puback(broker):
 
 def test_acknowledgements_are_in_the_order_of_the_publishes(broker, version):
     """[MQTT-4.6.0-2] [MQTT311-4.6.0-2]"""
-    away(broker, version)
+    broker.subscriber(version)
     ids = [9, 1, 0xFFFF, 5]
     publisher = broker.connect(version, "p")
     heard = publisher.say("".join(publish(version, "a", "x", 1, packet_id) for packet_id in ids))
@@ -92,22 +84,20 @@ def test_an_acknowledgement_that_must_wait_holds_back_the_next(start, version):
     Two messages are for another node, whose answers come in the wrong order; the third is for nobody far away.
     """
     broker = start(interest=StubInterest({b"far": [("other", True)]}))
-    away(broker, version)
+    broker.subscriber(version)
     publisher = broker.connect(version, "p")
     said = [publish(version, topic, "x", 1, packet_id) for packet_id, topic in enumerate(("far", "far", "a"), 1)]
     assert publisher.say("".join(said)) == ""
-    first, second = broker.node.forwards
-    broker.node.owner.forward_acknowledged(second.ticket, broker.node.now)
-    broker.node.settle()
+    assert len(broker.node.forwards) == 2
+    broker.node.acknowledge_forwards(1)
     assert publisher.hear() == ""
-    broker.node.owner.forward_acknowledged(first.ticket, broker.node.now)
-    broker.node.settle()
+    broker.node.acknowledge_forwards(0)
     assert publisher.hear() == "40 02 00 01 40 02 00 02 40 02 00 03"
 
 
 def test_messages_come_in_the_order_of_their_publisher(broker, version):
     """[MQTT-4.6.0-5] [MQTT-4.6.0-6] [MQTT311-4.6.0-5] [MQTT311-4.6.0-6]: from a window, a queue, another connection."""
-    client = away(broker, version)
+    client = broker.subscriber(version)
     publisher = broker.connect(4, "p")
     heard = ""
     for number in range(30):
@@ -138,7 +128,7 @@ def test_messages_come_in_the_order_of_their_publisher(broker, version):
 
 def test_qos_0_is_in_order_too(broker, version):
     """[MQTT-4.6.0-5] [MQTT311-4.6.0-6]"""
-    client = away(broker, version)
+    client = broker.subscriber(version)
     said = [publish(version, "a", str(number)) for number in range(10)]
     broker.connect(version, "p").say("".join(said))
     assert client.hear() == spaced("".join(said))
@@ -146,7 +136,7 @@ def test_qos_0_is_in_order_too(broker, version):
 
 def test_pubrecs_and_pubrels_are_in_the_order_of_what_they_answer(broker, version):
     """[MQTT-4.6.0-3] [MQTT-4.6.0-4] [MQTT311-4.6.0-3] [MQTT311-4.6.0-4]"""
-    client = away(broker, version)
+    client = broker.subscriber(version)
     publisher = broker.connect(version, "p")
     ids = [9, 1, 0xFFFF, 5]
     heard = publisher.say("".join(publish(version, "a", "x", 2, packet_id) for packet_id in ids))
@@ -162,20 +152,19 @@ def test_pubrecs_and_pubrels_are_in_the_order_of_what_they_answer(broker, versio
 def test_a_pubrec_that_must_wait_holds_back_the_next(start, version):
     """[MQTT-4.6.0-3] [MQTT311-4.6.0-3]: as a PUBACK does."""
     broker = start(interest=StubInterest({b"far": [("other", True)]}))
-    away(broker, version)
+    broker.subscriber(version)
     publisher = broker.connect(version, "p")
     said = [publish(version, topic, "x", 2, packet_id) for packet_id, topic in enumerate(("far", "far", "a"), 1)]
     assert publisher.say("".join(said)) == ""
-    first, second = broker.node.forwards
-    for forward, heard in ((second, ""), (first, "50 02 00 01 50 02 00 02 50 02 00 03")):
-        broker.node.owner.forward_acknowledged(forward.ticket, broker.node.now)
-        broker.node.settle()
+    assert len(broker.node.forwards) == 2
+    for index, heard in ((1, ""), (0, "50 02 00 01 50 02 00 02 50 02 00 03")):
+        broker.node.acknowledge_forwards(index)
         assert publisher.hear() == heard
 
 
 def test_every_qos_is_sent_again_in_the_old_order(broker, version):
     """[MQTT-4.4.0-1] [MQTT-4.6.0-1] [MQTT311-4.4.0-1] [MQTT311-4.6.0-1]"""
-    client = away(broker, version)
+    client = broker.subscriber(version)
     publisher = broker.connect(4, "p")
     for number, qos in enumerate((2, 1, 2, 1, 2), 1):
         publisher.publish("a", str(number), qos, packet_id=number)

@@ -1,6 +1,6 @@
 """Any bytes as a configuration file, and any text as what overrides it.
 
-Documented: `config.load` raises ConfigError and nothing else. A configuration that was read goes through JSON unharmed.
+Documented: `load` raises ConfigError and nothing else. A configuration that was read goes through JSON unharmed.
 """
 
 import json
@@ -10,8 +10,9 @@ import tempfile
 from fuzzing import Target, examples, near
 from hypothesis import given
 
-from broker import config
-from broker.config import Config, ConfigError
+from broker.config import Config, listener_processes, mesh_advertise, mesh_listen
+from broker.config_load import ConfigError, load
+from broker.config_values import expiration_s, protocol_versions, will_delay_s
 
 # Between the file, and each `--set`.
 NEXT = b"\0"
@@ -28,7 +29,7 @@ def check(data: bytes) -> None:
         with os.fdopen(descriptor, "wb") as file:
             file.write(text)
         try:
-            loaded = config.load(path, {}, [override.decode(errors="replace") for override in overrides])
+            loaded = load(path, {}, [override.decode(errors="replace") for override in overrides])
         except ConfigError as error:
             assert error.messages and all(error.messages)
             assert str(error)
@@ -36,12 +37,12 @@ def check(data: bytes) -> None:
     finally:
         os.unlink(path)
     # What a start asks of it.
-    config.mesh_listen(loaded)
-    config.mesh_advertise(loaded)
-    assert config.listener_processes(loaded) >= 1
-    assert config.expiration_s(loaded.mqtt.persistent_client_expiration) >= 0.0
-    assert config.will_delay_s(loaded.mqtt.max_last_will_delay) >= 0.0
-    assert config.protocol_versions(loaded.mqtt.allowed_protocol_versions)
+    mesh_listen(loaded)
+    mesh_advertise(loaded)
+    assert listener_processes(loaded) >= 1
+    assert expiration_s(loaded.mqtt.persistent_client_expiration) >= 0.0
+    assert will_delay_s(loaded.mqtt.max_last_will_delay) >= 0.0
+    assert protocol_versions(loaded.mqtt.allowed_protocol_versions)
     assert Config.from_dict(json.loads(json.dumps(loaded.to_dict()))) == loaded
 
 

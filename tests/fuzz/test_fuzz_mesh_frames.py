@@ -10,7 +10,8 @@ from recorded_frames import VERSION_1
 
 from broker.core.message import Message
 from cluster import forwards, frames
-from cluster.frames import FrameError, FrameType
+from cluster.frames import FrameType
+from cluster.wire import FrameError
 
 SENDER = b"sender-of-frames"
 NOW = 1000.0

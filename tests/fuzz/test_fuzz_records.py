@@ -23,24 +23,19 @@ from broker.core.events import (
     SubscribeReceived,
     UnsubscribeReceived,
 )
+from broker.core.listener_records import ListenerBatch, ListenerHeader, unpack_events
 from broker.core.message import Message
-from broker.core.records import (
-    CONNACK,
+from broker.core.owner_records import (
     FRAME_BYTES_MAX,
-    PUBREL,
-    SUBACK,
-    UNSUBACK,
     Answer,
     Deliver,
-    ListenerBatch,
-    ListenerHeader,
     OwnerBatch,
     OwnerHeader,
     OwnerRecord,
     owner_frame,
-    unpack_events,
     unpack_owner_records,
 )
+from broker.core.records import CONNACK, PUBREL, SUBACK, UNSUBACK
 from broker.core.will import Will
 
 TO_OWNER, TO_LISTENER = 0, 1

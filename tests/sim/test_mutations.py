@@ -121,14 +121,15 @@ def test_a_receiver_that_takes_what_follows_a_hole_is_caught(monkeypatch):
     caught()
 
 
+def lose_some_interest(world):
+    def lost(frame):
+        return len(frame) > 1 and frame[1] == FrameType.INTEREST_DELTA and world.rng.random() < 0.3
+
+    world.network.lose_frame = lost
+
+
 @interpreted
 def test_interest_that_is_lost_and_never_repaired_is_caught(monkeypatch):
-    def lose_some(world):
-        def lost(frame):
-            return len(frame) > 1 and frame[1] == FrameType.INTEREST_DELTA and world.rng.random() < 0.3
-
-        world.network.lose_frame = lost
-
     current = InterestTable.current
 
     def never_wrong(self, node, incarnation, version, checksum):
@@ -143,18 +144,12 @@ def test_interest_that_is_lost_and_never_repaired_is_caught(monkeypatch):
 
     monkeypatch.setattr(InterestTable, "current", never_wrong)
     monkeypatch.setattr(InterestTable, "receive_delta", no_hole)
-    caught(lose_some)
+    caught(lose_some_interest)
 
 
 def test_interest_that_is_lost_is_repaired():
-    def lose_some(world):
-        def lost(frame):
-            return len(frame) > 1 and frame[1] == FrameType.INTEREST_DELTA and world.rng.random() < 0.3
-
-        world.network.lose_frame = lost
-
     for seed in range(5):
-        workload.run(seed, prepare=lose_some)
+        workload.run(seed, prepare=lose_some_interest)
 
 
 @interpreted

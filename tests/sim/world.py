@@ -19,7 +19,7 @@ from network import Network
 
 from broker.core.events import CreditReturned, ListenerGone, ListenerStarted, connection_key
 from broker.core.owner import QueueOwner
-from broker.core.records import unpack_owner_records
+from broker.core.owner_records import unpack_owner_records
 from broker.core.settings import OwnerSettings
 from broker.core.storage import MemoryStorage, ensure_store_id, next_incarnation
 from cluster.commands import SendBulk

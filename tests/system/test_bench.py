@@ -88,39 +88,32 @@ def test_two_nodes(three: list[Node]) -> None:
     assert json.loads(ran.stdout)["published"] == 20
 
 
-def test_the_benchmark_measures(tmp_path: Path) -> None:
+def measured(module: str, directory: Path, *arguments: str) -> list[dict[str, Any]]:
+    """The rows of a benchmark of a source tree."""
     if not shutil.which("cc"):
-        pytest.skip("the load generator needs a C compiler")
-    command = [sys.executable, "-m", "bench.pipeline", "--only", "interpreted", "--rounds=1", "--count=200", "--json"]
+        pytest.skip("the load generators need a C compiler")
     ran = subprocess.run(
-        [*command, "--pairs=2", "--paced-s=0.2"],
+        [sys.executable, "-m", module, *arguments, "--rounds=1", "--json"],
         capture_output=True,
         text=True,
         timeout=PIPELINE_LIMIT_S,
-        cwd=tmp_path,
-        # It measures a source tree.
+        cwd=directory,
         env={**environment(), "PYTHONPATH": str(ROOT)},
     )
     assert ran.returncode == 0, ran.stderr
-    rows = json.loads(ran.stdout)["table"]
+    rows: list[dict[str, Any]] = json.loads(ran.stdout)["table"]
+    return rows
+
+
+def test_the_benchmark_measures(tmp_path: Path) -> None:
+    rows = measured("bench.pipeline", tmp_path, "--only", "interpreted", "--count=200", "--pairs=2", "--paced-s=0.2")
     assert [(row["broker"], row["QoS"]) for row in rows] == [("zvmq interpreted", 0), ("zvmq interpreted", 1)]
     assert [(row["lost"], row["duplicated"], row["reordered"]) for row in rows] == [(0, 0, 0)] * 2
 
 
 def test_the_scenarios_measure(tmp_path: Path) -> None:
-    if not shutil.which("cc"):
-        pytest.skip("the load generators need a C compiler")
-    command = [sys.executable, "-m", "bench.scenarios", "--brokers", "interpreted", "--rounds=1", "--scale=0.005"]
-    ran = subprocess.run(
-        [*command, "--json", "--only", *SERVED],
-        capture_output=True,
-        text=True,
-        timeout=PIPELINE_LIMIT_S,
-        cwd=tmp_path,
-        env={**environment(), "PYTHONPATH": str(ROOT)},
-    )
-    assert ran.returncode == 0, ran.stderr
-    rows = {row["scenario"]: row for row in json.loads(ran.stdout)["table"]}
+    arguments = ("--brokers", "interpreted", "--scale=0.005", "--only", *SERVED)
+    rows = {row["scenario"]: row for row in measured("bench.scenarios", tmp_path, *arguments)}
     assert {name: row["not measured"] for name, row in rows.items()} == dict.fromkeys(SERVED)
     counted = {name: (row["lost"], row["duplicated"], row["reordered"]) for name, row in rows.items()}
     nothing_to_count = {"idle": (None, None, None), "connect": (None, None, None)}

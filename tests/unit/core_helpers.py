@@ -13,8 +13,9 @@ from broker.core.connection_limits import ConnectionLimits
 from broker.core.effects import Effects, Forward, InterestChange
 from broker.core.events import CreditReturned, ListenerGone, ListenerStarted
 from broker.core.listener import ListenerCore
+from broker.core.listener_records import LISTENER_HEADER_BYTES, ListenerHeader, unpack_events
 from broker.core.owner import QueueOwner
-from broker.core.records import LISTENER_HEADER_BYTES, ListenerHeader, owner_frame, unpack_events
+from broker.core.owner_records import owner_frame
 from broker.core.routes import Interest, NoInterest
 from broker.core.settings import OwnerSettings
 from broker.core.storage import MemoryStorage
@@ -311,6 +312,18 @@ class Node:
             generation=self.generation + 1,
             authenticator=self.authenticator,
         )
+
+    def acknowledge_forwards(self, *indexes: int) -> None:
+        """The other nodes take these of `forwards`."""
+        for index in indexes:
+            self.owner.forward_acknowledged(self.forwards[index].ticket, self.now)
+        self.settle()
+
+    def refuse_forwards(self, *indexes: int) -> None:
+        """The other nodes have no room for these of `forwards`."""
+        for index in indexes:
+            self.owner.forward_refused(self.forwards[index].ticket, self.now)
+        self.settle()
 
     def dropped(self, reason: str) -> int:
         return self.owner.counters.dropped.get(reason, 0)

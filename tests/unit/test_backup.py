@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from broker.config import Config, load
+from broker.config import Config
+from broker.config_load import load
 from broker.core.storage import SCHEMA_VERSION, StorageError, WriteBatch
 from broker.main import run
 from broker.runtime import backup as module

@@ -1,7 +1,7 @@
 """broker.core.client_window: the client never has more under way than it may, whatever the owner hands over."""
 
 import pytest
-from core_helpers import Node, started_nodes
+from core_helpers import Node
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,11 +14,6 @@ from broker.mqtt.properties import Property
 
 RECEIVE_MAXIMUM = int(Property.RECEIVE_MAXIMUM)
 MESSAGE_EXPIRY = int(Property.MESSAGE_EXPIRY_INTERVAL)
-
-
-@pytest.fixture
-def start():
-    yield from started_nodes()
 
 
 def test_what_does_not_fit_goes_out_with_what_makes_room():

@@ -10,7 +10,8 @@ from core_helpers import START_S, STORE_ID, Client, Node
 
 from broker.core.effects import Ticket
 from broker.core.events import CreditReturned, ListenerGone, ListenerStarted
-from broker.core.records import LISTENER_HEADER_BYTES, ListenerHeader, owner_frame, unpack_events
+from broker.core.listener_records import LISTENER_HEADER_BYTES, ListenerHeader, unpack_events
+from broker.core.owner_records import owner_frame
 from broker.core.storage import MemoryStorage, StorageError, WriteBatch
 from broker.mqtt.packets import Connect, Puback, Publish, Suback, Subscribe, SubscriptionRequest
 from broker.runtime import commit_gate

@@ -8,8 +8,19 @@ from typing import Any
 
 import pytest
 
-from broker import config as configuration
-from broker.config import Config, ConfigError, ListenerConfig, load
+from broker import config_load
+from broker.config import (
+    ClusterConfig,
+    Config,
+    ListenerConfig,
+    MqttConfig,
+    fields_of,
+    listener_processes,
+    mesh_advertise,
+    mesh_listen,
+)
+from broker.config_load import ConfigError, load
+from broker.config_values import expiration_s, node_and_address
 
 COOKIE = "a-cookie-of-enough-characters"
 
@@ -88,7 +99,7 @@ DOCUMENTED: dict[str, Any] = {
 def somewhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No zvmq.yml of this machine is found: each test starts in a directory of its own."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(configuration, "LOOKED_UP_FILES", ("./zvmq.yml", str(tmp_path / "etc" / "zvmq.yml")))
+    monkeypatch.setattr(config_load, "LOOKED_UP_FILES", ("./zvmq.yml", str(tmp_path / "etc" / "zvmq.yml")))
 
 
 def load_text(text: str, *overrides: str, **environ: str) -> Config:
@@ -118,8 +129,8 @@ def test_an_empty_file_and_empty_sections_mean_the_defaults() -> None:
 
 
 def test_every_key_has_a_meaning_in_words() -> None:
-    for kind in (configuration.ClusterConfig, configuration.ListenerConfig, configuration.MqttConfig):
-        assert all(field.metadata["doc"] for field in configuration._fields(kind).values())
+    for kind in (ClusterConfig, ListenerConfig, MqttConfig):
+        assert all(field.metadata["doc"] for field in fields_of(kind).values())
 
 
 def test_a_file_is_read() -> None:
@@ -154,7 +165,7 @@ log: {{console: off, rotation: {{keep: 1}}}}
     assert config.processes.listeners == 3
     assert config.mqtt.max_offline_messages == -1
     assert (config.log.console, config.log.rotation.keep, config.log.rotation.size_mb) == ("off", 1, 64)
-    assert configuration.mesh_listen(config) == ("10.0.0.1", 44053)
+    assert mesh_listen(config) == ("10.0.0.1", 44053)
 
 
 def test_the_file_is_looked_up_in_order(tmp_path: Path) -> None:
@@ -233,7 +244,7 @@ def test_a_cookie_of_digits_in_a_file_stays_text() -> None:
 
 
 def test_an_ipv6_address_needs_no_quotes_in_an_override() -> None:
-    assert configuration.mesh_listen(load(None, {}, ["cluster.listen=[::1]:4000"])) == ("::1", 4000)
+    assert mesh_listen(load(None, {}, ["cluster.listen=[::1]:4000"])) == ("::1", 4000)
 
 
 @pytest.mark.parametrize(
@@ -426,21 +437,21 @@ def test_the_way_through_json_changes_nothing() -> None:
 
 def test_the_mesh_address() -> None:
     config = load(None, {})
-    assert configuration.mesh_listen(config) == ("127.0.0.1", 44053)
-    assert configuration.mesh_advertise(config) == "127.0.0.1:44053"
+    assert mesh_listen(config) == ("127.0.0.1", 44053)
+    assert mesh_advertise(config) == "127.0.0.1:44053"
     config = load(None, {}, ["node.name=a@[::1]"])
-    assert configuration.mesh_listen(config) == ("::1", 44053)
-    assert configuration.mesh_advertise(config) == "[::1]:44053"
+    assert mesh_listen(config) == ("::1", 44053)
+    assert mesh_advertise(config) == "[::1]:44053"
     config = load(None, {}, ["node.name=a@b.example", "cluster.listen=0.0.0.0:4000"])
-    assert configuration.mesh_advertise(config) == "b.example:4000"
+    assert mesh_advertise(config) == "b.example:4000"
     config = load(None, {}, ["cluster.listen=0.0.0.0:4000", "cluster.advertise=a.example:5000"])
-    assert configuration.mesh_listen(config) == ("0.0.0.0", 4000)
-    assert configuration.mesh_advertise(config) == "a.example:5000"
+    assert mesh_listen(config) == ("0.0.0.0", 4000)
+    assert mesh_advertise(config) == "a.example:5000"
 
 
 def test_the_number_of_listener_processes() -> None:
-    assert configuration.listener_processes(load(None, {})) == len(os.sched_getaffinity(0))
-    assert configuration.listener_processes(load(None, {}, ["processes.listeners=3"])) == 3
+    assert listener_processes(load(None, {})) == len(os.sched_getaffinity(0))
+    assert listener_processes(load(None, {}, ["processes.listeners=3"])) == 3
     with pytest.raises(ConfigError, match="from 1 to 256"):
         load(None, {}, ["processes.listeners=0"])
 
@@ -456,13 +467,13 @@ def test_the_number_of_listener_processes() -> None:
     ],
 )
 def test_node_and_address(text: str, expected: tuple[str, str]) -> None:
-    assert configuration.node_and_address(text) == expected
+    assert node_and_address(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", "a", "@b", "a@", "a@b:", "a@b:x", "a@b:0", "a@b c", "a@b:1:2", "a/b@c", "a@b@c"])
 def test_what_is_no_node_and_address(text: str) -> None:
     with pytest.raises(ValueError, match="expected name@host"):
-        configuration.node_and_address(text)
+        node_and_address(text)
 
 
 def test_an_override_that_goes_too_deep_is_refused() -> None:
@@ -471,8 +482,8 @@ def test_an_override_that_goes_too_deep_is_refused() -> None:
 
 
 def test_expirations() -> None:
-    assert configuration.expiration_s("never") == math.inf
-    assert [configuration.expiration_s(text) for text in ("1h", "2d", "1w", "1m", "1y")] == [
+    assert expiration_s("never") == math.inf
+    assert [expiration_s(text) for text in ("1h", "2d", "1w", "1m", "1y")] == [
         3600,
         172800,
         604800,

@@ -19,17 +19,9 @@ from broker.core.events import (
     SubscribeReceived,
     UnsubscribeReceived,
 )
-from broker.core.records import (
-    CONNACK,
-    PUBACK,
-    PUBCOMP,
-    PUBREC,
-    SUBACK,
-    UNSUBACK,
-    Answer,
-    ListenerBatch,
-    unpack_events,
-)
+from broker.core.listener_records import ListenerBatch, unpack_events
+from broker.core.owner_records import Answer
+from broker.core.records import CONNACK, PUBACK, PUBCOMP, PUBREC, SUBACK, UNSUBACK
 from broker.mqtt.codec import decode, encode, split
 from broker.mqtt.packets import (
     Auth,

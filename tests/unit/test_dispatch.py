@@ -4,7 +4,7 @@ Every queue here is longer than a head and more than one part that is read at a 
 """
 
 import pytest
-from core_helpers import Node, started_nodes
+from core_helpers import Node
 
 from broker.core.delivery_queue import HEAD_MAX
 from broker.core.events import ConnectionPaused, ConnectionResumed, PubackReceived
@@ -19,11 +19,6 @@ EXPIRY = int(Property.SESSION_EXPIRY_INTERVAL)
 COUNT = 3000
 UNLIMITED = {"max_offline_messages": -1, "max_online_messages": -1}
 SIZES = pytest.mark.parametrize("size", [0, 600], ids=["small", "large"])
-
-
-@pytest.fixture
-def start():
-    yield from started_nodes()
 
 
 def payload_of(number: int, size: int = 0) -> bytes:

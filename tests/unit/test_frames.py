@@ -9,8 +9,8 @@ from librt.strings import BytesWriter
 from broker.core.message import Message
 from cluster import forwards, frames
 from cluster.forwards import Forwards
-from cluster.frames import FrameError
 from cluster.membership import Member, State
+from cluster.wire import FrameError, Reader
 
 STORE = bytes(range(16))
 OTHER = bytes(range(16, 32))
@@ -78,7 +78,7 @@ def test_malformed_text_and_states_are_refused():
     with pytest.raises(FrameError):
         frames.unpack_refused(b"\x01\x03\x00\x00\x01\xff")
     with pytest.raises(FrameError):
-        frames.read_member(frames.Reader(frames.pack_member(MEMBERS[0]).replace(b"\0\0\x0a10", b"\x09\0\x0a10"), 0))
+        frames.read_member(Reader(frames.pack_member(MEMBERS[0]).replace(b"\0\0\x0a10", b"\x09\0\x0a10"), 0))
 
 
 def test_numbers_that_could_not_be_counted_on_are_refused():

@@ -10,7 +10,8 @@ from types import ModuleType
 
 import pytest
 
-from broker import config
+from broker.config import mesh_listen
+from broker.config_load import load
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,10 +43,10 @@ def test_files_are_private_and_kept(lab: ModuleType) -> None:
 def test_configuration_is_what_the_broker_reads(lab: ModuleType) -> None:
     lab.write_files()
     for node in lab.NODES:
-        loaded = config.load(str(node.config), {}, [])
+        loaded = load(str(node.config), {}, [])
         assert loaded.node.name == node.name
         assert [listener.address for listener in loaded.listeners] == [f"{node.address}:1883"]
-        assert config.mesh_listen(loaded) == (node.address, 44053)
+        assert mesh_listen(loaded) == (node.address, 44053)
         assert loaded.auth.allow_anonymous
 
 

@@ -1,32 +1,18 @@
 """broker.core.listener: bytes in whatever pieces, frames of the right owner, and no bytes that break it."""
 
 import pytest
-from core_helpers import START_S, Node, packets_of, started_nodes
+from core_helpers import START_S, Node, packets_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from packet_table import ROWS
 
 from broker.core.connection import CLOSED, PACKETS_PER_TURN, UNACKNOWLEDGED_MAX
 from broker.core.connection_limits import ConnectionLimits
-from broker.core.listener import (
-    BUSY_BYTES,
-    LAZY_BYTES_MAX,
-    SHARE_BYTES,
-    TURN_BYTES,
-    TURN_WAIT_S,
-    ListenerCore,
-)
+from broker.core.listener import BUSY_BYTES, LAZY_BYTES_MAX, SHARE_BYTES, TURN_BYTES, TURN_WAIT_S, ListenerCore
+from broker.core.listener_records import LISTENER_HEADER_BYTES, ListenerHeader
 from broker.core.message import Message
-from broker.core.records import (
-    FRAME_BYTES_MAX,
-    LISTENER_HEADER_BYTES,
-    PUBACK,
-    RETURN_BYTES,
-    WINDOW_BYTES,
-    ListenerHeader,
-    OwnerBatch,
-    owner_frame,
-)
+from broker.core.owner_records import FRAME_BYTES_MAX, OwnerBatch, owner_frame
+from broker.core.records import PUBACK, RETURN_BYTES, WINDOW_BYTES
 from broker.mqtt.codec import encode
 from broker.mqtt.packets import (
     Connack,
@@ -42,16 +28,6 @@ from broker.mqtt.packets import (
     Unsubscribe,
 )
 from broker.mqtt.reasons import Reason
-
-
-@pytest.fixture
-def start():
-    yield from started_nodes()
-
-
-@pytest.fixture
-def node(start):
-    return start()
 
 
 def listener_core(generation=1, owner_generation=1, limits=None):

@@ -18,6 +18,7 @@ from cluster.admission import INVITATIONS_MAX
 from cluster.keys import JOIN
 from cluster.mesh import Mesh, MeshSettings
 from cluster.node import NodeCore
+from cluster.wire import NUMBER_MAX
 
 
 def test_a_join_ends_when_the_member_can_send_and_receive_everything():
@@ -215,7 +216,7 @@ def test_the_largest_numbers_that_a_peer_may_say_can_be_counted_on():
     network, nodes = cluster(count=2)
     mesh = nodes[1].mesh
     peer = mesh.peers["node1@h"]
-    largest = frames.NUMBER_MAX
+    largest = NUMBER_MAX
     own = mesh.membership.own()
     rumour = frames.Member(own.name, own.store_id, largest, own.address, frames.State.DEAD)
     ours = peer.outgoing.session

@@ -1,7 +1,6 @@
 """Mountpoints: clients of two of them share a node and nothing else."""
 
 import pytest
-from core_helpers import started_nodes
 
 from broker.core.connection_limits import ConnectionLimits
 from broker.core.message import Message
@@ -10,11 +9,6 @@ from broker.mqtt.packets import Subscribe, SubscriptionRequest, Will
 from broker.mqtt.properties import Property
 from broker.mqtt.reasons import ProtocolError
 from broker.mqtt.topics import check_filter, check_name, matches, mount_prefix, mounted, unmounted
-
-
-@pytest.fixture
-def start():
-    yield from started_nodes()
 
 
 @pytest.mark.parametrize("topic", [b"a", b"a/b", b"#", b"+/x", b"$SYS/x", b"$share/g/a/#"])

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from broker.core.message import Message
 from broker.core.outlet import Outlet, remaining_s
-from broker.core.records import PUBACK, Answer, Deliver, unpack_owner_records
+from broker.core.owner_records import Answer, Deliver, unpack_owner_records
+from broker.core.records import PUBACK
 
 MESSAGE = Message(b"topic", b"p" * 100)
 

@@ -7,7 +7,7 @@ import math
 from unittest.mock import patch
 
 import pytest
-from core_helpers import START_S, Client, Node, StubInterest, started_nodes
+from core_helpers import START_S, Client, Node, StubInterest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,7 +26,8 @@ from broker.core.events import (
     connection_key,
 )
 from broker.core.message import Message
-from broker.core.records import PUBACK, Answer, Deliver, unpack_owner_records
+from broker.core.owner_records import Answer, Deliver, unpack_owner_records
+from broker.core.records import PUBACK
 from broker.core.settings import OwnerSettings
 from broker.mqtt.codec import encode
 from broker.mqtt.packets import (
@@ -52,16 +53,6 @@ PACKET_BYTES_MAX = int(Property.MAXIMUM_PACKET_SIZE)
 # A body that is stored apart from the queue records that point to it.
 LARGE = b"x" * 600
 FILTERS = [b"a", b"b", b"#", b"+/x", b"a/#", b"$share/g/a", b"$share/g/#"]
-
-
-@pytest.fixture
-def start():
-    yield from started_nodes()
-
-
-@pytest.fixture
-def node(start):
-    return start()
 
 
 def records_of(effects, listener=0):
@@ -691,8 +682,7 @@ def test_the_refusal_of_a_reserved_topic_keeps_its_place_among_the_acknowledgeme
     publisher.publish(b"a", qos=1, packet_id=1)
     publisher.publish(b"$SYS/x", qos=1, packet_id=2)
     assert publisher.take() == []
-    node.owner.forward_acknowledged(node.forwards[0].ticket, node.now)
-    node.settle()
+    node.acknowledge_forwards(0)
     assert publisher.take() == [Puback(1), Puback(2, Reason.NOT_AUTHORIZED)]
 
 
@@ -929,11 +919,9 @@ def test_a_puback_waits_for_every_node_with_persistent_interest(start):
     assert tickets[0] is tickets[2]
     assert tickets[1] is None
     assert publisher.take() == []
-    node.owner.forward_acknowledged(tickets[0], node.now)
-    node.settle()
+    node.acknowledge_forwards(0)
     assert publisher.take() == []
-    node.owner.forward_acknowledged(tickets[2], node.now)
-    node.settle()
+    node.acknowledge_forwards(2)
     assert publisher.take() == [Puback(1)]
 
 
@@ -954,12 +942,10 @@ def test_pubacks_leave_in_the_order_of_the_publishes(start):
     other.publish(b"near", qos=1, packet_id=7)
     assert [packet.packet_id for packet in publisher.take()] == [4]
     assert [packet.packet_id for packet in other.take()] == [7]
-    far, farther = (forward.ticket for forward in node.forwards)
-    node.owner.forward_acknowledged(farther, node.now)
-    node.settle()
+    assert [forward.node for forward in node.forwards] == ["n2", "n3"]
+    node.acknowledge_forwards(1)
     assert publisher.take() == []
-    node.owner.forward_acknowledged(far, node.now)
-    node.settle()
+    node.acknowledge_forwards(0)
     assert [packet.packet_id for packet in publisher.take()] == [3, 2, 1, 9]
 
 
@@ -968,12 +954,10 @@ def test_a_refused_forward_is_a_refused_publish_in_5_0(start):
     publisher = node.connect("p", 5)
     publisher.publish(b"a", qos=1, packet_id=1)
     publisher.publish(b"near", qos=1, packet_id=2)
-    first, second = (forward.ticket for forward in node.forwards)
-    node.owner.forward_refused(first, node.now)
-    node.settle()
+    assert len(node.forwards) == 2
+    node.refuse_forwards(0)
     assert publisher.take() == []
-    node.owner.forward_acknowledged(second, node.now)
-    node.settle()
+    node.acknowledge_forwards(1)
     assert publisher.take() == [Puback(1, Reason.QUOTA_EXCEEDED), Puback(2, Reason.NO_MATCHING_SUBSCRIBERS)]
     assert not publisher.closed
     assert node.dropped("link_full") == 1
@@ -1000,12 +984,10 @@ def test_a_ticket_of_a_connection_that_is_gone_means_nothing(start):
     publisher.publish(b"a", qos=1)
     publisher.drop()
     again = node.persistent("p", 4)
-    node.owner.forward_acknowledged(node.forwards[0].ticket, node.now)
-    node.settle()
+    node.acknowledge_forwards(0)
     assert again.take() == []
     again.publish(b"a", qos=1)
-    node.owner.forward_refused(node.forwards[1].ticket, node.now)
-    node.settle()
+    node.refuse_forwards(1)
     assert again.closed
 
 

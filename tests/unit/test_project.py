@@ -3,6 +3,7 @@
 import ast
 import configparser
 import importlib
+import io
 import os
 import re
 import shutil
@@ -16,7 +17,10 @@ from typing import Any
 import pytest
 import yaml
 
-from broker import config
+from admin import cli
+from broker.config import mesh_listen
+from broker.config_load import load
+from broker.config_values import host_port
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("admin", "bench", "broker", "cluster")
@@ -31,7 +35,10 @@ SHELLS_AMONG_THE_PURE = ("cluster.transport",)
 # What a shell may not import.
 FORBIDDEN = {
     "admin": ("bench", "broker.core", "broker.mqtt", "cluster"),
-    "broker.config": ("admin", "bench", "broker.core", "broker.mqtt", "broker.runtime", "cluster"),
+    **dict.fromkeys(
+        ("broker.config", "broker.config_load", "broker.config_sources", "broker.config_values"),
+        ("admin", "bench", "broker.core", "broker.mqtt", "broker.runtime", "cluster"),
+    ),
     "broker.runtime": ("admin", "bench"),
     "cluster.transport": ("admin", "bench", "broker.runtime"),
 }
@@ -259,7 +266,9 @@ def test_compose_file_is_accepted_by_a_client() -> None:
         or subprocess.run(["docker", "compose", "version"], capture_output=True).returncode
     ):
         pytest.skip("no docker client with compose here")
-    command = ["docker", "compose", "-f", str(ROOT / "deploy" / "docker-compose.yml"), "config", "--quiet"]
+    # Not a cookie that somebody has left beside the file.
+    command = ["docker", "compose", "--env-file", os.devnull, "-f", str(ROOT / "deploy" / "docker-compose.yml")]
+    command += ["config", "--quiet"]
     environment = {key: value for key, value in os.environ.items() if key != "ZVMQ_COOKIE"}
     subprocess.run(command, check=True, env={**environment, "ZVMQ_COOKIE": "sixteen-letters-or-more"})
     refused = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -267,12 +276,51 @@ def test_compose_file_is_accepted_by_a_client() -> None:
     assert "set ZVMQ_COOKIE" in refused.stderr
 
 
-def test_compose_environment_is_a_valid_configuration() -> None:
-    for name, service in compose()["services"].items():
-        environment = {**service["environment"], "ZVMQ__CLUSTER__COOKIE": "sixteen-letters-or-more"}
-        loaded = config.load(None, environment, [])
-        assert loaded.node.name == f"{name}@{name}"
-        assert loaded.auth.allow_anonymous
+def dockerfile() -> dict[str, str]:
+    """The instructions of the image that runs, the last of a kind."""
+    text = (ROOT / "deploy" / "Dockerfile").read_text().replace("\\\n", "")
+    return dict(line.split(maxsplit=1) for line in text.splitlines() if line[:1].isalpha())
+
+
+def container_environment(name: str) -> dict[str, str]:
+    """What the programs in a container of the compose file see, those of `docker compose exec` too."""
+    image = dict(word.split("=", 1) for word in dockerfile()["ENV"].split())
+    return {**image, **compose()["services"][name]["environment"], "ZVMQ__CLUSTER__COOKIE": "sixteen-letters-or-more"}
+
+
+@pytest.mark.parametrize("name", ["node1", "node2", "node3"])
+def test_compose_environment_is_a_valid_configuration(name: str) -> None:
+    loaded = load(None, container_environment(name), [])
+    assert loaded.node.name == f"{name}@{name}"
+    assert loaded.auth.allow_anonymous
+    # What must outlive the container, and what others reach.
+    assert compose()["services"][name]["volumes"] == [f"{name}:{loaded.node.data_dir}"]
+    assert dockerfile()["VOLUME"] == loaded.node.data_dir
+    ports = [host_port(listener.address)[1] for listener in loaded.listeners] + [mesh_listen(loaded)[1]]
+    assert dockerfile()["EXPOSE"].split() == [str(port) for port in ports]
+
+
+def test_vmq_admin_finds_the_node_of_its_container_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(directory: str, *_: Any) -> list[dict[str, Any]]:
+        asked.append(directory)
+        return [{"type": "result", "result": {"type": "text", "text": "Done"}}]
+
+    asked: list[str] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "ask", answer)
+    errors = io.StringIO()
+    assert cli.run(["cluster", "show"], container_environment("node1"), io.StringIO(), errors) == 0, errors.getvalue()
+    assert asked == ["/var/lib/zvmq"]
+
+
+def test_compose_commands_of_the_readme_are_those_of_the_compose_file() -> None:
+    said = (ROOT / "deploy" / "docker-compose.yml").read_text()
+    commands = re.findall(
+        r"^    (docker compose .*|echo \"ZVMQ_COOKIE.*?) *(?:#.*)?$", (ROOT / "README.md").read_text(), re.M
+    )
+    assert len(commands) == 3
+    assert [command for command in commands if f"#   {command}\n" not in said] == []
+    assert "/deploy/.env\n" in (ROOT / ".gitignore").read_text()
 
 
 def test_image_copies_what_its_script_needs() -> None:

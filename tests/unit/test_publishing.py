@@ -1,7 +1,7 @@
 """broker.core.publishing: when a PUBLISH is acknowledged, in which order, and what becomes of it meanwhile."""
 
 import pytest
-from core_helpers import Node, StubInterest, started_nodes
+from core_helpers import StubInterest
 
 from broker.core.message import Message
 from broker.core.settings import OwnerSettings
@@ -15,27 +15,10 @@ LARGE = b"x" * 600
 
 
 @pytest.fixture
-def start():
-    yield from started_nodes()
-
-
-@pytest.fixture
 def node(start):
     """A node that must ask n2 about `far`, n3 about `farther`, and both about `both`."""
     wanted = {b"far": [("n2", True)], b"farther": [("n3", True)], b"both": [("n2", True), ("n3", True)]}
     return start(interest=StubInterest(wanted))
-
-
-def acknowledge(node: Node, *indexes: int) -> None:
-    """The other nodes take these forwards."""
-    for index in indexes:
-        node.owner.forward_acknowledged(node.forwards[index].ticket, node.now)
-    node.settle()
-
-
-def refuse(node: Node, index: int) -> None:
-    node.owner.forward_refused(node.forwards[index].ticket, node.now)
-    node.settle()
 
 
 # The order of acknowledgements.
@@ -53,9 +36,9 @@ def test_acknowledgements_of_both_qos_keep_the_order_of_the_publishes(node):
     ):
         client.publish(topic, qos=qos, packet_id=packet_id)
     assert client.take() == []
-    acknowledge(node, 1)
+    node.acknowledge_forwards(1)
     assert client.take() == []
-    acknowledge(node, 0)
+    node.acknowledge_forwards(0)
     assert client.take() == [Pubrec(1), Puback(2, NONE), Pubrec(3, NONE), Puback(4), Pubrec(5, NONE)]
 
 
@@ -71,9 +54,9 @@ def test_every_node_is_waited_for(node):
     client = node.connect("c", 5)
     client.publish(b"both", qos=2, packet_id=1)
     assert [forward.node for forward in node.forwards] == ["n2", "n3"]
-    acknowledge(node, 1)
+    node.acknowledge_forwards(1)
     assert client.take() == []
-    acknowledge(node, 0)
+    node.acknowledge_forwards(0)
     assert client.take() == [Pubrec(1)]
 
 
@@ -105,7 +88,7 @@ def test_the_next_connection_waits_for_the_same_ticket(node):
     client = node.persistent("c", listener=1)
     client.send(Publish(b"far", b"x", 2, dup=True, packet_id=5))
     assert client.take() == []
-    acknowledge(node, 0)
+    node.acknowledge_forwards(0)
     assert client.take() == [Pubrec(5)]
     client.send(Pubrel(5))
     assert client.take() == [Pubcomp(5)]
@@ -116,7 +99,7 @@ def test_a_wait_that_ends_while_nobody_is_connected(node):
     client = node.persistent("c")
     client.publish(b"far", qos=2, packet_id=5)
     client.drop()
-    acknowledge(node, 0)
+    node.acknowledge_forwards(0)
     for world in (node, node.restart()):
         client = world.persistent("c")
         client.send(Publish(b"far", b"x", 2, dup=True, packet_id=5))
@@ -135,7 +118,7 @@ def test_a_restart_while_it_waits_publishes_again(node):
     client = restarted.persistent("c")
     client.send(Publish(b"far", b"x", 2, dup=True, packet_id=5))
     assert len(restarted.forwards) == 1
-    acknowledge(restarted, 0)
+    restarted.acknowledge_forwards(0)
     assert client.take() == [Pubrec(5)]
 
 
@@ -143,7 +126,7 @@ def test_the_end_of_a_session_ends_its_waits(node):
     client = node.connect("c", 5)
     client.publish(b"far", qos=2, packet_id=5)
     client.drop()
-    acknowledge(node, 0)
+    node.acknowledge_forwards(0)
     client = node.connect("c", 5)
     assert client.take() == []
     client.publish(b"near", qos=2, packet_id=5)
@@ -167,9 +150,9 @@ def test_what_stood_behind_a_wait_is_done_when_the_connection_ends(node):
     client = node.persistent("c")
     for packet_id, topic in ((1, b"far"), (3, b"farther")):
         client.send(Publish(topic, b"x", 2, dup=True, packet_id=packet_id))
-    acknowledge(node, 1)
+    node.acknowledge_forwards(1)
     assert client.take() == []
-    acknowledge(node, 0)
+    node.acknowledge_forwards(0)
     assert client.take() == [Pubrec(1), Pubrec(3)]
 
 
@@ -197,13 +180,13 @@ def test_pubrecs_of_what_is_sent_again_keep_their_order(node):
     client.publish(b"far", b"1", qos=2, packet_id=1)
     client.publish(b"farther", b"2", qos=2, packet_id=2)
     client.drop()
-    acknowledge(node, 1)
+    node.acknowledge_forwards(1)
     client = node.persistent("c")
     for packet_id, topic in ((1, b"far"), (1, b"far"), (2, b"farther")):
         client.send(Publish(topic, b"x", 2, dup=True, packet_id=packet_id))
     client.publish(b"near", qos=1, packet_id=3)
     assert client.take() == []
-    acknowledge(node, 0)
+    node.acknowledge_forwards(0)
     assert client.take() == [Pubrec(1), Pubrec(2), Puback(3, NONE)]
     assert len(node.forwards) == 2
 
@@ -224,9 +207,9 @@ def test_a_wait_of_a_session_that_ended_is_not_that_of_the_next(node):
     client.publish(b"far", b"old", qos=2, packet_id=5)
     client = node.connect("c", 5, clean=True)
     client.publish(b"farther", b"new", qos=2, packet_id=5)
-    acknowledge(node, 0)
+    node.acknowledge_forwards(0)
     assert client.take() == []
-    acknowledge(node, 1)
+    node.acknowledge_forwards(1)
     assert client.take() == [Pubrec(5)]
 
 
@@ -235,7 +218,7 @@ def test_a_pubrel_before_its_pubrec_releases_nothing(node):
     client.publish(b"far", qos=2, packet_id=5)
     client.send(Pubrel(5))
     assert client.take() == [Pubcomp(5, Reason.PACKET_IDENTIFIER_NOT_FOUND)]
-    acknowledge(node, 0)
+    node.acknowledge_forwards(0)
     assert client.take() == [Pubrec(5)]
     client.send(Pubrel(5))
     assert client.take() == [Pubcomp(5)]
@@ -251,14 +234,14 @@ def test_a_refusal_reaches_the_next_connection(node):
     for client in (five, four):
         client.send(Publish(b"far", b"x", 2, dup=True, packet_id=5))
     for index in (0, 1):
-        refuse(node, index)
+        node.refuse_forwards(index)
     assert five.take() == [Pubrec(5, Reason.QUOTA_EXCEEDED)]
     assert not five.closed
     assert four.take() == []
     assert four.closed
     four = node.persistent("v4", 4)
     four.send(Publish(b"far", b"x", 2, dup=True, packet_id=5))
-    acknowledge(node, 2)
+    node.acknowledge_forwards(2)
     assert four.take() == [Pubrec(5)]
 
 
@@ -269,12 +252,12 @@ def test_a_refusal_reaches_the_next_connection(node):
 def test_mqtt_5_is_told_of_a_refusal_and_may_use_the_id_again(node, qos, answer):
     client = node.connect("c", 5)
     client.publish(b"both", qos=qos, packet_id=5)
-    refuse(node, 0)
+    node.refuse_forwards(0)
     assert client.take() == []
-    acknowledge(node, 1)
+    node.acknowledge_forwards(1)
     assert client.take() == [answer(5, Reason.QUOTA_EXCEEDED)]
     client.publish(b"far", qos=qos, packet_id=5)
-    acknowledge(node, 2)
+    node.acknowledge_forwards(2)
     assert client.take() == [answer(5)]
     assert node.dropped("link_full") == 1
 
@@ -284,13 +267,13 @@ def test_mqtt_3_sees_the_connection_close_and_publishes_again(node, qos):
     client = node.persistent("c", 4)
     client.publish(b"far", qos=qos, packet_id=5)
     client.publish(b"near", qos=qos, packet_id=6)
-    refuse(node, 0)
+    node.refuse_forwards(0)
     assert client.closed
     assert client.take() == []
     client = node.persistent("c", 4)
     client.send(Publish(b"far", b"x", qos, dup=True, packet_id=5))
     assert len(node.forwards) == 2
-    acknowledge(node, 1)
+    node.acknowledge_forwards(1)
     assert [packet.packet_id for packet in client.take()] == [5]
 
 

@@ -7,7 +7,7 @@ connections, and what was on its way when the connection was cut is lost.
 from itertools import product
 
 import pytest
-from core_helpers import Node, StubInterest, started_nodes
+from core_helpers import Node, StubInterest
 
 from broker.core.connection_limits import ConnectionLimits
 from broker.core.settings import OwnerSettings
@@ -21,16 +21,6 @@ LARGE = b"x" * 600
 NOT_FOUND = Reason.PACKET_IDENTIFIER_NOT_FOUND
 # How a connection is lost: by itself, with the node, by a takeover, or the first and then the second.
 CUTS = ("drop", "restart", "takeover", "both")
-
-
-@pytest.fixture
-def start():
-    yield from started_nodes()
-
-
-@pytest.fixture
-def node(start):
-    return start()
 
 
 class Peer:
@@ -449,6 +439,5 @@ def test_a_publish_that_waits_for_other_nodes_and_comes_again(start):
         publisher.send(Publish(b"a", b"x", 2, dup=dup, packet_id=5))
     assert publisher.take() == []
     assert len(node.forwards) == 1
-    node.owner.forward_acknowledged(node.forwards[0].ticket, node.now)
-    node.settle()
+    node.acknowledge_forwards(0)
     assert publisher.take() == [Pubrec(5)]

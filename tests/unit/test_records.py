@@ -21,28 +21,19 @@ from broker.core.events import (
     UnsubscribeReceived,
     connection_key,
 )
+from broker.core.listener_records import ListenerBatch, ListenerHeader, unpack_events
 from broker.core.message import Message
-from broker.core.records import (
-    CLOSE,
-    CONNACK,
+from broker.core.owner_records import (
     FRAME_BYTES_MAX,
-    PUBACK,
-    PUBCOMP,
-    PUBREC,
-    PUBREL,
-    SUBACK,
-    UNSUBACK,
     Answer,
     Deliver,
-    ListenerBatch,
-    ListenerHeader,
     OwnerBatch,
     OwnerHeader,
     owner_frame,
     pack_target,
-    unpack_events,
     unpack_owner_records,
 )
+from broker.core.records import CLOSE, CONNACK, PUBACK, PUBCOMP, PUBREC, PUBREL, SUBACK, UNSUBACK
 from broker.core.will import Will
 
 U8 = st.one_of(st.sampled_from([0, 1, 0x7F, 0x80, 0xFF]), st.integers(0, 0xFF))

@@ -3,7 +3,7 @@
 from collections import Counter
 
 import pytest
-from core_helpers import Node, started_nodes
+from core_helpers import Node
 
 from broker.core.events import ConnectionPaused, ConnectionResumed
 from broker.core.message import Delivery, Message
@@ -22,16 +22,6 @@ MESSAGE_EXPIRY = int(Property.MESSAGE_EXPIRY_INTERVAL)
 SHARED = b"$share/g/a"
 LARGE = b"x" * 600
 SIZES = pytest.mark.parametrize("size", [0, 600], ids=["small", "large"])
-
-
-@pytest.fixture
-def start():
-    yield from started_nodes()
-
-
-@pytest.fixture
-def node(start):
-    return start()
 
 
 def group_of(node: Node, shared_filter: bytes = SHARED) -> SharedGroup:

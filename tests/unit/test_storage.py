@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import rocksdict
 
 from broker.core import storage as core
 from broker.core.storage import FAMILIES, MemoryStorage, Storage, StorageError, WriteBatch
@@ -556,6 +557,28 @@ def test_a_damaged_block_is_an_error_and_not_the_end_of_a_scan(tmp_path: Path) -
     storage = RocksStorage(tmp_path, "interval", 100)
     with pytest.raises(StorageError, match="can't be read"):
         keys(storage, "queue")
+    storage.close()
+
+
+@pytest.mark.parametrize(("method", "verb"), [("get_column_family", "open"), ("create_column_family", "create")])
+def test_a_family_that_fails_is_told_and_no_other_is_made_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, verb: str
+) -> None:
+    def fail(database: rocksdict.Rdict, name: str, *options: object) -> None:
+        called.append(name)
+        raise Exception("IO error: Input/output error")
+
+    called: list[str] = []
+    if verb == "open":
+        RocksStorage(tmp_path, "interval", 100).close()
+        monkeypatch.setattr(rocksdict.Rdict, "create_column_family", fail)
+    monkeypatch.setattr(rocksdict.Rdict, method, fail)
+    with pytest.raises(StorageError, match=f"can't {verb} the family meta: IO error"):
+        RocksStorage(tmp_path, "interval", 100)
+    assert called == ["meta"]
+    monkeypatch.undo()
+    storage = RocksStorage(tmp_path, "interval", 100)
+    assert storage.get("queue", b"k") is None
     storage.close()
 
 

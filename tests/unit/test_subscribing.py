@@ -1,7 +1,7 @@
 """broker.core.subscribing: options and identifiers of subscriptions, retained messages, and what other nodes hear."""
 
 import pytest
-from core_helpers import Client, Node, started_nodes
+from core_helpers import Client, Node
 
 from broker.core.events import ConnectionPaused, ConnectionResumed
 from broker.core.settings import OwnerSettings
@@ -11,16 +11,6 @@ from broker.mqtt.reasons import Reason
 
 IDENTIFIER = int(Property.SUBSCRIPTION_IDENTIFIER)
 RECEIVE_MAXIMUM = int(Property.RECEIVE_MAXIMUM)
-
-
-@pytest.fixture
-def start():
-    yield from started_nodes()
-
-
-@pytest.fixture
-def node(start):
-    return start()
 
 
 def subscribe_and_hear(

@@ -20,7 +20,8 @@ from typing import Any
 
 import pytest
 
-from broker.config import Config, ListenerConfig, NodeConfig, ProcessesConfig, load
+from broker.config import Config, ListenerConfig, NodeConfig, ProcessesConfig
+from broker.config_load import load
 from broker.logs import NodeLog
 from broker.runtime import supervisor as supervisor_module
 from broker.runtime.child_process import PACKAGE_ROOT, ChildProcess

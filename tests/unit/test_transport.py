@@ -11,9 +11,10 @@ import zmq
 from broker.core.message import Message
 from broker.core.storage import MemoryStorage, WriteBatch
 from cluster import commands as say
+from cluster.join_watch import HANDSHAKE_REFUSED
 from cluster.keys import JOIN
 from cluster.mesh import Mesh, MeshSettings
-from cluster.transport import HANDSHAKE_REFUSED, BindError, MeshTransport, cluster_keys
+from cluster.transport import BindError, MeshTransport, cluster_keys
 
 COOKIE = "the cookie of the tests"
 WAIT_S = 10.0

@@ -1,7 +1,7 @@
 """Wills: when they are published, and when they are not, through one node as clients see it."""
 
 import pytest
-from core_helpers import Node, StubInterest, started_nodes
+from core_helpers import Node, StubInterest
 
 from broker.core.settings import OwnerSettings
 from broker.mqtt.packets import Disconnect, Publish, Subscribe, SubscriptionRequest, Will
@@ -14,16 +14,6 @@ MESSAGE_EXPIRY = int(Property.MESSAGE_EXPIRY_INTERVAL)
 NEVER = 0xFFFFFFFF
 GRACE_S = 10
 LARGE = b"x" * 600
-
-
-@pytest.fixture
-def start():
-    yield from started_nodes()
-
-
-@pytest.fixture
-def node(start):
-    return start()
 
 
 def will_of(delay_s: int = 0, topic: bytes = b"will", payload: bytes = b"gone", **options) -> Will:

@@ -1,0 +1,62 @@
+"""Commands that the queue-owner carries out: asked over its control channel, answered once, or late, or never.
+
+Owns the calls under way and their time limits. Knows nothing of what a command means, and does not start the owner.
+"""
+
+import asyncio
+from typing import Any
+
+from broker.commands import Command
+from broker.runtime.admin_socket import Progress, error_response
+from broker.runtime.child_process import ChildProcess
+from broker.runtime.control import Message
+
+
+class OwnerCalls:
+    """Commands that wait for the owner's reply."""
+
+    def __init__(self) -> None:
+        # None in a queue means that the owner has died.
+        self._waiting: dict[int, asyncio.Queue[Message | None]] = {}
+        self._number = 0
+
+    async def ask(
+        self,
+        owner: ChildProcess,
+        command: Command,
+        arguments: dict[str, Any],
+        flags: dict[str, Any],
+        progress: Progress,
+    ) -> Message:
+        """Send a command to the owner, pass its progress on, and return the final response."""
+        self._number += 1
+        number = self._number
+        replies = self._waiting[number] = asyncio.Queue()
+        owner.send({"type": "command", "id": number, "command": command.words, "arguments": arguments, "flags": flags})
+        try:
+            async with asyncio.timeout(command.time_limit_s):
+                while True:
+                    reply = await replies.get()
+                    if reply is None:
+                        return error_response("the queue-owner of this node has ended meanwhile; it is started again")
+                    if reply["type"] == "reply":
+                        break
+                    progress({"type": "progress", "text": reply.get("text", "")})
+        except TimeoutError:
+            return error_response(f"no answer within {command.time_limit_s:g} s", 4)
+        finally:
+            del self._waiting[number]
+        if "error" in reply:
+            return error_response(str(reply["error"]), int(reply.get("exit", 1)))
+        return {"type": "result", "result": reply["result"]}
+
+    def receive(self, message: Message) -> None:
+        """Pass a reply on. One that comes after its time limit is void."""
+        replies = self._waiting.get(message.get("id", 0))
+        if replies is not None:
+            replies.put_nowait(message)
+
+    def owner_gone(self) -> None:
+        """End all calls."""
+        for replies in self._waiting.values():
+            replies.put_nowait(None)
