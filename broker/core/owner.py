@@ -321,6 +321,7 @@ class QueueOwner:
     def _detach(self, attachment: Attachment, reason: int, session_expiry_s: int, now: float) -> None:
         session = attachment.session
         del self._attachments[attachment.connection]
+        self._publishing.leave(attachment)
         self._dispatcher.waiting.pop(session, None)
         self._dispatcher.loading.pop(session, None)
         session.attachment = None
