@@ -45,6 +45,8 @@ class Dispatcher:
     def __init__(self, settings: OwnerSettings, store: SessionStore, retained: RetainedStore) -> None:
         self.counters = Counters()
         self.notices: list[str] = []
+        # By shared filter. Who subscribes is `Subscribing`'s business.
+        self.groups: dict[bytes, SharedGroup] = {}
         # Sessions that would have sent something and could not, because their listener has no credit.
         self.waiting: dict[Session, Outlet] = {}
         # Sessions and groups whose next deliveries are in the store only.
@@ -209,9 +211,23 @@ class Dispatcher:
         if dropped:
             self.counters.drop("queue_full", dropped)
 
-    def session_ended(self, session: Session) -> None:
-        """Its queue is gone: nothing of it is to be read or trimmed."""
+    def session_ended(self, session: Session, now: float) -> None:
+        """Nothing of its queue is to be read or trimmed. What groups had given to it at QoS 1 is another member's.
+
+        What it had at QoS 2 must not go to anybody else [MQTT-4.8.2-5].
+        """
         self._trimming.pop(session, None)
+        for delivery in session.inflight.deliveries.values():
+            group = self.groups.get(delivery.shared) if delivery.qos == 1 else None
+            if group is None:
+                continue
+            message = delivery.message
+            if message.expires_at and message.expires_at <= now:
+                # [MQTT-3.3.2-5] Its delivery to another has not begun.
+                self.counters.drop("expired")
+            else:
+                self._offer_group(group, message, now)
+            self._forget_kept(delivery)
 
     def _messages_max(self, online: bool) -> int:
         settings = self._settings
@@ -241,7 +257,7 @@ class Dispatcher:
                     too_large = True
                     continue
                 group.pass_turn(place + 1)
-                self._send(session, message, subscription, False, group.shared_filter, now)
+                self._give(group, session, message, None, now)
                 return
         if too_large:
             # [MQTT-3.1.2-25] It counts as delivered to one of those; what follows would wait behind it for nothing.
@@ -261,16 +277,50 @@ class Dispatcher:
         queue.dropping = False
         if message.qos and (group.stored or group.is_persistent()):
             # Once stored it stays so: what is in memory only would pass what is in the store.
-            if not group.stored:
-                group.stored = True
-                self._store.put_group(group)
-            self._store.put_delivery(group.number, delivery)
+            self._put_group_delivery(group, delivery)
         queue.push(delivery)
         self.counters.queue_message_in += 1
         for session in group.members:
             attachment = session.attachment
             if attachment is not None and not attachment.outlet.open:
                 self.waiting[session] = attachment.outlet
+
+    def _put_group_delivery(self, group: SharedGroup, delivery: Delivery) -> None:
+        if not group.stored:
+            group.stored = True
+            self._store.put_group(group)
+        self._store.put_delivery(group.number, delivery)
+
+    def _give(
+        self, group: SharedGroup, session: Session, message: Message, record: Delivery | None, now: float
+    ) -> None:
+        """Send a message to a member that can take it; `record` is what the group's queue had of it, None if nothing.
+
+        A member whose session is not stored may go with the process, and then the group has to have the message still.
+        """
+        delivery = self._send(session, message, group.members[session], False, group.shared_filter, now)
+        if (
+            message.qos
+            and delivery is not None
+            and delivery.qos == 1
+            and not session.persistent
+            and group.is_persistent()
+            # What is not stored was taken when nothing of the group outlived a connection.
+            and (record is None or record.stored)
+        ):
+            if record is None:
+                record = Delivery(group.take_seq(), message, message.qos)
+                self._put_group_delivery(group, record)
+            group.kept[delivery] = record
+        elif record is not None and record.stored:
+            self._store.delete_delivery(group.number, record)
+
+    def _forget_kept(self, delivery: Delivery) -> None:
+        """A delivery came to its end: if its group kept a record of it, that goes."""
+        group = self.groups.get(delivery.shared)
+        record = group.kept.pop(delivery, None) if group is not None else None
+        if group is not None and record is not None:
+            self._store.delete_delivery(group.number, record)
 
     def _is_free(self, session: Session, message: Message, subscription: Subscription) -> bool:
         """Say whether the session could be sent the message now, if it is not too large."""
@@ -283,19 +333,10 @@ class Dispatcher:
         granted = subscription.options & QOS_MASK  # [MQTT-4.8.2-3]
         return granted if self._upgrade else min(message.qos, granted)
 
-    def offer_again(self, group: SharedGroup, session: Session, now: float) -> None:
-        """A member's session ended: what was in flight to it with QoS 1 is another's (section 4.8.2).
-
-        What was in flight with QoS 2 is nobody's any more [MQTT-4.8.2-5].
-        """
-        for delivery in session.inflight.deliveries.values():
-            if delivery.shared == group.shared_filter and delivery.qos == 1:
-                self._offer_group(group, delivery.message, now)
-
     def _send(
         self, session: Session, message: Message, subscription: Subscription, retained: bool, shared: bytes, now: float
-    ) -> None:
-        """Send a message to a session that can take it, outside its queue."""
+    ) -> Delivery | None:
+        """Send a message to a session that can take it, outside its queue; the result is what is in flight now."""
         attachment = session.attachment
         assert attachment is not None
         qos = self._qos(message, subscription)
@@ -303,6 +344,7 @@ class Dispatcher:
         retain = retained or (message.retain and subscription.options & RETAIN_AS_PUBLISHED != 0)
         flags: i64 = qos | (RETAIN_FLAG if retain else 0)
         packet_id: i64 = 0
+        delivery: Delivery | None = None
         if qos:
             delivery = Delivery(session.take_seq(), message, qos, retain, subscription.encoded)
             delivery.shared = shared
@@ -311,6 +353,7 @@ class Dispatcher:
                 self._store.put_delivery(session.number, delivery)
         self.counters.mqtt_publish_sent += 1
         attachment.outlet.deliver(attachment.connection, packet_id << 16 | flags, message, subscription.encoded, now)
+        return delivery
 
     def _drain_group(self, attachment: Attachment, group: SharedGroup, now: float) -> bool:
         """Send the next of what waits in the group to this member; false when there is nothing it can take."""
@@ -328,15 +371,16 @@ class Dispatcher:
         group.queue.take(delivery)
         if group.queue.wants_load():
             self.loading_groups[group] = True
-        if delivery.stored:
-            self._store.delete_delivery(group.number, delivery)
         if expired:
             self.counters.drop("expired")
         elif _is_too_large(attachment, message, self._qos(message, subscription), subscription.encoded):
             self.counters.drop("max_packet_size_exceeded")
         else:
             self.counters.queue_message_out += 1
-            self._send(session, message, subscription, False, group.shared_filter, now)
+            self._give(group, session, message, delivery, now)
+            return True
+        if delivery.stored:
+            self._store.delete_delivery(group.number, delivery)
         return True
 
     def group_ends(self, group: SharedGroup) -> None:
@@ -485,12 +529,17 @@ class Dispatcher:
             self.counters.drop("max_packet_size_exceeded")
         else:
             return True
-        session = attachment.session
+        self._end(attachment.session, delivery)
+        return False
+
+    def _end(self, session: Session, delivery: Delivery) -> None:
+        """Forget a delivery that is in flight, or was taken from the queue."""
         if delivery.packet_id:
             session.inflight.pop(delivery.packet_id)
         if delivery.stored:
             self._store.delete_delivery(session.number, delivery)
-        return False
+        if delivery.shared:
+            self._forget_kept(delivery)
 
     def resume(self, outlet: Outlet, now: float) -> None:
         """Send to the sessions that waited for this outlet's credit, as far as it goes."""
@@ -576,9 +625,7 @@ class Dispatcher:
 
     def _finish(self, attachment: Attachment, delivery: Delivery, now: float) -> None:
         session = attachment.session
-        session.inflight.pop(delivery.packet_id)
-        if delivery.stored:
-            self._store.delete_delivery(session.number, delivery)
+        self._end(session, delivery)
         if self._has_work(session):
             self.drain(attachment, now)
 

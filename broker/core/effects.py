@@ -4,11 +4,14 @@ The order of the fields is the order of execution. Nothing that acknowledges lea
 writes behind it are committed: that is the whole point of the type.
 """
 
-from typing import final
+from typing import Final, final
 
 from broker.core.message import Message
 from broker.core.owner_records import OwnerBatch
 from broker.core.storage import WriteBatch
+
+# Of a ticket whose connection ended: no connection has this number.
+NO_CONNECTION: Final = -1
 
 
 @final
@@ -16,7 +19,8 @@ class Ticket:
     """A PUBLISH that waits for other nodes before it may be acknowledged.
 
     `waiting` counts the nodes that still have to answer; `reason` is what the acknowledgement will
-    say, a PUBACK or, with `qos` 2, a PUBREC. The links carry it and give it back; they never look inside.
+    say, a PUBACK or, with `qos` 2, a PUBREC. `connection` is where it waits for its turn, NO_CONNECTION when that is
+    over. The links carry it and give it back; they never look inside.
     The session of `client_id` holds the ticket itself while its PUBLISH is under way: a later one does not know it.
     """
 

@@ -321,6 +321,7 @@ class QueueOwner:
     def _detach(self, attachment: Attachment, reason: int, session_expiry_s: int, now: float) -> None:
         session = attachment.session
         del self._attachments[attachment.connection]
+        self._publishing.leave(attachment)
         self._dispatcher.waiting.pop(session, None)
         self._dispatcher.loading.pop(session, None)
         session.attachment = None
@@ -399,7 +400,7 @@ class QueueOwner:
     def _end_session(self, session: Session, now: float, will_waits: bool = False) -> None:
         del self._sessions[session.client_id]
         self._subscribing.end_session(session, now)
-        self._dispatcher.session_ended(session)
+        self._dispatcher.session_ended(session, now)
         if session.persistent:
             self._store.delete_session(session)
         left = None if will_waits else self._wills.take(session.client_id)
@@ -514,9 +515,23 @@ class QueueOwner:
         assert plain + shared == self._subscribing.count()
         for group in self._subscribing.groups.values():
             assert group.members
+            assert group.lasting == sum(1 for session in group.members if session.persistent)
+            assert group.stored or not group.kept
             group.queue.validate()
+        self._validate_kept()
         self._wills.validate()
         self.retained.validate()
+
+    def _validate_kept(self) -> None:
+        """What groups keep is in flight, and stands in the store ahead of their queues."""
+        in_flight = {of for session in self._sessions.values() for of in session.inflight.deliveries.values()}
+        for group in self._subscribing.groups.values():
+            head = group.queue.head()
+            for delivery, record in group.kept.items():
+                assert delivery in in_flight
+                assert delivery.shared == group.shared_filter
+                assert record.stored
+                assert head is None or record.seq < head.seq
 
     def _validate_deliveries(self, session: Session) -> None:
         for packet_id, delivery in session.inflight.deliveries.items():

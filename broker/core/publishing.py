@@ -19,7 +19,7 @@ for the same ticket.
 from typing import Final, final
 
 from broker.core.dispatch import Dispatcher
-from broker.core.effects import Forward, Ticket
+from broker.core.effects import NO_CONNECTION, Forward, Ticket
 from broker.core.events import PublishReceived
 from broker.core.message import Message
 from broker.core.records import PUBACK, PUBCOMP, PUBREC
@@ -201,6 +201,15 @@ class Publishing:
                 return ticket.reason
             self._acknowledge(attachment, ticket.packet_id, ticket.qos, ticket.reason)
         return 0
+
+    def leave(self, attachment: Attachment) -> None:
+        """The connection ended: what waits in it is nobody's, until the next connection asks again.
+
+        A listener that starts again counts its connections anew, so the number may soon be another connection's.
+        """
+        for ticket in attachment.pending:
+            ticket.connection = NO_CONNECTION
+        attachment.pending.clear()
 
     def release(self, attachment: Attachment, packet_id: int) -> None:
         """A client's PUBREL: it is answered [MQTT-4.3.3-11]; its id is free [MQTT-4.3.3-12] if its PUBREC was sent."""

@@ -7,7 +7,7 @@ reads through Storage; when something is written is the owner's decision.
                                           client id str, user name str
     session  session u64, "/", filter     version u8, options u8, identifier u32
     session  session u64, "i", id u16     version u8: a QoS 2 PUBLISH of the client that it has not released yet
-    session  group u64, "$", filter       version u8: a shared group that has a queue; filter begins with $share
+    session  group u64, "$", filter       version u8: a shared group with records; filter begins with $share
     queue    owner u64, seq u64           version u8, flags u8 (see below), packet id u16 (0: not sent), size u32,
                                           [identifiers str], [shared filter str], message id (24 bytes), [body]
     message  origin (16 bytes), u64       version u8, body
@@ -131,12 +131,12 @@ class SessionStore:
     # Shared groups.
 
     def put_group(self, group: SharedGroup) -> None:
-        """Write that the group has a queue."""
+        """Write that there are records of the group."""
         self.writes.put("session", _number(group.number) + b"$" + group.shared_filter, bytes([VALUE_VERSION]))
 
     def delete_group(self, group: SharedGroup) -> None:
-        """Remove the group and its queue."""
-        self._delete_queue(group.number, group.queue, [])
+        """Remove the group, its queue, and what it kept of what members have in flight."""
+        self._delete_queue(group.number, group.queue, list(group.kept.values()))
         self.writes.delete("session", _number(group.number) + b"$" + group.shared_filter)
 
     # Deliveries.

@@ -7,15 +7,21 @@ Theory of operation
 -------------------
 A message goes to a member that can take it at once. When none can, it waits in the group's queue and not in a
 member's, so a member that is away or slow never hoards what another could do: whoever is free next takes it from there.
-Only what was sent stays with its session: it is in flight there, and is sent again there [MQTT-4.8.2-5].
+Only what was sent stays with its session: it is in flight there, and is sent again there. When that session ends, what
+it had at QoS 1 is another member's, and what it had at QoS 2 is nobody's [MQTT-4.8.2-5].
 
 The queue is stored from when a member outlives its connection until the group ends; a group without members ends with
-its queue.
+its queue. While a member outlives its connection the group also keeps in the store what it gave at QoS 1 to those that
+don't: their sessions end with the process, and nothing else would know of it then.
+
+Invariant: what is kept is older than everything in the queue. A message is given away from the queue's head, or when
+the queue is empty.
 """
 
 from typing import TYPE_CHECKING, final
 
 from broker.core.delivery_queue import DeliveryQueue
+from broker.core.message import Delivery
 from broker.core.subscription import Subscription
 from broker.mqtt.topics import shared_group
 
@@ -27,7 +33,19 @@ if TYPE_CHECKING:
 class SharedGroup:
     """The sessions that share one filter under one name. `shared_filter` is all of `$share/name/filter`."""
 
-    __slots__ = ("_order", "_turn", "members", "next_seq", "number", "queue", "shared_filter", "stored", "topic_filter")
+    __slots__ = (
+        "_order",
+        "_turn",
+        "kept",
+        "lasting",
+        "members",
+        "next_seq",
+        "number",
+        "queue",
+        "shared_filter",
+        "stored",
+        "topic_filter",
+    )
 
     def __init__(self, number: int, shared_filter: bytes) -> None:
         parts = shared_group(shared_filter)
@@ -37,7 +55,11 @@ class SharedGroup:
         self.topic_filter: bytes = parts[1]
         self.members: dict[Session, Subscription] = {}
         self.queue = DeliveryQueue()
+        # What is in flight at members whose sessions are not stored -> the group's own record of it, which is.
+        self.kept: dict[Delivery, Delivery] = {}
         self.next_seq: int = 1
+        # How many members outlive their connections.
+        self.lasting: int = 0
         # Whether the store knows of it.
         self.stored = False
         self._order: list[Session] = []
@@ -48,6 +70,8 @@ class SharedGroup:
         if session not in self.members:
             self._order.append(session)
             session.groups.append(self)
+            if session.persistent:
+                self.lasting += 1
         self.members[session] = subscription
 
     def remove_member(self, session: "Session") -> None:
@@ -58,10 +82,12 @@ class SharedGroup:
         if place < self._turn:
             self._turn -= 1
         session.groups.remove(self)
+        if session.persistent:
+            self.lasting -= 1
 
     def is_persistent(self) -> bool:
         """Say whether a member outlives its connection, so that the queue has to be stored."""
-        return any(session.persistent for session in self.members)
+        return self.lasting > 0
 
     def in_turn(self) -> list["Session"]:
         """Return the members, beginning with the one whose turn it is: who stands first is asked first."""

@@ -41,7 +41,7 @@ class Subscribing:
     ) -> None:
         # What the other nodes have to hear; the owner takes it.
         self.interest: list[InterestChange] = []
-        self.groups: dict[bytes, SharedGroup] = {}
+        self.groups = dispatcher.groups
         self.wishes = Wishes()
         self._settings = settings
         self._store = store
@@ -152,15 +152,14 @@ class Subscribing:
         session.subscriptions = {}
         for topic_filter in filters:
             self._unroute(session, topic_filter, now)
-            group = self.groups.get(topic_filter)
-            if group is not None:
-                self._dispatcher.offer_again(group, session, now)
 
     def became_persistent(self, session: Session) -> None:
         """The session is to outlive its connection: store its subscriptions, and tell the other nodes."""
         for topic_filter, wanted in session.subscriptions.items():
             self._store.put_subscription(session, topic_filter, wanted)
-            if not topic_filter.startswith(SHARE_PREFIX):
+            if topic_filter.startswith(SHARE_PREFIX):
+                self.groups[topic_filter].lasting += 1
+            else:
                 self._note(self.wishes.set_persistent(topic_filter, True))
 
     def restore(self, sessions: list[Session], groups: dict[bytes, SharedGroup]) -> None:

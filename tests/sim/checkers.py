@@ -47,7 +47,10 @@ def promise(world, clients, publisher, message):
 
 
 def check_delivery(world, clients, ledger):
-    """Every acknowledged message reached all that it was promised to, minus counted drops; so did every due will."""
+    """Every acknowledged message reached all that it was promised to, minus counted drops; so did every due will.
+
+    Of a group a member has to have acknowledged it: who only heard it may have gone before the work was done.
+    """
     by_name = {client.name: client for client in clients}
     received = {client.name: {arrival.payload for arrival in client.inbox.arrivals} for client in clients}
     missing = {}
@@ -62,7 +65,7 @@ def check_delivery(world, clients, ledger):
             world.count("promises to groups")
             home = by_name[message.publisher].home
             members = [client for client in clients if client.home is home and group in client.ever_wanted]
-            if not any(message.payload in received[member.name] for member in members):
+            if not any(member.name in message.finishers for member in members):
                 missing.setdefault(home.name, []).append((message.number, message.publisher, group.decode()))
     for left in ledger.wills:
         home = left.client.home

@@ -104,15 +104,17 @@ class Inbox:
             world.count("shared deliveries")
             message.takers.add((client.name, client.sessions))
         if qos == 1:
-            self._later(PubackReceived, packet_id)
+            self._later(PubackReceived, packet_id, message)
         elif qos == 2:
-            self._later(PubrecReceived, packet_id)
+            self._later(PubrecReceived, packet_id, message)
 
-    def _later(self, event, packet_id):
+    def _later(self, event, packet_id, message=None):
         world = self.world
         self._ack_at = max(self._ack_at, world.now + self.ack_delay_s * world.rng.random())
-        world.at(self._ack_at, self._acknowledge, self.client.connects, event, packet_id)
+        world.at(self._ack_at, self._acknowledge, self.client.connects, event, packet_id, message)
 
-    def _acknowledge(self, connects, event, packet_id):
+    def _acknowledge(self, connects, event, packet_id, message):
         if self.client.connects == connects and self.client.is_online():
             self.client.send(event, packet_id)
+            if message is not None:
+                message.finishers.add(self.client.name)

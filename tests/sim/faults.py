@@ -2,7 +2,6 @@
 
 from population import CREW
 from virtual_clients import DISCONNECT_WITH_WILL, ONLINE
-from world import CRASH_POINTS
 
 
 class Faults:
@@ -44,11 +43,11 @@ class Faults:
         rng = world.rng
         nodes = list(world.nodes.values())
         for _ in range(rng.randint(2, 4)):
-            self._at_some_time(self.crash, rng.choice(nodes), rng.choice(CRASH_POINTS))
+            self._at_some_time(self.crash, rng.choice(nodes), rng.choice(world.crash_points))
         if rng.random() < 0.2:
             at = rng.uniform(0.0, self.load_s)
             for node in nodes:
-                world.later(at + rng.uniform(0.0, 0.05), self.crash, node, rng.choice(CRASH_POINTS))
+                world.later(at + rng.uniform(0.0, 0.05), self.crash, node, rng.choice(world.crash_points))
         for _ in range(rng.randint(1, 3)):
             node = rng.choice(nodes)
             self._at_some_time(node.listener_died, rng.randrange(len(node.listeners)))

@@ -7,7 +7,7 @@ SHARE_PREFIX = b"$share/"
 
 
 class Published:
-    """One message: how often it was sent, to whom it was promised, and which sessions of shared groups took it.
+    """One message: how often it was sent, to whom it was promised, and who took it and acknowledged it.
 
     `crashes` counts how often the publisher's home died between the first sending and the acknowledgement.
     """
@@ -17,6 +17,7 @@ class Published:
         "acked_at",
         "crashes",
         "crashes_before",
+        "finishers",
         "groups",
         "number",
         "payload",
@@ -46,8 +47,10 @@ class Published:
         self.promised = set()
         # Shared filters of the publisher's home.
         self.groups = set()
-        # (group's member, its how manieth session).
+        # Of shared groups: (member, its how manieth session).
         self.takers = set()
+        # Who acknowledged it; a PUBREC is as good.
+        self.finishers = set()
 
 
 class LeftWill:

@@ -3,7 +3,8 @@
 keepers      persistent sessions with filters of all kinds; some want what only their own node's publishers say
 visitors     sessions that end with their connections
 publishers   publish at all QoS; some have no session beside their connection
-workers      members of shared groups, one group at each of two nodes; the first of each never leaves
+workers      members of shared groups, one group at each of two nodes; the first of each never leaves,
+             and the second has no session beside its connection
 mortals      leave a will with every connection
 witnesses    one at each node, subscribed to all wills before the first is left
 hoarders     away while a publisher floods them: their queues go on in the store
@@ -91,10 +92,13 @@ class Population:
         rng = self.world.rng
         for place, home in enumerate(homes):
             for index in range(rng.choice((2, 3))):
-                persistent = index == 0 or rng.random() < 0.5
+                persistent = index == 0 or (index > 1 and rng.random() < 0.5)
                 # [MQTT-4.8.2-5] What a session that ends had in flight at QoS 2 is lost: only who stays has it.
                 worker = self._make(f"worker{place}{index}", home, persistent, {CREW: 2 if index == 0 else 1})
                 worker.steady = index == 0
+                if index:
+                    # The slower, the more is in its hands when something happens.
+                    worker.inbox.ack_delay_s = rng.choice((0.01, 0.5, 2.0))
                 self.workers.append(worker)
 
     def _make_wills(self, nodes):

@@ -6,8 +6,14 @@ can't be done where those are compiled.
 
 import pytest
 import workload
+from world import AFTER_COMMIT
 
-from broker.core.storage import PUT, WriteBatch
+from broker.core.dispatch import Dispatcher
+from broker.core.events import CONNECTION_LOST
+from broker.core.owner import QueueOwner
+from broker.core.publishing import Publishing
+from broker.core.session_store import SessionStore
+from broker.core.storage import DELETE, PUT, WriteBatch
 from cluster.frames import FrameType
 from cluster.interest import InterestTable
 from cluster.link import IncomingLink, OutgoingLink
@@ -17,6 +23,21 @@ SEEDS = range(40)
 interpreted = pytest.mark.skipif(
     not hasattr(IncomingLink.receive, "__code__"), reason="compiled classes can't be changed in memory"
 )
+
+
+def tormented(world):
+    """Plan that listeners die while a link is down, beside the other faults."""
+
+    def strike():
+        one, other = world.rng.sample(list(world.nodes.values()), 2)
+        world.network.partition(one.name, other.name, False)
+        world.later(2.0, world.network.heal, one.name, other.name)
+        if one.up:
+            for index in range(len(one.listeners)):
+                world.later(0.5, one.listener_died, index)
+
+    for place in range(6):
+        world.later(8.0 + 3.0 * place, strike)
 
 
 def caught(prepare=None):
@@ -40,6 +61,7 @@ def without(effects, lost):
 def test_acknowledging_before_the_commit_is_caught():
     def plant(world):
         world.acknowledge_before_commit = True
+        world.crash_points = (AFTER_COMMIT,)
 
     caught(plant)
 
@@ -162,3 +184,139 @@ def test_a_link_that_forgets_what_was_not_acknowledged_is_caught(monkeypatch):
 
     monkeypatch.setattr(OutgoingLink, "disconnected", forget)
     caught()
+
+
+# Sessions and groups.
+
+
+def is_incoming(family, key):
+    """Say whether a record is the packet id of a client's QoS 2 PUBLISH."""
+    return family == "session" and key[8:9] == b"i"
+
+
+def groups_of(node):
+    """Return the keys of the groups in a node's store."""
+    return {key[:8] for key in node.storage.snapshot()["session"] if key[8:9] == b"$"}
+
+
+def test_a_packet_id_that_is_not_stored_is_caught():
+    def forget(node, effects):
+        without(effects, lambda kind, family, key, value: kind == PUT and is_incoming(family, key))
+
+    assert "times, though" in caught(lambda world: world.mutations.append(forget))
+
+
+def test_a_packet_id_that_is_never_freed_is_caught():
+    def forget(node, effects):
+        without(effects, lambda kind, family, key, value: kind != PUT and is_incoming(family, key))
+
+    assert "never arrived" in caught(lambda world: world.mutations.append(forget))
+
+
+def test_a_released_delivery_that_is_not_stored_is_caught():
+    def forget(node, effects):
+        without(effects, lambda kind, family, key, value: kind == PUT and family == "queue" and value[1] & 16)
+
+    caught(lambda world: world.mutations.append(forget))
+
+
+def test_a_groups_delivery_that_stays_in_its_queue_is_caught():
+    def forget(node, effects):
+        groups = groups_of(node)
+        without(effects, lambda kind, family, key, value: kind == DELETE and family == "queue" and key[:8] in groups)
+
+    caught(lambda world: world.mutations.append(forget))
+
+
+def test_a_group_that_keeps_nothing_of_what_it_gave_is_caught():
+    """What its members have whose sessions are not stored is lost when the process is killed."""
+
+    def forget(node, effects):
+        groups = node.core.owner._subscribing.groups.values()
+        kept = {(group.number, record.seq) for group in groups for record in group.kept.values()}
+
+        def lost(kind, family, key, value):
+            place = int.from_bytes(key[:8], "big"), int.from_bytes(key[8:], "big")
+            return kind == PUT and family == "queue" and place in kept
+
+        without(effects, lost)
+
+    assert "$share/crew" in caught(lambda world: world.mutations.append(forget))
+
+
+@interpreted
+def test_a_member_that_takes_what_it_had_with_it_is_caught(monkeypatch):
+    session_ended = Dispatcher.session_ended
+
+    def lose(self, session, now):
+        for delivery in session.inflight.deliveries.values():
+            self._forget_kept(delivery)
+            delivery.shared = b""
+        session_ended(self, session, now)
+
+    monkeypatch.setattr(Dispatcher, "session_ended", lose)
+    assert "$share/crew" in caught()
+
+
+@interpreted
+def test_a_tail_that_loses_a_message_is_caught(monkeypatch):
+    load = SessionStore.load
+
+    def load_less(self, owner, queue):
+        load(self, owner, queue)
+        if queue.in_memory() > 3:
+            queue.pop()
+
+    monkeypatch.setattr(SessionStore, "load", load_less)
+    caught()
+
+
+@interpreted
+def test_a_pubrec_that_does_not_wait_for_other_nodes_is_caught(monkeypatch):
+    answer = Publishing._answer
+
+    def answer_at_once(self, attachment, packet_id, qos, reason, ticket):
+        return answer(self, attachment, packet_id, qos, reason, None if qos == 2 else ticket)
+
+    monkeypatch.setattr(Publishing, "_answer", answer_at_once)
+    assert "never arrived" in caught()
+
+
+@interpreted
+def test_a_ticket_that_outlives_its_connection_is_caught(monkeypatch):
+    """The next connection may have the number of the last, after a listener's end."""
+    monkeypatch.setattr(Publishing, "leave", lambda self, attachment: None)
+    assert " instead of " in caught(tormented)
+
+
+def test_listeners_may_die_while_a_link_is_down():
+    for seed in range(20, 25):
+        workload.run(seed, prepare=tormented)
+
+
+# Wills.
+
+
+def test_a_will_that_is_not_stored_is_caught():
+    def forget(node, effects):
+        without(effects, lambda kind, family, key, value: kind == PUT and family == "will")
+
+    assert "never arrived" in caught(lambda world: world.mutations.append(forget))
+
+
+def test_a_will_that_is_published_again_after_a_restart_is_caught():
+    def forget(node, effects):
+        without(effects, lambda kind, family, key, value: kind != PUT and family == "will")
+
+    caught(lambda world: world.mutations.append(forget))
+
+
+@interpreted
+def test_a_will_that_a_goodbye_does_not_discard_is_caught(monkeypatch):
+    execute = QueueOwner._execute_will
+
+    def keep(self, session, reason, now):
+        execute(self, session, CONNECTION_LOST, now)
+
+    monkeypatch.setattr(QueueOwner, "_execute_will", keep)
+    assert "said goodbye" in caught()

@@ -425,6 +425,7 @@ class World:
         self.turns = 0
         self.validate_every = 1
         self.power_loss = False
+        self.crash_points = CRASH_POINTS
         self.network = Network(self)
         # Planted bugs of the mutation tests.
         self.acknowledge_before_commit = False

@@ -297,6 +297,14 @@ class Node:
         self.owner.receive(ListenerGone(index, 1), self.now)
         self.settle()
 
+    def restart_listener(self, index: int) -> None:
+        """The same, and another process takes its place."""
+        self.lose_listener(index)
+        self.listeners[index] = ListenerCore(index, 1, self.limits, self._name, self.authenticator)
+        self.listeners[index].owner_ready(self.generation)
+        self.owner.receive(ListenerStarted(index, 1), self.now)
+        self.settle()
+
     def restart(self, down_s: float = 0.0, **options: Any) -> "Node":
         """The node after `kill -9` and `down_s` seconds: another, on what is in the store."""
         return Node(

@@ -1194,6 +1194,13 @@ class Model:
         self.clients: dict[str, Client] = {}
         self.number = 0
 
+    def muster(self) -> None:
+        """A group of two: one is away, and the other's session ends with its connection."""
+        for client in (self.node.persistent("c0", expiry_s=20), self.node.connect("c1", 5)):
+            client.subscribe(b"$share/g/a", 2)
+            self.clients[client.connection.client_id] = client
+        self.clients["c0"].drop()
+
     def step(self, kind: int, who: int, what: int) -> None:
         name = f"c{who}"
         client = self.clients.get(name)
@@ -1285,8 +1292,8 @@ HABITS = st.fixed_dictionaries(
 
 
 @settings(deadline=None, max_examples=100)
-@given(STEPS, HABITS, st.booleans())
-def test_whatever_clients_do_the_invariants_hold(steps, habits, others):
+@given(STEPS, HABITS, st.booleans(), st.booleans())
+def test_whatever_clients_do_the_invariants_hold(steps, habits, others, grouped):
     """Validated after every turn; then what other nodes know, and what a restart finds, is what is here.
 
     Heads are small, so that queues go on in the store (compiled modules keep their own constants).
@@ -1298,9 +1305,22 @@ def test_whatever_clients_do_the_invariants_hold(steps, habits, others):
     ):
         interest = StubInterest({b"a": [("n2", True), ("n3", False)], b"b": [("n3", True)]} if others else {})
         model = Model(Node(settings=OwnerSettings(**habits), interest=interest))
+        if grouped:
+            model.muster()
         for step in steps:
             model.step(*step)
+        compare_with_crash(model.node)
         compare_with_restart(model)
+
+
+def compare_with_crash(node):
+    """What members that are not stored had of a group is the first that the others get of it."""
+    crashed = node.restart()
+    crashed.validate()
+    for name, group in crashed.owner._subscribing.groups.items():
+        kept = sorted(node.owner._subscribing.groups[name].kept.values(), key=lambda record: record.seq)
+        payloads = stored_payloads(crashed, group)
+        assert payloads[: len(kept)] == [record.message.payload for record in kept]
 
 
 def compare_with_restart(model):
@@ -1330,11 +1350,11 @@ def plain(subscriptions):
     return {name: (found.options, found.identifier) for name, found in subscriptions.items()}
 
 
-def stored_payloads(node, session):
-    """What waits for a session and outlives the process."""
-    while session.queue.tail_count:
-        node.owner._store.load(session.number, session.queue)
-    return [delivery.message.payload for delivery in session.queue.deliveries() if delivery.qos]
+def stored_payloads(node, owner):
+    """What waits for a session or group and outlives the process."""
+    while owner.queue.tail_count:
+        node.owner._store.load(owner.number, owner.queue)
+    return [delivery.message.payload for delivery in owner.queue.deliveries() if delivery.qos]
 
 
 def sorted_by_place(session):

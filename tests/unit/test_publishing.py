@@ -191,6 +191,23 @@ def test_pubrecs_of_what_is_sent_again_keep_their_order(node):
     assert len(node.forwards) == 2
 
 
+def test_a_connection_that_has_the_number_of_an_older_one_hears_its_own_answers(node):
+    """[MQTT-4.6.0-2] [MQTT-4.6.0-3]: a listener that starts again counts its connections from 1."""
+    client = node.persistent("c")
+    client.publish(b"far", b"1", qos=1, packet_id=1)
+    client.publish(b"far", b"2", qos=2, packet_id=2)
+    node.restart_listener(0)
+    again = node.persistent("c")
+    assert again.key == client.key
+    again.send(Publish(b"far", b"1", 1, dup=True, packet_id=1))
+    again.send(Publish(b"far", b"2", 2, dup=True, packet_id=2))
+    again.publish(b"near", qos=1, packet_id=3)
+    acknowledge(node, 2)
+    assert again.take() == [Puback(1)]
+    acknowledge(node, 0, 1)
+    assert again.take() == [Pubrec(2), Puback(3, NONE)]
+
+
 def test_a_refusal_behind_a_wait_frees_its_id_when_the_connection_ends(node):
     client = node.persistent("c")
     client.publish(b"far", qos=2, packet_id=1)

@@ -79,8 +79,13 @@ def test_members_know_their_group():
     group.remove_member(one)
     assert one.groups == []
     assert group.in_turn() == [two]
-    two.persistent = True
+    assert not group.is_persistent()
+    one.persistent = True
+    for options in (1, 2):
+        group.set_member(one, subscription(options))
     assert group.is_persistent()
+    group.remove_member(one)
+    assert not group.is_persistent()
 
 
 def test_places_only_grow():
@@ -366,11 +371,11 @@ def test_a_restart_forgets_a_group_that_only_clean_sessions_are_left_of(node):
     one.drop()
     publish(node, 5)
     node.advance(10)
-    assert len(node.stored("queue")) == 4
+    assert len(node.stored("queue")) == 5
     restarted = node.restart()
     assert restarted.owner._subscribing.groups == {}
     assert restarted.stored("queue") == restarted.stored("session") == []
-    assert restarted.dropped("group_ended") == 4
+    assert restarted.dropped("group_ended") == 5
 
 
 def test_order_is_kept_when_the_last_persistent_member_goes(start):
@@ -461,6 +466,206 @@ def test_a_clean_member_that_goes_leaves_its_work_to_the_others(node):
     clean.drop()
     assert sorted(mine + others) == [0, 1, 2, 3]
     assert numbers(stayer.take_publishes()) == others
+
+
+def away(node: Node, name: str = "stayer", qos: int = 1, **options) -> None:
+    """A member whose session outlives its connection, and that is not there."""
+    client = node.persistent(name, **options)
+    client.subscribe(SHARED, qos)
+    client.drop()
+
+
+def clean(node: Node, qos: int = 1, **options):
+    """A member whose session ends with its connection."""
+    client = node.connect("clean", 5, **options)
+    client.subscribe(SHARED, qos)
+    return client
+
+
+@SIZES
+@pytest.mark.parametrize("waited", [False, True], ids=["sent at once", "from the queue"])
+def test_what_a_clean_member_had_survives_a_crash(node, size, waited):
+    """The publisher was told that the group has it, and the member's session ends with the process."""
+    away(node)
+    if not waited:
+        member = clean(node)
+    publish(node, 3, size=size)
+    if waited:
+        member = node.connect("clean", 5)
+        member.send(Subscribe(7, (SubscriptionRequest(SHARED, 1),)))
+    heard = [packet for packet in member.take() if isinstance(packet, Publish)]
+    assert numbers(heard) == [0, 1, 2]
+    member.acknowledge(heard[1].packet_id)
+    restarted = node.restart()
+    restarted.validate()
+    assert work(restarted.persistent("stayer")) == [0, 2]
+    assert restarted.stored("queue") == restarted.stored("message") == []
+    # Without a crash it is the same, and what the group kept goes with the acknowledgements.
+    member.drop()
+    node.validate()
+    again = node.persistent("stayer").take_publishes()
+    assert numbers(again) == [0, 2]
+    assert not any(packet.dup for packet in again)
+    node.persistent("stayer").acknowledge(*[packet.packet_id for packet in again])
+    assert node.stored("queue") == node.stored("message") == []
+
+
+@SIZES
+def test_nothing_stays_of_what_a_clean_member_acknowledged(node, size):
+    away(node)
+    member = clean(node)
+    publish(node, 3, size=size)
+    assert len(node.stored("queue")) == 3
+    assert work(member) == [0, 1, 2]
+    assert node.stored("queue") == node.stored("message") == []
+    assert work(node.restart().persistent("stayer")) == []
+
+
+@SIZES
+def test_a_clean_member_hands_over_to_a_clean_member(node, size):
+    """And the group keeps it still."""
+    away(node)
+    member = clean(node)
+    publish(node, 2, size=size)
+    assert numbers(member.take_publishes()) == [0, 1]
+    heir = node.connect("heir", 5)
+    heir.subscribe(SHARED)
+    member.drop()
+    assert len(node.stored("queue")) == 2
+    assert work(node.restart().persistent("stayer")) == [0, 1]
+    assert work(heir) == [0, 1]
+    assert node.stored("queue") == node.stored("message") == []
+
+
+@SIZES
+def test_what_was_kept_stands_before_a_queue_that_goes_on_in_the_store(start, size):
+    node = start(settings=OwnerSettings(max_offline_messages=-1, max_online_messages=-1, max_inflight_messages=0))
+    away(node)
+    member = clean(node, properties={RECEIVE_MAXIMUM: 2})
+    publish(node, 1000, size=size)
+    first = member.take_publishes()
+    assert numbers(first) == [0, 1]
+    assert len(node.stored("queue")) == 1000
+    member.acknowledge(first[0].packet_id)
+    assert work(node.restart().persistent("stayer")) == list(range(1, 1000))
+    node.persistent("stayer")
+    node.validate()
+
+
+@SIZES
+@pytest.mark.parametrize("persistent", [False, True])
+def test_what_a_member_had_when_it_unsubscribed_is_its_own_until_its_session_ends(node, size, persistent):
+    """[MQTT-3.10.4-3], and section 4.8.2 after that."""
+    away(node)
+    member = node.persistent("member") if persistent else node.connect("member", 5)
+    member.subscribe(SHARED)
+    publish(node, 2, size=size)
+    (first, _) = member.take_publishes()
+    assert member.unsubscribe(SHARED) == (0,)
+    assert node.persistent("stayer").take() == []
+    member.acknowledge(first.packet_id)
+    member.drop()
+    for world in (node, node.restart()):
+        if persistent:
+            world.connect("member", 5).drop()
+        assert work(world.persistent("stayer")) == [1]
+        assert world.stored("queue") == world.stored("message") == []
+
+
+@SIZES
+def test_a_group_that_ends_keeps_nothing_of_what_was_given(node, size):
+    away(node)
+    member = clean(node)
+    publish(node, 2, size=size)
+    heard = member.take_publishes()
+    assert member.unsubscribe(SHARED) == (0,)
+    assert len(node.stored("queue")) == 2
+    assert node.persistent("stayer").unsubscribe(SHARED) == (0,)
+    assert node.stored("queue") == node.stored("message") == []
+    # Another group of the name knows nothing of it.
+    away(node)
+    member.acknowledge(heard[0].packet_id)
+    node.validate()
+    member.drop()
+    assert work(node.persistent("stayer")) == [1]
+
+
+@pytest.mark.parametrize("received", [False, True])
+@pytest.mark.parametrize("how", ["goes", "crash"])
+def test_nobody_gets_what_was_begun_at_qos2_with_a_clean_member(node, received, how):
+    """[MQTT-4.8.2-5]: whether its PUBREC came or not."""
+    away(node, qos=2)
+    member = clean(node, 2)
+    publish(node, 1, 2)
+    (packet,) = member.take_publishes()
+    if received:
+        member.send(Pubrec(packet.packet_id))
+    if how == "goes":
+        member.drop()
+        world = node
+    else:
+        world = node.restart()
+    assert world.persistent("stayer").take() == []
+    assert world.stored("queue") == []
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_message_that_the_leaver_released_is_nobodys(node, restarted):
+    """[MQTT-4.8.2-5]: it has the message, and what it owes is a PUBCOMP."""
+    away(node, qos=2)
+    leaver = node.persistent("leaver")
+    leaver.subscribe(SHARED, 2)
+    publish(node, 1, 2)
+    (packet,) = leaver.take_publishes()
+    leaver.send(Pubrec(packet.packet_id))
+    world = node.restart() if restarted else node
+    world.connect("leaver", 5).drop()
+    assert world.persistent("stayer").take() == []
+    assert world.stored("queue") == []
+
+
+def test_what_expired_while_a_member_had_it_is_not_begun_with_another(node):
+    """[MQTT-3.3.2-5]"""
+    stayer, member = node.connect("stayer", 5), node.connect("clean", 5)
+    member.subscribe(SHARED)
+    publish(node, 1, properties={MESSAGE_EXPIRY: 5})
+    publish(node, 1, first=1)
+    assert numbers(member.take_publishes()) == [0, 1]
+    stayer.subscribe(SHARED)
+    node.advance(5)
+    member.drop()
+    assert work(stayer) == [1]
+    assert node.dropped("expired") == 1
+
+
+def test_what_was_published_at_qos0_is_not_kept(start):
+    """Where QoS is upgraded, too: nobody was promised anything."""
+    node = start(settings=OwnerSettings(upgrade_outgoing_qos=True))
+    away(node)
+    member = clean(node)
+    publish(node, 2, 0)
+    assert [packet.qos for packet in member.take_publishes()] == [1, 1]
+    assert node.stored("queue") == []
+    assert node.restart().persistent("stayer").take() == []
+
+
+def test_what_a_group_took_before_it_outlived_anything_is_not_kept(node):
+    """Its place among what is stored would be wrong, and nobody was promised it."""
+    member = clean(node, properties={RECEIVE_MAXIMUM: 1})
+    publish(node, 2)
+    assert numbers(member.take_publishes()) == [0]
+    stayer = node.persistent("stayer")
+    node.owner.receive(ConnectionPaused(stayer.key), node.now)
+    stayer.subscribe(SHARED)
+    stayer.drop()
+    publish(node, 1, first=2)
+    for number in (1, 2):
+        member.acknowledge(number)
+        assert numbers(member.take_publishes()) == [number]
+        assert len(node.stored("queue")) == 1
+    assert work(node.restart().persistent("stayer")) == [2]
+    member.drop()
+    assert work(node.persistent("stayer")) == [2]
 
 
 # Maximum Packet Size.
