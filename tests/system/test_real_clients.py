@@ -188,8 +188,10 @@ def test_aiomqtt(node: Node, version: aiomqtt.ProtocolVersion) -> None:
             async with aiomqtt.Client(host, port, protocol=version, will=will) as publisher:
                 for qos in (0, 1, 2):
                     await publisher.publish("a/x", b"%d" % qos, qos)
+                # The client hands QoS 2 over only when it is released, which may be after what is published then.
+                heard = [await anext(aiter(subscriber.messages)) for _ in range(3)]
                 await publisher.publish("a/kept", b"kept", 1, retain=True)
-            heard = [await anext(aiter(subscriber.messages)) for _ in range(4)]
+            heard.append(await anext(aiter(subscriber.messages)))
             assert [message.payload for message in heard] == [b"0", b"1", b"2", b"kept"]
             assert [message.qos for message in heard] == [0, 1, 2, 1]
             await subscriber.unsubscribe("a/#")
