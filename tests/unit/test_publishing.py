@@ -202,9 +202,9 @@ def test_a_connection_that_has_the_number_of_an_older_one_hears_its_own_answers(
     again.send(Publish(b"far", b"1", 1, dup=True, packet_id=1))
     again.send(Publish(b"far", b"2", 2, dup=True, packet_id=2))
     again.publish(b"near", qos=1, packet_id=3)
-    acknowledge(node, 2)
+    node.acknowledge_forwards(2)
     assert again.take() == [Puback(1)]
-    acknowledge(node, 0, 1)
+    node.acknowledge_forwards(0, 1)
     assert again.take() == [Pubrec(2), Puback(3, NONE)]
 
 
