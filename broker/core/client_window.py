@@ -30,17 +30,17 @@ class ClientWindow:
     def __init__(self, size: int) -> None:
         self._size = size
         self._outstanding: set[int] = set()
-        self._held: Fifo[tuple[int, bytes]] = Fifo()
+        self._held: Fifo[tuple[int, bytes, int]] = Fifo()
 
     def is_full(self) -> bool:
         """Say whether the next PUBLISH would be held."""
         return not self._held.is_empty() or len(self._outstanding) >= self._size
 
-    def admit(self, packet_id: int, packet: bytes) -> bool:
+    def admit(self, packet_id: int, packet: bytes, payload_bytes: int) -> bool:
         """Say whether the PUBLISH may go out now; else it is held."""
         # What is under way already is sent again.
         if self.is_full() and packet_id not in self._outstanding:
-            self._held.append((packet_id, packet))
+            self._held.append((packet_id, packet, payload_bytes))
             return False
         self._outstanding.add(packet_id)
         return True
@@ -49,14 +49,14 @@ class ClientWindow:
         """A PUBREL goes out: its exchange is under way on this connection, whether or not the PUBLISH was."""
         self._outstanding.add(packet_id)
 
-    def finished(self, packet_id: int) -> list[bytes]:
-        """An exchange ended: return the packets that may go out now."""
+    def finished(self, packet_id: int) -> list[tuple[bytes, int]]:
+        """An exchange ended: return the packets that may go out now, each with the bytes of its payload."""
         self._outstanding.discard(packet_id)
-        packets: list[bytes] = []
+        packets: list[tuple[bytes, int]] = []
         while not self._held.is_empty() and len(self._outstanding) < self._size:
-            held_id, packet = self._held.popleft()
+            held_id, packet, payload_bytes = self._held.popleft()
             self._outstanding.add(held_id)
-            packets.append(packet)
+            packets.append((packet, payload_bytes))
         return packets
 
     def is_well_supplied(self) -> bool:
@@ -65,4 +65,4 @@ class ClientWindow:
 
     def unsent(self) -> list[int]:
         """Return the packet ids of what is held."""
-        return [packet_id for packet_id, _packet in self._held]
+        return [packet_id for packet_id, _packet, _payload_bytes in self._held]

@@ -296,7 +296,8 @@ class Connection:
         window = self.window
         lazy = False
         if window is not None and kind != PUBREL and (kind != PUBREC or reason >= _FAILURE):
-            self.output.extend(window.finished(int(packet_id)))
+            for packet, payload_bytes in window.finished(int(packet_id)):
+                self.send_publish(packet, payload_bytes)
             lazy = window.is_well_supplied()
         self._batch.acknowledge(kind, self.number, packet_id, reason, lazy)
 
@@ -635,6 +636,12 @@ class Connection:
             # [MQTT-3.2.2-21] Without it, the client's own counts [MQTT-3.2.2-22].
             properties[Property.SERVER_KEEP_ALIVE] = self.keep_alive_s
         return properties
+
+    def send_publish(self, packet: bytes, payload_bytes: int) -> None:
+        """Send an encoded PUBLISH, which its window has room for."""
+        self.output.append(packet)
+        self._counters.publishes_sent += 1
+        self._counters.mqtt_publish_bytes_sent += payload_bytes
 
     def receive_acknowledgement(self, answer: Answer) -> None:
         """The owner took responsibility for a PUBLISH or refused it, or goes on with a QoS 2 exchange."""

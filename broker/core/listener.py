@@ -333,8 +333,7 @@ class ListenerCore:
             properties,
             connection.version,
         )
-        if window is None or window.admit(int(packet_id), packet):
-            connection.output.append(packet)
-        self.counters.publishes_sent += 1
-        self.counters.mqtt_publish_bytes_sent += len(record.payload)
-        self._mark(connection)
+        payload_bytes = len(record.payload)
+        if window is None or window.admit(int(packet_id), packet, payload_bytes):
+            connection.send_publish(packet, payload_bytes)
+            self._mark(connection)

@@ -18,7 +18,7 @@ MESSAGE_EXPIRY = int(Property.MESSAGE_EXPIRY_INTERVAL)
 
 def test_what_does_not_fit_goes_out_with_what_makes_room():
     window = ClientWindow(2)
-    assert [window.admit(packet_id, b"%d" % packet_id) for packet_id in range(1, 6)] == [
+    assert [window.admit(packet_id, b"%d" % packet_id, 7) for packet_id in range(1, 6)] == [
         True,
         True,
         False,
@@ -26,30 +26,30 @@ def test_what_does_not_fit_goes_out_with_what_makes_room():
         False,
     ]
     assert window.unsent() == [3, 4, 5]
-    assert window.finished(1) == [b"3"]
+    assert window.finished(1) == [(b"3", 7)]
     assert window.finished(9) == []
     # What is under way already may be sent again.
-    assert window.admit(2, b"2 again")
-    assert window.finished(3) == [b"4"]
-    assert window.finished(2) == [b"5"]
+    assert window.admit(2, b"2 again", 7)
+    assert window.finished(3) == [(b"4", 7)]
+    assert window.finished(2) == [(b"5", 7)]
     assert window.unsent() == []
     assert window.is_full()
 
 
 def test_nothing_overtakes_what_is_held():
     window = ClientWindow(1)
-    assert window.admit(1, b"1")
-    assert not window.admit(2, b"2")
+    assert window.admit(1, b"1", 7)
+    assert not window.admit(2, b"2", 7)
     window.released(1)
-    assert not window.admit(3, b"3")
-    assert window.finished(1) == [b"2"]
+    assert not window.admit(3, b"3", 7)
+    assert window.finished(1) == [(b"2", 7)]
 
 
 def test_an_exchange_of_an_older_connection_counts():
     window = ClientWindow(1)
     window.released(7)
-    assert not window.admit(1, b"1")
-    assert window.finished(7) == [b"1"]
+    assert not window.admit(1, b"1", 7)
+    assert window.finished(7) == [(b"1", 7)]
 
 
 @given(st.integers(1, 5), st.lists(st.integers(0, 30), max_size=60))
@@ -59,11 +59,11 @@ def test_never_more_than_the_window_and_always_in_order(size, steps):
     for step in steps:
         if step % 3 or not under_way:
             handed += 1
-            if window.admit(handed, b"%d" % handed):
+            if window.admit(handed, b"%d" % handed, 7):
                 out.append(handed)
                 under_way.append(handed)
         else:
-            sent = [int(packet) for packet in window.finished(under_way.pop(step % len(under_way)))]
+            sent = [int(packet) for packet, _payload_bytes in window.finished(under_way.pop(step % len(under_way)))]
             out += sent
             under_way += sent
         assert len(under_way) <= size
@@ -181,3 +181,33 @@ def test_a_held_packet_sets_no_alias(start):
     assert [(packet.topic, packet.payload) for packet in packets] == [(b"a", b"1"), (b"b", b"3")]
     client.acknowledge(packets[0].packet_id)
     assert [(packet.topic, packet.payload) for packet in client.take_publishes()] == [(b"b", b"2")]
+
+
+def test_what_is_held_back_counts_as_sent_when_it_is(start):
+    node = start()
+    subscriber = node.connect("s", version=5, properties={RECEIVE_MAXIMUM: 2})
+    subscriber.subscribe(b"a", 1)
+    publisher = node.connect("p")
+    counters = node.listeners[0].counters
+    for number in range(1, 6):
+        publisher.publish(b"a", b"12345", qos=1, packet_id=number)
+    assert (counters.publishes_sent, counters.mqtt_publish_bytes_sent) == (2, 10)
+    subscriber.acknowledge(subscriber.take_publishes()[0].packet_id)
+    assert (counters.publishes_sent, counters.mqtt_publish_bytes_sent) == (3, 15)
+    subscriber.drop()
+    assert (counters.publishes_sent, counters.mqtt_publish_bytes_sent) == (3, 15)
+
+
+def test_what_is_held_back_sets_no_alias(start):
+    """A QoS 0 PUBLISH goes out before it, and must not use an alias that the client has not heard of."""
+    node = start(limits=ConnectionLimits(topic_alias_max_broker=1))
+    properties = {RECEIVE_MAXIMUM: 1, int(Property.TOPIC_ALIAS_MAXIMUM): 1}
+    subscriber = node.connect("s", version=5, properties=properties)
+    subscriber.subscribe(b"#", 1)
+    publisher = node.connect("p")
+    for qos, topic in ((1, b"first topic"), (1, b"other topic"), (0, b"other topic"), (0, b"first topic")):
+        publisher.publish(topic, b"", qos=qos, packet_id=qos)
+    heard = subscriber.take_publishes()
+    assert [(packet.qos, packet.topic) for packet in heard] == [(1, b"first topic"), (0, b"other topic"), (0, b"")]
+    subscriber.acknowledge(heard[0].packet_id)
+    assert [packet.topic for packet in subscriber.take_publishes()] == [b"other topic"]

@@ -372,6 +372,16 @@ def test_a_client_that_publishes_too_fast_is_not_read():
     assert (talk.connection.want_read, talk.connection.notice) == (False, "")
 
 
+def test_an_acknowledgement_does_not_lift_the_limit_of_the_rate():
+    talk = attached(4, ConnectionLimits(messages_per_s_max=2))
+    talk.say(Publish(b"a", b"", 1, packet_id=1), Publish(b"a", b"", 1, packet_id=2))
+    talk.answer(PUBACK, 1)
+    talk.answer(PUBACK, 2)
+    assert not talk.connection.want_read
+    talk.connection.tick(101.0)
+    assert talk.connection.want_read
+
+
 def test_only_so_many_connects_a_second():
     gate = ConnectGate(2, ListenerCounters())
     assert [gate.admit() for _ in range(3)] == [True, True, False]
