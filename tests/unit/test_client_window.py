@@ -200,8 +200,8 @@ def test_what_is_held_back_counts_as_sent_when_it_is(start):
 
 def test_what_is_held_back_sets_no_alias(start):
     """A QoS 0 PUBLISH goes out before it, and must not use an alias that the client has not heard of."""
-    node = start(limits=ConnectionLimits(topic_alias_max_broker=1))
-    properties = {RECEIVE_MAXIMUM: 1, int(Property.TOPIC_ALIAS_MAXIMUM): 1}
+    node = start(limits=ConnectionLimits(topic_alias_max_broker=2))
+    properties = {RECEIVE_MAXIMUM: 1, int(Property.TOPIC_ALIAS_MAXIMUM): 2}
     subscriber = node.connect("s", version=5, properties=properties)
     subscriber.subscribe(b"#", 1)
     publisher = node.connect("p")
