@@ -162,6 +162,20 @@ def test_clients_that_say_nonsense(node: Node, good_clients: Callable[[], None])
     assert counted(node, "mqtt_protocol_error") + counted(node, "mqtt_malformed_packet_error") > 0
 
 
+def test_who_is_closed_in_the_middle_of_its_words_reads_why(node: Node, good_clients: Callable[[], None]) -> None:
+    """A socket that is closed with something unread in it resets the connection: the reason would be lost with it."""
+    rest = bytes(200_000)
+    for number in range(50):
+        with connected(node, f"wordy{number}") as client:
+            # The second packet is none, and nobody will want the rest.
+            client.sendall(b"\xc0\x00\xf0\x00" + rest)
+            heard = b""
+            while data := client.recv(100):
+                heard += data
+            assert heard == b"\xd0\x00"
+    good_clients()
+
+
 def test_one_client_id_that_connects_again_and_again(node: Node, good_clients: Callable[[], None]) -> None:
     wires = []
     for _ in range(200):
