@@ -1,10 +1,11 @@
 """What one bad client costs the others: `python -m bench.hostile`.
 
 Good clients send 1,000 messages a second over ten pairs, once alone and then beside each bad client: one that never
-reads what a loud publisher sends it, fifty that stop in the middle of a packet, one that floods QoS 0, one that floods
-QoS 1. A row has the good clients' latency, as a ratio to that of the same broker without bad clients, and what the
-broker's memory grew by meanwhile; zvmq's queues have the bounds that they have by default. A flood takes processor time
-that the good ones would have had: the last column says how much of it came through.
+reads what a loud publisher sends it, fifty that stop in the middle of a packet, one that floods QoS 0, QoS 1 or
+PINGREQ, one that connects and connects. A row has the good clients' latency, as a ratio to that of the same broker
+without bad clients, and what the broker's memory grew by meanwhile; zvmq's queues have the bounds that they have by
+default. A flood takes processor time that the good ones would have had: the last column says how much of it came
+through.
 """
 
 import argparse
@@ -25,13 +26,14 @@ from admin.render import render
 from bench.brokers import UNBOUNDED_QUEUES, BrokerError, Kind, RunningBroker, compiled, interpreted, mosquitto, running
 from bench.loaders import LoadError, Messages, compile_loaders, run_load
 from broker.mqtt.codec import encode
-from broker.mqtt.packets import Connect, Publish, Subscribe, SubscriptionRequest
+from broker.mqtt.packets import Connect, Pingreq, Publish, Subscribe, SubscriptionRequest
 
 RATE = 1000.0
 PAIRS = 10
 SECONDS = 3.0
 FLOOD = b"".join(encode(Publish(b"flood/x", b"z" * 50), 4) for _ in range(2000))
 FLOOD_QOS_1 = b"".join(encode(Publish(b"flood/x", b"z" * 50, 1, packet_id=number), 4) for number in range(1, 2001))
+PINGS = encode(Pingreq(), 4) * 30_000
 NOISE = b"".join(encode(Publish(b"noise/x", b"z" * 5000), 4) for _ in range(20))
 
 
@@ -114,12 +116,42 @@ def flood_qos_1(port: int) -> Iterator[list[int]]:
         yield rounds
 
 
+@contextmanager
+def flood_pings(port: int) -> Iterator[list[int]]:
+    """A client that wants to be answered as fast as it can."""
+    with sending(port, "pings", PINGS) as rounds:
+        yield rounds
+
+
+@contextmanager
+def flood_connects(port: int) -> Iterator[list[int]]:
+    """A client that connects, is accepted and leaves, as fast as it can."""
+    rounds = [0]
+    ended = threading.Event()
+
+    def connect_again_and_again() -> None:
+        with contextlib.suppress(OSError):
+            while not ended.is_set():
+                connect(port, f"again{rounds[0]}").close()
+                rounds[0] += 1
+
+    thread = threading.Thread(target=connect_again_and_again, daemon=True)
+    thread.start()
+    try:
+        yield rounds
+    finally:
+        ended.set()
+        thread.join()
+
+
 BAD: dict[str, Callable[[int], contextlib.AbstractContextManager[list[int]]]] = {
     "nobody": nobody,
     "never reads": deaf,
     "half packets": halves,
     "floods QoS 0": flood,
     "floods QoS 1": flood_qos_1,
+    "floods PINGREQ": flood_pings,
+    "connects again": flood_connects,
 }
 
 
@@ -129,6 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     program.add_argument("--brokers", nargs="+", choices=("interpreted", "compiled", "mosquitto"), default=["compiled"])
     program.add_argument("--rounds", type=int, default=3)
     program.add_argument("--seconds", type=float, default=SECONDS, help="of each paced run")
+    program.add_argument("--bad", nargs="+", choices=BAD, default=list(BAD), help="only these, beside nobody")
     program.add_argument("--json", action="store_true", help="print the table as JSON")
     options = program.parse_args(arguments)
     makers = {"interpreted": interpreted, "compiled": compiled, "mosquitto": mosquitto}
@@ -153,11 +186,12 @@ def bounded(kind: Kind) -> Kind:
 
 def measure(programs: Path, kind: Kind, options: argparse.Namespace) -> list[dict[str, Any]]:
     """The rows of one broker: medians of the rounds."""
-    found: dict[str, list[tuple[float, float, int, int]]] = {name: [] for name in BAD}
+    names = ["nobody", *(name for name in options.bad if name != "nobody")]
+    found: dict[str, list[tuple[float, float, int, int]]] = {name: [] for name in names}
     for number in range(options.rounds):
         with running(kind, sorted(os.sched_getaffinity(0))) as broker:
-            for name, bad in BAD.items():
-                found[name].append(measure_one(programs, broker, bad, options.seconds))
+            for name in names:
+                found[name].append(measure_one(programs, broker, BAD[name], options.seconds))
         print(f"round {number + 1} of {options.rounds}: {kind.name}", file=sys.stderr, flush=True)
     alone = statistics.median(p99 for _, p99, _, _ in found["nobody"])
     rows = []
