@@ -26,7 +26,7 @@ from broker.core.authentication import CONTINUE, FAILURE, Authenticator, Exchang
 from broker.core.client_window import ClientWindow
 from broker.core.connection_limits import RECEIVE_MAXIMUM_MAX, ConnectGate, ConnectionLimits
 from broker.core.counters import ListenerCounters
-from broker.core.events import CONNECTION_LOST, Attach
+from broker.core.events import CONNECTION_LOST, REFUSED_TOPIC, Attach
 from broker.core.inflight import AHEAD_MAX
 from broker.core.listener_records import ListenerBatch
 from broker.core.owner_records import Answer
@@ -53,7 +53,7 @@ from broker.mqtt.packets import (
 )
 from broker.mqtt.properties import NO_PROPERTIES, Properties, Property, encode_properties, int_property
 from broker.mqtt.reasons import ProtocolError, Reason
-from broker.mqtt.topics import TOPIC_LEVELS_MAX, check_filter, check_name, mount_prefix, mounted, shared_group
+from broker.mqtt.topics import SHARE_PREFIX, mount_prefix, mounted, shared_group
 
 WAITING: Final = 0
 ATTACHING: Final = 1
@@ -74,6 +74,8 @@ _CONNECT_5: Final = b"\x00\x04MQTT\x05"
 _SUCCESS: Final = 0
 _FAILURE: Final = 0x80
 _BRIDGE_BIT: Final = 0x80
+# By itself a filter of a topic that no client can publish to: whoever asks for it forgot the group and the filter.
+_SHARE: Final = SHARE_PREFIX[:-1]
 
 _FORWARDED: Final = (
     Property.PAYLOAD_FORMAT_INDICATOR,
@@ -112,7 +114,9 @@ class Connection:
         "_session_expiry_s",
         "_throttled",
         "_throttled_before",
+        "_topic_bytes_free",
         "_topic_bytes_max",
+        "_topics_refused",
         "_unacknowledged",
         "_unfinished_bytes",
         "_user_name",
@@ -173,6 +177,9 @@ class Connection:
         self._mount = mount_prefix(mountpoint)
         # With the prefix a topic is still one of MQTT's.
         self._topic_bytes_max: int = min(limits.topic_bytes_max, STRING_BYTES_MAX - len(self._mount))
+        # A topic of so few bytes is within both limits: it has one level more than separators at most.
+        self._topic_bytes_free: int = min(self._topic_bytes_max, limits.topic_levels_max - 1)
+        self._topics_refused = False
         # The authentication in progress, and the CONNECT that named its method.
         self._exchange: Exchange | None = None
         self._connect_packet: Connect | None = None
@@ -319,6 +326,8 @@ class Connection:
         if data[start : start + len(_CONNECT_5)] == _CONNECT_5:
             # [MQTT-4.13.1-1] Whatever is wrong with the rest, MQTT 5 is told in a CONNACK.
             self.version = 5
+        # [MQTT311-3.1.4-1] MQTT 3 is told nothing of what is wrong: its return codes are for a CONNECT that is well
+        # formed, also those of a client id ("correct UTF-8 but not allowed") and of a user name.
         self._connect(decode(data, int(first), int(start), int(end), 0), make_client_id)
 
     def _connect(self, packet: Any, make_client_id: Callable[[], str]) -> None:
@@ -369,6 +378,7 @@ class Connection:
 
     def _attach(self, packet: Connect, user_name: str | None) -> None:
         """Ask the owner for the session."""
+        will = self._will(packet)
         self.state = ATTACHING
         self.want_read = False
         self._batch.attach(
@@ -381,7 +391,7 @@ class Connection:
                 int_property(packet.properties, Property.RECEIVE_MAXIMUM, RECEIVE_MAXIMUM_MAX),
                 self._answer_bytes_max,
                 user_name,
-                self._will(packet),
+                will,
             )
         )
 
@@ -454,7 +464,8 @@ class Connection:
         will = packet.will
         if will is None:
             return None
-        self._check_topic(will.topic)
+        if self._is_over_a_limit(will.topic):
+            raise ProtocolError(Reason.TOPIC_NAME_INVALID, "the will's topic has too many levels or bytes")
         # [MQTT-3.1.3-10] User properties are one value, in their order.
         forwarded: Properties = {name: will.properties[name] for name in _FORWARDED if name in will.properties}
         return Will(
@@ -479,8 +490,6 @@ class Connection:
             if alias:
                 topic = self._client_aliases.resolve(alias, topic)
             properties = self._forwarded_properties(packet)
-        if limits.topic_levels_max < TOPIC_LEVELS_MAX or len(topic) > self._topic_bytes_max:
-            self._check_topic(topic)
         if qos:
             if self.version == 5:
                 # [MQTT-3.3.4-7] More under way than the CONNACK allowed.
@@ -495,6 +504,9 @@ class Connection:
             limits.messages_per_s_max and self._published >= limits.messages_per_s_max
         ):
             self._stop_reading()
+        if len(topic) > self._topic_bytes_free and self._is_over_a_limit(topic):
+            self._refuse(packet.packet_id, qos)
+            return
         self._batch.publish(
             self.number,
             packet.packet_id,
@@ -506,6 +518,25 @@ class Connection:
             expiry_s,
         )
 
+    def _refuse(self, packet_id: i64, qos: i64) -> None:
+        """Let the owner answer in its turn a PUBLISH to a topic that is over a limit.
+
+        The topic is well-formed, so it is no fault to close for: MQTT 5 is told in the acknowledgement, MQTT 3 is
+        acknowledged [MQTT311-3.3.5-2].
+        """
+        if not self._topics_refused and not self.notice:
+            self._topics_refused = True
+            limits = self._limits
+            self.notice = (
+                f"client {self.client_id!r} publishes to topics of more than {limits.topic_levels_max} levels or "
+                f"{self._topic_bytes_max} bytes: they are dropped"
+            )
+        self._batch.publish(self.number, packet_id, qos, False, REFUSED_TOPIC, b"", b"", -1)
+
+    def _is_over_a_limit(self, topic: bytes) -> bool:
+        """Say whether a topic or filter is longer or deeper than it may be."""
+        return len(topic) > self._topic_bytes_max or topic.count(b"/") >= self._limits.topic_levels_max
+
     def _stop_reading(self) -> None:
         """The client publishes faster than it may: TCP tells it so."""
         self._counters.client_read_paused += 1
@@ -516,11 +547,6 @@ class Connection:
                 limit = self._limits.messages_per_s_max
                 self.notice = f"client {self.client_id!r} publishes more than {limit} messages a second: it has to wait"
             self._throttled = True
-
-    def _check_topic(self, topic: bytes) -> None:
-        check_name(topic, self._limits.topic_levels_max)
-        if len(topic) > self._topic_bytes_max:
-            raise ProtocolError(Reason.TOPIC_NAME_INVALID, f"topic over {self._topic_bytes_max} bytes")
 
     def _forwarded_properties(self, packet: Publish) -> bytes:
         properties = packet.properties
@@ -537,10 +563,15 @@ class Connection:
     def _subscribe(self, packet: Subscribe) -> None:
         requests: list[tuple[bytes, int]] = []
         for request in packet.filters:
-            check_filter(request.topic_filter, self._limits.topic_levels_max)
-            shared_group(request.topic_filter)
-            if len(request.topic_filter) > self._topic_bytes_max:
-                requests.append((request.topic_filter, int(Reason.TOPIC_FILTER_INVALID)))
+            topic_filter = request.topic_filter
+            shared = shared_group(topic_filter)
+            if (
+                len(topic_filter) > self._topic_bytes_max
+                or self._is_over_a_limit(topic_filter if shared is None else shared[1])
+                or topic_filter == _SHARE
+            ):
+                # Well-formed, and not for this client [MQTT-3.9.3-2] [MQTT311-3.9.3-2].
+                requests.append((topic_filter, int(Reason.TOPIC_FILTER_INVALID)))
                 continue
             options = request.qos | request.retain_handling << RETAIN_HANDLING_SHIFT
             # A bridge wants flags as they were published, and not its own messages back.
@@ -548,7 +579,7 @@ class Connection:
                 options |= NO_LOCAL
             if request.retain_as_published or self._bridge:
                 options |= RETAIN_AS_PUBLISHED
-            requests.append((request.topic_filter, options))
+            requests.append((topic_filter, options))
         identifier = int_property(packet.properties, Property.SUBSCRIPTION_IDENTIFIER, 0)
         if self._mount:
             requests = [(mounted(topic_filter, self._mount), options) for topic_filter, options in requests]

@@ -13,6 +13,8 @@ from broker.mqtt.framing import STRING_BYTES_MAX
 # A CONNECT is an id, a user name and a password; the largest tokens in use as passwords are a few KiB.
 CONNECT_BYTES_MAX: Final = 8192
 RECEIVE_MAXIMUM_MAX: Final = 65535
+# Bounds the depth of every tree; real topics stay below 20 levels.
+TOPIC_LEVELS_MAX: Final = 128
 
 
 @dataclass(slots=True, frozen=True)
@@ -23,7 +25,7 @@ class ConnectionLimits:
     connect_bytes_max: int = CONNECT_BYTES_MAX
     packet_bytes_max: int = 0
     client_id_bytes_max: int = 100
-    topic_levels_max: int = 128
+    topic_levels_max: int = TOPIC_LEVELS_MAX
     topic_bytes_max: int = STRING_BYTES_MAX
     persistent_client_expiration_s: int = NEVER_EXPIRES_S
     # Unacknowledged QoS 1 and 2 PUBLISHes of an MQTT 5 client.

@@ -13,6 +13,9 @@ from broker.core.will import Will
 
 NEVER_EXPIRES_S: Final = 0xFFFFFFFF
 CONNECTION_LOST: Final = 0xFF
+# The topic of a PublishReceived whose own is over a limit of the listener, for the owner to refuse in its turn. No name
+# is empty.
+REFUSED_TOPIC: Final = b""
 
 
 @mypyc_attr(acyclic=True)

@@ -36,6 +36,11 @@ _INCARNATION_SHIFT: Final = 40
 _SUCCESS: Final = 0
 _FAILURE: Final = 0x80
 _NO_MATCHING_SUBSCRIBERS: Final = 0x10
+# What a PUBLISH is counted as that a route refuses, by the reason.
+_REFUSED: Final[dict[int, str]] = {
+    int(Reason.NOT_AUTHORIZED): "reserved_topic",
+    int(Reason.TOPIC_NAME_INVALID): "topic_limit",
+}
 
 
 @final
@@ -78,7 +83,7 @@ class Publishing:
         route = self._routes.find(message.topic)
         reason = route.refused
         if reason:
-            self._counters.drop("reserved_topic")
+            self._counters.drop(_REFUSED[reason])
         else:
             # [MQTT-4.3.2-5] [MQTT311-4.3.2-2] A message of its own, whatever its packet id was used for.
             if qos or message.retain or self._numbers_all:

@@ -6,6 +6,7 @@ It owns the node's subscriptions as topic trees and the cache over them; the oth
 
 from typing import Final, Protocol, final
 
+from broker.core.events import REFUSED_TOPIC
 from broker.core.session import Session
 from broker.core.shared import SharedGroup
 from broker.core.subscription import NO_LOCAL, QOS_MASK, RETAIN_AS_PUBLISHED, Subscription
@@ -129,4 +130,6 @@ class Routes:
         if unmounted(topic).startswith(b"$"):
             # [MQTT-4.7.2-1] [MQTT311-4.7.2-1] and its comment: the server keeps $-topics for itself.
             route.refused = int(Reason.NOT_AUTHORIZED)
+        elif topic == REFUSED_TOPIC:
+            route.refused = int(Reason.TOPIC_NAME_INVALID)
         return route

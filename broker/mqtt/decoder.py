@@ -1,8 +1,9 @@
 """Bytes to packets.
 
-Decoding is faithful: everything that the specification lets a peer write is read, in either direction, and whether this
-broker serves it is for the connection to say. Decoding any bytes raises nothing but `ProtocolError`, and its reason is
-one that CONNACK (for CONNECT) or DISCONNECT (for all others) may carry.
+Decoding is faithful: everything that the specification lets a peer write is read, in either direction (but for topics
+with code points that it disallows), and whether this broker serves it is for the connection to say. Decoding any bytes
+raises nothing but `ProtocolError`, and its reason is one that CONNACK (for CONNECT) or DISCONNECT (for all others) may
+carry.
 """
 
 from collections.abc import Callable
@@ -51,7 +52,7 @@ from broker.mqtt.reasons import (
     forbidden,
     malformed,
 )
-from broker.mqtt.topics import SHARE_PREFIX, check_filter, check_name
+from broker.mqtt.topics import SHARE_PREFIX, check_characters, check_filter, check_name
 
 # The lower four bits that the first byte of each type must have [MQTT-2.1.3-1]; PUBLISH has its own flags there.
 _FLAGS: Final[tuple[int, ...]] = (0, 0, 0, 0, 0, 0, 2, 0, 2, 0, 2, 0, 0, 0, 0, 0)
@@ -295,9 +296,8 @@ def _decode_subscribe(buf: bytes, first_byte: i64, start: i64, end: i64, version
     properties, pos = _decode_request_properties(buf, start + 2, end, version, PacketType.SUBSCRIBE)
     filters: list[SubscriptionRequest] = []
     while pos < end:
-        topic_filter, pos = read_binary(buf, pos, end)
+        topic_filter, pos = _read_filter(buf, pos, end)  # [MQTT-3.8.3-1] [MQTT311-3.8.3-1]
         options, pos = read_u8(buf, pos, end)
-        check_filter(topic_filter)  # [MQTT-3.8.3-1] [MQTT311-3.8.3-1]
         _check_subscription_options(topic_filter, options, version)
         filters.append(
             SubscriptionRequest(topic_filter, options & 3, options & 4 != 0, options & 8 != 0, options >> 4 & 3)
@@ -305,6 +305,13 @@ def _decode_subscribe(buf: bytes, first_byte: i64, start: i64, end: i64, version
     if not filters:
         raise forbidden("SUBSCRIBE without a topic filter")  # [MQTT-3.8.3-2] [MQTT311-3.8.3-3]
     return Subscribe(packet_id, tuple(filters), properties)
+
+
+def _read_filter(buf: bytes, pos: i64, end: i64) -> tuple[bytes, i64]:
+    topic_filter, pos = read_binary(buf, pos, end)
+    check_filter(topic_filter)
+    check_characters(topic_filter)
+    return topic_filter, pos
 
 
 def _check_subscription_options(topic_filter: bytes, options: i64, version: i64) -> None:
@@ -345,8 +352,7 @@ def _decode_unsubscribe(buf: bytes, first_byte: i64, start: i64, end: i64, versi
     properties, pos = _decode_request_properties(buf, start + 2, end, version, PacketType.UNSUBSCRIBE)
     filters: list[bytes] = []
     while pos < end:
-        topic_filter, pos = read_binary(buf, pos, end)
-        check_filter(topic_filter)  # [MQTT-3.10.3-1] [MQTT311-3.10.3-1]
+        topic_filter, pos = _read_filter(buf, pos, end)  # [MQTT-3.10.3-1] [MQTT311-3.10.3-1]
         filters.append(topic_filter)
     if not filters:
         raise forbidden("UNSUBSCRIBE without a topic filter")  # [MQTT-3.10.3-2] [MQTT311-3.10.3-2]

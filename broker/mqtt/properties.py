@@ -144,8 +144,7 @@ def decode_properties(buf: bytes, pos: i64, end: i64, context: i64) -> tuple[Pro
     """Read the length and the properties of a packet whose body ends at `end`: (properties, the position after them).
 
     `context`: the packet type or WILL_CONTEXT. Raises MALFORMED_PACKET for what can't be read or doesn't belong here,
-    PROTOCOL_ERROR for a repeated property or a forbidden value, TOPIC_ALIAS_INVALID for alias 0 and TOPIC_NAME_INVALID
-    for a bad response topic.
+    PROTOCOL_ERROR for a repeated property or a forbidden value, and TOPIC_ALIAS_INVALID for alias 0.
     """
     length, pos = framing.read_varint(buf, pos, end)
     if length == 0:  # [MQTT-2.2.2-1]
@@ -170,7 +169,7 @@ def decode_properties(buf: bytes, pos: i64, end: i64, context: i64) -> tuple[Pro
             # [MQTT-3.3.2-13] [MQTT-3.3.2-19]
             text, pos = framing.read_string(buf, pos, stop)
             if identifier == Property.RESPONSE_TOPIC and (not text or "+" in text or "#" in text):
-                raise ProtocolError(Reason.TOPIC_NAME_INVALID, "response topic is not a topic name")  # [MQTT-3.3.2-14]
+                raise forbidden("response topic is not a topic name")  # [MQTT-3.3.2-14]
             properties[identifier] = text
         elif row[0] == _BINARY:
             properties[identifier], pos = framing.read_binary(buf, pos, stop)

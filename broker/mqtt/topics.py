@@ -2,90 +2,113 @@
 
 Names and filters are UTF-8 bytes. The broker's routing uses a tree; `matches` is the plain statement of the rules
 that the tree is tested against.
+
+What is ill-formed is a PROTOCOL_ERROR, or MALFORMED_PACKET where it isn't even a string. MQTT 5's reasons for topics,
+TOPIC_NAME_INVALID and TOPIC_FILTER_INVALID, are for those that are correctly formed and not accepted all the same.
 """
 
+import re
 from typing import Final
 
 from mypy_extensions import i64
 
 from broker.mqtt.framing import STRING_BYTES_MAX, decode_utf8
-from broker.mqtt.reasons import ProtocolError, Reason
+from broker.mqtt.reasons import forbidden, malformed
 
-TOPIC_LEVELS_MAX: Final = 128  # Bounds the depth of every tree; real topics stay below 20 levels.
 SHARE_PREFIX: Final = b"$share/"
 _MOUNT_END: Final = b"\0/"
 
-# Good names and their levels. At most 8192 names of at most 256 bytes, about 3 MB; when full it starts afresh.
+# Control characters but U+0000, in ASCII and beyond it, and what Unicode says will never be characters.
+_CONTROL_BYTES: Final = re.compile(b"[\x01-\x1f\x7f]")
+_DISALLOWED: Final = re.compile(
+    "[\x01-\x1f\x7f-\x9f\ufdd0-\ufdef"
+    + "".join(chr(plane << 16 | low) for plane in range(17) for low in (0xFFFE, 0xFFFF))
+    + "]"
+)
+
+# Good names. At most 8192 names of at most 256 bytes, about 3 MB; when full it starts afresh.
 NAMES_REMEMBERED_MAX: Final = 8192
 NAME_BYTES_REMEMBERED_MAX: Final = 256
-_names_known: Final[dict[bytes, int]] = {}
+_names_known: Final[set[bytes]] = set()
 
 
-def check_name(topic: bytes, levels_max: int = TOPIC_LEVELS_MAX) -> None:
-    """Raise TOPIC_NAME_INVALID unless `topic` is a topic name, MALFORMED_PACKET when it isn't UTF-8."""
-    known = _names_known.get(topic)
-    if known is not None and known <= levels_max:
+def check_name(topic: bytes) -> None:
+    """Raise PROTOCOL_ERROR unless `topic` is a topic name, MALFORMED_PACKET when it isn't a good string."""
+    if topic in _names_known:
         return
-    levels = _check_name_slowly(topic, levels_max)
+    _check_name_slowly(topic)
     if len(topic) <= NAME_BYTES_REMEMBERED_MAX:
         if len(_names_known) >= NAMES_REMEMBERED_MAX:
             _names_known.clear()
-        _names_known[topic] = levels
+        _names_known.add(topic)
 
 
-def _check_name_slowly(topic: bytes, levels_max: int) -> int:
-    """The number of levels of a good name, which has no wildcards [MQTT311-3.3.2-2] [MQTT311-4.7.1-1]."""
-    _check_common(topic, Reason.TOPIC_NAME_INVALID)
+def _check_name_slowly(topic: bytes) -> None:
+    """A name has no wildcards [MQTT311-3.3.2-2] [MQTT311-4.7.1-1]."""
+    _check_common(topic)
+    check_characters(topic)
     if b"+" in topic or b"#" in topic:
-        raise ProtocolError(Reason.TOPIC_NAME_INVALID, "topic name holds a wildcard")  # [MQTT-3.3.2-2] [MQTT-4.7.0-1]
-    levels = topic.count(b"/") + 1
-    if levels > levels_max:
-        raise ProtocolError(Reason.TOPIC_NAME_INVALID, "topic name has too many levels")
-    return levels
+        raise forbidden("topic name holds a wildcard")  # [MQTT-3.3.2-2] [MQTT-4.7.0-1]
 
 
-def _check_common(topic: bytes, reason: int) -> None:
-    """What is asked of names and filters alike: not empty, no U+0000, short enough, and well-formed.
+def _check_common(topic: bytes) -> None:
+    """What is asked of names and filters alike: not empty, short enough, and well-formed without U+0000.
 
     [MQTT-4.7.3-1] [MQTT-4.7.3-2] [MQTT-4.7.3-3] [MQTT311-4.7.3-1] [MQTT311-4.7.3-2] [MQTT311-4.7.3-3]
     """
     if not topic:
-        raise ProtocolError(reason, "topic is empty")
+        raise forbidden("topic is empty")
     if len(topic) > STRING_BYTES_MAX:
-        raise ProtocolError(reason, "topic is longer than 65535 bytes")
+        raise forbidden("topic is longer than 65535 bytes")
     if b"\0" in topic:
-        raise ProtocolError(reason, "topic holds U+0000")
+        # [MQTT-1.5.4-2] [MQTT311-1.5.3-2]
+        raise malformed("topic holds U+0000")
     if not topic.isascii():
         decode_utf8(topic)
 
 
-def check_filter(topic_filter: bytes, levels_max: int = TOPIC_LEVELS_MAX) -> None:
-    """Raise TOPIC_FILTER_INVALID unless this is a topic filter, MALFORMED_PACKET when it isn't UTF-8."""
-    _check_common(topic_filter, Reason.TOPIC_FILTER_INVALID)
+def check_characters(topic: bytes) -> None:
+    """Raise MALFORMED_PACKET when a name or filter, well-formed, holds a control character or a noncharacter.
+
+    The specifications leave that to the server (5.0 section 1.5.4, 3.1.1 section 1.5.3), and 5.0 says in section 5.4.9
+    why it should: a subscriber whose library refuses such a topic would lose its connection to a publisher's whim, and
+    again with every delivery. Properties are left alone: lines and tabs in them are common.
+    """
+    if topic.isascii():
+        if _CONTROL_BYTES.search(topic) is not None:
+            raise malformed("topic holds a control character")
+    elif _DISALLOWED.search(topic.decode("utf-8")) is not None:
+        raise malformed("topic holds a control character or a noncharacter")
+
+
+def check_filter(topic_filter: bytes) -> None:
+    """Raise PROTOCOL_ERROR unless this is a topic filter, MALFORMED_PACKET when it isn't UTF-8 or holds U+0000.
+
+    Its characters are `check_characters`' to judge: a filter of another node is as its client was allowed to write it.
+    """
+    _check_common(topic_filter)
     shared = shared_group(topic_filter)
     levels = (topic_filter if shared is None else shared[1]).split(b"/")
-    if len(levels) > levels_max:
-        raise ProtocolError(Reason.TOPIC_FILTER_INVALID, "topic filter has too many levels")
     last = len(levels) - 1
     for at, level in enumerate(levels):
         if b"#" in level and (level != b"#" or at != last):  # [MQTT311-4.7.1-2]
-            raise ProtocolError(Reason.TOPIC_FILTER_INVALID, "# is not the whole last level")  # [MQTT-4.7.1-1]
+            raise forbidden("# is not the whole last level")  # [MQTT-4.7.1-1]
         if b"+" in level and level != b"+":  # [MQTT311-4.7.1-3]
-            raise ProtocolError(Reason.TOPIC_FILTER_INVALID, "+ is not a whole level")  # [MQTT-4.7.1-2]
+            raise forbidden("+ is not a whole level")  # [MQTT-4.7.1-2]
 
 
 def shared_group(topic_filter: bytes) -> tuple[bytes, bytes] | None:
     """(group, filter) of a shared subscription `$share/group/filter`, None for any other filter.
 
-    Raises TOPIC_FILTER_INVALID when it begins like one and isn't; the filter inside is for `check_filter` to judge.
+    Raises PROTOCOL_ERROR when it begins like one and isn't; the filter inside is for `check_filter` to judge.
     """
     if not topic_filter.startswith(SHARE_PREFIX):
         return None
     group, _, inner = topic_filter[len(SHARE_PREFIX) :].partition(b"/")
     if not group or b"+" in group or b"#" in group:  # [MQTT-4.8.2-1] [MQTT-4.8.2-2]
-        raise ProtocolError(Reason.TOPIC_FILTER_INVALID, "shared subscription without a good group name")
+        raise forbidden("shared subscription without a good group name")
     if not inner:
-        raise ProtocolError(Reason.TOPIC_FILTER_INVALID, "shared subscription without a topic filter")
+        raise forbidden("shared subscription without a topic filter")
     return group, inner
 
 

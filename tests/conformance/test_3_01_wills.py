@@ -150,7 +150,7 @@ def test_an_empty_one(broker, version):
 @pytest.mark.parametrize("topic", ["a/#", "+", ""])
 def test_its_topic_is_a_topic_name(broker, version, topic):
     """[MQTT-3.1.3-11] [MQTT311-3.1.3-10]"""
-    assert broker.refuses(version, hex_packets.connect(version, will=(topic, "x")), "90")
+    assert broker.refuses(version, hex_packets.connect(version, will=(topic, "x")), "82")
 
 
 # Will properties.

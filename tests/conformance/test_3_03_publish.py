@@ -57,9 +57,9 @@ def test_an_empty_payload(broker, version):
         ("36 07 0001 61 0001 00 62", "81"),
         ("38 05 0001 61 00 62", "81"),
         ("32 07 0001 61 0000 00 62", "82"),
-        ("30 05 0001 23 00 62", "90"),
-        ("30 05 0001 2b 00 62", "90"),
-        ("30 05 0001 00 00 62", "90"),
+        ("30 05 0001 23 00 62", "82"),
+        ("30 05 0001 2b 00 62", "82"),
+        ("30 05 0001 00 00 62", "81"),
         ("30 04 0000 00 62", "82"),
         ("30 05 0001 ff 00 62", "81"),
         ("30 07 0001 61 02 0b01 62", "82"),
@@ -96,7 +96,7 @@ def test_the_topic_name_is_the_first_field(broker, version):
 @pytest.mark.parametrize("topic", ["a/#", "+", "a/+/b", ""])
 def test_a_response_topic_is_a_topic_name(broker, topic):
     """[MQTT-3.3.2-14]"""
-    assert broker.connect(5).fails(publish(5, "a", properties="08" + text(topic)), "90")
+    assert broker.connect(5).fails(publish(5, "a", properties="08" + text(topic)), "82")
 
 
 def test_topic_alias_0_closes(broker):

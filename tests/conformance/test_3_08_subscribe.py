@@ -135,30 +135,20 @@ def test_nothing_of_a_bad_subscribe_is_done(broker, version):
     assert broker.stay(version).hear() == ""
 
 
-@pytest.mark.parametrize(
-    ("topic_filter", "reason"),
-    [
-        ("a#", "8f"),
-        ("#/a", "8f"),
-        ("a/#/b", "8f"),
-        ("##", "8f"),
-        ("a+", "8f"),
-        ("+a", "8f"),
-        ("a/b+/c", "8f"),
-        ("++", "8f"),
-        ("", "8f"),
-    ],
-)
-def test_bad_filters_close(broker, version, topic_filter, reason):
-    """[MQTT-4.7.1-1] [MQTT-4.7.1-2] [MQTT-4.7.3-1] [MQTT311-4.7.1-2] [MQTT311-4.7.1-3] [MQTT311-4.7.3-1]"""
-    assert broker.connect(version).fails(subscribe(version, 1, (topic_filter, 0)), reason)
-    assert broker.connect(version).fails(hex_packets.unsubscribe(version, 1, topic_filter), reason)
+@pytest.mark.parametrize("topic_filter", ["a#", "#/a", "a/#/b", "##", "a+", "+a", "a/b+/c", "++", ""])
+def test_bad_filters_close(broker, version, topic_filter):
+    """[MQTT-4.7.1-1] [MQTT-4.7.1-2] [MQTT-4.7.3-1] [MQTT311-4.7.1-2] [MQTT311-4.7.1-3] [MQTT311-4.7.3-1]
+
+    5.0's Topic Filter invalid is for those that are correctly formed.
+    """
+    assert broker.connect(version).fails(subscribe(version, 1, (topic_filter, 0)), "82")
+    assert broker.connect(version).fails(hex_packets.unsubscribe(version, 1, topic_filter), "82")
 
 
 @pytest.mark.parametrize("topic_filter", ["$share/", "$share//a", "$share/g", "$share/g/", "$share/+/a", "$share/g#/a"])
 def test_bad_shared_filters_close(broker, topic_filter):
     """[MQTT-4.8.2-1] [MQTT-4.8.2-2]"""
-    assert broker.connect(5).fails(subscribe(5, 1, (topic_filter, 0)), "8f")
+    assert broker.connect(5).fails(subscribe(5, 1, (topic_filter, 0)), "82")
 
 
 def test_no_local(broker):

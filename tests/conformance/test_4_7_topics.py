@@ -2,8 +2,10 @@
 
 import hex_packets
 import pytest
+from core_helpers import StubInterest
 from hex_packets import spaced
 
+from broker.core.connection_limits import ConnectionLimits
 from broker.core.message import Message
 
 
@@ -96,12 +98,12 @@ def test_dollar_topics_are_the_servers(broker):
 @pytest.mark.parametrize("topic", ["#", "+", "a/#", "a/+/b", "a+", "#a"])
 def test_a_topic_name_has_no_wildcards(broker, version, topic):
     """[MQTT-4.7.0-1] [MQTT-3.3.2-2] [MQTT311-4.7.1-1] [MQTT311-3.3.2-2]"""
-    assert broker.connect(version).fails(hex_packets.publish(version, topic), "90")
+    assert broker.connect(version).fails(hex_packets.publish(version, topic), "82")
 
 
 def test_a_topic_name_is_not_empty(broker, version):
     """[MQTT-4.7.3-1] [MQTT311-4.7.3-1]"""
-    assert broker.connect(version).fails(hex_packets.publish(version, ""), {4: "90", 5: "82"}[version])
+    assert broker.connect(version).fails(hex_packets.publish(version, ""), "82")
 
 
 def test_a_topic_of_one_character(broker, version):
@@ -114,5 +116,117 @@ def test_a_topic_of_one_character(broker, version):
 @pytest.mark.parametrize("topic", ["a\0", "\0", "\0a/b"])
 def test_a_topic_has_no_null_character(broker, version, topic):
     """[MQTT-4.7.3-2] [MQTT311-4.7.3-2]"""
-    assert broker.connect(version).fails(hex_packets.publish(version, topic), "90")
-    assert broker.connect(version).fails(hex_packets.subscribe(version, 1, (topic, 0)), "8f")
+    assert broker.connect(version).fails(hex_packets.publish(version, topic), "81")
+    assert broker.connect(version).fails(hex_packets.subscribe(version, 1, (topic, 0)), "81")
+    assert broker.connect(version).fails(hex_packets.unsubscribe(version, 1, topic), "81")
+
+
+# A topic that is well-formed and over a limit is no fault.
+
+
+@pytest.fixture
+def limited(start):
+    """A broker of topics of three levels and 20 bytes."""
+    return start(limits=ConnectionLimits(topic_levels_max=3, topic_bytes_max=20))
+
+
+OVER = ["a/b/c/d", "///", "t" * 21, "a/b/c/d/" + "t" * 20]
+WITHIN = ["a/b/c", "//", "t" * 20, "a/b/" + "t" * 16]
+
+
+@pytest.mark.parametrize("topic", OVER)
+@pytest.mark.parametrize("retain", [False, True])
+def test_a_publish_over_a_limit_is_refused_in_its_acknowledgement(limited, topic, retain):
+    """[MQTT-3.4.2-1] [MQTT-3.5.2-1]: Topic Name invalid, "not malformed, but not accepted"; the connection goes on."""
+    watcher = limited.connect(4, "w")
+    watcher.subscribe("#", 0)
+    client = limited.connect(5)
+    assert client.publish(topic, "x" * 30, qos=1, packet_id=7, retain=retain) == "40 03 00 07 90"
+    assert client.publish(topic, "x" * 30, qos=2, packet_id=8, retain=retain) == "50 03 00 08 90"
+    assert client.publish(topic, "x" * 30, qos=0, retain=retain) == ""
+    # The refused id is free, and there is nothing to be released.
+    assert client.say("62 02 0008") == "70 03 00 08 92"
+    assert client.publish("a", qos=2, packet_id=8) == "50 02 00 08"
+    assert watcher.hear() == spaced(hex_packets.publish(4, "a"))
+    assert limited.node.dropped("topic_limit") == 3
+    assert limited.connect(4, "n").say(hex_packets.subscribe(4, 1, ("#", 0))) == "90 03 00 01 00"
+
+
+@pytest.mark.parametrize("topic", OVER)
+def test_3_1_1_is_acknowledged_what_is_over_a_limit(limited, topic):
+    """[MQTT311-3.3.5-2]: the positive acknowledgement, by the rules of the QoS."""
+    watcher = limited.connect(4, "w")
+    watcher.subscribe("#", 0)
+    client = limited.connect(4)
+    assert client.publish(topic, qos=1, packet_id=7) == "40 02 00 07"
+    assert client.publish(topic, qos=2, packet_id=8) == "50 02 00 08"
+    assert client.publish(topic, qos=2, packet_id=8, dup=True) == "50 02 00 08"
+    assert client.say("62 02 0008") == "70 02 00 08"
+    assert client.publish(topic, qos=0) == ""
+    assert watcher.hear() == ""
+    assert limited.node.dropped("topic_limit") == 3
+
+
+def test_the_refusal_of_a_topic_keeps_its_place_among_the_acknowledgements(start):
+    """[MQTT-4.6.0-2] [MQTT-4.6.0-3]"""
+    broker = start(interest=StubInterest({b"far": [("other", True)]}), limits=ConnectionLimits(topic_levels_max=3))
+    client = broker.connect(5)
+    assert client.publish("far", qos=1, packet_id=1) == ""
+    assert client.publish("a/b/c/d", qos=1, packet_id=2) == ""
+    assert client.publish("a/b/c/d", qos=2, packet_id=3) == ""
+    (forward,) = broker.node.forwards
+    broker.node.owner.forward_acknowledged(forward.ticket, broker.node.now)
+    broker.node.settle()
+    assert client.hear() == "40 02 00 01 40 03 00 02 90 50 03 00 03 90"
+
+
+@pytest.mark.parametrize("topic", WITHIN)
+def test_a_topic_within_the_limits_is_served(limited, version, topic):
+    client = limited.connect(version)
+    client.subscribe(topic, 0)
+    client.say(hex_packets.subscribe(version, 1, ("$share/g/#", 0)))
+    heard = client.publish(topic)
+    assert heard == spaced(hex_packets.publish(version, topic) * 2)
+
+
+@pytest.mark.parametrize("topic_filter", [*OVER, "+/+/+/+", "a/b/c/#", "$share/g/a/b/c/d", "$share/g/t" + "t" * 11])
+def test_a_filter_over_a_limit_is_refused_in_the_suback(limited, version, topic_filter):
+    """[MQTT-3.9.3-2] [MQTT311-3.9.3-2]: "correctly formed but not allowed"; the others are granted."""
+    client = limited.connect(version)
+    heard = client.say(hex_packets.subscribe(version, 1, ("a", 1), (topic_filter, 1), ("b", 0)))
+    assert heard == spaced(hex_packets.suback(version, 1, {4: "01 80 00", 5: "01 8f 00"}[version]))
+    assert client.say(hex_packets.unsubscribe(version, 2, topic_filter)) == spaced(
+        hex_packets.unsuback(version, 2, "11")
+    )
+
+
+def test_the_depth_of_a_shared_filter_is_that_of_its_filter(limited, version):
+    client = limited.connect(version)
+    client.subscribe("$share/g/a/b/c", 0)
+    assert client.publish("a/b/c") == spaced(hex_packets.publish(version, "a/b/c"))
+
+
+@pytest.mark.parametrize("topic", OVER)
+def test_a_will_over_a_limit_is_refused(limited, topic):
+    """3.2.2.2: "The Will Topic Name is not malformed, but is not accepted by this Server"."""
+    assert limited.refuses(5, hex_packets.connect(5, will=(topic, "x")), "90")
+    client = limited.open(4)
+    assert client.say(hex_packets.connect(4, will=(topic, "x"))) == "20 02 00 03"
+    assert client.closed
+
+
+def test_an_aliased_topic_over_a_limit_is_refused_each_time(start):
+    """[MQTT-3.3.2-12]: the alias is good all the same."""
+    broker = start(limits=ConnectionLimits(topic_levels_max=3, topic_alias_max_client=1))
+    client = broker.connect(5)
+    assert client.publish("a/b/c/d", qos=1, packet_id=1, properties="230001") == "40 03 00 01 90"
+    assert client.publish("", qos=1, packet_id=2, properties="230001") == "40 03 00 02 90"
+
+
+def test_the_deepest_topics_there_can_be_close_nothing(broker, version):
+    """65,536 levels, by far more than are served."""
+    client = broker.connect(version)
+    heard = client.say(hex_packets.subscribe(version, 1, ("/" * 65535, 0), ("+/" * 32767 + "+", 0)))
+    assert heard == spaced(hex_packets.suback(version, 1, {4: "80 80", 5: "8f 8f"}[version]))
+    assert client.publish("/" * 65535) == ""
+    assert client.say("c0 00") == "d0 00"

@@ -49,8 +49,14 @@ def test_group_names(broker, group):
 )
 def test_bad_ones_close(broker, version, topic_filter):
     """[MQTT-4.8.2-1] [MQTT-4.8.2-2]"""
-    assert broker.connect(version).fails(subscribe(version, 1, (topic_filter, 0)), "8f")
-    assert broker.connect(version).fails(hex_packets.unsubscribe(version, 1, topic_filter), "8f")
+    assert broker.connect(version).fails(subscribe(version, 1, (topic_filter, 0)), "82")
+    assert broker.connect(version).fails(hex_packets.unsubscribe(version, 1, topic_filter), "82")
+
+
+def test_the_word_alone_is_refused(broker, version):
+    """[MQTT-3.9.3-2] [MQTT311-3.9.3-2]: it is a filter, of a topic that is the server's; nobody can have meant it."""
+    heard = broker.connect(version).say(subscribe(version, 1, ("$share", 0), ("$shared", 0), ("$share0/a", 0)))
+    assert heard == spaced(suback(version, 1, {4: "80 00 00", 5: "8f 00 00"}[version]))
 
 
 @pytest.mark.parametrize("published", [0, 1, 2])

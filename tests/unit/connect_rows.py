@@ -6,7 +6,6 @@ from broker.mqtt.packets import Connack, Connect, Will
 from broker.mqtt.properties import Property as P
 from broker.mqtt.reasons import Reason
 
-NAME_INVALID = Reason.TOPIC_NAME_INVALID
 HEAD_3 = text("MQIsdp") + "03"
 HEAD_4 = text("MQTT") + "04"
 HEAD_5 = text("MQTT") + "05"
@@ -153,12 +152,12 @@ CONNECT_ROWS = [
     bad("connect will retain without will", 5, connect_5("22", text("a"))),
     bad("connect will QoS 3", 4, connect_4("1e", text("a") + text("w") + text("x"))),
     bad("connect will QoS 3", 5, connect_5("1e", text("a") + "00" + text("w") + text("x"))),
-    bad("connect will topic empty", 4, connect_4("06", text("a") + "0000" + text("x")), Reason.TOPIC_NAME_INVALID),
+    bad("connect will topic empty", 4, connect_4("06", text("a") + "0000" + text("x")), FORBIDDEN),
     bad(
         "connect will topic with wildcard",
         4,
         connect_4("06", text("a") + text("w/#") + text("x")),
-        Reason.TOPIC_NAME_INVALID,
+        FORBIDDEN,
     ),
     bad("connect first byte flags", 4, "110d 0004 4d515454 04 02 003c 0001 61"),
     bad("connect client id missing", 4, connect_4("02", "")),
@@ -253,7 +252,7 @@ CONNECT_3_ROWS = [
     bad("connect will QoS 3", 3, connect_3("1e", text("a") + text("w") + text("x"))),
     bad("connect will missing", 3, connect_3("06", text("a"))),
     bad("connect will payload missing", 3, connect_3("06", text("a") + text("w"))),
-    bad("connect will topic with wildcard", 3, connect_3("06", text("a") + text("+") + text("x")), NAME_INVALID),
+    bad("connect will topic with wildcard", 3, connect_3("06", text("a") + text("+") + text("x")), FORBIDDEN),
     bad("connect client id missing", 3, connect_3("02", "")),
     bad("connect properties", 3, connect_3("02", "00" + text("a"))),
     bad("connect first byte flags", 3, "120f 0006 4d5149736470 03 02 003c 0001 61"),
@@ -286,9 +285,9 @@ CONNECT_5_ROWS = [
     bad("connect request problem information twice", 5, connect_5("02", text("a"), "17 01 17 01"), FORBIDDEN),
     bad("connect authentication method twice", 5, connect_5("02", text("a"), "15 0001 6d 15 0001 6d"), FORBIDDEN),
     bad("connect properties missing", 5, framed(0x10, HEAD_5 + "02 003c")),
-    bad("connect will topic with +", 5, connect_5("06", text("a") + "00" + text("+/w") + text("x")), NAME_INVALID),
-    bad("connect will topic empty", 5, connect_5("06", text("a") + "00 0000" + text("x")), NAME_INVALID),
-    bad("connect will topic with U+0000", 5, connect_5("06", text("a") + "00 0001 00" + text("x")), NAME_INVALID),
+    bad("connect will topic with +", 5, connect_5("06", text("a") + "00" + text("+/w") + text("x")), FORBIDDEN),
+    bad("connect will topic empty", 5, connect_5("06", text("a") + "00 0000" + text("x")), FORBIDDEN),
+    bad("connect will topic with U+0000", 5, connect_5("06", text("a") + "00 0001 00" + text("x"))),
     bad("connect will topic ill-formed", 5, connect_5("06", text("a") + "00 0001 ff" + text("x"))),
     bad("connect will payload missing", 5, connect_5("06", text("a") + "00" + text("w"))),
     bad("connect will payload cut", 5, connect_5("06", text("a") + "00" + text("w") + "0002 78")),
@@ -300,8 +299,8 @@ CONNECT_5_ROWS = [
     bad("connect will content type twice", 5, will_5("03 0000 03 0000"), FORBIDDEN),
     bad("connect will content type ill-formed", 5, will_5("03 0001 ff")),
     bad("connect will response topic twice", 5, will_5("08 0001 72 08 0001 72"), FORBIDDEN),
-    bad("connect will response topic with wildcard", 5, will_5("08 0003 722f23"), NAME_INVALID),
-    bad("connect will response topic empty", 5, will_5("08 0000"), NAME_INVALID),
+    bad("connect will response topic with wildcard", 5, will_5("08 0003 722f23"), FORBIDDEN),
+    bad("connect will response topic empty", 5, will_5("08 0000"), FORBIDDEN),
     bad("connect will correlation data twice", 5, will_5("09 0000 09 0000"), FORBIDDEN),
     bad("connect will user property cut", 5, will_5("26 0001 6b")),
     bad("connect topic alias in the will", 5, will_5("23 0001")),

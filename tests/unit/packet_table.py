@@ -27,8 +27,6 @@ from broker.mqtt.packets import (
 from broker.mqtt.properties import Property as P
 from broker.mqtt.reasons import Reason
 
-FILTER_INVALID = Reason.TOPIC_FILTER_INVALID
-
 PUBLISH_ROWS = [
     good("publish QoS 0", 4, "3007 0003 612f62 6869", Publish(b"a/b", b"hi")),
     good("publish QoS 1", 4, "3209 0003 612f62 0007 6869", Publish(b"a/b", b"hi", 1, packet_id=7)),
@@ -95,21 +93,22 @@ PUBLISH_ROWS = [
     bad("publish topic missing", 4, "3001 00"),
     bad("publish topic cut", 4, "3004 0003 612f"),
     bad("publish empty", 4, "3000"),
-    bad("publish topic empty", 4, "3003 0000 78", Reason.TOPIC_NAME_INVALID),
+    bad("publish topic empty", 4, "3003 0000 78", FORBIDDEN),
     bad("publish neither topic nor alias", 5, "3003 0000 00", FORBIDDEN),
-    bad("publish topic with #", 4, "3005 0003 612f23", Reason.TOPIC_NAME_INVALID),
-    bad("publish topic with +", 5, "3006 0003 2b2f61 00", Reason.TOPIC_NAME_INVALID),
-    bad("publish topic with U+0000", 4, "3005 0003 610062", Reason.TOPIC_NAME_INVALID),
+    bad("publish topic with #", 4, "3005 0003 612f23", FORBIDDEN),
+    bad("publish topic with +", 5, "3006 0003 2b2f61 00", FORBIDDEN),
+    bad("publish topic with U+0000", 4, "3005 0003 610062"),
+    bad("publish topic with a control character", 4, "3005 0003 61 1f 62"),
+    bad("publish topic with a noncharacter", 4, "3006 0004 61 efbfbf"),
     bad("publish topic with surrogate", 4, "3005 0003 edbfbf"),
     bad("publish topic cut inside a character", 5, "3005 0002 e697 00"),
-    bad("publish topic too deep", 4, "308301 0081" + "2f" * 129, Reason.TOPIC_NAME_INVALID),
     bad("publish properties missing", 5, "3003 0001 61"),
     bad("publish topic alias 0", 5, "3007 0001 61 03 23 0000", Reason.TOPIC_ALIAS_INVALID),
     bad("publish topic alias twice", 5, "300a 0001 61 06 23 0001 23 0001", FORBIDDEN),
     bad("publish subscription identifier 0", 5, "3006 0001 61 02 0b 00", FORBIDDEN),
     bad("publish subscription identifier of five bytes", 5, "300a 0001 61 06 0b 8080808001"),
     bad("publish payload format 2", 5, "3006 0001 61 02 01 02", FORBIDDEN),
-    bad("publish response topic with wildcard", 5, "3008 0001 61 04 08 0001 23", Reason.TOPIC_NAME_INVALID),
+    bad("publish response topic with wildcard", 5, "3008 0001 61 04 08 0001 23", FORBIDDEN),
     bad("publish content type ill-formed", 5, "3008 0001 61 04 03 0001 ff"),
     bad("publish user property cut", 5, "300a 0001 61 06 26 0001 61 0001"),
     bad("publish string runs over the properties", 5, "300a 0001 61 04 03 0003 616263"),
@@ -120,8 +119,8 @@ PUBLISH_ROWS = [
     bad("publish QoS 3", 3, "3605 0001 61 0001"),
     bad("publish packet id 0", 3, "3205 0001 61 0000", FORBIDDEN),
     bad("publish packet id 0", 5, "3406 0001 61 0000 00", FORBIDDEN),
-    bad("publish topic empty", 3, "3003 0000 78", Reason.TOPIC_NAME_INVALID),
-    bad("publish topic with #", 3, "3005 0003 612f23", Reason.TOPIC_NAME_INVALID),
+    bad("publish topic empty", 3, "3003 0000 78", FORBIDDEN),
+    bad("publish topic with #", 3, "3005 0003 612f23", FORBIDDEN),
     bad("publish duplicate with QoS 0", 3, "3803 0001 61"),
     bad("publish duplicate with QoS 0", 5, "3804 0001 61 00"),
     good(
@@ -133,13 +132,13 @@ PUBLISH_ROWS = [
     bad("publish QoS 1 neither topic nor alias", 5, "3205 0000 0007 00", FORBIDDEN),
     bad("publish topic empty, property but no alias", 5, "3005 0000 02 01 01", FORBIDDEN),
     bad("publish topic alias 0 without topic", 5, "3006 0000 03 23 0000", Reason.TOPIC_ALIAS_INVALID),
-    bad("publish topic with # beside an alias", 5, "3007 0001 23 03 23 0001", Reason.TOPIC_NAME_INVALID),
+    bad("publish topic with # beside an alias", 5, "3007 0001 23 03 23 0001", FORBIDDEN),
     bad("publish payload format twice", 5, "3008 0001 61 04 01 01 01 01", FORBIDDEN),
     bad("publish message expiry twice", 5, "300e 0001 61 0a 02 00000001 02 00000001", FORBIDDEN),
     bad("publish content type twice", 5, "300a 0001 61 06 03 0000 03 0000", FORBIDDEN),
     bad("publish correlation data twice", 5, "300a 0001 61 06 09 0000 09 0000", FORBIDDEN),
     bad("publish response topic twice", 5, "300c 0001 61 08 08 0001 72 08 0001 72", FORBIDDEN),
-    bad("publish response topic empty", 5, "3007 0001 61 03 08 0000", Reason.TOPIC_NAME_INVALID),
+    bad("publish response topic empty", 5, "3007 0001 61 03 08 0000", FORBIDDEN),
     bad("publish response topic with U+0000", 5, "3008 0001 61 04 08 0001 00"),
     bad("publish will delay", 5, "3009 0001 61 05 18 00000001"),
 ]
@@ -244,10 +243,10 @@ SUBSCRIBE_ROWS = [
     bad("subscribe retain handling 3", 5, "8207 0001 00 0001 61 30", FORBIDDEN),
     bad("subscribe no local shared", 5, "8210 0001 00 000a 24736861 72652f67 2f61 04", FORBIDDEN),
     bad("subscribe options missing", 4, "8205 0001 0001 61"),
-    bad("subscribe filter empty", 4, "8205 0001 0000 00", Reason.TOPIC_FILTER_INVALID),
-    bad("subscribe # inside", 4, "8208 0001 0003 232f61 00", Reason.TOPIC_FILTER_INVALID),
-    bad("subscribe + beside a letter", 5, "8208 0001 00 0002 612b 00", Reason.TOPIC_FILTER_INVALID),
-    bad("subscribe shared without filter", 5, "820e 0001 00 0008 2473686172652f67 00", Reason.TOPIC_FILTER_INVALID),
+    bad("subscribe filter empty", 4, "8205 0001 0000 00", FORBIDDEN),
+    bad("subscribe # inside", 4, "8208 0001 0003 232f61 00", FORBIDDEN),
+    bad("subscribe + beside a letter", 5, "8208 0001 00 0002 612b 00", FORBIDDEN),
+    bad("subscribe shared without filter", 5, "820e 0001 00 0008 2473686172652f67 00", FORBIDDEN),
     bad("subscribe filter ill-formed", 4, "8206 0001 0001 ff 00"),
     bad("subscribe identifier 0", 5, "8209 0001 02 0b 00 0001 61 00", FORBIDDEN),
     bad("subscribe identifier twice", 5, "820b 0001 04 0b 01 0b 02 0001 61 00", FORBIDDEN),
@@ -284,7 +283,7 @@ SUBSCRIBE_ROWS = [
         Subscribe(1, (SubscriptionRequest(b"$share", no_local=True),)),
     ),
     *(
-        bad(f"subscribe shared {what}", 5, framed(0x82, "0001 00" + text(topic_filter) + "00"), FILTER_INVALID)
+        bad(f"subscribe shared {what}", 5, framed(0x82, "0001 00" + text(topic_filter) + "00"), FORBIDDEN)
         for what, topic_filter in {
             "without name": "$share//a",
             "with + in its name": "$share/+/a",
@@ -296,7 +295,7 @@ SUBSCRIBE_ROWS = [
             "with a bad filter": "$share/g/#/a",
         }.items()
     ),
-    bad("subscribe shared without name", 4, framed(0x82, "0001" + text("$share//a") + "00"), FILTER_INVALID),
+    bad("subscribe shared without name", 4, framed(0x82, "0001" + text("$share//a") + "00"), FORBIDDEN),
     good(
         "subscribe greatest identifier",
         5,
@@ -329,7 +328,7 @@ UNSUBSCRIBE_ROWS = [
     bad("unsubscribe no filter", 5, "a203 0001 00", FORBIDDEN),
     bad("unsubscribe flags", 4, "a005 0001 0001 61"),
     bad("unsubscribe filter cut", 4, "a205 0001 0002 61"),
-    bad("unsubscribe filter invalid", 4, "a206 0001 0002 6123", Reason.TOPIC_FILTER_INVALID),
+    bad("unsubscribe filter invalid", 4, "a206 0001 0002 6123", FORBIDDEN),
     bad("unsubscribe property of SUBSCRIBE", 5, "a208 0001 02 0b 01 0001 61"),
     good("unsuback", 4, "b002 0001", Unsuback(1)),
     good("unsuback", 5, "b005 0001 00 00 11", Unsuback(1, (0, Reason.NO_SUBSCRIPTION_EXISTED))),
@@ -344,7 +343,7 @@ UNSUBSCRIBE_ROWS = [
     bad("unsubscribe flags", 3, "a005 0001 0001 61"),
     bad("unsubscribe packet id 0", 5, "a206 0000 00 0001 61", FORBIDDEN),
     good("unsubscribe shared", 5, framed(0xA2, "0001 00" + text("$share/g/a")), Unsubscribe(1, (b"$share/g/a",))),
-    bad("unsubscribe shared without filter", 5, framed(0xA2, "0001 00" + text("$share/g")), FILTER_INVALID),
+    bad("unsubscribe shared without filter", 5, framed(0xA2, "0001 00" + text("$share/g")), FORBIDDEN),
     good("unsuback", 3, "b002 0001", Unsuback(1)),
     bad("unsuback reasons of 5.0", 3, "b003 0001 00"),
     good(

@@ -9,6 +9,7 @@ from broker.core.counters import ListenerCounters
 from broker.core.events import (
     CONNECTION_LOST,
     NEVER_EXPIRES_S,
+    REFUSED_TOPIC,
     Attach,
     Detach,
     PubackReceived,
@@ -422,8 +423,6 @@ def test_payloads_that_say_to_be_text_are_checked_when_asked():
         (Publish(b"a", b"", properties={int(Property.TOPIC_ALIAS): 1}), Reason.TOPIC_ALIAS_INVALID),
         (Publish(b"", b"", properties={int(Property.TOPIC_ALIAS): 1}), Reason.TOPIC_ALIAS_INVALID),
         (Publish(b"a", b"", properties={int(Property.SUBSCRIPTION_IDENTIFIER): [1]}), Reason.PROTOCOL_ERROR),
-        (Publish(b"a/b/c/d", b""), Reason.TOPIC_NAME_INVALID),
-        (Subscribe(1, (SubscriptionRequest(b"a/b/c/d"),)), Reason.TOPIC_FILTER_INVALID),
         (Auth(0x18, {int(Property.AUTHENTICATION_METHOD): "m"}), Reason.PROTOCOL_ERROR),
         (Connect(5, "c"), Reason.PROTOCOL_ERROR),
         (Pingresp(), Reason.PROTOCOL_ERROR),
@@ -435,12 +434,43 @@ def test_payloads_that_say_to_be_text_are_checked_when_asked():
 )
 def test_faults_end_the_connection(packet, reason):
     """[MQTT-4.13.1-1]: with the reason for 5.0; the owner hears of the end once, and of nothing after the fault."""
-    talk = attached(5, ConnectionLimits(topic_levels_max=3))
+    talk = attached(5)
     talk.say(packet, Publish(b"after", b""), version=5)
     assert talk.refusal() == reason
     event = only(talk, Detach)
     assert (event.reason, event.session_expiry_s) == (CONNECTION_LOST, -1)
     talk.connection.lost()
+    assert talk.told() == []
+
+
+@pytest.mark.parametrize("version", [4, 5])
+@pytest.mark.parametrize(
+    ("topic", "over"), [(b"a/b/c", False), (b"a/b/c/d", True), (b"t" * 9, False), (b"t" * 10, True)]
+)
+def test_a_topic_over_a_limit_is_the_owners_to_refuse(version, topic, over):
+    """The owner gets neither the topic nor the payload, and the log one line for all of them."""
+    talk = attached(version, ConnectionLimits(topic_levels_max=3, topic_bytes_max=9))
+    talk.say(Publish(topic, b"x", 1, True, packet_id=7), Publish(topic, b"x", 2, packet_id=8), version=version)
+    assert [(event.packet_id, event.message.topic, event.message.payload) for event in talk.told()] == (
+        [(7, REFUSED_TOPIC, b""), (8, REFUSED_TOPIC, b"")] if over else [(7, topic, b"x"), (8, topic, b"x")]
+    )
+    assert ("more than 3 levels or 9 bytes" in talk.connection.notice) == over
+    talk.connection.notice = ""
+    talk.say(Publish(topic, b"x"), version=version)
+    assert talk.connection.notice == ""
+    assert talk.connection.state == ATTACHED
+
+
+def test_a_filter_over_a_limit_is_asked_for_with_its_refusal():
+    talk = attached(4, ConnectionLimits(topic_levels_max=3, topic_bytes_max=19))
+    filters = (b"+/+/#", b"+/+/+/#", b"$share/g/a/b/c", b"$share/g/a/b/c/d", b"t" * 20, b"$share")
+    talk.say(Subscribe(7, tuple(SubscriptionRequest(topic_filter, 1) for topic_filter in filters)))
+    assert [reason for _, reason in only(talk, SubscribeReceived).requests] == [1, 0x8F, 1, 0x8F, 0x8F, 0x8F]
+
+
+def test_a_will_over_a_limit_asks_the_owner_for_nothing():
+    talk = Talk(ConnectionLimits(topic_levels_max=3)).say(Connect(5, "c", will=Will(b"a/b/c/d", b"x")), version=5)
+    assert talk.refusal() == Reason.TOPIC_NAME_INVALID
     assert talk.told() == []
 
 

@@ -121,7 +121,7 @@ def test_what_is_no_address_is_refused(address):
         frames.unpack_members(frames.pack_members([replace(MEMBERS[0], address=address)], []))
 
 
-@pytest.mark.parametrize("topic_filter", [b"", b"a#", b"a/#/b", b"a\0", b"\xff", b"/" * 200])
+@pytest.mark.parametrize("topic_filter", [b"", b"a#", b"a/#/b", b"a\0", b"\xff"])
 def test_a_wish_for_what_is_no_filter_is_refused(topic_filter):
     with pytest.raises(FrameError, match="no topic filter"):
         frames.unpack_interest_delta(frames.pack_interest_delta(1, 1, [frames.pack_wish(topic_filter, True, True)]))

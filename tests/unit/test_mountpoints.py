@@ -5,9 +5,9 @@ import pytest
 from broker.core.connection_limits import ConnectionLimits
 from broker.core.message import Message
 from broker.core.settings import OwnerSettings
-from broker.mqtt.packets import Subscribe, SubscriptionRequest, Will
+from broker.mqtt.packets import Puback, Subscribe, SubscriptionRequest, Will
 from broker.mqtt.properties import Property
-from broker.mqtt.reasons import ProtocolError
+from broker.mqtt.reasons import ProtocolError, Reason
 from broker.mqtt.topics import check_filter, check_name, matches, mount_prefix, mounted, unmounted
 
 
@@ -97,5 +97,5 @@ def test_a_topic_and_its_prefix_fit_into_mqtts_length(start):
     client = node.connect("c", 5, mountpoint="one")
     client.publish(b"t" * (65535 - prefix), b"fits")
     assert not client.closed
-    client.publish(b"t" * (65536 - prefix), b"does not")
-    assert client.closed
+    client.publish(b"t" * (65536 - prefix), b"does not", 1, 7)
+    assert client.take() == [Puback(7, Reason.TOPIC_NAME_INVALID)]

@@ -25,8 +25,7 @@ def refusal(check, *arguments) -> int:
         b"$SYS/x",
         "Straße/日本".encode(),
         b"a" * 65_535,
-        b"/" * 127,
-        b"\x01\x7f",
+        b"/" * 65_535,
         b"\xef\xbb\xbf",
     ],
 )
@@ -36,24 +35,34 @@ def test_good_names(topic):
     topics.check_filter(topic)
 
 
-@pytest.mark.parametrize("topic", [b"", b"+", b"#", b"a/+", b"a/#", b"a+", b"a#b", b"a\0b", b"a" * 65_536, b"/" * 128])
+@pytest.mark.parametrize("topic", [b"", b"+", b"#", b"a/+", b"a/#", b"a+", b"a#b", b"a" * 65_536])
 def test_bad_names(topic):
     for _ in range(2):
-        assert refusal(topics.check_name, topic) == Reason.TOPIC_NAME_INVALID
+        assert refusal(topics.check_name, topic) == Reason.PROTOCOL_ERROR
 
 
-@pytest.mark.parametrize("data", [b"\xff", b"a/\xc3", b"\xed\xa0\x80", b"\xc0\x80", b"\xf4\x90\x80\x80"])
+@pytest.mark.parametrize(
+    "data", [b"\xff", b"a/\xc3", b"\xed\xa0\x80", b"\xc0\x80", b"\xf4\x90\x80\x80", b"a\0b", "é\0".encode()]
+)
 def test_ill_formed(data):
     assert refusal(topics.check_name, data) == Reason.MALFORMED_PACKET
     assert refusal(topics.check_filter, data) == Reason.MALFORMED_PACKET
 
 
-def test_levels_max_holds_for_remembered_names_too():
-    topics.check_name(b"l/e/v/e/l/s")
-    topics.check_name(b"l/e/v/e/l/s", 6)
-    assert refusal(topics.check_name, b"l/e/v/e/l/s", 5) == Reason.TOPIC_NAME_INVALID
-    topics.check_name(b"/" * 199, 200)
-    assert refusal(topics.check_name, b"/" * 199) == Reason.TOPIC_NAME_INVALID
+@pytest.mark.parametrize("around", ["", "é"])
+def test_disallowed_code_points(around):
+    """All of them by themselves, and none of their neighbours."""
+    planes = [plane << 16 | low for plane in range(17) for low in (0xFFFE, 0xFFFF)]
+    disallowed = {*range(0x01, 0x20), *range(0x7F, 0xA0), *range(0xFDD0, 0xFDF0), *planes}
+    neighbours = {code + step for code in disallowed for step in (-1, 1)} - disallowed - {0, 0x110000}
+    for code in sorted(disallowed):
+        topic = (around + chr(code)).encode()
+        for check in (topics.check_characters, topics.check_name):
+            assert refusal(check, topic) == Reason.MALFORMED_PACKET, hex(code)
+        # A filter is another node's business too.
+        topics.check_filter(topic)
+    for code in sorted(neighbours):
+        topics.check_name((around + chr(code)).encode())
 
 
 def test_memory_of_names_is_bounded():
@@ -97,9 +106,7 @@ def test_good_filters(topic_filter):
         b"+a",
         b"++",
         b"a/b+/c",
-        b"a\0",
         b"a" * 65_536,
-        b"/" * 128,
         b"$share/",
         b"$share/g",
         b"$share//a",
@@ -107,16 +114,10 @@ def test_good_filters(topic_filter):
         b"$share/+/a",
         b"$share/g#/a",
         b"$share/g/a#",
-        b"$share/g/" + b"/" * 128,
     ],
 )
 def test_bad_filters(topic_filter):
-    assert refusal(topics.check_filter, topic_filter) == Reason.TOPIC_FILTER_INVALID
-
-
-def test_levels_of_filters():
-    topics.check_filter(b"$share/g/a/b", 2)
-    assert refusal(topics.check_filter, b"a/b/#", 2) == Reason.TOPIC_FILTER_INVALID
+    assert refusal(topics.check_filter, topic_filter) == Reason.PROTOCOL_ERROR
 
 
 def test_shared_group():
