@@ -85,6 +85,31 @@ def test_the_reserved_flag_closes(broker, version):
     assert broker.refuses(version, hex_packets.connect(version, flags=0x01))
 
 
+def test_each_byte_of_flags(broker, version):
+    """[MQTT-3.1.2-3] [MQTT-3.1.2-11] [MQTT-3.1.2-12] [MQTT-3.1.2-13] [MQTT-3.1.2-16] [MQTT-3.1.2-18]
+
+    [MQTT311-3.1.2-3] [MQTT311-3.1.2-11] [MQTT311-3.1.2-13] [MQTT311-3.1.2-14] [MQTT311-3.1.2-15] [MQTT311-3.1.2-22]
+    [MQTT311-3.1.2-18] [MQTT311-3.1.2-20]: with the fields that each announces.
+    """
+    accepted = 0
+    for flags in range(256):
+        said = hex_packets.connect(
+            version,
+            will=("w", "x") if flags & 0x04 else None,
+            user="u" if flags & 0x80 else None,
+            password="p" if flags & 0x40 else None,
+            flags=flags,
+        )
+        no_will = not flags & 0x04 and flags & 0x38
+        if flags & 0x01 or no_will or flags & 0x18 == 0x18 or (version == 4 and flags & 0xC0 == 0x40):
+            assert broker.refuses(version, said), flags
+        else:
+            assert broker.open(version).say(said) == connack(version), flags
+            accepted += 1
+    # Clean start, seven kinds of will or none, and four pairs of user name and password, or three.
+    assert accepted == 2 * 7 * {4: 3, 5: 4}[version]
+
+
 # 3.1.2.4: clean session, clean start
 
 

@@ -121,6 +121,22 @@ def test_qos_3_closes(broker, version):
     assert broker.connect(version).fails(subscribe(version, 1, ("a", 3)), "82")
 
 
+def test_each_options_byte(broker, version):
+    """[MQTT-3.8.3-5] [MQTT311-3-8.3-4] [MQTT-3.8.4-7] [MQTT311-3.8.4-5]: of 256, 36 are good in 5.0, and 3 in 3.1.1."""
+    granted = 0
+    for options in range(256):
+        client = broker.connect(version)
+        said = subscribe(version, 1, ("a", options))
+        if options & {4: 0xFC, 5: 0xC0}[version]:
+            assert client.fails(said, "81"), options
+        elif options & 0x03 == 0x03 or options & 0x30 == 0x30:
+            assert client.fails(said, "82"), options
+        else:
+            assert client.say(said) == spaced(suback(version, 1, f"{options & 3:02x}")), options
+            granted += 1
+    assert granted == {4: 3, 5: 36}[version]
+
+
 def test_retain_handling_3_closes(broker):
     """3.8.3.1: a protocol error."""
     assert broker.connect(5).fails(subscribe(5, 1, ("a", 0x31)), "82")
@@ -172,9 +188,11 @@ def test_without_no_local_a_client_hears_itself(broker, version):
     assert client.publish("a") == spaced(hex_packets.publish(version, "a"))
 
 
-def test_no_local_on_a_shared_subscription_closes(broker):
+@pytest.mark.parametrize("options", [0x04, 0x05, 0x06, 0x0C, 0x24])
+def test_no_local_on_a_shared_subscription_closes(broker, options):
     """[MQTT-3.8.3-4]"""
-    assert broker.connect(5).fails(subscribe(5, 1, ("$share/g/a", 0x05)), "82")
+    assert broker.connect(5).fails(subscribe(5, 1, ("$share/g/a", options)), "82")
+    assert broker.connect(5).fails(subscribe(5, 1, ("a", options), ("$share/g/a", options)), "82")
 
 
 def test_overlapping_subscriptions(broker, version):
