@@ -71,6 +71,7 @@ _TYPE_CONNECT: Final = 1
 _TYPE_PUBLISH: Final = 3
 # How the body of an MQTT 5 CONNECT begins.
 _CONNECT_5: Final = b"\x00\x04MQTT\x05"
+_LENGTH_BYTES_MAX: Final = 4
 _SUCCESS: Final = 0
 _FAILURE: Final = 0x80
 _BRIDGE_BIT: Final = 0x80
@@ -231,6 +232,11 @@ class Connection:
             if self._parse(data, make_client_id):
                 self._heard(now)
         except ProtocolError as error:
+            if self.state == WAITING and begins_as_mqtt_5(data):
+                # [MQTT-4.13.1-1] Whatever is wrong with the rest, MQTT 5 is told in a CONNACK. [MQTT311-3.1.4-1] MQTT 3
+                # is not: its return codes are for a CONNECT that is well-formed, also those of a client id ("correct
+                # UTF-8 but not allowed") and of a user name.
+                self.version = 5
             self._counters.fault(error.reason)
             self.close(error.reason, error.text)
 
@@ -323,11 +329,6 @@ class Connection:
                 raise ProtocolError(Reason.PROTOCOL_ERROR, "only AUTH goes on with an authentication")
             return
         assert self.state == WAITING
-        if data[start : start + len(_CONNECT_5)] == _CONNECT_5:
-            # [MQTT-4.13.1-1] Whatever is wrong with the rest, MQTT 5 is told in a CONNACK.
-            self.version = 5
-        # [MQTT311-3.1.4-1] MQTT 3 is told nothing of what is wrong: its return codes are for a CONNECT that is well
-        # formed, also those of a client id ("correct UTF-8 but not allowed") and of a user name.
         self._connect(decode(data, int(first), int(start), int(end), 0), make_client_id)
 
     def _connect(self, packet: Any, make_client_id: Callable[[], str]) -> None:
@@ -794,6 +795,19 @@ class Connection:
         self._counters.sent[said[0] >> 4] += 1
         self.answer_bytes += len(said)
         self.output.append(said)
+
+
+def begins_as_mqtt_5(data: bytes) -> bool:
+    """Say whether the first packet of a client is a CONNECT of MQTT 5, even if it ends before it is whole."""
+    size: i64 = len(data)
+    if size == 0 or data[0] >> 4 != _TYPE_CONNECT:
+        return False
+    # The remaining length.
+    at: i64 = 1
+    while at < size and at < _LENGTH_BYTES_MAX and data[at] & 0x80:
+        at += 1
+    at += 1
+    return data[at : at + len(_CONNECT_5)] == _CONNECT_5
 
 
 def refusal(reason: int) -> int:

@@ -78,6 +78,19 @@ def test_a_packet_that_is_too_large_closes_before_it_is_there(start, version):
     assert broker.connect(version).fails("30 ff ff ff 7f", "95")
 
 
+@pytest.mark.parametrize("length", [101, 128, 16384, 2097152, 268435455])
+def test_a_connect_that_is_too_large_is_refused(start, version, length):
+    """[MQTT-4.13.1-1] [MQTT311-3.2.2-6]: Packet too large, where its version has arrived; 3.1.1 has no code for it."""
+    broker = start(limits=ConnectionLimits(connect_bytes_max=102))
+    header = "10" + hex_packets.varint(length)
+    beginning = header + hex_packets.connect(version, "c" * 50)[4:]
+    assert broker.refuses(version, beginning, "95")
+    for said in (header, header + "0004", header + text("MQTT")):
+        client = broker.open()
+        assert client.say(said) == ""
+        assert client.closed
+
+
 def test_assigned_client_ids_are_new(broker):
     """[MQTT-3.2.2-16] [MQTT-3.1.3-6]"""
     answers = {broker.connect(5, "").connack for _ in range(10)}
