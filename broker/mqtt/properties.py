@@ -94,6 +94,14 @@ _STRING: Final = 4
 _BINARY: Final = 5
 _STRING_PAIR: Final = 6
 
+_FORWARDED: Final = (
+    Property.PAYLOAD_FORMAT_INDICATOR,
+    Property.CONTENT_TYPE,
+    Property.RESPONSE_TOPIC,
+    Property.CORRELATION_DATA,
+    Property.USER_PROPERTY,
+)
+
 _SUBSCRIPTION_IDENTIFIER: Final = 0x0B
 _USER_PROPERTY: Final = 0x26
 
@@ -251,6 +259,16 @@ def encode_properties(properties: Properties) -> bytes:
                     framing.write_string(writer, item[0])
                     framing.write_string(writer, item[1])
     return writer.getvalue()
+
+
+def encode_forwarded(properties: Properties) -> bytes:
+    """The bytes of those properties of a PUBLISH or a will that go on to its subscribers, without their length.
+
+    [MQTT-3.3.2-4], [MQTT-3.3.2-15], [MQTT-3.3.2-16], [MQTT-3.3.2-17], [MQTT-3.3.2-20] go on unaltered; [MQTT-3.1.3-10]
+    user properties are one value, in their order.
+    """
+    forwarded: Properties = {name: properties[name] for name in _FORWARDED if name in properties}
+    return encode_properties(forwarded)
 
 
 def _write_integer(writer: BytesWriter, wire_type: int, value: i64) -> None:

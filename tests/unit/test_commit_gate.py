@@ -476,7 +476,7 @@ def test_nothing_acknowledged_is_lost_whatever_the_disk_does(seed: int) -> None:
         else:
             publisher = chance.choice(publishers)
             name = publisher.connection.client_id
-            if publisher.connection._unacknowledged < 20:
+            if publisher.connection._publishing._unacknowledged < 20:
                 sent[name] += 1
                 publisher.say(Publish(b"a/" + name.encode(), str(sent[name]).encode(), 1, packet_id=sent[name]))
             if chance.random() < 0.7:

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from packet_table import ROWS
 
-from broker.core.connection import CLOSED, PACKETS_PER_TURN, UNACKNOWLEDGED_MAX
+from broker.core.client_publishing import UNACKNOWLEDGED_MAX
+from broker.core.connection import CLOSED, PACKETS_PER_TURN
 from broker.core.connection_limits import ConnectionLimits
 from broker.core.listener import BUSY_BYTES, LAZY_BYTES_MAX, SHARE_BYTES, TURN_BYTES, TURN_WAIT_S, ListenerCore
 from broker.core.listener_records import LISTENER_HEADER_BYTES, ListenerHeader
@@ -146,13 +147,13 @@ def test_a_big_packet_in_small_pieces_is_joined_once():
     pieces = [data[at : at + 1000] for at in range(0, len(data), 1000)]
     for count, piece in enumerate(pieces[:-1], start=1):
         listener.receive_data(connection, piece, START_S)
-        assert len(connection._chunks) == count
+        assert len(connection._buffer._chunks) == count
         if count > 1:
-            assert connection._chunks[-1] is piece
+            assert connection._buffer._chunks[-1] is piece
     before = listener.batch.size()
     listener.receive_data(connection, pieces[-1], START_S)
     assert listener.batch.size() > before + 300_000
-    assert connection._chunks == []
+    assert connection._buffer._chunks == []
 
 
 @pytest.mark.parametrize("first", [0x00, 0x20, 0x30, 0x40, 0x82, 0xC0, 0xE0, 0xF0, 0x47])

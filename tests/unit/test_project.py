@@ -32,8 +32,19 @@ PURE = {
     "cluster": ("broker.mqtt", "broker.core", "cluster"),
 }
 SHELLS_AMONG_THE_PURE = ("cluster.transport",)
-# What a shell may not import.
+# What a connection is made of.
+CONNECTION_PARTS = (
+    "broker.core.client_authentication",
+    "broker.core.client_publishing",
+    "broker.core.client_topics",
+    "broker.core.client_window",
+    "broker.core.farewell",
+    "broker.core.greeting",
+    "broker.core.packet_buffer",
+)
+# What may not be imported: by a shell, and by a part, which knows neither the whole nor another part.
 FORBIDDEN = {
+    **dict.fromkeys(CONNECTION_PARTS, ("broker.core.connection", "broker.core.listener", *CONNECTION_PARTS)),
     "admin": ("bench", "broker.core", "broker.mqtt", "cluster"),
     **dict.fromkeys(
         ("broker.config", "broker.config_load", "broker.config_sources", "broker.config_values"),
@@ -109,7 +120,7 @@ def test_pure_cores_import_no_clock_no_disk_no_network() -> None:
     assert not wrong
 
 
-def test_shells_import_one_way() -> None:
+def test_shells_and_parts_import_one_way() -> None:
     wrong = []
     for module, path in module_files().items():
         for package, forbidden in FORBIDDEN.items():
