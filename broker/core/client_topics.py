@@ -25,10 +25,13 @@ _SHARE: Final = SHARE_PREFIX[:-1]
 class ClientTopics:
     """What a topic must be like. One of up to `bytes_free` bytes is within all limits, for the many that are short."""
 
-    __slots__ = ("_refused_before", "bytes_free", "bytes_max", "levels_max", "prefix")
+    __slots__ = ("_refused_before", "bridge", "bytes_free", "bytes_max", "levels_max", "mountpoint", "prefix")
 
     def __init__(self, limits: ConnectionLimits, mountpoint: str) -> None:
+        # Whether the client is another broker, which has to tell before it subscribes.
+        self.bridge = False
         # Client ids and topics of another mountpoint are others, though they are written alike.
+        self.mountpoint = mountpoint
         self.prefix: bytes = mount_prefix(mountpoint)
         # With the prefix a topic is still one of MQTT's.
         self.bytes_max: int = min(limits.topic_bytes_max, STRING_BYTES_MAX - len(self.prefix))
@@ -51,7 +54,7 @@ class ClientTopics:
             f"{self.bytes_max} bytes: they are dropped"
         )
 
-    def requests(self, packet: packets.Subscribe, bridge: bool) -> list[tuple[bytes, int]]:
+    def requests(self, packet: packets.Subscribe) -> list[tuple[bytes, int]]:
         """Return the filters of a SUBSCRIBE, each with its options for the owner, or a reason why it can't be had."""
         requests: list[tuple[bytes, int]] = []
         for request in packet.filters:
@@ -62,9 +65,9 @@ class ClientTopics:
                 continue
             options = request.qos | request.retain_handling << RETAIN_HANDLING_SHIFT
             # A bridge wants flags as they were published, and not its own messages back.
-            if request.no_local or bridge:
+            if request.no_local or self.bridge:
                 options |= NO_LOCAL
-            if request.retain_as_published or bridge:
+            if request.retain_as_published or self.bridge:
                 options |= RETAIN_AS_PUBLISHED
             requests.append((mounted(topic_filter, self.prefix), options))
         return requests

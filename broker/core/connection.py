@@ -22,6 +22,7 @@ from typing import Any, Final, final
 
 from mypy_extensions import i64
 
+from broker.core.answers import encode_answer
 from broker.core.authentication import CONTINUE, FAILURE, Authenticator, Step
 from broker.core.client_authentication import ClientAuthentication
 from broker.core.client_publishing import ClientPublishing
@@ -38,21 +39,9 @@ from broker.core.owner_records import Answer
 from broker.core.packet_buffer import PacketBuffer
 from broker.core.records import PUBACK, PUBCOMP, PUBREC, PUBREL
 from broker.core.topic_aliases import OwnAliases
-from broker.mqtt.codec import decode, decode_ack, decode_publish, encode, encode_ack, split
-from broker.mqtt.packets import (
-    Auth,
-    Connack,
-    Connect,
-    Disconnect,
-    Pingreq,
-    Pingresp,
-    Publish,
-    Suback,
-    Subscribe,
-    Unsuback,
-    Unsubscribe,
-)
-from broker.mqtt.properties import NO_PROPERTIES, Property, int_property
+from broker.mqtt import packets
+from broker.mqtt.codec import decode, decode_ack, decode_publish, encode, split
+from broker.mqtt.properties import Property, int_property
 from broker.mqtt.reasons import ProtocolError, Reason
 
 WAITING: Final = 0
@@ -67,7 +56,6 @@ PACKETS_PER_TURN: Final = 1024
 SIGN_OF_LIFE_BYTES: Final = 1000
 _TYPE_CONNECT: Final = 1
 _TYPE_PUBLISH: Final = 3
-_SUCCESS: Final = 0
 _FAILURE: Final = 0x80
 
 
@@ -80,13 +68,11 @@ class Connection:
         "_authentication",
         "_authenticator",
         "_batch",
-        "_bridge",
         "_buffer",
         "_counters",
         "_gate",
         "_greeting",
         "_limits",
-        "_mountpoint",
         "_publishing",
         "_session_expiry_s",
         "_topics",
@@ -143,19 +129,18 @@ class Connection:
         self._gate = gate
         self._counters = counters
         self._authenticator = authenticator
-        self._mountpoint = mountpoint
         self._topics = ClientTopics(limits, mountpoint)
         # From the CONNECT to the CONNACK.
         self._greeting: Greeting | None = None
         # None when the CONNECT named no method.
         self._authentication: ClientAuthentication | None = None
-        self._buffer = PacketBuffer()
+        # None when nothing is held back, which is nearly always.
+        self._buffer: PacketBuffer | None = None
         # Bytes of a packet that is not whole yet, since the client was last taken for alive.
         self._unfinished_bytes: int = 0
         self._publishing = ClientPublishing(limits)
         # None when the client takes none, or none are to be set.
         self.own_aliases: OwnAliases | None = None
-        self._bridge = False
         self._session_expiry_s: int = 0
         self._answer_bytes_max: int = 0
 
@@ -168,12 +153,13 @@ class Connection:
             self._unfinished_bytes += len(data)
             if self._unfinished_bytes >= SIGN_OF_LIFE_BYTES:
                 self._heard(now)
-        if self._buffer.size:
+        if self._buffer is not None:
             if not self._buffer.add(data) or self.state == ATTACHING:
                 return
-            data = self._buffer.take()
+            data = self._buffer.joined()
+            self._buffer = None
         elif self.state == ATTACHING:
-            self._buffer.hold(data, 0)
+            self._buffer = PacketBuffer(data, 0)
             return
         if self._work_off(data, make_client_id):
             self._heard(now)
@@ -201,13 +187,13 @@ class Connection:
         pos: i64 = 0
         size: i64 = len(data)
         packet_bytes_max: i64 = self._limits.packet_bytes_max
-        packets: i64 = 0
+        taken: i64 = 0
         while pos < size:
-            if packets == PACKETS_PER_TURN:
-                self._buffer.hold(data[pos:], 0)
+            if taken == PACKETS_PER_TURN:
+                self._buffer = PacketBuffer(data[pos:], 0)
                 self.has_more = True
                 break
-            packets += 1
+            taken += 1
             first: i64 = data[pos]
             if self.state == WAITING:
                 # [MQTT-3.1.0-1] [MQTT311-3.1.0-1] The first packet is a CONNECT; anything else isn't worth a buffer.
@@ -218,13 +204,14 @@ class Connection:
                 packet_bytes_max = self._limits.connect_bytes_max
             start, end = split(data, pos, packet_bytes_max)
             if end == 0 or end > size:
-                self._buffer.hold(data[pos:], int(end - pos) if end else 0)
+                self._buffer = PacketBuffer(data[pos:], int(end - pos) if end else 0)
                 break
             if self.state != ATTACHED:
                 # The time for a CONNECT runs from the beginning, however busily its bytes trickle in.
                 self._greet(data, first, start, end, make_client_id)
                 if self.state != AUTHENTICATING:
-                    self._buffer.hold(data[end:], 0)
+                    if end < size:
+                        self._buffer = PacketBuffer(data[end:], 0)
                     return False
                 pos = end
                 continue
@@ -266,9 +253,9 @@ class Connection:
             self._connect(decode(data, int(first), int(start), int(end), 0), make_client_id)
             return
         packet = decode(data, int(first), int(start), int(end), self.version)
-        if isinstance(packet, Auth):
+        if isinstance(packet, packets.Auth):
             self._authenticate(packet)
-        elif isinstance(packet, Disconnect):
+        elif isinstance(packet, packets.Disconnect):
             self.state = CLOSED
             self.want_read = False
         else:
@@ -276,15 +263,15 @@ class Connection:
             raise ProtocolError(Reason.PROTOCOL_ERROR, "only AUTH goes on with an authentication")
 
     def _connect(self, packet: Any, make_client_id: Callable[[], str]) -> None:
-        assert isinstance(packet, Connect)
+        assert isinstance(packet, packets.Connect)
         self.version = packet.version
-        self._bridge = packet.bridge
+        self._topics.bridge = packet.bridge
         self._answer_bytes_max = int_property(packet.properties, Property.MAXIMUM_PACKET_SIZE, 0)
         reason, text = why_refused(packet, self._limits, self._gate)
         if reason:
             self.close(reason, text)
             return
-        greeting = Greeting(packet, self._limits, self._mountpoint, make_client_id)
+        greeting = Greeting(packet, self._limits, self._topics.mountpoint, make_client_id)
         self._greeting = greeting
         self.client_id = greeting.client_id
         self.keep_alive_s = greeting.keep_alive_s
@@ -305,7 +292,7 @@ class Connection:
         self.want_read = False
         self._batch.attach(greeting.attach(self.number, user_name, will))
 
-    def _authenticate(self, packet: Auth) -> None:
+    def _authenticate(self, packet: packets.Auth) -> None:
         authentication = self._authentication
         if authentication is None:
             # [MQTT-4.12.0-7]
@@ -321,9 +308,9 @@ class Connection:
         properties = authentication.properties(step.data)
         if step.outcome == CONTINUE:
             # [MQTT-4.12.0-2] [MQTT-3.15.2-1]
-            self._write(Auth(Reason.CONTINUE_AUTHENTICATION, properties))
+            self._write(packets.Auth(Reason.CONTINUE_AUTHENTICATION, properties))
         elif self.state == ATTACHED:
-            self._write(Auth(Reason.SUCCESS, properties))
+            self._write(packets.Auth(Reason.SUCCESS, properties))
         else:
             assert self._greeting is not None
             self._greeting.authentication = properties
@@ -331,7 +318,7 @@ class Connection:
 
     # Publishing and subscribing.
 
-    def _publish(self, packet: Publish) -> None:
+    def _publish(self, packet: packets.Publish) -> None:
         qos: i64 = packet.qos
         topic = packet.topic
         properties = b""
@@ -358,11 +345,7 @@ class Connection:
         )
 
     def _refuse(self, packet_id: i64, qos: i64) -> None:
-        """Let the owner answer in its turn a PUBLISH to a topic that is over a limit.
-
-        The topic is well-formed, so it is no fault to close for: MQTT 5 is told in the acknowledgement, MQTT 3 is
-        acknowledged [MQTT311-3.3.5-2].
-        """
+        """Let the owner answer a PUBLISH to a topic over a limit: well-formed, it is no fault to close for."""
         self.notice = self.notice or self._topics.refuse(self.client_id)
         self._batch.publish(self.number, packet_id, qos, False, REFUSED_TOPIC, b"", b"", -1)
 
@@ -372,17 +355,17 @@ class Connection:
         self.want_read = False
         self.notice = self._publishing.throttle(self.client_id) or self.notice
 
-    def _subscribe(self, packet: Subscribe) -> None:
+    def _subscribe(self, packet: packets.Subscribe) -> None:
         identifier = int_property(packet.properties, Property.SUBSCRIPTION_IDENTIFIER, 0)
-        self._batch.subscribe(self.number, packet.packet_id, identifier, self._topics.requests(packet, self._bridge))
+        self._batch.subscribe(self.number, packet.packet_id, identifier, self._topics.requests(packet))
 
-    def _unsubscribe(self, packet: Unsubscribe) -> None:
+    def _unsubscribe(self, packet: packets.Unsubscribe) -> None:
         self._batch.unsubscribe(self.number, packet.packet_id, self._topics.filters(packet))
 
     def _ping(self, packet: Any) -> None:
-        self._write(Pingresp())  # [MQTT-3.12.4-1] [MQTT311-3.12.4-1]
+        self._write(packets.Pingresp())  # [MQTT-3.12.4-1] [MQTT311-3.12.4-1]
 
-    def _disconnect(self, packet: Disconnect) -> None:
+    def _disconnect(self, packet: packets.Disconnect) -> None:
         # [MQTT-3.14.4-1] [MQTT-3.14.4-2]
         expiry_s = int_property(packet.properties, Property.SESSION_EXPIRY_INTERVAL, -1)
         if expiry_s > 0 and self._session_expiry_s == 0:
@@ -408,16 +391,17 @@ class Connection:
         assert greeting is not None
         self._greeting = None
         # [MQTT-3.1.4-5] [MQTT-3.2.0-1] [MQTT311-3.1.4-4] [MQTT311-3.2.0-1]
-        if not self._write(Connack(answer.session_present, 0, greeting.connack_properties())):
+        if not self._write(packets.Connack(answer.session_present, 0, greeting.connack_properties())):
             return
-        self._counters.connacks[_SUCCESS] += 1
+        self._counters.connacks[Reason.SUCCESS] += 1
         if answer.window < AHEAD_MAX:
             self.window = ClientWindow(answer.window)
         self.state = ATTACHED
         self.want_read = True
-        if self._buffer.size:
+        held, self._buffer = self._buffer, None
+        if held is not None:
             # [MQTT-3.1.4-6] [MQTT311-3.1.4-5] What was held back is worked off only from here on.
-            self._work_off(self._buffer.take(), make_client_id)
+            self._work_off(held.joined(), make_client_id)
 
     def send_publish(self, packet: bytes, payload_bytes: int) -> None:
         """Send an encoded PUBLISH, which its window has room for."""
@@ -430,24 +414,17 @@ class Connection:
         kind = answer.kind
         if self._publishing.acknowledged(kind, answer.reason) and self.state == ATTACHED:
             self.want_read = True
-        # [MQTT-2.2.1-5] [MQTT-4.3.2-4] [MQTT311-2.3.1-6] [MQTT311-4.3.2-2], and no property: [MQTT-3.1.2-29]
-        # [MQTT-3.4.2-2] [MQTT-3.4.2-3] [MQTT-3.5.2-2] [MQTT-3.5.2-3] [MQTT-3.6.2-2] [MQTT-3.6.2-3] [MQTT-3.7.2-2]
-        # [MQTT-3.7.2-3].
-        reason = answer.reason if self.version == 5 else _SUCCESS
         if kind == PUBREL and self.window is not None:
             self.window.released(answer.packet_id)
-        self._append(encode_ack(kind, answer.packet_id, reason, b"", self.version))
+        self._append(encode_answer(answer, self.version))
 
     def receive_suback(self, answer: Answer) -> None:
         """The owner subscribed."""
-        reasons = tuple(reason if reason >= _FAILURE else reason & 3 for reason in answer.reasons)
-        # [MQTT-2.2.1-6] [MQTT-3.8.4-1] [MQTT-3.8.4-2] [MQTT311-2.3.1-7] [MQTT311-3.8.4-1] [MQTT311-3.8.4-2]
-        self._write(Suback(answer.packet_id, reasons, NO_PROPERTIES))  # [MQTT-3.9.2-1] [MQTT-3.9.2-2]
+        self._append(encode_answer(answer, self.version))
 
     def receive_unsuback(self, answer: Answer) -> None:
         """The owner unsubscribed."""
-        # [MQTT-3.10.4-4] [MQTT-3.10.4-5] [MQTT-3.11.2-1] [MQTT-3.11.2-2] [MQTT311-3.10.4-4] [MQTT311-3.10.4-5]
-        self._write(Unsuback(answer.packet_id, tuple(answer.reasons), NO_PROPERTIES))
+        self._append(encode_answer(answer, self.version))
 
     def tick(self, now: float) -> None:
         """Close what has been silent for too long, and begin a new second; call it about once in one."""
@@ -514,9 +491,9 @@ class Connection:
 
 
 _HANDLERS: Final[dict[type, Callable[[Connection, Any], None]]] = {
-    Subscribe: Connection._subscribe,
-    Unsubscribe: Connection._unsubscribe,
-    Pingreq: Connection._ping,
-    Disconnect: Connection._disconnect,
-    Auth: Connection._authenticate,
+    packets.Subscribe: Connection._subscribe,
+    packets.Unsubscribe: Connection._unsubscribe,
+    packets.Pingreq: Connection._ping,
+    packets.Disconnect: Connection._disconnect,
+    packets.Auth: Connection._authenticate,
 }

@@ -92,7 +92,7 @@ class Publishing:
             if message.retain and not self._retain(message, now) and qos and attachment.version == 5:
                 reason = int(Reason.QUOTA_EXCEEDED)
         if reason:
-            # MQTT 3 has no word for a refusal: the PUBLISH is acknowledged, and dropped.
+            # [MQTT311-3.3.5-2] MQTT 3 has no word for a refusal: the PUBLISH is acknowledged, and dropped.
             self._answer(attachment, event.packet_id, qos, reason if attachment.version == 5 else 0, None)
             return
         ticket: Ticket | None = None

@@ -57,12 +57,14 @@ def test_a_prefix_takes_its_place():
 def test_requests(topic_filter, granted):
     packet = Subscribe(1, (SubscriptionRequest(b"a", 2), SubscriptionRequest(topic_filter, 1)))
     wanted = [(b"a", 2), (topic_filter, 1 if granted else REFUSED)]
-    assert ClientTopics(LIMITS, "").requests(packet, False) == wanted
+    assert ClientTopics(LIMITS, "").requests(packet) == wanted
 
 
 def test_a_bridge_asks_for_more():
     packet = Subscribe(1, (SubscriptionRequest(b"a", 1),))
-    assert ClientTopics(LIMITS, "").requests(packet, True) == [(b"a", 1 | NO_LOCAL | RETAIN_AS_PUBLISHED)]
+    topics = ClientTopics(LIMITS, "")
+    topics.bridge = True
+    assert topics.requests(packet) == [(b"a", 1 | NO_LOCAL | RETAIN_AS_PUBLISHED)]
 
 
 def test_everything_is_below_the_mountpoint():
@@ -70,7 +72,7 @@ def test_everything_is_below_the_mountpoint():
     prefix = mount_prefix("m")
     shared = b"$share/g/" + prefix + b"a"
     packet = Subscribe(1, (SubscriptionRequest(b"a"), SubscriptionRequest(b"$share/g/a")))
-    assert topics.requests(packet, False) == [(prefix + b"a", 0), (shared, 0)]
+    assert topics.requests(packet) == [(prefix + b"a", 0), (shared, 0)]
     assert topics.filters(Unsubscribe(1, (b"a", b"$share/g/a"))) == [prefix + b"a", shared]
     will = topics.will(Will(b"w", b"x"))
     assert will is not None

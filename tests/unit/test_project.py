@@ -34,6 +34,7 @@ PURE = {
 SHELLS_AMONG_THE_PURE = ("cluster.transport",)
 # What a connection is made of.
 CONNECTION_PARTS = (
+    "broker.core.answers",
     "broker.core.client_authentication",
     "broker.core.client_publishing",
     "broker.core.client_topics",
