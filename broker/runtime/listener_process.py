@@ -219,6 +219,7 @@ class ListenerProcess:
         self.blocked = False
         self.loop = asyncio.get_running_loop()
         self.loop.set_exception_handler(crash)
+        self._closed = False
         self._turn_scheduled = False
         self._flush_scheduled = False
         self._spoke = False
@@ -245,6 +246,9 @@ class ListenerProcess:
         for server in servers:
             server.close()
         await self._close_clients()
+        # A turn that is scheduled comes too late: there is nobody left to serve.
+        self.loop.remove_reader(self._channel.fileno())
+        self._closed = True
         self._channel.close()
 
     async def _tick_forever(self) -> None:
@@ -296,6 +300,8 @@ class ListenerProcess:
 
     def _turn(self) -> None:
         """Give turns, tell the owner, hear the owner, write to clients."""
+        if self._closed:
+            return
         self._turn_scheduled = False
         core, protocols = self.core, self.protocols
         for connection in core.take_turns(time.monotonic()):
@@ -340,7 +346,7 @@ class ListenerProcess:
     def _flush_lazily(self) -> None:
         self._flush_scheduled = False
         core = self.core
-        if core.owner_generation and core.wants_lazy_flush():
+        if not self._closed and core.owner_generation and core.wants_lazy_flush():
             self._channel.send(core.take_frame())
             self._spoke = True
 
