@@ -237,14 +237,21 @@ class Node:
 
     def settle(self) -> None:
         """Work until nobody has anything to say."""
-        busy = True
-        while busy:
-            self.owner.begin(self.now)
-            given = [listener.take_turns(self.now) for listener in self.listeners]
-            frames = [listener.take_frame() for listener in self.listeners]
-            for frame in frames:
-                self.receive_frame(frame)
-            busy = self.turn() or any(given) or any(len(frame) > LISTENER_HEADER_BYTES for frame in frames)
+        while self.step():
+            pass
+
+    def step(self) -> bool:
+        """Work for one turn; true when anything came of it."""
+        self.begin()
+        given = [listener.take_turns(self.now) for listener in self.listeners]
+        frames = [listener.take_frame() for listener in self.listeners]
+        for frame in frames:
+            self.receive_frame(frame)
+        return self.turn() or any(given) or any(len(frame) > LISTENER_HEADER_BYTES for frame in frames)
+
+    def begin(self) -> None:
+        """Begin a turn, as the shell does; what the last one wrote is committed."""
+        self.owner.begin(self.now)
 
     def receive_frame(self, frame: bytes) -> None:
         """Hand a listener's frame to the owner, and give the listener its credit back."""
