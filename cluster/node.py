@@ -17,7 +17,7 @@ behind those that wait already; `thaw` once all are carried out.
 from collections import deque
 from typing import Final, final
 
-from broker.core.effects import Effects, Ticket
+from broker.core.effects import Effects
 from broker.core.events import Event
 from broker.core.message import Message
 from broker.core.metrics import mesh_names, node_metrics
@@ -60,14 +60,13 @@ class NodeCore:
         self.owner = owner
         self.mesh = mesh
         self._systree = systree
-        # Tickets that a full link refused: the owner answers them at the next tick, which is due at once.
-        self._refused: list[Ticket] = []
         # What peers forwarded while a listener was behind. It is not received yet and so not acknowledged: the links'
         # windows bound it, and hold back the peers. It must not wait in the sockets, where the answers of the
         # handshake and the heartbeats are, too.
         self._held: deque[MeshInput] = deque()
         self._now = 0.0
         self._frozen = False
+        owner.ask_room(mesh.has_room)
         for topic_filter, persistent in owner.local_interest():
             mesh.interest.change(topic_filter, True, persistent)
 
@@ -102,11 +101,6 @@ class NodeCore:
             self.mesh.tick(now)
             self._collect(now)
             return
-        if self._refused:
-            refused = self._refused
-            self._refused = []
-            for ticket in refused:
-                self.owner.forward_refused(ticket, now)
         while self._held and not self.owner.is_behind(now):
             self.mesh.receive(self._held.popleft(), now)
             self._collect(now)
@@ -125,8 +119,6 @@ class NodeCore:
         """Return when `tick` has something to do; infinity if never, 0.0 if now."""
         if self._frozen:
             return self.mesh.next_deadline()
-        if self._refused:
-            return 0.0
         deadline = min(self.owner.next_deadline(), self.mesh.next_deadline())
         if self._systree is not None:
             deadline = min(deadline, self._systree.next_deadline())
@@ -188,9 +180,7 @@ class NodeCore:
         if effects.interest:
             mesh.change_interest(effects.interest)
         for forward in effects.to_peers:
-            ticket = forward.ticket
-            if not mesh.forward(forward.node, forward.message, ticket, now) and ticket is not None:
-                self._refused.append(ticket)
+            mesh.forward(forward.node, forward.message, forward.ticket, now)
         commands = mesh.flush(effects.writes, now)
         return NodeEffects(
             effects.writes, commands, effects.to_listeners, self.owner.take_notices() + mesh.take_notes()

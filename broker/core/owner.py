@@ -146,7 +146,7 @@ class QueueOwner:
         if isinstance(event, PublishReceived):
             attachment = self._attachments.get(event.connection)
             if attachment is not None:
-                self._publishing.publish(attachment, event, now)
+                self._close_for(attachment, self._publishing.publish(attachment, event, now), now)
         else:
             self._handlers[type(event)](event, now)
 
@@ -172,11 +172,9 @@ class QueueOwner:
             if reason:
                 self._close(attachment, reason, now)
 
-    def forward_refused(self, ticket: Ticket, now: float) -> None:
-        """The link to one of the nodes is full: the PUBLISH is not accepted, and says so."""
-        ticket.reason = int(Reason.QUOTA_EXCEEDED)
-        self.counters.drop("link_full")
-        self.forward_acknowledged(ticket, now)
+    def ask_room(self, has_room: Callable[[str, Message], bool]) -> None:
+        """Ask this whether a node can be sent a message that a client waits for; without it every node can."""
+        self._publishing.has_room = has_room
 
     def interest_changed(self) -> None:
         """The other nodes' interest changed: remembered routes are void."""

@@ -6,7 +6,8 @@ retained messages and the dispatcher; other nodes are names in `Forward`s.
 Theory of operation
 -------------------
 A PUBLISH is acknowledged when this node has done its part and every node with persistent interest has taken the message
-(its link acknowledged). Acknowledgements leave in the order of the PUBLISHes [MQTT-4.6.0-2] [MQTT-4.6.0-3]
+(its link acknowledged). Whether their links have room is asked before anything is done: what is refused comes again,
+and nobody may have had it. Acknowledgements leave in the order of the PUBLISHes [MQTT-4.6.0-2] [MQTT-4.6.0-3]
 [MQTT311-4.6.0-2] [MQTT311-4.6.0-3], so one that waits holds back those behind it. The packet id of a QoS 2 PUBLISH is
 remembered from then until its PUBREL, as part of the session: a PUBLISH that comes again in between is answered and not
 published again [MQTT-4.3.3-10] [MQTT311-4.3.3-2], whether the message has expired or not [MQTT-4.3.3-13]. It is stored
@@ -16,6 +17,7 @@ published everywhere new. A PUBLISH that comes again while its first sending is 
 for the same ticket.
 """
 
+from collections.abc import Callable
 from typing import Final, final
 
 from broker.core.dispatch import Dispatcher
@@ -53,6 +55,7 @@ class Publishing:
         incarnation: int,
     ) -> None:
         self.forwards: list[Forward] = []
+        self.has_room: Callable[[str, Message], bool] = _has_room
         self._counters = dispatcher.counters
         self._store = store
         self._routes = routes
@@ -62,8 +65,8 @@ class Publishing:
         self._message_number: int = incarnation << _INCARNATION_SHIFT
         self._numbers_all = settings.upgrade_outgoing_qos
 
-    def publish(self, attachment: Attachment, event: PublishReceived, now: float) -> None:
-        """Take a client's PUBLISH."""
+    def publish(self, attachment: Attachment, event: PublishReceived, now: float) -> int:
+        """Take a client's PUBLISH; the result is the reason for which the connection has to end, 0 for none."""
         self._counters.mqtt_publish_received += 1
         message = event.message
         session = attachment.session
@@ -71,7 +74,7 @@ class Publishing:
         if qos == 2 and event.packet_id in session.incoming:
             # [MQTT-4.3.3-10] Answered again, and not published again.
             self._answer_again(attachment, event.packet_id)
-            return
+            return 0
         message.publisher = session.client_id
         if event.expiry_s >= 0:
             message.expires_at = now + event.expiry_s
@@ -79,6 +82,10 @@ class Publishing:
         reason = route.refused
         if reason:
             self._counters.drop("reserved_topic")
+        elif qos and route.nodes and not self._is_accepted(route, message):
+            # Before anything is delivered: the client sends it again, and here it must not come twice.
+            self._counters.drop("link_full")
+            return self._refuse(attachment, event.packet_id, qos, int(Reason.QUOTA_EXCEEDED))
         else:
             # [MQTT-4.3.2-5] [MQTT311-4.3.2-2] A message of its own, whatever its packet id was used for.
             if qos or message.retain or self._numbers_all:
@@ -89,7 +96,7 @@ class Publishing:
         if reason:
             # MQTT 3 has no word for a refusal: the PUBLISH is acknowledged, and dropped.
             self._answer(attachment, event.packet_id, qos, reason if attachment.version == 5 else 0, None)
-            return
+            return 0
         ticket: Ticket | None = None
         # [MQTT-3.3.4-1] [MQTT311-3.3.4-1]
         matched = self._dispatcher.deliver(message, route, now) if route.sessions or route.groups else 0
@@ -99,6 +106,19 @@ class Publishing:
         if qos:
             reason = _SUCCESS if matched or route.nodes else _NO_MATCHING_SUBSCRIBERS
             self._answer(attachment, event.packet_id, qos, reason, ticket)
+        return 0
+
+    def _is_accepted(self, route: Route, message: Message) -> bool:
+        """Say whether every node that has to have the message can be sent it."""
+        return all(self.has_room(node, message) for node, persistent in route.nodes if persistent)
+
+    def _refuse(self, attachment: Attachment, packet_id: int, qos: int, reason: int) -> int:
+        """Refuse a PUBLISH in its turn. MQTT 3 has no word for it but the end of the connection (`release_pending`)."""
+        if attachment.version == 5:
+            self._answer(attachment, packet_id, qos, reason, None)
+            return 0
+        attachment.pending.append(_ticket(attachment, packet_id, qos, reason))
+        return self.release_pending(attachment)
 
     def publish_will(self, left: LeftWill, now: float) -> None:
         """Publish the will of a client that is gone."""
@@ -222,6 +242,11 @@ class Publishing:
             if session.persistent:
                 self._store.delete_incoming(session, packet_id)
         attachment.outlet.batch.acknowledge(PUBCOMP, attachment.connection, packet_id, reason)
+
+
+def _has_room(node: str, message: Message) -> bool:
+    """No link is full where there is none."""
+    return True
 
 
 def _ticket(attachment: Attachment, packet_id: int, qos: int, reason: int) -> Ticket:

@@ -334,11 +334,9 @@ class Node:
             self.owner.forward_acknowledged(self.forwards[index].ticket, self.now)
         self.settle()
 
-    def refuse_forwards(self, *indexes: int) -> None:
-        """The other nodes have no room for these of `forwards`."""
-        for index in indexes:
-            self.owner.forward_refused(self.forwards[index].ticket, self.now)
-        self.settle()
+    def fill_links(self, *names: str) -> None:
+        """The links to these nodes are full, and no others."""
+        self.owner.ask_room(lambda node, _message: node not in names)
 
     def dropped(self, reason: str) -> int:
         return self.owner.counters.dropped.get(reason, 0)
