@@ -386,8 +386,7 @@ class QueueOwner:
         session.persistent = True
         self._subscribing.became_persistent(session)
         for packet_id, ticket in session.incoming.items():
-            if ticket is None:
-                self._store.put_incoming(session, packet_id)
+            self._store.put_incoming(session, packet_id, ticket is not None)
         for delivery in session.inflight.deliveries.values():
             self._store.put_delivery(session.number, delivery)
         for delivery in session.queue.take_loose():

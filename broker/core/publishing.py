@@ -11,10 +11,10 @@ and nobody may have had it. Acknowledgements leave in the order of the PUBLISHes
 [MQTT311-4.6.0-2] [MQTT311-4.6.0-3], so one that waits holds back those behind it. The packet id of a QoS 2 PUBLISH is
 remembered from then until its PUBREL, as part of the session: a PUBLISH that comes again in between is answered and not
 published again [MQTT-4.3.3-10] [MQTT311-4.3.3-2], whether the message has expired or not [MQTT-4.3.3-13]. It is stored
-with the message where only this node has to have it, however long its turn to be acknowledged takes. Where other nodes
-have to have it, it is stored when they do and not before: a restart in between must find a message that was not
-published everywhere new. A PUBLISH that comes again while its first sending is under way waits in the new connection
-for the same ticket.
+with the message, however long its turn to be acknowledged takes. Where other nodes have to have it, it is stored as
+under way until they do: after a restart in between, which forgets what is for them, a PUBLISH that comes again is
+forwarded, and nobody here gets it again. A PUBLISH that comes again while its first sending is under way waits in the
+new connection for the same ticket.
 """
 
 from collections.abc import Callable
@@ -73,11 +73,9 @@ class Publishing:
         qos = message.qos
         if qos == 2 and event.packet_id in session.incoming:
             # [MQTT-4.3.3-10] Answered again, and not published again.
-            self._answer_again(attachment, event.packet_id)
+            self._answer_again(attachment, event, now)
             return 0
-        message.publisher = session.client_id
-        if event.expiry_s >= 0:
-            message.expires_at = now + event.expiry_s
+        _complete(message, session, event, now)
         route = self._routes.find(message.topic)
         reason = route.refused
         if reason:
@@ -179,14 +177,25 @@ class Publishing:
                 self._settle(attachment.session, packet_id, reason)
             else:
                 attachment.session.incoming[packet_id] = ticket
+                if attachment.session.persistent:
+                    self._store.put_incoming(attachment.session, packet_id, True)
         if ticket is None and attachment.pending.is_empty():
             self._acknowledge(attachment, packet_id, qos, reason)
         else:
             attachment.pending.append(ticket or _ticket(attachment, packet_id, qos, reason))
 
-    def _answer_again(self, attachment: Attachment, packet_id: int) -> None:
+    def _answer_again(self, attachment: Attachment, event: PublishReceived, now: float) -> None:
         """The client sent a QoS 2 PUBLISH again: acknowledge it in its turn [MQTT-4.6.0-3]."""
-        ticket = attachment.session.incoming[packet_id]
+        session = attachment.session
+        packet_id = event.packet_id
+        ticket = session.incoming[packet_id]
+        if ticket is not None and not ticket.waiting:
+            # A restart forgot what was for the other nodes, and nothing else. Links are not asked for room: a refusal
+            # would have the client publish anew, here as well.
+            message = event.message
+            _complete(message, session, event, now)
+            self._number(message)
+            ticket = self._forward(message, self._routes.find(message.topic), ticket)
         if ticket is None:
             self._answer(attachment, packet_id, 2, _SUCCESS, None)
         elif ticket.connection != attachment.connection:
@@ -204,7 +213,7 @@ class Publishing:
         # [MQTT-4.3.3-8]
         session.incoming[packet_id] = None
         if session.persistent:
-            self._store.put_incoming(session, packet_id)
+            self._store.put_incoming(session, packet_id, False)
 
     def settle(self, session: Session, ticket: Ticket) -> None:
         """The other nodes have answered: if the session still knows the PUBLISH as under way, it is done."""
@@ -235,13 +244,22 @@ class Publishing:
         """A client's PUBREL: it is answered [MQTT-4.3.3-11]; its id is free [MQTT-4.3.3-12] if its PUBREC was sent."""
         session = attachment.session
         reason = int(Reason.PACKET_IDENTIFIER_NOT_FOUND)
-        # One that is still on its way to other nodes is not the client's to release.
-        if packet_id in session.incoming and session.incoming[packet_id] is None:
+        ticket = session.incoming.get(packet_id)
+        # One that is still on its way to other nodes is not the client's to release. Of one that a restart found there
+        # the client knows better.
+        if packet_id in session.incoming and (ticket is None or not ticket.waiting):
             reason = _SUCCESS
             del session.incoming[packet_id]
             if session.persistent:
                 self._store.delete_incoming(session, packet_id)
         attachment.outlet.batch.acknowledge(PUBCOMP, attachment.connection, packet_id, reason)
+
+
+def _complete(message: Message, session: Session, event: PublishReceived, now: float) -> None:
+    """Write into the message what the PUBLISH does not say in itself."""
+    message.publisher = session.client_id
+    if event.expiry_s >= 0:
+        message.expires_at = now + event.expiry_s
 
 
 def _has_room(node: str, message: Message) -> bool:

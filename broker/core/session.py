@@ -5,11 +5,13 @@ sockets, processes or disks, and it does not decide who gets what: the owner doe
 
 Theory of operation
 -------------------
-A delivery is queued, then in flight, then gone. `queue` holds what waits, oldest first; `inflight` what was sent.
-Every delivery of QoS 1 or 2 in the queue is younger than every one in flight. `incoming` holds the packet ids of the
-client's own QoS 2 PUBLISHes that it has not released: with the ticket while one is on its way to other nodes, with None
-once it is done. The session is attached while `attachment` is set; without one, only deliveries of QoS 1 and 2 are
-kept. Its records are in the store from the moment at which it is to outlive its connection until it ends.
+A delivery is queued, then in flight, then gone. `queue` holds what waits, oldest first; `inflight` what was sent. Every
+delivery of QoS 1 or 2 in the queue is younger than every one in flight. `incoming` holds the packet ids of the client's
+own QoS 2 PUBLISHes that it has not released: with the ticket while one is on its way to other nodes, with None once it
+is done. A ticket that waits for nobody comes from the store: this node's sessions have had the message, and the others
+get it when the client sends it again. The session is attached while `attachment` is set; without one, only deliveries
+of QoS 1 and 2 are kept. Its records are in the store from the moment at which it is to outlive its connection until it
+ends.
 """
 
 from typing import final

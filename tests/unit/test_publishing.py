@@ -122,6 +122,57 @@ def test_a_restart_while_it_waits_publishes_again(node):
     assert client.take() == [Pubrec(5)]
 
 
+def test_a_restart_while_it_waits_delivers_nothing_again_here(node):
+    """Its packet id is in the store with what is delivered here."""
+    watcher = node.persistent("w")
+    watcher.subscribe(b"far", 2)
+    client = node.persistent("c")
+    client.publish(b"far", b"once", qos=2, packet_id=5, retain=True)
+    (publish,) = watcher.take_publishes()
+    watcher.receive_qos2(publish.packet_id)
+    restarted = node.restart()
+    watcher = restarted.persistent("w")
+    client = restarted.persistent("c")
+    client.send(Publish(b"far", b"once", 2, True, dup=True, packet_id=5))
+    assert watcher.take() == []
+    assert client.take() == []
+    assert [forward.message.payload for forward in restarted.forwards] == [b"once"]
+    client.send(Publish(b"far", b"once", 2, True, dup=True, packet_id=5))
+    restarted.acknowledge_forwards(0)
+    assert client.take() == [Pubrec(5)]
+    for world in (restarted, restarted.restart()):
+        client = world.persistent("c")
+        client.send(Publish(b"far", b"once", 2, True, dup=True, packet_id=5))
+        assert client.take() == [Pubrec(5)]
+        client.drop()
+    assert len(restarted.forwards) == 1
+
+
+@pytest.mark.parametrize("wanted", [{}, {b"far": [("n2", False)]}])
+def test_what_nobody_has_to_have_any_more_is_done(node, wanted):
+    client = node.persistent("c")
+    client.publish(b"far", qos=2, packet_id=5)
+    node.interest.wanted = wanted
+    restarted = node.restart()
+    client = restarted.persistent("c")
+    client.send(Publish(b"far", b"x", 2, dup=True, packet_id=5))
+    assert client.take() == [Pubrec(5)]
+    assert len(restarted.forwards) == len(wanted)
+    client.send(Pubrel(5))
+    assert client.take() == [Pubcomp(5)]
+
+
+def test_a_pubrel_of_what_a_restart_found_under_way_frees_the_id(node):
+    """A power loss may take what was committed last: the client has its PUBREC."""
+    client = node.persistent("c")
+    client.publish(b"far", qos=2, packet_id=5)
+    client = node.restart().persistent("c")
+    client.send(Pubrel(5))
+    assert client.take() == [Pubcomp(5)]
+    client.publish(b"near", qos=2, packet_id=5)
+    assert client.take() == [Pubrec(5, NONE)]
+
+
 def test_the_end_of_a_session_ends_its_waits(node):
     client = node.connect("c", 5)
     client.publish(b"far", qos=2, packet_id=5)
