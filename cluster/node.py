@@ -4,7 +4,7 @@ Owns nothing but the order of things between the two: the owner says "forward th
 arrived from a peer", and neither knows the other. It does no I/O: inputs and time come in, `take_effects` says what
 to do, in the order of its fields.
 
-How to drive it: create it after `QueueOwner.recover`. A turn: `begin`; hand in everything that has arrived
+How to drive it: create it after `QueueOwner.recover`. A turn: `set_clock`; `begin`; hand in everything that has arrived
 (`receive_event`, `receive_input`); `tick`; `take_effects`: commit `writes`, then carry out `commands` in order, then
 send `to_listeners`. Every acknowledgement is in the last two.
 
@@ -69,6 +69,10 @@ class NodeCore:
         owner.ask_room(mesh.has_room)
         for topic_filter, persistent in owner.local_interest():
             mesh.interest.change(topic_filter, True, persistent)
+
+    def set_clock(self, now: float, utc_ms: int) -> None:
+        """Take a reading of both clocks."""
+        self.owner.set_clock(now, utc_ms)
 
     def begin(self, now: float) -> None:
         """Begin a turn; what the last one wrote is committed."""

@@ -54,7 +54,6 @@ from broker.core.session import Attachment, Session
 from broker.core.session_store import SessionStore
 from broker.core.settings import OwnerSettings
 from broker.core.storage import Storage
-from broker.core.stored_message import Clock
 from broker.core.subscribing import Subscribing
 from broker.core.wills import Wills
 from broker.mqtt.reasons import Reason
@@ -112,7 +111,7 @@ class QueueOwner:
 
     def recover(self, now: float, utc_ms: int, progress: Callable[[str], None] | None = None) -> None:
         """Read what is stored; call it once, before the first event. `progress` hears how far it is."""
-        self._store.clock = Clock(now, utc_ms)
+        self.set_clock(now, utc_ms)
         settings = self.settings
         window = settings.max_inflight_messages or PACKET_ID_MAX
         sessions, groups = self._store.recover(window, settings.queue_lifo, progress or _ignore)
@@ -132,6 +131,10 @@ class QueueOwner:
                 self._start_expiry(session, now)
             else:
                 self._schedule(session)
+
+    def set_clock(self, now: float, utc_ms: int) -> None:
+        """Take a reading of both clocks, for the deadlines that are stored; each turn has its own."""
+        self._store.clock.set(now, utc_ms)
 
     def begin(self, now: float) -> None:
         """Begin a turn: read on where queues go on in the store, if everything that was written is committed.

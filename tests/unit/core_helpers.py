@@ -249,8 +249,16 @@ class Node:
             self.receive_frame(frame)
         return self.turn() or any(given) or any(len(frame) > LISTENER_HEADER_BYTES for frame in frames)
 
+    def wall_clock_ms(self) -> int:
+        return self.utc_ms + int((self.now - self.started) * 1000)
+
+    def step_clock(self, seconds: int) -> None:
+        """Somebody sets the wall clock."""
+        self.utc_ms += seconds * 1000
+
     def begin(self) -> None:
         """Begin a turn, as the shell does; what the last one wrote is committed."""
+        self.owner.set_clock(self.now, self.wall_clock_ms())
         self.owner.begin(self.now)
 
     def receive_frame(self, frame: bytes) -> None:
@@ -323,7 +331,7 @@ class Node:
             self.incarnation + 1,
             # Another process, another boot perhaps: monotonic time begins elsewhere.
             now=START_S / 2,
-            utc_ms=self.utc_ms + int((self.now - self.started + down_s) * 1000),
+            utc_ms=self.wall_clock_ms() + int(down_s * 1000),
             generation=self.generation + 1,
             authenticator=self.authenticator,
         )

@@ -90,6 +90,7 @@ class GatedNode(Node):
         if self.gate is None:
             super().begin()
         else:
+            self.core.set_clock(self.now, self.wall_clock_ms())
             self.core.begin(self.now)
 
     def receive_frame(self, frame: bytes) -> None:

@@ -1336,3 +1336,29 @@ def test_sessions_that_ended_early_leave_no_deadlines(node):
         node.persistent(f"c{number}", expiry_s=31_536_000).drop()
         node.connect(f"c{number}").drop()
     assert len(node.owner._expiries) < 100
+
+
+YEAR_S = 31_536_000
+
+
+@pytest.mark.parametrize("step_s", [YEAR_S, -YEAR_S])
+def test_deadlines_are_right_when_the_clock_was_set_since_the_start(node, step_s):
+    """Of a session, a message, what is retained and a will: a machine may start before it knows the time."""
+    node.step_clock(step_s)
+    will = Will(b"will", b"will", 1, properties={int(Property.WILL_DELAY_INTERVAL): 50})
+    short = node.persistent("short", expiry_s=100, will=will)
+    short.subscribe(b"a")
+    node.persistent("watcher", expiry_s=1000).subscribe(b"will")
+    publisher = node.connect("publisher", 5)
+    publisher.publish(b"a", b"message", 1, properties={int(Property.MESSAGE_EXPIRY_INTERVAL): 90}, retain=True)
+    short.drop()
+    for down_s, there in ((40, True), (110, False)):
+        restarted = node.restart(down_s)
+        restarted.advance(0)
+        assert ("short" in restarted.owner._sessions) == there
+        assert (len(restarted.owner.retained) == 1) == there
+        assert (restarted.owner.counters.will_published == 0) == there
+        if there:
+            (publish,) = restarted.persistent("short").take_publishes()
+            assert publish.properties[int(Property.MESSAGE_EXPIRY_INTERVAL)] == 50
+        restarted.validate()
