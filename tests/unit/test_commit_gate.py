@@ -215,6 +215,20 @@ def test_a_publish_of_mqtt_5_is_refused_and_one_of_mqtt_3_waits(node: GatedNode,
     assert keeper.take_payloads() == [b"first", b"three"]
 
 
+def test_what_was_received_is_not_called_refused_when_it_comes_again(node: GatedNode, keeper: Client) -> None:
+    """[MQTT-4.3.3-10] A refusal would have the client publish it anew."""
+    publisher = node.connect("publisher", 5)
+    publisher.publish(b"a/b", b"once", 2, packet_id=9)
+    assert publisher.take() == [Pubrec(9)]
+    assert keeper.take_payloads() == [b"once"]
+    break_store(node)
+    publisher.send(Publish(b"a/b", b"once", 2, dup=True, packet_id=9))
+    assert publisher.take() == []
+    node.recover()
+    assert publisher.take() == [Pubrec(9)]
+    assert keeper.take_payloads() == [b"first"]
+
+
 def test_no_refusal_overtakes_an_acknowledgement_that_waits(node: GatedNode, keeper: Client) -> None:
     first = break_store(node)
     first.publish(b"a/b", b"second", 1, packet_id=2)
