@@ -197,6 +197,10 @@ class Publishing:
             self._number(message)
             ticket = self._forward(message, self._routes.find(message.topic), ticket)
         if ticket is None:
+            if packet_id in attachment.repeated:
+                return
+            if not attachment.pending.is_empty():
+                attachment.repeated.add(packet_id)
             self._answer(attachment, packet_id, 2, _SUCCESS, None)
         elif ticket.connection != attachment.connection:
             ticket.connection = attachment.connection
@@ -225,6 +229,7 @@ class Publishing:
         pending = attachment.pending
         while not pending.is_empty() and pending.first().waiting == 0:
             ticket = pending.popleft()
+            attachment.repeated.discard(ticket.packet_id)
             if ticket.reason >= _FAILURE and attachment.version != 5:
                 # [MQTT311-3.3.5-2] [MQTT311-4.8.0-2] MQTT 3 can refuse a PUBLISH only by closing the connection.
                 return ticket.reason

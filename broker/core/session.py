@@ -102,10 +102,11 @@ class Attachment:
     """A live connection as the owner sees it: which session it serves and what it can take.
 
     `pending` are the PUBLISHes that may not be acknowledged yet, in the order of their arrival.
-    `packet_bytes_max` is the client's Maximum Packet Size, 0 for none.
+    `repeated` are the packet ids of those that the client sent again meanwhile: they wait once more, not as often as
+    they were sent. `packet_bytes_max` is the client's Maximum Packet Size, 0 for none.
     """
 
-    __slots__ = ("connection", "outlet", "packet_bytes_max", "paused", "pending", "session", "version")
+    __slots__ = ("connection", "outlet", "packet_bytes_max", "paused", "pending", "repeated", "session", "version")
 
     def __init__(self, connection: int, outlet: Outlet, session: Session, version: int, packet_bytes_max: int) -> None:
         self.connection = connection
@@ -115,3 +116,4 @@ class Attachment:
         self.packet_bytes_max = packet_bytes_max
         self.paused = False
         self.pending: Fifo[Ticket] = Fifo()
+        self.repeated: set[int] = set()

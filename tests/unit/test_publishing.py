@@ -292,6 +292,22 @@ def test_a_pubrel_before_its_pubrec_releases_nothing(node):
     assert client.take() == [Pubcomp(5)]
 
 
+@pytest.mark.parametrize("version", [4, 5])
+def test_repetitions_that_wait_for_their_turn_do_not_pile_up(node, version):
+    client = node.connect("c", version)
+    client.publish(b"near", qos=2, packet_id=2)
+    client.take()
+    client.publish(b"far", qos=1, packet_id=1)
+    for _ in range(100):
+        client.send(Publish(b"near", b"x", 2, dup=True, packet_id=2))
+    assert len(node.owner._attachments[client.key].pending) == 2
+    node.acknowledge_forwards(0)
+    assert client.take() == [Puback(1), Pubrec(2)]
+    for _ in range(2):
+        client.send(Publish(b"near", b"x", 2, dup=True, packet_id=2))
+    assert client.take() == [Pubrec(2), Pubrec(2)]
+
+
 # Links that are full.
 
 
