@@ -24,7 +24,8 @@ and it never takes a frame of another session: what an older connection still ho
   receiver jumps: a gap if something with QoS > 0 is missing, counted on both sides, never waited for.
 
 Bounds: WINDOW_BYTES_MAX and FRAMES_IN_FLIGHT_MAX sent and unacknowledged, MEMORY_BYTES_MAX kept. Beyond it what
-nobody waits for is dropped and counted, and the rest refused. A single larger message passes when nothing else is
+nobody waits for is dropped and counted. What somebody waits for is asked about before (`has_room`) and then taken: the
+messages of one turn, which all saw the same room, may go over it. A single larger message passes when nothing else is
 there.
 
 Invariants: acked < first of every batch, in order, without holes; `bytes_pending` is what all batches hold.
@@ -111,22 +112,27 @@ class OutgoingLink:
         self._publisher = ""
         self._publisher_utf8 = b""
 
-    def forward(self, message: Message, ticket: Ticket | None, running: bool, now: float) -> bool:
-        """Append a message. False: it was refused, and its ticket is the caller's to answer."""
+    def has_room(self, message: Message) -> bool:
+        """Say whether a message that somebody waits for is taken; false is counted as a refusal."""
+        size: i64 = MESSAGE_OVERHEAD_BYTES + message.size() + len(message.publisher.encode())
+        if self.bytes_pending and self.bytes_pending + size > MEMORY_BYTES_MAX:
+            self.refused += 1
+            return False
+        return True
+
+    def forward(self, message: Message, ticket: Ticket | None, running: bool, now: float) -> None:
+        """Append a message; one with a ticket in any case, as `has_room` was asked."""
         if not running and message.qos == 0:
             # Nothing is kept in memory for a peer that is not there and that nobody waits for.
             self.dropped_not_running += 1
-            return True
+            return
         if message.publisher is not self._publisher:
             self._publisher = message.publisher
             self._publisher_utf8 = message.publisher.encode()
         size: i64 = MESSAGE_OVERHEAD_BYTES + message.size() + len(self._publisher_utf8)
-        if self.bytes_pending and self.bytes_pending + size > MEMORY_BYTES_MAX:
-            if ticket is None:
-                self.dropped_memory += 1
-                return True
-            self.refused += 1
-            return False
+        if ticket is None and self.bytes_pending and self.bytes_pending + size > MEMORY_BYTES_MAX:
+            self.dropped_memory += 1
+            return
         before: i64 = len(self._writer)
         if before + size > _BODY_BYTES_MAX:
             self._seal()
@@ -140,7 +146,6 @@ class OutgoingLink:
             self._durable = True
         if ticket is not None:
             self._tickets.append(ticket)
-        return True
 
     def connected(self, session: int) -> None:
         """A new session begins; nothing is sent until `opened`."""

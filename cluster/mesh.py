@@ -134,16 +134,21 @@ class Mesh:
         """Say whether an input brings forwarded messages, which may be received later than what comes after it."""
         return isinstance(happened, FrameReceived) and happened.frame[1:2] == _FORWARDS
 
-    def forward(self, node: str, message: Message, ticket: Ticket | None, now: float) -> bool:
-        """Send a message to a node that wants it. False: the link is full, the ticket is the caller's to answer."""
+    def has_room(self, node: str, message: Message) -> bool:
+        """Say whether the link to a node takes a message that a client waits for."""
+        peer = self.peers.get(node)
+        return peer is None or peer.outgoing.has_room(message)
+
+    def forward(self, node: str, message: Message, ticket: Ticket | None, now: float) -> None:
+        """Send a message to a node that wants it."""
         peer = self.peers.get(node)
         if peer is None:
             # It left since the route was looked up; nobody there waits for the message any more.
             if ticket is not None:
                 self._turn.acknowledged.append(ticket)
                 self._deadline = 0.0
-            return True
-        return peer.outgoing.forward(message, ticket, peer.running, now)
+            return
+        peer.outgoing.forward(message, ticket, peer.running, now)
 
     def change_interest(self, changes: list[InterestChange]) -> None:
         """Note changes of this node's own wishes; `flush` tells them."""

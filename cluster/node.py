@@ -4,7 +4,7 @@ Owns nothing but the order of things between the two: the owner says "forward th
 arrived from a peer", and neither knows the other. It does no I/O: inputs and time come in, `take_effects` says what
 to do, in the order of its fields.
 
-How to drive it: create it after `QueueOwner.recover`. A turn: `begin`; hand in everything that has arrived
+How to drive it: create it after `QueueOwner.recover`. A turn: `set_clock`; `begin`; hand in everything that has arrived
 (`receive_event`, `receive_input`); `tick`; `take_effects`: commit `writes`, then carry out `commands` in order, then
 send `to_listeners`. Every acknowledgement is in the last two.
 
@@ -17,7 +17,7 @@ behind those that wait already; `thaw` once all are carried out.
 from collections import deque
 from typing import Final, final
 
-from broker.core.effects import Effects, Ticket
+from broker.core.effects import Effects
 from broker.core.events import Event
 from broker.core.message import Message
 from broker.core.metrics import mesh_names, node_metrics
@@ -60,16 +60,19 @@ class NodeCore:
         self.owner = owner
         self.mesh = mesh
         self._systree = systree
-        # Tickets that a full link refused: the owner answers them at the next tick, which is due at once.
-        self._refused: list[Ticket] = []
         # What peers forwarded while a listener was behind. It is not received yet and so not acknowledged: the links'
         # windows bound it, and hold back the peers. It must not wait in the sockets, where the answers of the
         # handshake and the heartbeats are, too.
         self._held: deque[MeshInput] = deque()
         self._now = 0.0
         self._frozen = False
+        owner.ask_room(mesh.has_room)
         for topic_filter, persistent in owner.local_interest():
             mesh.interest.change(topic_filter, True, persistent)
+
+    def set_clock(self, now: float, utc_ms: int) -> None:
+        """Take a reading of both clocks."""
+        self.owner.set_clock(now, utc_ms)
 
     def begin(self, now: float) -> None:
         """Begin a turn; what the last one wrote is committed."""
@@ -102,11 +105,6 @@ class NodeCore:
             self.mesh.tick(now)
             self._collect(now)
             return
-        if self._refused:
-            refused = self._refused
-            self._refused = []
-            for ticket in refused:
-                self.owner.forward_refused(ticket, now)
         while self._held and not self.owner.is_behind(now):
             self.mesh.receive(self._held.popleft(), now)
             self._collect(now)
@@ -125,8 +123,6 @@ class NodeCore:
         """Return when `tick` has something to do; infinity if never, 0.0 if now."""
         if self._frozen:
             return self.mesh.next_deadline()
-        if self._refused:
-            return 0.0
         deadline = min(self.owner.next_deadline(), self.mesh.next_deadline())
         if self._systree is not None:
             deadline = min(deadline, self._systree.next_deadline())
@@ -188,9 +184,7 @@ class NodeCore:
         if effects.interest:
             mesh.change_interest(effects.interest)
         for forward in effects.to_peers:
-            ticket = forward.ticket
-            if not mesh.forward(forward.node, forward.message, ticket, now) and ticket is not None:
-                self._refused.append(ticket)
+            mesh.forward(forward.node, forward.message, forward.ticket, now)
         commands = mesh.flush(effects.writes, now)
         return NodeEffects(
             effects.writes, commands, effects.to_listeners, self.owner.take_notices() + mesh.take_notes()

@@ -12,6 +12,7 @@ A turn whose commit failed waits as a whole (`begin`): its writes and everything
     PUBLISH QoS 0, not retained           delivered as usual: nothing of it is stored
     PUBLISH QoS 1 or 2 of MQTT 5          refused: Quota exceeded; the client knows that it is its own again
     Paused, Resumed, credit, listeners    as usual
+    what follows a CONNECT that is held   held behind it: the store may fail again amid a replay
     everything else                       held: a PUBLISH of MQTT 3.1.1 can't be refused, the rest may change sessions
 
 Two orders are kept. Acknowledgements leave in the order of the PUBLISHes [MQTT-4.6.0-2]: a client whose
@@ -27,6 +28,7 @@ acknowledgements are held and nothing new with QoS 1 enters a queue.
 from collections.abc import Callable
 from typing import Final, final
 
+from broker.core.effects import NO_CONNECTION
 from broker.core.events import (
     Attach,
     ConnectionPaused,
@@ -67,6 +69,8 @@ class Degraded:
         # Connections for which deliveries or the CONNACK wait, and which of them read again at the end.
         self._behind: set[int] = set()
         self._resumed: set[int] = set()
+        # Connections whose CONNECT is held: whatever comes of them is held behind it.
+        self._arriving: set[int] = set()
         # Connections whose next PUBLISH with an acknowledgement, or without, would overtake one that waits.
         self._unacknowledged: set[int] = set()
         self._unpublished: set[int] = set()
@@ -90,9 +94,14 @@ class Degraded:
         """Take note of an event that is held since the store failed before."""
         if isinstance(event, PublishReceived):
             (self._unacknowledged if event.message.qos else self._unpublished).add(event.connection)
+        elif isinstance(event, Attach):
+            self._arriving.add(event.connection)
 
     def receive(self, event: Event, now: float) -> bool:
         """Deal with an event without waiting for the store; false: hold it and replay it after `end`."""
+        connection: int = getattr(event, "connection", NO_CONNECTION)
+        if connection in self._arriving:
+            return False
         if isinstance(event, PublishReceived):
             return self._publish(event, now)
         if isinstance(event, Attach):
@@ -105,10 +114,12 @@ class Degraded:
             if event.connection in self._behind:
                 self._resumed.add(event.connection)
                 return True
-        elif not isinstance(event, (CreditReturned, ListenerCounted, ListenerStarted, ListenerGone)):
+        elif isinstance(event, (ListenerStarted, ListenerGone)):
+            # What was held of its older process is void.
+            self._arriving = {held for held in self._arriving if held >> 32 != event.listener}
+        elif not isinstance(event, (CreditReturned, ListenerCounted)):
             # Of a connection that was refused there is nothing to hold: refused clients come again and again.
-            connection: int = getattr(event, "connection", -1)
-            return connection >= 0 and connection not in self._attachments
+            return connection != NO_CONNECTION and connection not in self._attachments
         self._receive_as_usual(event, now)
         return True
 
@@ -117,6 +128,7 @@ class Degraded:
         resumed = self._resumed
         self._resumed = set()
         self._behind.clear()
+        self._arriving.clear()
         self._unacknowledged.clear()
         self._unpublished.clear()
         for connection in sorted(resumed):

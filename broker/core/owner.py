@@ -54,7 +54,6 @@ from broker.core.session import Attachment, Session
 from broker.core.session_store import SessionStore
 from broker.core.settings import OwnerSettings
 from broker.core.storage import Storage
-from broker.core.stored_message import Clock
 from broker.core.subscribing import Subscribing
 from broker.core.wills import Wills
 from broker.mqtt.reasons import Reason
@@ -112,7 +111,7 @@ class QueueOwner:
 
     def recover(self, now: float, utc_ms: int, progress: Callable[[str], None] | None = None) -> None:
         """Read what is stored; call it once, before the first event. `progress` hears how far it is."""
-        self._store.clock = Clock(now, utc_ms)
+        self.set_clock(now, utc_ms)
         settings = self.settings
         window = settings.max_inflight_messages or PACKET_ID_MAX
         sessions, groups = self._store.recover(window, settings.queue_lifo, progress or _ignore)
@@ -133,6 +132,10 @@ class QueueOwner:
             else:
                 self._schedule(session)
 
+    def set_clock(self, now: float, utc_ms: int) -> None:
+        """Take a reading of both clocks, for the deadlines that are stored; each turn has its own."""
+        self._store.clock.set(now, utc_ms)
+
     def begin(self, now: float) -> None:
         """Begin a turn: read on where queues go on in the store, if everything that was written is committed.
 
@@ -146,7 +149,7 @@ class QueueOwner:
         if isinstance(event, PublishReceived):
             attachment = self._attachments.get(event.connection)
             if attachment is not None:
-                self._publishing.publish(attachment, event, now)
+                self._close_for(attachment, self._publishing.publish(attachment, event, now), now)
         else:
             self._handlers[type(event)](event, now)
 
@@ -172,11 +175,9 @@ class QueueOwner:
             if reason:
                 self._close(attachment, reason, now)
 
-    def forward_refused(self, ticket: Ticket, now: float) -> None:
-        """The link to one of the nodes is full: the PUBLISH is not accepted, and says so."""
-        ticket.reason = int(Reason.QUOTA_EXCEEDED)
-        self.counters.drop("link_full")
-        self.forward_acknowledged(ticket, now)
+    def ask_room(self, has_room: Callable[[str, Message], bool]) -> None:
+        """Ask this whether a node can be sent a message that a client waits for; without it every node can."""
+        self._publishing.has_room = has_room
 
     def interest_changed(self) -> None:
         """The other nodes' interest changed: remembered routes are void."""
@@ -388,8 +389,7 @@ class QueueOwner:
         session.persistent = True
         self._subscribing.became_persistent(session)
         for packet_id, ticket in session.incoming.items():
-            if ticket is None:
-                self._store.put_incoming(session, packet_id)
+            self._store.put_incoming(session, packet_id, ticket is not None)
         for delivery in session.inflight.deliveries.values():
             self._store.put_delivery(session.number, delivery)
         for delivery in session.queue.take_loose():

@@ -6,16 +6,18 @@ retained messages and the dispatcher; other nodes are names in `Forward`s.
 Theory of operation
 -------------------
 A PUBLISH is acknowledged when this node has done its part and every node with persistent interest has taken the message
-(its link acknowledged). Acknowledgements leave in the order of the PUBLISHes [MQTT-4.6.0-2] [MQTT-4.6.0-3]
+(its link acknowledged). Whether their links have room is asked before anything is done: what is refused comes again,
+and nobody may have had it. Acknowledgements leave in the order of the PUBLISHes [MQTT-4.6.0-2] [MQTT-4.6.0-3]
 [MQTT311-4.6.0-2] [MQTT311-4.6.0-3], so one that waits holds back those behind it. The packet id of a QoS 2 PUBLISH is
 remembered from then until its PUBREL, as part of the session: a PUBLISH that comes again in between is answered and not
 published again [MQTT-4.3.3-10] [MQTT311-4.3.3-2], whether the message has expired or not [MQTT-4.3.3-13]. It is stored
-with the message where only this node has to have it, however long its turn to be acknowledged takes. Where other nodes
-have to have it, it is stored when they do and not before: a restart in between must find a message that was not
-published everywhere new. A PUBLISH that comes again while its first sending is under way waits in the new connection
-for the same ticket.
+with the message, however long its turn to be acknowledged takes. Where other nodes have to have it, it is stored as
+under way until they do: after a restart in between, which forgets what is for them, a PUBLISH that comes again is
+forwarded, and nobody here gets it again. A PUBLISH that comes again while its first sending is under way waits in the
+new connection for the same ticket.
 """
 
+from collections.abc import Callable
 from typing import Final, final
 
 from broker.core.dispatch import Dispatcher
@@ -58,6 +60,7 @@ class Publishing:
         incarnation: int,
     ) -> None:
         self.forwards: list[Forward] = []
+        self.has_room: Callable[[str, Message], bool] = _has_room
         self._counters = dispatcher.counters
         self._store = store
         self._routes = routes
@@ -67,23 +70,25 @@ class Publishing:
         self._message_number: int = incarnation << _INCARNATION_SHIFT
         self._numbers_all = settings.upgrade_outgoing_qos
 
-    def publish(self, attachment: Attachment, event: PublishReceived, now: float) -> None:
-        """Take a client's PUBLISH."""
+    def publish(self, attachment: Attachment, event: PublishReceived, now: float) -> int:
+        """Take a client's PUBLISH; the result is the reason for which the connection has to end, 0 for none."""
         self._counters.mqtt_publish_received += 1
         message = event.message
         session = attachment.session
         qos = message.qos
         if qos == 2 and event.packet_id in session.incoming:
             # [MQTT-4.3.3-10] Answered again, and not published again.
-            self._answer_again(attachment, event.packet_id)
-            return
-        message.publisher = session.client_id
-        if event.expiry_s >= 0:
-            message.expires_at = now + event.expiry_s
+            self._answer_again(attachment, event, now)
+            return 0
+        _complete(message, session, event, now)
         route = self._routes.find(message.topic)
         reason = route.refused
         if reason:
             self._counters.drop(_REFUSED[reason])
+        elif qos and route.nodes and not self._is_accepted(route, message):
+            # Before anything is delivered: the client sends it again, and here it must not come twice.
+            self._counters.drop("link_full")
+            return self._refuse(attachment, event.packet_id, qos, int(Reason.QUOTA_EXCEEDED))
         else:
             # [MQTT-4.3.2-5] [MQTT311-4.3.2-2] A message of its own, whatever its packet id was used for.
             if qos or message.retain or self._numbers_all:
@@ -94,7 +99,7 @@ class Publishing:
         if reason:
             # [MQTT311-3.3.5-2] MQTT 3 has no word for a refusal: the PUBLISH is acknowledged, and dropped.
             self._answer(attachment, event.packet_id, qos, reason if attachment.version == 5 else 0, None)
-            return
+            return 0
         ticket: Ticket | None = None
         # [MQTT-3.3.4-1] [MQTT311-3.3.4-1]
         matched = self._dispatcher.deliver(message, route, now) if route.sessions or route.groups else 0
@@ -104,6 +109,19 @@ class Publishing:
         if qos:
             reason = _SUCCESS if matched or route.nodes else _NO_MATCHING_SUBSCRIBERS
             self._answer(attachment, event.packet_id, qos, reason, ticket)
+        return 0
+
+    def _is_accepted(self, route: Route, message: Message) -> bool:
+        """Say whether every node that has to have the message can be sent it."""
+        return all(self.has_room(node, message) for node, persistent in route.nodes if persistent)
+
+    def _refuse(self, attachment: Attachment, packet_id: int, qos: int, reason: int) -> int:
+        """Refuse a PUBLISH in its turn. MQTT 3 has no word for it but the end of the connection (`release_pending`)."""
+        if attachment.version == 5:
+            self._answer(attachment, packet_id, qos, reason, None)
+            return 0
+        attachment.pending.append(_ticket(attachment, packet_id, qos, reason))
+        return self.release_pending(attachment)
 
     def publish_will(self, left: LeftWill, now: float) -> None:
         """Publish the will of a client that is gone."""
@@ -164,15 +182,30 @@ class Publishing:
                 self._settle(attachment.session, packet_id, reason)
             else:
                 attachment.session.incoming[packet_id] = ticket
+                if attachment.session.persistent:
+                    self._store.put_incoming(attachment.session, packet_id, True)
         if ticket is None and attachment.pending.is_empty():
             self._acknowledge(attachment, packet_id, qos, reason)
         else:
             attachment.pending.append(ticket or _ticket(attachment, packet_id, qos, reason))
 
-    def _answer_again(self, attachment: Attachment, packet_id: int) -> None:
+    def _answer_again(self, attachment: Attachment, event: PublishReceived, now: float) -> None:
         """The client sent a QoS 2 PUBLISH again: acknowledge it in its turn [MQTT-4.6.0-3]."""
-        ticket = attachment.session.incoming[packet_id]
+        session = attachment.session
+        packet_id = event.packet_id
+        ticket = session.incoming[packet_id]
+        if ticket is not None and not ticket.waiting:
+            # A restart forgot what was for the other nodes, and nothing else. Links are not asked for room: a refusal
+            # would have the client publish anew, here as well.
+            message = event.message
+            _complete(message, session, event, now)
+            self._number(message)
+            ticket = self._forward(message, self._routes.find(message.topic), ticket)
         if ticket is None:
+            if packet_id in attachment.repeated:
+                return
+            if not attachment.pending.is_empty():
+                attachment.repeated.add(packet_id)
             self._answer(attachment, packet_id, 2, _SUCCESS, None)
         elif ticket.connection != attachment.connection:
             ticket.connection = attachment.connection
@@ -189,7 +222,7 @@ class Publishing:
         # [MQTT-4.3.3-8]
         session.incoming[packet_id] = None
         if session.persistent:
-            self._store.put_incoming(session, packet_id)
+            self._store.put_incoming(session, packet_id, False)
 
     def settle(self, session: Session, ticket: Ticket) -> None:
         """The other nodes have answered: if the session still knows the PUBLISH as under way, it is done."""
@@ -201,6 +234,7 @@ class Publishing:
         pending = attachment.pending
         while not pending.is_empty() and pending.first().waiting == 0:
             ticket = pending.popleft()
+            attachment.repeated.discard(ticket.packet_id)
             if ticket.reason >= _FAILURE and attachment.version != 5:
                 # [MQTT311-3.3.5-2] [MQTT311-4.8.0-2] MQTT 3 can refuse a PUBLISH only by closing the connection.
                 return ticket.reason
@@ -220,13 +254,27 @@ class Publishing:
         """A client's PUBREL: it is answered [MQTT-4.3.3-11]; its id is free [MQTT-4.3.3-12] if its PUBREC was sent."""
         session = attachment.session
         reason = int(Reason.PACKET_IDENTIFIER_NOT_FOUND)
-        # One that is still on its way to other nodes is not the client's to release.
-        if packet_id in session.incoming and session.incoming[packet_id] is None:
+        ticket = session.incoming.get(packet_id)
+        # One that is still on its way to other nodes is not the client's to release. Of one that a restart found there
+        # the client knows better.
+        if packet_id in session.incoming and (ticket is None or not ticket.waiting):
             reason = _SUCCESS
             del session.incoming[packet_id]
             if session.persistent:
                 self._store.delete_incoming(session, packet_id)
         attachment.outlet.batch.acknowledge(PUBCOMP, attachment.connection, packet_id, reason)
+
+
+def _complete(message: Message, session: Session, event: PublishReceived, now: float) -> None:
+    """Write into the message what the PUBLISH does not say in itself."""
+    message.publisher = session.client_id
+    if event.expiry_s >= 0:
+        message.expires_at = now + event.expiry_s
+
+
+def _has_room(node: str, message: Message) -> bool:
+    """No link is full where there is none."""
+    return True
 
 
 def _ticket(attachment: Attachment, packet_id: int, qos: int, reason: int) -> Ticket:

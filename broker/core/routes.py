@@ -17,6 +17,8 @@ from broker.mqtt.topics import unmounted
 # About 100 bytes an entry beside the topic: 50,000 topics cost some 10 MiB, and beyond that an
 # empty cache costs one look-up in the tree for each topic.
 ROUTES_MAX: Final = 50_000
+# Longer topics are looked up each time: one client that never subscribes could fill gigabytes with them.
+REMEMBERED_BYTES_MAX: Final = 256
 
 
 class Interest(Protocol):
@@ -97,6 +99,8 @@ class Routes:
         route = self._cache.get(topic)
         if route is None:
             route = self._look_up(topic)
+            if len(topic) > REMEMBERED_BYTES_MAX:
+                return route
             if len(self._cache) >= ROUTES_MAX:
                 self._cache.clear()
             self._cache[topic] = route

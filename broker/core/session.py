@@ -5,11 +5,13 @@ sockets, processes or disks, and it does not decide who gets what: the owner doe
 
 Theory of operation
 -------------------
-A delivery is queued, then in flight, then gone. `queue` holds what waits, oldest first; `inflight` what was sent.
-Every delivery of QoS 1 or 2 in the queue is younger than every one in flight. `incoming` holds the packet ids of the
-client's own QoS 2 PUBLISHes that it has not released: with the ticket while one is on its way to other nodes, with None
-once it is done. The session is attached while `attachment` is set; without one, only deliveries of QoS 1 and 2 are
-kept. Its records are in the store from the moment at which it is to outlive its connection until it ends.
+A delivery is queued, then in flight, then gone. `queue` holds what waits, oldest first; `inflight` what was sent. Every
+delivery of QoS 1 or 2 in the queue is younger than every one in flight. `incoming` holds the packet ids of the client's
+own QoS 2 PUBLISHes that it has not released: with the ticket while one is on its way to other nodes, with None once it
+is done. A ticket that waits for nobody comes from the store: this node's sessions have had the message, and the others
+get it when the client sends it again. The session is attached while `attachment` is set; without one, only deliveries
+of QoS 1 and 2 are kept. Its records are in the store from the moment at which it is to outlive its connection until it
+ends.
 """
 
 from typing import final
@@ -100,10 +102,11 @@ class Attachment:
     """A live connection as the owner sees it: which session it serves and what it can take.
 
     `pending` are the PUBLISHes that may not be acknowledged yet, in the order of their arrival.
-    `packet_bytes_max` is the client's Maximum Packet Size, 0 for none.
+    `repeated` are the packet ids of those that the client sent again meanwhile: they wait once more, not as often as
+    they were sent. `packet_bytes_max` is the client's Maximum Packet Size, 0 for none.
     """
 
-    __slots__ = ("connection", "outlet", "packet_bytes_max", "paused", "pending", "session", "version")
+    __slots__ = ("connection", "outlet", "packet_bytes_max", "paused", "pending", "repeated", "session", "version")
 
     def __init__(self, connection: int, outlet: Outlet, session: Session, version: int, packet_bytes_max: int) -> None:
         self.connection = connection
@@ -113,3 +116,4 @@ class Attachment:
         self.packet_bytes_max = packet_bytes_max
         self.paused = False
         self.pending: Fifo[Ticket] = Fifo()
+        self.repeated: set[int] = set()

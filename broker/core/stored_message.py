@@ -21,11 +21,20 @@ _U32: Final = struct.Struct(">I")
 
 @final
 class Clock:
-    """Converts between monotonic seconds and UTC milliseconds, from one reading of both."""
+    """Converts between monotonic seconds and UTC milliseconds, from the latest reading of both.
+
+    One may be stepped and the other stand still while the machine sleeps, so they are read again all the time. What is
+    written after a step is right; what was written before stays as it was.
+    """
 
     __slots__ = ("_now", "_utc_ms")
 
     def __init__(self, now: float, utc_ms: int) -> None:
+        self._now = now
+        self._utc_ms = utc_ms
+
+    def set(self, now: float, utc_ms: int) -> None:
+        """Take a new reading of both clocks."""
         self._now = now
         self._utc_ms = utc_ms
 

@@ -114,6 +114,7 @@ class OwnerProcess:
     def _turn(self, now: float, ready: dict[Any, int]) -> None:
         """One turn of the loop; the order of its parts is the broker's promise."""
         node = self.node
+        node.set_clock(now, _utc_ms())
         node.begin(now)
         if self._channel.pull in ready:
             for header, frame in self._channel.receive(_FRAMES_PER_TURN, now):
@@ -287,9 +288,13 @@ def build_node(config: Config, opened: OpenedStore) -> NodeCore:
         now,
     )
     owner = QueueOwner(owner_settings(config), opened.storage, mesh.interest, opened.store_id, opened.incarnation)
-    owner.recover(now, time.time_ns() // 1_000_000, log.info)
+    owner.recover(now, _utc_ms(), log.info)
     interval_s = config.systree.interval_s if config.systree.enabled else 0
     return NodeCore(owner, mesh, Systree(config.node.name, __version__, interval_s, now))
+
+
+def _utc_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def open_transport(config: Config) -> MeshTransport | None:

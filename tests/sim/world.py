@@ -354,6 +354,7 @@ class Node:
     def _begin(self, now):
         disk = self.storage
         disk.loading, disk.loaded = True, 0
+        self.core.set_clock(now, self.world.utc_ms())
         self.core.begin(now)
         disk.loading = False
         self.world.count("loaded from tails", disk.loaded)

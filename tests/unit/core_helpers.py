@@ -237,14 +237,29 @@ class Node:
 
     def settle(self) -> None:
         """Work until nobody has anything to say."""
-        busy = True
-        while busy:
-            self.owner.begin(self.now)
-            given = [listener.take_turns(self.now) for listener in self.listeners]
-            frames = [listener.take_frame() for listener in self.listeners]
-            for frame in frames:
-                self.receive_frame(frame)
-            busy = self.turn() or any(given) or any(len(frame) > LISTENER_HEADER_BYTES for frame in frames)
+        while self.step():
+            pass
+
+    def step(self) -> bool:
+        """Work for one turn; true when anything came of it."""
+        self.begin()
+        given = [listener.take_turns(self.now) for listener in self.listeners]
+        frames = [listener.take_frame() for listener in self.listeners]
+        for frame in frames:
+            self.receive_frame(frame)
+        return self.turn() or any(given) or any(len(frame) > LISTENER_HEADER_BYTES for frame in frames)
+
+    def wall_clock_ms(self) -> int:
+        return self.utc_ms + int((self.now - self.started) * 1000)
+
+    def step_clock(self, seconds: int) -> None:
+        """Somebody sets the wall clock."""
+        self.utc_ms += seconds * 1000
+
+    def begin(self) -> None:
+        """Begin a turn, as the shell does; what the last one wrote is committed."""
+        self.owner.set_clock(self.now, self.wall_clock_ms())
+        self.owner.begin(self.now)
 
     def receive_frame(self, frame: bytes) -> None:
         """Hand a listener's frame to the owner, and give the listener its credit back."""
@@ -316,7 +331,7 @@ class Node:
             self.incarnation + 1,
             # Another process, another boot perhaps: monotonic time begins elsewhere.
             now=START_S / 2,
-            utc_ms=self.utc_ms + int((self.now - self.started + down_s) * 1000),
+            utc_ms=self.wall_clock_ms() + int(down_s * 1000),
             generation=self.generation + 1,
             authenticator=self.authenticator,
         )
@@ -327,11 +342,9 @@ class Node:
             self.owner.forward_acknowledged(self.forwards[index].ticket, self.now)
         self.settle()
 
-    def refuse_forwards(self, *indexes: int) -> None:
-        """The other nodes have no room for these of `forwards`."""
-        for index in indexes:
-            self.owner.forward_refused(self.forwards[index].ticket, self.now)
-        self.settle()
+    def fill_links(self, *names: str) -> None:
+        """The links to these nodes are full, and no others."""
+        self.owner.ask_room(lambda node, _message: node not in names)
 
     def dropped(self, reason: str) -> int:
         return self.owner.counters.dropped.get(reason, 0)

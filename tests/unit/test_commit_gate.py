@@ -10,10 +10,24 @@ from core_helpers import START_S, STORE_ID, Client, Node
 
 from broker.core.effects import Ticket
 from broker.core.events import CreditReturned, ListenerGone, ListenerStarted
+from broker.core.listener import ListenerCore
 from broker.core.listener_records import LISTENER_HEADER_BYTES, ListenerHeader, unpack_events
 from broker.core.owner_records import owner_frame
+from broker.core.settings import OwnerSettings
 from broker.core.storage import MemoryStorage, StorageError, WriteBatch
-from broker.mqtt.packets import Connect, Puback, Publish, Suback, Subscribe, SubscriptionRequest
+from broker.mqtt.packets import (
+    Connect,
+    Packet,
+    Puback,
+    Pubcomp,
+    Publish,
+    Pubrec,
+    Pubrel,
+    Suback,
+    Subscribe,
+    SubscriptionRequest,
+    Will,
+)
 from broker.runtime import commit_gate
 from broker.runtime.commit_gate import RETRY_S, CommitGate
 from cluster.mesh import Mesh, MeshSettings
@@ -67,9 +81,17 @@ class GatedNode(Node):
         self.mesh = Mesh(settings, self.disk, STORE_ID, options.get("incarnation", 1), bytes(16), now)
         options.pop("interest", None)
         super().__init__(storage=self.disk, interest=self.mesh.interest, **options)
+        self.generations = [1] * len(self.listeners)
         self.core = NodeCore(self.owner, self.mesh)
         self.gate = CommitGate(self.core, self.disk)
         self.settle()
+
+    def begin(self) -> None:
+        if self.gate is None:
+            super().begin()
+        else:
+            self.core.set_clock(self.now, self.wall_clock_ms())
+            self.core.begin(self.now)
 
     def receive_frame(self, frame: bytes) -> None:
         if self.gate is None:
@@ -82,9 +104,10 @@ class GatedNode(Node):
         return None
 
     def return_credit(self, header: ListenerHeader, credit_bytes: int) -> bool:
-        if header.generation != 1:
+        generation = self.generations[header.listener]
+        if header.generation != generation:
             return False
-        self.listeners[header.listener].receive_frame(owner_frame(self.generation, 1, credit_bytes, b""))
+        self.listeners[header.listener].receive_frame(owner_frame(self.generation, generation, credit_bytes, b""))
         return True
 
     def turn(self) -> bool:
@@ -98,7 +121,8 @@ class GatedNode(Node):
             busy = busy or bool(effects.to_listeners or len(effects.writes))
             for index, batch in effects.to_listeners.items():
                 for records in batch.records():
-                    self.listeners[index].receive_frame(owner_frame(self.generation, 1, 0, records))
+                    frame = owner_frame(self.generation, self.generations[index], 0, records)
+                    self.listeners[index].receive_frame(frame)
         self.gate.flush(self.now)
         for index, listener in enumerate(self.listeners):
             for connection in listener.take_dirty():
@@ -109,6 +133,22 @@ class GatedNode(Node):
     def advance(self, seconds: float) -> None:
         self.now += seconds
         self.settle()
+
+    def restart_listener(self, index: int) -> None:
+        """A listener process dies, and another takes its place."""
+        assert self.gate is not None
+        self.gate.receive(ListenerGone(index, self.generations[index]), self.now)
+        self.generations[index] += 1
+        self.listeners[index] = ListenerCore(index, self.generations[index], self.limits, self._name)
+        self.listeners[index].owner_ready(self.generation)
+        self.gate.receive(ListenerStarted(index, self.generations[index]), self.now)
+        self.settle()
+
+    def validate(self) -> None:
+        """And every connection of the owner is one of a listener."""
+        super().validate()
+        known = {index << 32 | number for index, core in enumerate(self.listeners) for number in core.connections}
+        assert self.owner._attachments.keys() <= known
 
     def fail(self, reason: str = "No space left on device") -> None:
         """The disk takes no writes from now on."""
@@ -121,7 +161,7 @@ class GatedNode(Node):
 
     def restarted(self) -> "GatedNode":
         """The node after `kill -9`."""
-        return GatedNode(storage=self.storage.survivor(), incarnation=self.incarnation + 1)
+        return GatedNode(storage=self.storage.survivor(), incarnation=self.incarnation + 1, settings=self.settings)
 
 
 @pytest.fixture
@@ -173,6 +213,20 @@ def test_a_publish_of_mqtt_5_is_refused_and_one_of_mqtt_3_waits(node: GatedNode,
     assert publishers[0].take() == []
     assert publishers[1].take() == [Puback(9)]
     assert keeper.take_payloads() == [b"first", b"three"]
+
+
+def test_what_was_received_is_not_called_refused_when_it_comes_again(node: GatedNode, keeper: Client) -> None:
+    """[MQTT-4.3.3-10] A refusal would have the client publish it anew."""
+    publisher = node.connect("publisher", 5)
+    publisher.publish(b"a/b", b"once", 2, packet_id=9)
+    assert publisher.take() == [Pubrec(9)]
+    assert keeper.take_payloads() == [b"once"]
+    break_store(node)
+    publisher.send(Publish(b"a/b", b"once", 2, dup=True, packet_id=9))
+    assert publisher.take() == []
+    node.recover()
+    assert publisher.take() == [Pubrec(9)]
+    assert keeper.take_payloads() == [b"first"]
 
 
 def test_no_refusal_overtakes_an_acknowledgement_that_waits(node: GatedNode, keeper: Client) -> None:
@@ -318,6 +372,77 @@ def test_failing_again_amid_the_replay_keeps_the_order(
     assert first.take() == [Puback(2), Puback(3)]
     assert three.take() == [Puback(1)]
     assert keeper.take_payloads() == [b"first", b"three", b"second", b"third"]
+
+
+def fail_amid_the_replay(node: GatedNode, monkeypatch: pytest.MonkeyPatch) -> Client:
+    """Have a CONNECT arrive behind a replay, and the store fail again before it is attached; return its client."""
+    three = node.connect("three", 4)
+    break_store(node)
+    for number in (1, 2, 3):
+        three.publish(b"a/b", b"held", 1, packet_id=number)
+    monkeypatch.setattr(commit_gate, "EVENTS_PER_TURN", 1)
+    node.disk.error = ""
+    node.now += RETRY_S
+    node.turn()
+    newcomer = node.open(version=5)
+    will = Will(b"a/will", b"gone", 1)
+    newcomer.say(Connect(5, "newcomer", will=will))
+    node.receive_frame(node.listeners[0].take_frame())
+    node.fail()
+    node.turn()
+    assert node.gate is not None and node.gate.failing_reason
+    monkeypatch.undo()
+    return newcomer
+
+
+def test_a_client_that_leaves_while_its_connect_is_held_is_gone(
+    node: GatedNode, keeper: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newcomer = fail_amid_the_replay(node, monkeypatch)
+    newcomer.drop()
+    node.recover()
+    assert node.owner.counts()["num_online"] == 3
+    assert keeper.take_payloads() == [b"first", b"held", b"held", b"held", b"gone"]
+
+
+def test_a_client_whose_connect_is_held_is_connected_afterwards(
+    node: GatedNode, keeper: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newcomer = fail_amid_the_replay(node, monkeypatch)
+    node.advance(0.1)
+    assert newcomer.take() == []
+    node.recover()
+    assert newcomer.take()[0].reason == 0
+    assert newcomer.subscribe(b"b") == (1,)
+
+
+def test_a_held_connect_of_a_listener_that_died_is_not_the_next_ones(
+    node: GatedNode, keeper: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newcomer = fail_amid_the_replay(node, monkeypatch)
+    node.restart_listener(0)
+    for _ in range(newcomer.connection.number):
+        again = node.open(version=5)
+        again.send(Connect(5, "again"))
+        # All of them are refused, that with the number of the one that was held as well.
+        assert again.take()[0].reason == 0x88
+    node.recover()
+    assert node.owner.counts()["num_online"] == 1
+
+
+def test_a_frozen_node_reads_no_queue_on(node: GatedNode, keeper: Client) -> None:
+    """What the store says is not what the queue is while a batch waits."""
+    keeper.drop()
+    node.connect("publisher").publish(b"a/b", b"queued", 1)
+    node = node.restarted()
+    keeper = node.open(version=5)
+    node.fail()
+    keeper.send(Connect(5, "keeper", False, properties={17: 3600}))
+    node.advance(0.1)
+    assert node.owner._sessions["keeper"].queue.in_memory() == 0
+    node.recover()
+    _connack, publish = keeper.take()
+    assert publish.payload == b"queued"
 
 
 def test_what_is_new_comes_after_what_was_held(
@@ -499,3 +624,99 @@ def test_nothing_acknowledged_is_lost_whatever_the_disk_does(seed: int) -> None:
         assert set(numbers) <= set(delivered.get(name, []))
         assert delivered.get(name, []) == sorted(set(delivered.get(name, [])))
     assert any(acknowledged.values())
+
+
+def publish_anything(chance: random.Random, client: Client, packet_id: int) -> bytes:
+    """Publish with some QoS and size; return the payload, which no other message has."""
+    qos = chance.randrange(3)
+    payload = f"{packet_id} ".encode() + b"x" * chance.choice((0, 600))
+    client.say(Publish(b"a/b", payload, qos, packet_id=packet_id if qos else 0))
+    return payload
+
+
+def answer_anything(chance: random.Random, client: Client) -> list[Packet]:
+    """Acknowledge most of what the client heard; return it."""
+    heard: list[Packet] = client.take()
+    for packet in heard:
+        if client.closed:
+            break
+        if isinstance(packet, Publish) and packet.qos and chance.random() < 0.85:
+            client.say(Puback(packet.packet_id) if packet.qos == 1 else Pubrec(packet.packet_id))
+        elif isinstance(packet, Pubrec) and packet.reason < 0x80:
+            client.say(Pubrel(packet.packet_id))
+        elif isinstance(packet, Pubrel):
+            client.say(Pubcomp(packet.packet_id))
+    return heard
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_clients_and_listeners_may_come_and_go_while_the_disk_fails(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is acknowledged arrives, with QoS 2 once, and nothing is left of those that are gone."""
+    monkeypatch.setattr(commit_gate, "EVENTS_PER_TURN", 10)
+    chance = random.Random(seed)
+    node = GatedNode(settings=OwnerSettings(-1, -1, -1, queue_lifo=seed % 2 == 1))
+    node.persistent("keeper").subscribe(b"a/#", 2)
+    node.restart_listener(0)
+    clients: list[Client] = []
+    payloads: list[bytes] = [b""]
+    promised: set[bytes] = set()
+
+    def hear() -> None:
+        for client in clients:
+            for packet in answer_anything(chance, client):
+                if isinstance(packet, Puback | Pubrec) and packet.reason < 0x80:
+                    promised.add(payloads[packet.packet_id])
+
+    for _ in range(250):
+        clients = [client for client in clients if not client.closed]
+        what = chance.random()
+        if what < 0.15 or not clients:
+            client = node.open(chance.randrange(2), chance.choice((4, 5)))
+            expiry = {17: chance.choice((0, 3, 3600)), 33: chance.choice((1, 30))} if client.version == 5 else {}
+            client.say(Connect(client.version, f"c{chance.randrange(5)}", chance.random() < 0.3, properties=expiry))
+            clients.append(client)
+        elif what < 0.25:
+            chance.choice(clients).say(Subscribe(7, (SubscriptionRequest(b"a/#", chance.randrange(3)),)))
+        elif what < 0.5:
+            client = chance.choice(clients)
+            # Now and then enough for a queue that goes on in the store.
+            for _ in range(chance.choice((1, 1, 3, 3, 100))):
+                payloads.append(publish_anything(chance, client, len(payloads)))
+        elif what < 0.7:
+            hear()
+        elif what < 0.78:
+            client = clients.pop(chance.randrange(len(clients)))
+            node.listeners[client.listener].lost(client.connection)
+        elif what < 0.8:
+            listener = chance.randrange(2)
+            node.restart_listener(listener)
+            clients = [client for client in clients if client.listener != listener]
+        elif what < 0.88:
+            node.disk.error = "" if node.disk.error else "No space left on device"
+            node.disk.applies = chance.random() < 0.5
+        else:
+            node.now += chance.uniform(0.1, 4.0)
+        if chance.random() < 0.15:
+            node.settle()
+        else:
+            # A replay takes many turns.
+            node.step()
+    node.recover()
+    hear()
+    node.settle()
+    node.validate()
+    node = node.restarted()
+    keeper = node.persistent("keeper")
+    assert keeper.connack is not None and keeper.connack.session_present
+    came: list[bytes] = []
+    while heard := keeper.take():
+        came.extend(packet.payload for packet in heard if isinstance(packet, Publish))
+        for packet in heard:
+            if isinstance(packet, Publish) and packet.qos == 1:
+                keeper.say(Puback(packet.packet_id))
+            else:
+                keeper.say(Pubrec(packet.packet_id) if isinstance(packet, Publish) else Pubcomp(packet.packet_id))
+        node.settle()
+    assert promised <= set(came)
+    assert len(came) == len(set(came))
+    node.validate()

@@ -34,7 +34,7 @@ def test_a_join_ends_when_the_member_can_send_and_receive_everything():
     assert first.mesh.interest.match(b"c/d") == second.mesh.interest.match(b"c/d") == [("node3@h", False)]
     assert third.running() == ["node1@h", "node2@h", "node3@h"]
     ticket = Ticket(1, 1, 0)
-    assert third.mesh.forward("node1@h", message(), ticket, network.now)
+    third.mesh.forward("node1@h", message(), ticket, network.now)
     assert network.run(1, lambda: third.acknowledged == [ticket])
     assert payloads(first) == [b"hi"]
 
@@ -228,7 +228,7 @@ def test_the_largest_numbers_that_a_peer_may_say_can_be_counted_on():
         forwards.pack_forwards(peer.incoming.session, largest, 0, 0, True, False, b""),
     ):
         mesh.receive(say.FrameReceived("node1@h", peer.connection, frame), network.now)
-    assert mesh.forward("node1@h", message(), Ticket(1, 1, 0), network.now)
+    mesh.forward("node1@h", message(), Ticket(1, 1, 0), network.now)
     for _ in range(3):
         network.now += TIMEOUT_S
         mesh.tick(network.now)
@@ -528,7 +528,7 @@ def test_forwards_survive_lost_frames_and_reconnects_in_order(seed):
     for number in range(100):
         sent.append(b"%d" % number)
         tickets.append(Ticket(1, number, 0))
-        assert nodes[0].mesh.forward("node2@h", message(sent[-1]), tickets[-1], network.now)
+        nodes[0].mesh.forward("node2@h", message(sent[-1]), tickets[-1], network.now)
         network.run(0.02)
         if number % 30 == 29:
             network.cut.add(frozenset(("node1@h", "node2@h")))
@@ -543,8 +543,8 @@ def test_a_forward_for_a_peer_that_is_down_waits_and_is_acknowledged_when_it_is_
     network.kill("node2@h")
     network.run(10)
     ticket = Ticket(1, 1, 0)
-    assert nodes[0].mesh.forward("node2@h", message(b"kept"), ticket, network.now)
-    assert nodes[0].mesh.forward("node2@h", message(b"gone", qos=0), None, network.now)
+    nodes[0].mesh.forward("node2@h", message(b"kept"), ticket, network.now)
+    nodes[0].mesh.forward("node2@h", message(b"gone", qos=0), None, network.now)
     nodes[1].start()
     assert network.run(5, lambda: nodes[0].acknowledged == [ticket])
     assert payloads(nodes[1]) == [b"kept"]
@@ -604,22 +604,6 @@ def test_a_node_core_joins_owner_and_mesh():
     node.join("node1@h", "node1@h:1", 1.0)
     assert not node.take_join_result().joined
     node.validate()
-
-
-def test_a_link_that_is_full_leaves_the_node_something_to_do_at_once():
-    storage = MemoryStorage()
-    settings = MeshSettings("node1@h", "node1@h:1", TIMEOUT_S, ())
-    mesh = Mesh(settings, storage, b"s" * 16, 1, b"c" * 16, 0.0)
-    node = NodeCore(QueueOwner(OwnerSettings(), storage, mesh.interest, b"s" * 16, 1), mesh)
-    node.tick(1.0)
-    node.take_effects()
-    ticket = Ticket(1, 1, 0)
-    ticket.waiting = 1
-    node._refused.append(ticket)
-    assert node.next_deadline() == 0.0, "a loop has to be able to wait for it"
-    node.tick(1.0)
-    assert ticket.waiting == 0
-    assert node.next_deadline() == math.inf
 
 
 def test_a_frozen_node_lives_on_and_acknowledges_nothing():

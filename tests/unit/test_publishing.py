@@ -122,6 +122,57 @@ def test_a_restart_while_it_waits_publishes_again(node):
     assert client.take() == [Pubrec(5)]
 
 
+def test_a_restart_while_it_waits_delivers_nothing_again_here(node):
+    """Its packet id is in the store with what is delivered here."""
+    watcher = node.persistent("w")
+    watcher.subscribe(b"far", 2)
+    client = node.persistent("c")
+    client.publish(b"far", b"once", qos=2, packet_id=5, retain=True)
+    (publish,) = watcher.take_publishes()
+    watcher.receive_qos2(publish.packet_id)
+    restarted = node.restart()
+    watcher = restarted.persistent("w")
+    client = restarted.persistent("c")
+    client.send(Publish(b"far", b"once", 2, True, dup=True, packet_id=5))
+    assert watcher.take() == []
+    assert client.take() == []
+    assert [forward.message.payload for forward in restarted.forwards] == [b"once"]
+    client.send(Publish(b"far", b"once", 2, True, dup=True, packet_id=5))
+    restarted.acknowledge_forwards(0)
+    assert client.take() == [Pubrec(5)]
+    for world in (restarted, restarted.restart()):
+        client = world.persistent("c")
+        client.send(Publish(b"far", b"once", 2, True, dup=True, packet_id=5))
+        assert client.take() == [Pubrec(5)]
+        client.drop()
+    assert len(restarted.forwards) == 1
+
+
+@pytest.mark.parametrize("wanted", [{}, {b"far": [("n2", False)]}])
+def test_what_nobody_has_to_have_any_more_is_done(node, wanted):
+    client = node.persistent("c")
+    client.publish(b"far", qos=2, packet_id=5)
+    node.interest.wanted = wanted
+    restarted = node.restart()
+    client = restarted.persistent("c")
+    client.send(Publish(b"far", b"x", 2, dup=True, packet_id=5))
+    assert client.take() == [Pubrec(5)]
+    assert len(restarted.forwards) == len(wanted)
+    client.send(Pubrel(5))
+    assert client.take() == [Pubcomp(5)]
+
+
+def test_a_pubrel_of_what_a_restart_found_under_way_frees_the_id(node):
+    """A power loss may take what was committed last: the client has its PUBREC."""
+    client = node.persistent("c")
+    client.publish(b"far", qos=2, packet_id=5)
+    client = node.restart().persistent("c")
+    client.send(Pubrel(5))
+    assert client.take() == [Pubcomp(5)]
+    client.publish(b"near", qos=2, packet_id=5)
+    assert client.take() == [Pubrec(5, NONE)]
+
+
 def test_the_end_of_a_session_ends_its_waits(node):
     client = node.connect("c", 5)
     client.publish(b"far", qos=2, packet_id=5)
@@ -241,25 +292,20 @@ def test_a_pubrel_before_its_pubrec_releases_nothing(node):
     assert client.take() == [Pubcomp(5)]
 
 
-def test_a_refusal_reaches_the_next_connection(node):
-    """The client still waits for a PUBREC; MQTT 3 has none that refuses, and publishes again on another connection."""
-    clients = [node.persistent("v5"), node.persistent("v4", 4)]
-    for client in clients:
-        client.publish(b"far", qos=2, packet_id=5)
-        client.drop()
-    five, four = node.persistent("v5"), node.persistent("v4", 4)
-    for client in (five, four):
-        client.send(Publish(b"far", b"x", 2, dup=True, packet_id=5))
-    for index in (0, 1):
-        node.refuse_forwards(index)
-    assert five.take() == [Pubrec(5, Reason.QUOTA_EXCEEDED)]
-    assert not five.closed
-    assert four.take() == []
-    assert four.closed
-    four = node.persistent("v4", 4)
-    four.send(Publish(b"far", b"x", 2, dup=True, packet_id=5))
-    node.acknowledge_forwards(2)
-    assert four.take() == [Pubrec(5)]
+@pytest.mark.parametrize("version", [4, 5])
+def test_repetitions_that_wait_for_their_turn_do_not_pile_up(node, version):
+    client = node.connect("c", version)
+    client.publish(b"near", qos=2, packet_id=2)
+    client.take()
+    client.publish(b"far", qos=1, packet_id=1)
+    for _ in range(100):
+        client.send(Publish(b"near", b"x", 2, dup=True, packet_id=2))
+    assert len(node.owner._attachments[client.key].pending) == 2
+    node.acknowledge_forwards(0)
+    assert client.take() == [Puback(1), Pubrec(2)]
+    for _ in range(2):
+        client.send(Publish(b"near", b"x", 2, dup=True, packet_id=2))
+    assert client.take() == [Pubrec(2), Pubrec(2)]
 
 
 # Links that are full.
@@ -268,13 +314,15 @@ def test_a_refusal_reaches_the_next_connection(node):
 @pytest.mark.parametrize(("qos", "answer"), [(1, Puback), (2, Pubrec)])
 def test_mqtt_5_is_told_of_a_refusal_and_may_use_the_id_again(node, qos, answer):
     client = node.connect("c", 5)
+    client.publish(b"far", qos=qos, packet_id=4)
+    node.fill_links("n3")
     client.publish(b"both", qos=qos, packet_id=5)
-    node.refuse_forwards(0)
     assert client.take() == []
-    node.acknowledge_forwards(1)
-    assert client.take() == [answer(5, Reason.QUOTA_EXCEEDED)]
+    node.acknowledge_forwards(0)
+    assert client.take() == [answer(4), answer(5, Reason.QUOTA_EXCEEDED)]
+    assert len(node.forwards) == 1
     client.publish(b"far", qos=qos, packet_id=5)
-    node.acknowledge_forwards(2)
+    node.acknowledge_forwards(1)
     assert client.take() == [answer(5)]
     assert node.dropped("link_full") == 1
 
@@ -282,16 +330,55 @@ def test_mqtt_5_is_told_of_a_refusal_and_may_use_the_id_again(node, qos, answer)
 @pytest.mark.parametrize("qos", [1, 2])
 def test_mqtt_3_sees_the_connection_close_and_publishes_again(node, qos):
     client = node.persistent("c", 4)
+    node.fill_links("n2")
     client.publish(b"far", qos=qos, packet_id=5)
-    client.publish(b"near", qos=qos, packet_id=6)
-    node.refuse_forwards(0)
     assert client.closed
     assert client.take() == []
+    node.fill_links()
     client = node.persistent("c", 4)
     client.send(Publish(b"far", b"x", qos, dup=True, packet_id=5))
-    assert len(node.forwards) == 2
-    node.acknowledge_forwards(1)
+    assert len(node.forwards) == 1
+    node.acknowledge_forwards(0)
     assert [packet.packet_id for packet in client.take()] == [5]
+
+
+def test_mqtt_3_hears_what_is_acknowledged_before_the_connection_closes(node):
+    """[MQTT311-4.6.0-2]"""
+    client = node.persistent("c", 4)
+    client.publish(b"farther", qos=1, packet_id=4)
+    node.fill_links("n2")
+    client.publish(b"far", qos=1, packet_id=5)
+    assert not client.closed
+    node.acknowledge_forwards(0)
+    assert client.take() == [Puback(4)]
+    assert client.closed
+
+
+@pytest.mark.parametrize("version", [4, 5])
+@pytest.mark.parametrize("qos", [1, 2])
+def test_what_is_refused_was_not_delivered_here(node, version, qos):
+    """The client sends it again, and nobody gets it twice."""
+    watcher = node.persistent("w")
+    watcher.subscribe(b"both", 2)
+    client = node.persistent("c", version)
+    node.fill_links("n3")
+    client.publish(b"both", b"once", qos=qos, packet_id=5, retain=True)
+    assert watcher.take() == []
+    assert node.forwards == []
+    assert node.stored("retained") == []
+    node.fill_links()
+    client = node.persistent("c", version)
+    client.send(Publish(b"both", b"once", qos, dup=True, packet_id=5))
+    assert watcher.take_payloads() == [b"once"]
+
+
+def test_a_full_link_stops_nothing_that_nobody_waits_for(node):
+    watcher = node.connect("w")
+    watcher.subscribe(b"far")
+    node.fill_links("n2")
+    node.connect("c", 5).publish(b"far", b"0")
+    assert watcher.take_payloads() == [b"0"]
+    assert len(node.forwards) == 1
 
 
 # What a message is.

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.core import routes as routes_module
-from broker.core.routes import NoInterest, Routes
+from broker.core.routes import REMEMBERED_BYTES_MAX, NoInterest, Routes
 from broker.core.session import Session
 from broker.core.subscription import NO_LOCAL, subscription
 from broker.mqtt.reasons import Reason
@@ -119,3 +119,10 @@ def test_after_any_changes_a_route_is_what_the_subscriptions_say(changes, topics
         found = pairs(routes.find(topic))
         assert len(found) == len(expected)
         assert dict(found) == expected
+
+
+def test_long_topics_are_not_remembered():
+    routes = Routes(NoInterest())
+    for size in (REMEMBERED_BYTES_MAX, REMEMBERED_BYTES_MAX + 1):
+        topic = b"t" * size
+        assert (routes.find(topic) is routes.find(topic)) == (size == REMEMBERED_BYTES_MAX)
