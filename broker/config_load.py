@@ -23,6 +23,8 @@ LOOKED_UP_FILES: Final = ("./zvmq.yml", "/etc/zvmq/zvmq.yml")
 ENVIRONMENT_PREFIX: Final = "ZVMQ__"
 
 COOKIE_CHARACTERS_MIN: Final = 16
+# A client id is known by the name of its listener's mountpoint, a zero byte and itself, and has a u16 length.
+CLIENT_ID_BYTES_MAX: Final = 65535
 SERVED_LISTENER_TYPES: Final = ("mqtt", "http")
 
 # Keys that are known, so that a configuration can say them, and that nothing reads yet: why another value than the
@@ -157,6 +159,13 @@ def _check_listeners(config: Config, sources: Sources) -> None:
                 key,
                 f"{listener.address} is reachable from other machines and nothing authenticates clients: "
                 "listen on 127.0.0.1, or set auth.allow_anonymous: on if that is meant",
+            )
+        mounted_bytes = len(listener.mountpoint.encode()) + 1 if listener.mountpoint else 0
+        if mounted_bytes + config.mqtt.max_client_id_size > CLIENT_ID_BYTES_MAX:
+            sources.refuse(
+                f"{key}.mountpoint",
+                f"{mounted_bytes} bytes and client ids of mqtt.max_client_id_size: {config.mqtt.max_client_id_size} "
+                f"are more than {CLIENT_ID_BYTES_MAX} together",
             )
         for name, types in TYPES_OF_KEYS.items():
             if listener.type not in types and getattr(listener, name) != fields_of(ListenerConfig)[name].default:

@@ -381,6 +381,14 @@ def test_the_depth_of_topics_is_that_of_the_trees() -> None:
     assert TOPIC_LEVELS_MAX == topics.TOPIC_LEVELS_MAX
 
 
+def test_client_ids_have_room_behind_their_mountpoint() -> None:
+    text = "mqtt: {max_client_id_size: %d}\nlisteners:\n- {type: mqtt, address: 127.0.0.1:1, mountpoint: mü}\n"
+    assert load_text(text % (65535 - 4)).mqtt.max_client_id_size == 65531
+    (problem,) = problems(text % (65535 - 3))
+    assert problem.startswith("test.yml:3: listeners[0].mountpoint: 4 bytes and client ids of mqtt.max_client_id_size")
+    assert load_text("mqtt: {max_client_id_size: 65535}").mqtt.max_client_id_size == 65535
+
+
 @pytest.mark.parametrize("kind", ["mqtt", "http"])
 @pytest.mark.parametrize(
     "setting",
