@@ -39,6 +39,7 @@ from broker.core.stored_message import (
     unpack_string,
 )
 from broker.core.subscription import Subscription
+from broker.mqtt.topics import shared_group
 
 VALUE_VERSION: Final = 1
 INLINE_BYTES_MAX: Final = 512
@@ -345,6 +346,8 @@ class SessionStore:
         else:
             assert key[8] == _SUBSCRIPTION
             _version, options, identifier = _SUBSCRIBED.unpack_from(value)
+            # What begins like a shared subscription must be one.
+            shared_group(key[9:])
             sessions[key[:8]].subscriptions[key[9:]] = Subscription(options, identifier)
 
     def _recover_queues(

@@ -12,10 +12,11 @@ from typing import Final, final
 
 from broker.core.message import ORIGIN_BYTES, Message
 from broker.core.storage import StorageError
+from broker.mqtt.reasons import ProtocolError
 
 MESSAGE_KEY_BYTES: Final = ORIGIN_BYTES + 8
 # What reading a record raises when its bytes are not those of one, or what it belongs to is not there.
-UNREADABLE: Final = (struct.error, IndexError, KeyError, UnicodeDecodeError, AssertionError)
+UNREADABLE: Final = (struct.error, IndexError, KeyError, UnicodeDecodeError, AssertionError, ProtocolError)
 _BODY: Final = struct.Struct(">BQ")
 _U16: Final = struct.Struct(">H")
 _U32: Final = struct.Struct(">I")

@@ -363,6 +363,7 @@ ORPHAN = bytes(7) + b"\x99"
         ("session", ORPHAN, b"\x01" + bytes(13) + b"\0\x09short"),
         ("session", ORPHAN, b"\x01" + bytes(13) + b"\0\1\xff\0\0"),
         ("session", ORPHAN + b"?", b"\x01"),
+        ("session", ORPHAN + b"$$share/g\0t", b"\x01"),
         ("queue", ORPHAN + bytes(8), b"\x01\x09\0\0\0\0\0\1" + bytes(40)),
         ("queue", ORPHAN + bytes(8), b"\x01"),
         ("retained", b"t", b"\x01\0" + bytes(8) + b"k" * 24),
