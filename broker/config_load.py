@@ -15,7 +15,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from broker.config import Config, ListenerConfig
+from broker.config import Config, ListenerConfig, fields_of
 from broker.config_sources import Sources
 from broker.config_values import UNIX_PREFIX, host_port, is_loopback
 
@@ -23,7 +23,38 @@ LOOKED_UP_FILES: Final = ("./zvmq.yml", "/etc/zvmq/zvmq.yml")
 ENVIRONMENT_PREFIX: Final = "ZVMQ__"
 
 COOKIE_CHARACTERS_MIN: Final = 16
+# A client id is known by the name of its listener's mountpoint, a zero byte and itself, and has a u16 length.
+CLIENT_ID_BYTES_MAX: Final = 65535
 SERVED_LISTENER_TYPES: Final = ("mqtt", "http")
+
+# Keys that are known, so that a configuration can say them, and that nothing reads yet: why another value than the
+# default is refused. Accepted and not obeyed would be worse.
+NOT_SERVED: Final = {
+    "cluster.other_cookies": "nodes admit only those that have cluster.cookie",
+    "cluster.readiness": "a node is ready by itself, whatever the other members do",
+    "cluster.planned_restart_s": "a member that stops counts as not running at once",
+    "cluster.forward_spill_after_ms": "what waits for another node waits in memory",
+    "cluster.outbox_bytes_max": "what waits for another node waits in memory",
+    "cluster.subscribe_wait": "a SUBACK does not wait for other nodes",
+    "cluster.allow_register_during_netsplit": "clients are served whether or not all members can be reached",
+    "cluster.allow_publish_during_netsplit": "clients are served whether or not all members can be reached",
+    "cluster.allow_subscribe_during_netsplit": "clients are served whether or not all members can be reached",
+    "cluster.allow_unsubscribe_during_netsplit": "clients are served whether or not all members can be reached",
+    "auth.password_file": "nothing asks clients for a password",
+    "auth.acl_file": "whoever may connect may publish and subscribe to everything",
+    "auth.plugins": "nothing asks plugins",
+    "http.api_keys_file": "there is no administration over HTTP",
+}
+# Keys of a listener that mean something for some types only.
+TYPES_WITH_TLS: Final = ("mqtts", "wss", "https")
+TYPES_OF_KEYS: Final = {
+    "path": ("ws", "wss"),
+    "certfile": TYPES_WITH_TLS,
+    "keyfile": TYPES_WITH_TLS,
+    "cafile": TYPES_WITH_TLS,
+    "require_certificate": TYPES_WITH_TLS,
+    "use_identity_as_username": TYPES_WITH_TLS,
+}
 
 
 class ConfigError(Exception):
@@ -53,7 +84,9 @@ def load(path: str | None = None, environ: Mapping[str, str] | None = None, over
             sources.read_text(name.strip().split("."), value, f"--set {name}")
         else:
             sources.problems.append("--set: expected KEY=VALUE")
-    config = _check_cluster(sources.config(), sources)
+    config = sources.config()
+    _check_served(config, sources)
+    config = _check_cluster(config, sources)
     config = _check_auth(config, sources)
     _check_listeners(config, sources)
     if sources.problems:
@@ -67,6 +100,14 @@ def find_file(path: str | None, environ: Mapping[str, str]) -> str | None:
         if named:
             return named
     return next((name for name in LOOKED_UP_FILES if os.path.exists(name)), None)
+
+
+def _check_served(config: Config, sources: Sources) -> None:
+    for key, reason in NOT_SERVED.items():
+        section, _, name = key.partition(".")
+        table = getattr(config, section)
+        if getattr(table, name) != fields_of(type(table))[name].default:
+            sources.refuse(key, f"not served yet: {reason}")
 
 
 def _check_cluster(config: Config, sources: Sources) -> Config:
@@ -87,8 +128,6 @@ def _check_cluster(config: Config, sources: Sources) -> Config:
         config = dataclasses.replace(config, cluster=dataclasses.replace(cluster, cookie=cookie))
     elif cluster.cookie:
         _check_cookie("cluster.cookie", cluster.cookie, sources)
-    for other in cluster.other_cookies:
-        _check_cookie("cluster.other_cookies", other, sources)
     if cluster.discovery and not cluster.cookie and not cluster.cookie_file:
         sources.refuse("cluster.discovery", "joining a cluster needs cluster.cookie or cluster.cookie_file")
     return config
@@ -100,10 +139,6 @@ def _check_cookie(key: str, cookie: str, sources: Sources) -> None:
 
 
 def _check_auth(config: Config, sources: Sources) -> Config:
-    for name in ("password_file", "acl_file", "plugins"):
-        if getattr(config.auth, name):
-            # Accepted and not enforced would be worse than refused.
-            sources.refuse(f"auth.{name}", "not served yet")
     if sources.was_set("auth") or not all(_is_local(listener) for listener in config.listeners):
         return config
     return dataclasses.replace(config, auth=dataclasses.replace(config.auth, allow_anonymous=True))
@@ -124,6 +159,16 @@ def _check_listeners(config: Config, sources: Sources) -> None:
                 f"{listener.address} is reachable from other machines and nothing authenticates clients: "
                 "listen on 127.0.0.1, or set auth.allow_anonymous: on if that is meant",
             )
+        mounted_bytes = len(listener.mountpoint.encode()) + 1 if listener.mountpoint else 0
+        if mounted_bytes + config.mqtt.max_client_id_size > CLIENT_ID_BYTES_MAX:
+            sources.refuse(
+                f"{key}.mountpoint",
+                f"{mounted_bytes} bytes and client ids of mqtt.max_client_id_size: {config.mqtt.max_client_id_size} "
+                f"are more than {CLIENT_ID_BYTES_MAX} together",
+            )
+        for name, types in TYPES_OF_KEYS.items():
+            if listener.type not in types and getattr(listener, name) != fields_of(ListenerConfig)[name].default:
+                sources.refuse(f"{key}.{name}", f"has no meaning for type {listener.type}, only for {', '.join(types)}")
         if listener.address in addresses:
             sources.refuse(key, f"{listener.address} is listened on twice")
         addresses.add(listener.address)

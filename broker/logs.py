@@ -2,6 +2,8 @@
 
 Owns the line formats. One process writes the log file, so it can be rotated, and a process that crashes still
 gets its last words in: whatever a child writes that is no JSON line (a traceback) is logged as an error as it is.
+A message is one line, whatever is in it: clients choose client ids and topics, and none of them may begin a line of
+its own or move a terminal's cursor.
 """
 
 import json
@@ -141,7 +143,8 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         process = record.__dict__["process_label"]
-        return f"{utc(record.created)} [{record.levelname.lower()}] {self._node} {process}: {record.getMessage()}"
+        level = record.levelname.lower()
+        return printable(f"{utc(record.created)} [{level}] {self._node} {process}: {record.getMessage()}")
 
 
 class JsonFormatter(logging.Formatter):
@@ -159,7 +162,15 @@ class JsonFormatter(logging.Formatter):
             "process": record.__dict__["process_label"],
             "message": record.getMessage(),
         }
-        return json.dumps(fields, ensure_ascii=False)
+        line = json.dumps(fields, ensure_ascii=False)
+        return line if line.isprintable() else json.dumps(fields)
+
+
+def printable(text: str) -> str:
+    """The text with an escape in place of each character that is none to look at: controls, line ends, directions."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def utc(seconds: float) -> str:

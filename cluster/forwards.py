@@ -8,7 +8,7 @@ Grammar
     FORWARDS          u64 session, number of the first, u32 count, u32 age in ms, u8 flags (1 start, 2 gap),
                       message*
     message           u8 flags (0-1 QoS, 4 retain, 8 expires, 16 foreign), u16 topic length, u16 publisher length,
-                      u32 properties length, u32 payload length, [u32 remaining ms], [number if QoS > 0],
+                      u32 properties length, u32 payload length, [u64 remaining ms], [number if QoS > 0],
                       [16 bytes origin if foreign], topic, publisher, properties, payload
 """
 
@@ -24,7 +24,7 @@ from librt.strings import (
     write_i32_be,
     write_i64_be,
 )
-from mypy_extensions import i16, i32, i64
+from mypy_extensions import i16, i64
 
 from broker.core.message import ORIGIN_BYTES, Message
 from cluster.frames import FRAME_VERSION, FrameType
@@ -39,9 +39,11 @@ _MESSAGE_RETAIN: Final = 4
 _MESSAGE_EXPIRES: Final = 8
 _MESSAGE_FOREIGN: Final = 16
 _MESSAGE_FIXED_BYTES: Final = 13
+# An expiry interval has 32 bits of seconds; a message that comes in with the longest has that much left.
+_REMAINING_MS_MAX: Final = 0xFFFFFFFF * 1000
 
 # Room for a message's frame data beside its texts, for estimates.
-MESSAGE_OVERHEAD_BYTES: Final = _MESSAGE_FIXED_BYTES + 4 + 8 + ORIGIN_BYTES
+MESSAGE_OVERHEAD_BYTES: Final = _MESSAGE_FIXED_BYTES + 8 + 8 + ORIGIN_BYTES
 
 
 @final
@@ -86,12 +88,14 @@ class Forwards:
                 raise FrameError("message without a topic")
             expires_at: float = 0.0
             if flags & _MESSAGE_EXPIRES:
-                if end - position < 4:
+                if end - position < 8:
                     raise FrameError("short message")
-                remaining_ms: i64 = i64(read_i32_be(frame, position)) & 0xFFFFFFFF
+                remaining_ms: i64 = read_i64_be(frame, position)
+                if not 0 <= remaining_ms <= _REMAINING_MS_MAX:
+                    raise FrameError("a message that stays for longer than MQTT lets it")
                 # 0.0 means never; what has expired on the way expired just now.
                 expires_at = max(now + (int(remaining_ms) - self.age_ms) / 1000.0, 1e-6)
-                position += 4
+                position += 8
             qos: i64 = flags & 3
             number: int = 0
             if qos:
@@ -149,8 +153,9 @@ def pack_message(writer: BytesWriter, message: Message, publisher: bytes, sender
     write_i32_be(writer, len(properties))
     write_i32_be(writer, len(payload))
     if expires_at != 0.0:
-        remaining_ms: i64 = int(min(max(expires_at - now, 0.0) * 1000.0, 4294967295.0))
-        write_i32_be(writer, i32(remaining_ms - 0x100000000 if remaining_ms >= 0x80000000 else remaining_ms))
+        # [MQTT-3.3.2-6] To the millisecond, and all of it: an interval is up to 136 years.
+        remaining_ms: i64 = int(min(max(expires_at - now, 0.0) * 1000.0, _REMAINING_MS_MAX))
+        write_i64_be(writer, remaining_ms)
     if qos:
         write_i64_be(writer, message.number)
     if foreign:

@@ -60,6 +60,8 @@ def put_u32(writer: BytesWriter, number: i64) -> None:
 
 def put_string(writer: BytesWriter, value: bytes) -> None:
     """Append a string."""
+    # A length that wrapped would have the rest of the client's bytes read as records: better to fail here.
+    assert len(value) <= 0xFFFF, f"a string of {len(value)} bytes"
     put_u16(writer, len(value))
     writer.write(value)
 

@@ -23,7 +23,15 @@ from typing import Final, final
 
 from broker.core.message import Message
 from broker.core.storage import Storage, WriteBatch
-from broker.core.stored_message import MESSAGE_KEY_BYTES, Clock, check_version, pack_message, unpack_message
+from broker.core.stored_message import (
+    MESSAGE_KEY_BYTES,
+    UNREADABLE,
+    Clock,
+    check_version,
+    corrupt,
+    pack_message,
+    unpack_message,
+)
 
 VALUE_VERSION: Final = 1
 # How many deadlines one call looks at, those that stand for nothing included: the rest is due at once again.
@@ -150,10 +158,13 @@ class RetainedStore:
 
     def recover(self, storage: Storage, clock: Clock) -> None:
         """Read what is stored; call it once, before anything else."""
-        for _key, value in storage.scan("retained", b"", b""):
+        body = _HEAD.size + MESSAGE_KEY_BYTES
+        for key, value in storage.scan("retained", b"", b""):
             check_version(value, VALUE_VERSION, "retained")
-            body = _HEAD.size + MESSAGE_KEY_BYTES
-            self._keep(unpack_message(value[_HEAD.size : body], value, body, clock))
+            try:
+                self._keep(unpack_message(value[_HEAD.size : body], value, body, clock))
+            except UNREADABLE as error:
+                raise corrupt("retained", key, error) from None
 
     def _keep(self, message: Message) -> None:
         topic = message.topic

@@ -31,14 +31,17 @@ from broker.core.shared import SharedGroup
 from broker.core.storage import Storage, StorageError, WriteBatch
 from broker.core.stored_message import (
     MESSAGE_KEY_BYTES,
+    UNREADABLE,
     Clock,
     check_version,
+    corrupt,
     pack_message,
     string,
     unpack_message,
     unpack_string,
 )
 from broker.core.subscription import Subscription
+from broker.mqtt.topics import shared_group
 
 VALUE_VERSION: Final = 1
 # Of a packet id: an older program, which would take it for done, must not read it.
@@ -276,6 +279,12 @@ class SessionStore:
         return trimmed
 
     def _unpack_delivery(self, key: bytes, value: bytes) -> Delivery:
+        try:
+            return self._unpack_queue_record(key, value)
+        except UNREADABLE as error:
+            raise corrupt("queue", key, error) from None
+
+    def _unpack_queue_record(self, key: bytes, value: bytes) -> Delivery:
         _version, flags, packet_id, size = _QUEUE.unpack_from(value)
         pos: int = _QUEUE.size
         identifiers = b""
@@ -312,51 +321,75 @@ class SessionStore:
         sessions: dict[bytes, Session] = {}
         groups: dict[bytes, SharedGroup] = {}
         for key, value in self._storage.scan("session", b"", b""):
-            incoming = key[8:9] == b"i"
-            check_version(value, FORWARDING_VERSION if incoming else VALUE_VERSION, "session")
-            self.last_number = int.from_bytes(key[:8], "big")
-            if len(key) == 8:
-                sessions[key] = self._unpack_session(key, value, window, lifo)
-            elif key[8] == _GROUP:
-                group = SharedGroup(int.from_bytes(key[:8], "big"), key[9:])
-                group.stored = True
-                groups[key[:8]] = group
-            elif incoming:
-                session = sessions[key[:8]]
-                packet_id = int.from_bytes(key[9:], "big")
-                ticket = Ticket(NO_CONNECTION, packet_id, 0, 2, session.client_id)
-                session.incoming[packet_id] = ticket if value[0] == FORWARDING_VERSION else None
-            else:
-                assert key[8] == _SUBSCRIPTION
-                _version, options, identifier = _SUBSCRIBED.unpack_from(value)
-                sessions[key[:8]].subscriptions[key[9:]] = Subscription(options, identifier)
+            try:
+                self._recover_row(key, value, sessions, groups, window, lifo)
+            except UNREADABLE as error:
+                raise corrupt("session", key, error) from None
         self._recover_queues(sessions, groups, progress)
         return list(sessions.values()), {group.shared_filter: group for group in groups.values()}
+
+    def _recover_row(
+        self,
+        key: bytes,
+        value: bytes,
+        sessions: dict[bytes, Session],
+        groups: dict[bytes, SharedGroup],
+        window: int,
+        lifo: bool,
+    ) -> None:
+        is_incoming = key[8:9] == b"i"
+        check_version(value, FORWARDING_VERSION if is_incoming else VALUE_VERSION, "session")
+        self.last_number = int.from_bytes(key[:8], "big")
+        if len(key) == 8:
+            sessions[key] = self._unpack_session(key, value, window, lifo)
+        elif key[8] == _GROUP:
+            group = SharedGroup(int.from_bytes(key[:8], "big"), key[9:])
+            group.stored = True
+            groups[key[:8]] = group
+        elif is_incoming:
+            session = sessions[key[:8]]
+            packet_id = int.from_bytes(key[9:], "big")
+            ticket = Ticket(NO_CONNECTION, packet_id, 0, 2, session.client_id)
+            session.incoming[packet_id] = ticket if value[0] == FORWARDING_VERSION else None
+        else:
+            assert key[8] == _SUBSCRIPTION
+            _version, options, identifier = _SUBSCRIBED.unpack_from(value)
+            # What begins like a shared subscription must be one.
+            shared_group(key[9:])
+            sessions[key[:8]].subscriptions[key[9:]] = Subscription(options, identifier)
 
     def _recover_queues(
         self, sessions: dict[bytes, Session], groups: dict[bytes, SharedGroup], progress: Callable[[str], None]
     ) -> None:
         for count, (key, value) in enumerate(self._storage.scan("queue", b"", b""), start=1):
-            check_version(value, VALUE_VERSION, "queue")
-            flags = value[1]
-            if not flags & (_INLINE | _RELEASED):
-                message_key = _message_key(value)
-                self._references[message_key] = self._references.get(message_key, 0) + 1
-            seq = _seq(key)
-            owner = key[:8]
-            session = sessions.get(owner)
-            if session is not None:
-                session.next_seq = seq + 1
-                if _packet_id(value):
-                    session.inflight.restore(self._unpack_delivery(key, value))
-                else:
-                    session.queue.restore(seq, int.from_bytes(value[4:8], "big"))
-            else:
-                group = groups[owner]
-                group.next_seq = seq + 1
-                group.queue.restore(seq, int.from_bytes(value[4:8], "big"))
+            try:
+                self._recover_queue_row(key, value, sessions, groups)
+            except UNREADABLE as error:
+                raise corrupt("queue", key, error) from None
             if count % PROGRESS_RECORDS == 0:
                 progress(f"recovering: {count} queued messages read")
+
+    def _recover_queue_row(
+        self, key: bytes, value: bytes, sessions: dict[bytes, Session], groups: dict[bytes, SharedGroup]
+    ) -> None:
+        check_version(value, VALUE_VERSION, "queue")
+        flags = value[1]
+        if not flags & (_INLINE | _RELEASED):
+            message_key = _message_key(value)
+            self._references[message_key] = self._references.get(message_key, 0) + 1
+        seq = _seq(key)
+        owner = key[:8]
+        session = sessions.get(owner)
+        if session is not None:
+            session.next_seq = seq + 1
+            if _packet_id(value):
+                session.inflight.restore(self._unpack_delivery(key, value))
+            else:
+                session.queue.restore(seq, int.from_bytes(value[4:8], "big"))
+        else:
+            group = groups[owner]
+            group.next_seq = seq + 1
+            group.queue.restore(seq, int.from_bytes(value[4:8], "big"))
 
     def _unpack_session(self, key: bytes, value: bytes, window: int, lifo: bool) -> Session:
         _version, flags, expiry_s, deadline_ms = _SESSION.unpack_from(value)

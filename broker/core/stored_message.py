@@ -12,8 +12,11 @@ from typing import Final, final
 
 from broker.core.message import ORIGIN_BYTES, Message
 from broker.core.storage import StorageError
+from broker.mqtt.reasons import ProtocolError
 
 MESSAGE_KEY_BYTES: Final = ORIGIN_BYTES + 8
+# What reading a record raises when its bytes are not those of one, or what it belongs to is not there.
+UNREADABLE: Final = (struct.error, IndexError, KeyError, UnicodeDecodeError, AssertionError, ProtocolError)
 _BODY: Final = struct.Struct(">BQ")
 _U16: Final = struct.Struct(">H")
 _U32: Final = struct.Struct(">I")
@@ -72,6 +75,8 @@ def unpack_message(key: bytes, value: bytes, pos: int, clock: Clock) -> Message:
     topic, pos = unpack_string(value, pos)
     (size,) = _U32.unpack_from(value, pos)
     payload = pos + 4 + size
+    if payload > len(value):
+        raise IndexError("properties that go on behind the record")
     return Message(
         topic,
         value[payload:],
@@ -87,8 +92,15 @@ def unpack_message(key: bytes, value: bytes, pos: int, clock: Clock) -> Message:
 
 def check_version(value: bytes, newest: int, family: str) -> None:
     """Raise StorageError if a newer program wrote the value."""
+    if not value:
+        raise StorageError(f"a {family} record is empty: the store is corrupt")
     if value[0] > newest:
         raise StorageError(f"a {family} record has version {value[0]}; this program reads up to {newest}")
+
+
+def corrupt(family: str, key: bytes, error: Exception) -> StorageError:
+    """Return what to raise for a record that can't be read."""
+    return StorageError(f"the {family} record {key.hex()} is corrupt ({type(error).__name__}: {error})")
 
 
 def string(value: str) -> bytes:
@@ -100,4 +112,7 @@ def string(value: str) -> bytes:
 def unpack_string(value: bytes, pos: int) -> tuple[bytes, int]:
     """Return the bytes at `pos` that stand behind their length, and where they end."""
     (size,) = _U16.unpack_from(value, pos)
-    return value[pos + 2 : pos + 2 + size], pos + 2 + size
+    end: int = pos + 2 + size
+    if end > len(value):
+        raise IndexError("a string that goes on behind the record")
+    return value[pos + 2 : end], end

@@ -19,7 +19,7 @@ from typing import Final, final
 
 from broker.core.session_store import SessionStore
 from broker.core.storage import Storage
-from broker.core.stored_message import check_version, string, unpack_string
+from broker.core.stored_message import UNREADABLE, check_version, corrupt, string, unpack_string
 from broker.core.will import Will
 
 VALUE_VERSION: Final = 1
@@ -63,25 +63,15 @@ class Wills:
         clock = self._store.clock
         for key, value in storage.scan("will", b"", b""):
             check_version(value, VALUE_VERSION, "will")
-            _version, flags, deadline_ms, delay_s, expiry_s = _HEAD.unpack_from(value)
-            user_name, pos = unpack_string(value, _HEAD.size)
-            topic, pos = unpack_string(value, pos)
-            payload = pos + 4 + int.from_bytes(value[pos : pos + 4], "big")
-            will = Will(
-                topic,
-                value[payload:],
-                value[pos + 4 : payload],
-                flags & 3,
-                flags & _RETAIN != 0,
-                delay_s,
-                expiry_s if flags & _EXPIRY else -1,
-            )
-            left = LeftWill(key.decode(), user_name.decode() if flags & _USER_NAME else None, will)
+            try:
+                left, deadline_ms = _unpack(key, value)
+            except UNREADABLE as error:
+                raise corrupt("will", key, error) from None
             self._left[left.client_id] = left
             if deadline_ms:
                 due = clock.to_monotonic(deadline_ms)
             else:
-                delay_s = min(float(will.delay_s), delay_s_max) if left.client_id in lasting else 0.0
+                delay_s = min(float(left.will.delay_s), delay_s_max) if left.client_id in lasting else 0.0
                 due = now + max(delay_s, grace_s)
             self._schedule(left, due)
 
@@ -167,3 +157,24 @@ class Wills:
         """Check that every will that waits has a deadline in the heap."""
         waiting = {(left.due, left.client_id) for left in self._left.values() if left.due != 0.0}
         assert waiting <= set(self._due)
+
+
+def _unpack(key: bytes, value: bytes) -> tuple[LeftWill, int]:
+    """Return a stored will and its deadline."""
+    _version, flags, deadline_ms, delay_s, expiry_s = _HEAD.unpack_from(value)
+    user_name, pos = unpack_string(value, _HEAD.size)
+    topic, pos = unpack_string(value, pos)
+    payload: int = pos + 4 + int.from_bytes(value[pos : pos + 4], "big")
+    if payload > len(value):
+        raise IndexError("properties that go on behind the record")
+    will = Will(
+        topic,
+        value[payload:],
+        value[pos + 4 : payload],
+        flags & 3,
+        flags & _RETAIN != 0,
+        delay_s,
+        expiry_s if flags & _EXPIRY else -1,
+    )
+    left = LeftWill(key.decode(), user_name.decode() if flags & _USER_NAME else None, will)
+    return left, deadline_ms

@@ -21,7 +21,8 @@ member of a cluster that lives on joins as a new one, after the old one was remo
 message ids stay as they are: an id names the store where the message came in, and no store gives out ids of that name
 any more.
 
-A restore that is interrupted leaves the store that was there, or at the worst none under its name and both beside it.
+A restore that is interrupted leaves the store that was there, or at the worst none under its name and both beside it:
+then the node does not start, but says so. A backup can be read by its owner alone, as the store can.
 """
 
 import json
@@ -45,7 +46,7 @@ from broker.core.storage import (
 )
 from broker.runtime.admin_socket import NAME as ADMIN_SOCKET_NAME
 from broker.runtime.control import decode_line, encode_line
-from broker.runtime.rocks_storage import RocksStorage
+from broker.runtime.rocks_storage import DIRECTORY_MODE, FILE_MODE, REPLACED, RESTORING, RocksStorage
 from broker.runtime.run_dir import NodeRunningError, RunDir
 from cluster.mesh_store import forget_cluster
 
@@ -114,14 +115,14 @@ def _restore_locked(source: Path, data_dir: Path, force: bool) -> str:
         raise BackupError(f"there is a store in {data_dir} already; --force puts it aside and goes on")
     if source == store:
         raise BackupError(f"{source} is the store itself, not a backup of it")
-    restoring = data_dir / f"{STORE}.restoring"
+    restoring = data_dir / (STORE + RESTORING)
     shutil.rmtree(restoring, ignore_errors=True)
     try:
         _copy(source, restoring)
         _become_another(restoring)
         replaced = ""
         if there:
-            replaced = str(data_dir / f"{STORE}.replaced-{_stamp()}")
+            replaced = str(data_dir / f"{STORE}{REPLACED}{_stamp()}")
             os.rename(store, replaced)
         os.rename(restoring, store)
         _sync_directory(data_dir)
@@ -246,7 +247,7 @@ def _move(source: Path, target: Path) -> None:
 
 def _copy(source: Path, target: Path) -> None:
     """Copy a store's directory; a power loss afterwards takes nothing of it."""
-    target.mkdir(mode=0o700)
+    target.mkdir(mode=DIRECTORY_MODE)
     _copy_files(source, target)
 
 
@@ -254,10 +255,15 @@ def _copy_files(source: Path, target: Path) -> None:
     for file in sorted(source.iterdir()):
         if file.name == "LOCK":
             continue
-        shutil.copyfile(file, target / file.name)
-        with open(target / file.name, "rb") as copied:
+        with open(file, "rb") as original, open(target / file.name, "xb", opener=_open_private) as copied:
+            shutil.copyfileobj(original, copied)
+            copied.flush()
             os.fsync(copied.fileno())
     _sync_directory(target)
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, FILE_MODE)
 
 
 def _sync_directory(path: Path) -> None:

@@ -42,6 +42,10 @@ from broker.core.storage import (
 SyncMode = Literal["always", "interval", "never"]
 
 DIRECTORY_MODE: Final = 0o700
+FILE_MODE: Final = 0o600
+# What a restore has beside the store while it works, and keeps beside it afterwards: suffixes of the store's path.
+RESTORING: Final = ".restoring"
+REPLACED: Final = ".replaced-"
 
 # The store's share of a node's memory: memtables of all families together, and blocks read.
 MEMTABLES_BYTES_MAX: Final = 32 * 1024 * 1024
@@ -221,15 +225,22 @@ class RocksStorage:
     def checkpoint(self, directory: str | os.PathLike[str]) -> None:
         """Make a copy of everything committed so far in `directory`, which must not exist; its parent must.
 
-        On the store's file system that takes moments, as most of it is linked; on another it is copied.
+        On the store's file system that takes moments, as most of it is linked; on another it is copied. Like the
+        store, it is for nobody but its owner.
         """
         if self._failed:
             raise StorageError(f"the store {self.path} can't be copied: it can't be written at present")
+        self.sync()
+        others = os.umask(~DIRECTORY_MODE & 0o777)
         try:
-            self._db.flush_wal(True)
             rocksdict.Checkpoint(self._db).create_checkpoint(os.fspath(directory))
+            for file in os.scandir(directory):
+                # What is linked is the store's own file, with the mode that RocksDB gave it.
+                os.chmod(file, FILE_MODE)
         except Exception as error:
             raise StorageError(f"the store {self.path} can't be copied to {os.fspath(directory)}: {error}") from error
+        finally:
+            os.umask(others)
 
     def close(self) -> None:
         """Sync and release the store; closing twice is harmless."""
@@ -287,6 +298,7 @@ class OpenedStore(NamedTuple):
 
 def open_store(path: str | os.PathLike[str], sync: SyncMode, sync_interval_ms: int) -> OpenedStore:
     """Open or create the store at `path`, draw its identity if it is new, and count the opening."""
+    _check_no_restore(Path(path))
     storage = RocksStorage(path, sync, sync_interval_ms)
     try:
         store_id = ensure_store_id(storage, os.urandom(STORE_ID_BYTES))
@@ -297,6 +309,18 @@ def open_store(path: str | os.PathLike[str], sync: SyncMode, sync_interval_ms: i
         storage.close()
         raise
     return OpenedStore(storage, store_id, incarnation)
+
+
+def _check_no_restore(path: Path) -> None:
+    """Raise StorageError when a restore was cut short: an empty store would look as if nothing had ever been there."""
+    if (path / "CURRENT").exists() or not path.parent.exists():
+        return
+    for name in sorted(os.listdir(path.parent)):
+        if name == path.name + RESTORING or name.startswith(path.name + REPLACED):
+            raise StorageError(
+                f"there is no store {path}, but {path.with_name(name)}: a restore was interrupted. Restore again, or "
+                f"rename to {path} what is to be the store; remove {path.with_name(name)} to begin with an empty one"
+            )
 
 
 def _make_private_directory(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -110,6 +111,34 @@ def test_a_backup_holds_what_only_the_log_had_and_nothing_later(config: Config, 
     assert names(config.node.data_dir) == ["run", "store"]
 
 
+def modes(directory: Path | str) -> set[int]:
+    """The modes of a directory and of the files in it."""
+    return {
+        stat.S_IMODE(os.stat(path).st_mode) for path in (directory, *map(Path(directory).joinpath, names(directory)))
+    }
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_nobody_else_reads_a_backup(
+    config: Config, store_id: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copied: bool
+) -> None:
+    # Table files are linked into the backup, with the mode that they have in the store.
+    store = opened(config).storage
+    store._db.flush()
+    store.close()
+    if copied:
+        only_within(config.node.data_dir, monkeypatch)
+    before = os.umask(0)
+    try:
+        backup(config, str(tmp_path / "saved"))
+        restore(load(None, {}, [f"node.data_dir={tmp_path / 'other'}"]), str(tmp_path / "saved"), force=False)
+    finally:
+        assert os.umask(before) == 0
+    assert any(name.endswith(".sst") for name in names(tmp_path / "saved"))
+    assert modes(tmp_path / "saved") == {0o700, 0o600}
+    assert stat.S_IMODE(os.stat(tmp_path / "other" / "store").st_mode) == 0o700
+
+
 def test_a_store_in_the_way_is_left_unless_forced(config: Config, store_id: bytes, saved: Path) -> None:
     with pytest.raises(BackupError, match=r"there is a store in .* already; --force"):
         restore(config, str(saved), force=False)
@@ -180,11 +209,9 @@ def test_a_backup_takes_the_place_of_nothing(config: Config, saved: Path, tmp_pa
     assert not (tmp_path / "nothing").exists()
 
 
-def test_a_backup_on_another_file_system_is_copied(
-    config: Config, store_id: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def only_within(data_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nothing be renamed into a directory or out of it, as if it were a file system of its own."""
     rename = os.rename
-    data_dir = os.path.abspath(config.node.data_dir)
 
     def rename_within(source: Path, target: Path) -> None:
         if str(source).startswith(data_dir) != str(target).startswith(data_dir):
@@ -192,6 +219,13 @@ def test_a_backup_on_another_file_system_is_copied(
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", rename_within)
+
+
+def test_a_backup_on_another_file_system_is_copied(
+    config: Config, store_id: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data_dir = config.node.data_dir
+    only_within(data_dir, monkeypatch)
     backup(config, str(tmp_path / "deep" / "saved"))
     assert names(tmp_path / "deep") == ["saved"]
     assert names(data_dir) == ["run", "store"]
@@ -208,6 +242,54 @@ def test_a_restore_that_fails_leaves_the_store_that_was_there(
     with pytest.raises(BackupError, match="No space left on device"):
         restore(config, str(saved), force=True)
     assert names(config.node.data_dir) == ["run", "store"]
+    store = opened(config)
+    assert store.store_id == store_id
+    store.storage.close()
+
+
+class Killed(BaseException):
+    """The process ends here: nothing is tidied up."""
+
+
+@pytest.mark.parametrize("renames", [0, 1])
+def test_a_restore_that_is_killed_leaves_no_empty_store_behind(
+    config: Config, store_id: bytes, saved: Path, monkeypatch: pytest.MonkeyPatch, renames: int
+) -> None:
+    rename = os.rename
+    left = [renames]
+
+    def rename_some(source: Path, target: Path) -> None:
+        if not left[0]:
+            raise Killed
+        left[0] -= 1
+        rename(source, target)
+
+    with monkeypatch.context() as patches:
+        patches.setattr(os, "rename", rename_some)
+        patches.setattr(module.shutil, "rmtree", lambda *_, **__: None)
+        with pytest.raises(Killed):
+            restore(config, str(saved), force=True)
+    if renames:
+        before = names(config.node.data_dir)
+        assert "store" not in before and "store.restoring" in before
+        with pytest.raises(StorageError, match=r"a restore was interrupted\. Restore again, or rename"):
+            opened(config)
+        assert names(config.node.data_dir) == before
+        assert restore(config, str(saved), force=False) == ""
+    store = opened(config)
+    assert (store.store_id == store_id) is (renames == 0)
+    assert {key: store.storage.get(*key) for key in ROWS} == ROWS
+    store.storage.close()
+
+
+def test_what_a_restore_put_aside_is_missed_when_the_store_is_gone(
+    config: Config, store_id: bytes, saved: Path
+) -> None:
+    replaced = restore(config, str(saved), force=True)
+    os.rename(os.path.join(config.node.data_dir, "store"), os.path.join(config.node.data_dir, "elsewhere"))
+    with pytest.raises(StorageError, match=replaced):
+        opened(config)
+    os.rename(replaced, os.path.join(config.node.data_dir, "store"))
     store = opened(config)
     assert store.store_id == store_id
     store.storage.close()

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,20 @@ import pytest
 
 from broker import config_load
 from broker.config import (
+    TOPIC_LEVELS_MAX,
     ClusterConfig,
     Config,
     ListenerConfig,
     MqttConfig,
     fields_of,
+    known_keys,
     listener_processes,
     mesh_advertise,
     mesh_listen,
 )
-from broker.config_load import ConfigError, load
+from broker.config_load import NOT_SERVED, TYPES_OF_KEYS, ConfigError, load
 from broker.config_values import expiration_s, node_and_address
+from broker.mqtt import topics
 
 COOKIE = "a-cookie-of-enough-characters"
 
@@ -139,28 +143,24 @@ def test_a_file_is_read() -> None:
 node: {{name: a@10.0.0.1, data_dir: /var/lib/zvmq}}
 cluster:
   cookie: {COOKIE}
-  other_cookies: [{COOKIE}2]
   discovery: [b@10.0.0.2, "c@c.example:4000", dns://nodes, "dns://nodes:44054"]
-  allow_register_during_netsplit: on
-  allow_publish_during_netsplit: yes
-  allow_subscribe_during_netsplit: True
 listeners:
   - {{type: mqtt, address: 127.0.0.1:1884}}
   - type: mqtt
     address: "[::1]:1884"
 processes: {{listeners: 3}}
-mqtt: {{max_offline_messages: -1, persistent_client_expiration: 2w}}
+mqtt: {{max_offline_messages: -1, persistent_client_expiration: 2w, upgrade_outgoing_qos: on, retry_interval: 5}}
+systree: {{enabled: no}}
 log: {{console: off, rotation: {{keep: 1}}}}
 """
     )
     assert config.node.name == "a@10.0.0.1"
     assert config.cluster.cookie == COOKIE
-    assert config.cluster.other_cookies == (f"{COOKIE}2",)
     assert config.cluster.discovery == ("b@10.0.0.2", "c@c.example:4000", "dns://nodes", "dns://nodes:44054")
-    assert config.cluster.allow_register_during_netsplit
-    assert config.cluster.allow_publish_during_netsplit
-    assert config.cluster.allow_subscribe_during_netsplit
-    assert not config.cluster.allow_unsubscribe_during_netsplit
+    assert config.mqtt.upgrade_outgoing_qos
+    assert config.mqtt.retry_interval == 5
+    assert not config.systree.enabled
+    assert not config.mqtt.override_max_online_messages
     assert config.listeners == (ListenerConfig("mqtt", "127.0.0.1:1884"), ListenerConfig("mqtt", "[::1]:1884"))
     assert config.processes.listeners == 3
     assert config.mqtt.max_offline_messages == -1
@@ -208,7 +208,7 @@ def test_the_environment_holds_switches_lists_and_tables() -> None:
         {
             "ZVMQ__CLUSTER__COOKIE": COOKIE,
             "ZVMQ__CLUSTER__DISCOVERY": "[a@b, c@d:4000]",
-            "ZVMQ__CLUSTER__ALLOW_REGISTER_DURING_NETSPLIT": "on",
+            "ZVMQ__SYSTREE__ENABLED": "off",
             "ZVMQ__LISTENERS": "[{type: mqtt, address: 127.0.0.1:2000}]",
             "ZVMQ__MQTT": "{max_message_size: 7}",
             "ZVMQ__LOG__ROTATION__KEEP": "9",
@@ -218,7 +218,7 @@ def test_the_environment_holds_switches_lists_and_tables() -> None:
         },
     )
     assert config.cluster.discovery == ("a@b", "c@d:4000")
-    assert config.cluster.allow_register_during_netsplit
+    assert not config.systree.enabled
     assert config.listeners == (ListenerConfig("mqtt", "127.0.0.1:2000"),)
     assert config.mqtt.max_message_size == 7
     assert config.log.rotation.keep == 9
@@ -301,16 +301,20 @@ def test_an_ipv6_address_needs_no_quotes_in_an_override() -> None:
         ("{a: " * 3000, "test.yml: not YAML"),
         ("log: {file: ../x}", "test.yml:1: log.file: expected a file name without a directory, not '../x'"),
         ("cluster: {cookie: short}", "test.yml:1: cluster.cookie: the cookie has 5 characters, it needs at least 16"),
-        ("cluster: {other_cookies: [short]}", "test.yml:1: cluster.other_cookies: the cookie has 5 characters"),
         ("cluster: {discovery: [a@b]}", "test.yml:1: cluster.discovery: joining a cluster needs cluster.cookie or"),
         ("cluster: {cookie_file: none}", "test.yml:1: cluster.cookie_file: none: No such file or directory"),
         (
             f"cluster: {{cookie: {COOKIE}, cookie_file: none}}",
             "test.yml:1: cluster.cookie_file: cluster.cookie is set too: set one of the two",
         ),
-        ("auth: {allow_anonymous: on, password_file: x}", "test.yml:1: auth.password_file: not served yet"),
-        ("auth: {allow_anonymous: on, acl_file: x}", "test.yml:1: auth.acl_file: not served yet"),
-        ("auth: {allow_anonymous: on, plugins: [x]}", "test.yml:1: auth.plugins: not served yet"),
+        (
+            "mqtt: {topic_max_depth: 129}",
+            "test.yml:1: mqtt.topic_max_depth: expected a whole number from 1 to 128, not 129",
+        ),
+        (
+            "listeners: [{type: mqtt, address: 127.0.0.1:1, path: /x}]",
+            "test.yml:1: listeners[0].path: has no meaning for type mqtt, only for ws, wss",
+        ),
         ("listeners:\n- {type: ws, address: 127.0.0.1:1}", "test.yml:2: listeners[0]: type ws is not served yet"),
         ("listeners: [{type: mqtt, address: unix:/x}]", "test.yml:1: listeners[0]: unix addresses are not served yet"),
         ("listeners: [{type: mqtt, address: unix:x}]", "test.yml:1: listeners[0].address: expected unix: and an abs"),
@@ -324,6 +328,75 @@ def test_an_ipv6_address_needs_no_quotes_in_an_override() -> None:
 def test_what_is_wrong_is_said_with_its_place(text: str, message: str) -> None:
     (problem,) = problems(text)
     assert problem.startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("cluster.other_cookies", f"[{COOKIE}]"),
+        ("cluster.readiness", "majority"),
+        ("cluster.planned_restart_s", "31"),
+        ("cluster.forward_spill_after_ms", "100"),
+        ("cluster.outbox_bytes_max", "0"),
+        ("cluster.subscribe_wait", "cluster"),
+        ("cluster.allow_register_during_netsplit", "on"),
+        ("cluster.allow_publish_during_netsplit", "on"),
+        ("cluster.allow_subscribe_during_netsplit", "on"),
+        ("cluster.allow_unsubscribe_during_netsplit", "on"),
+        ("auth.password_file", "x"),
+        ("auth.acl_file", "x"),
+        ("auth.plugins", "[x]"),
+        ("http.api_keys_file", "x"),
+    ],
+)
+def test_settings_that_nothing_obeys_are_refused(key: str, value: str) -> None:
+    section, _, name = key.partition(".")
+    (problem,) = problems(f"{section}:\n  {name}: {value}\n")
+    assert problem == f"test.yml:2: {key}: not served yet: {NOT_SERVED[key]}"
+    (problem,) = problems("", f"{key}={value}")
+    assert problem == f"--set {key}: {key}: not served yet: {NOT_SERVED[key]}"
+
+
+def test_their_defaults_may_be_said() -> None:
+    values = load(None, {}).to_dict()
+    for key in NOT_SERVED:
+        section, _, name = key.partition(".")
+        value = values[section][name]
+        text = "" if value == () else str(value)
+        assert load(None, {}, [f"{key}={text}", "auth.allow_anonymous=on"]) == load(None, {})
+
+
+def test_every_other_setting_is_read_somewhere() -> None:
+    root = Path(config_load.__file__).parents[1]
+    files = [file for name in ("broker", "cluster") for file in (root / name).rglob("*.py") if file.name != "config.py"]
+    text = "\n".join(file.read_text(encoding="utf-8") for file in files)
+    obeyed = [key for key in known_keys() if key not in NOT_SERVED and "." in key]
+    # The mesh's address has a function in config.py.
+    names = {key.rpartition(".")[2] for key in obeyed} - {"advertise", *TYPES_OF_KEYS}
+    assert not [name for name in names if not re.search(rf"\.{name}\b", text)]
+
+
+def test_the_depth_of_topics_is_that_of_the_trees() -> None:
+    assert TOPIC_LEVELS_MAX == topics.TOPIC_LEVELS_MAX
+
+
+def test_client_ids_have_room_behind_their_mountpoint() -> None:
+    text = "mqtt: {max_client_id_size: %d}\nlisteners:\n- {type: mqtt, address: 127.0.0.1:1, mountpoint: mü}\n"
+    assert load_text(text % (65535 - 4)).mqtt.max_client_id_size == 65531
+    (problem,) = problems(text % (65535 - 3))
+    assert problem.startswith("test.yml:3: listeners[0].mountpoint: 4 bytes and client ids of mqtt.max_client_id_size")
+    assert load_text("mqtt: {max_client_id_size: 65535}").mqtt.max_client_id_size == 65535
+
+
+@pytest.mark.parametrize("kind", ["mqtt", "http"])
+@pytest.mark.parametrize(
+    "setting",
+    ["certfile: x", "keyfile: x", "cafile: x", "require_certificate: on", "use_identity_as_username: on"],
+)
+def test_settings_of_tls_are_refused_where_there_is_none(kind: str, setting: str) -> None:
+    (problem,) = problems(f"listeners:\n- type: {kind}\n  address: 127.0.0.1:1\n  {setting}\n")
+    name = setting.partition(":")[0]
+    assert problem == f"test.yml:4: listeners[0].{name}: has no meaning for type {kind}, only for mqtts, wss, https"
 
 
 @pytest.mark.parametrize("kind", ["mqtts", "ws", "wss", "https"])
@@ -395,7 +468,7 @@ def test_the_cookie_file_is_read() -> None:
 
 
 def test_no_cookie_is_in_a_repr() -> None:
-    config = load_text(f"cluster: {{cookie: {COOKIE}, other_cookies: [{COOKIE}2]}}")
+    config = Config(cluster=ClusterConfig(cookie=COOKIE, other_cookies=(f"{COOKIE}2",)))
     assert COOKIE not in repr(config)
     assert COOKIE not in str(config.cluster)
 
@@ -428,9 +501,7 @@ def test_a_later_list_of_listeners_replaces_the_earlier_one() -> None:
 
 
 def test_the_way_through_json_changes_nothing() -> None:
-    config = load_text(
-        f"cluster: {{cookie: {COOKIE}, discovery: [a@b], other_cookies: [{COOKIE}2]}}\nprocesses: {{listeners: 2}}"
-    )
+    config = load_text(f"cluster: {{cookie: {COOKIE}, discovery: [a@b]}}\nprocesses: {{listeners: 2}}")
     assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     assert Config.from_dict(config.to_dict()) == config
 

@@ -222,4 +222,17 @@ def test_expiry_travels_as_remaining_time_less_the_wait():
     late = Forwards(pack([message], 100.0, 70_000)).messages(STORE, 0.0)[0]
     assert 0.0 < late.expires_at < 0.001
     endless = Message(b"t", b"", b"", 0, False, 1e12, "", STORE, 0)
-    assert Forwards(pack([endless], 100.0)).messages(STORE, 0.0)[0].expires_at == pytest.approx(4294967.295)
+    assert Forwards(pack([endless], 100.0)).messages(STORE, 0.0)[0].expires_at == pytest.approx(4294967295.0)
+
+
+@pytest.mark.parametrize("interval_s", [1, 4_294_967, 4_294_968, 60 * 86400, 2**32 - 1])
+def test_no_expiry_interval_is_cut_on_the_way(interval_s):
+    """[MQTT-3.3.2-6] What a subscriber is told is what the publisher said less the time that passed."""
+    frame = pack([Message(b"t", b"", b"", 0, False, 100.0 + interval_s, "", STORE, 0)], 100.0)
+    (received,) = Forwards(frame).messages(STORE, 5000.0)
+    assert received.expires_at == pytest.approx(5000.0 + interval_s)
+    remaining = (interval_s * 1000).to_bytes(8, "big")
+    assert remaining in frame
+    for wrong in (2**32 * 1000, 2**63, 2**64 - 1):
+        with pytest.raises(FrameError, match="stays for longer"):
+            Forwards(frame.replace(remaining, wrong.to_bytes(8, "big"))).messages(STORE, 0.0)

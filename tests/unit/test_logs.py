@@ -48,6 +48,58 @@ def test_a_childs_line_arrives_with_time_level_node_and_process(tmp_path: Path) 
     assert time.startswith("20") and time.endswith("Z")
 
 
+# What ends a line for some reader, moves a cursor, or turns what is written around.
+HOSTILE = [
+    "\n",
+    "\r",
+    "\x00",
+    "\x0b",
+    "\x1b[2J",
+    "\x7f",
+    "\x85",
+    "\x9b2J",
+    "\u2028",
+    "\u2029",
+    "\u202e",
+    "\ufeff",
+    "\udc80",
+]
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+def test_a_message_can_not_begin_a_line_of_its_own(tmp_path: Path, hostile: str) -> None:
+    forged = f"client x{hostile}2026-01-31T12:00:00.250Z [error] node1@127.0.0.1 owner: forged"
+    log = make_log(tmp_path)
+    log.write("owner", logging.WARNING, forged)
+    log.write(f"listener{hostile}", logging.WARNING, "a name is no better")
+    console = console_text(log)
+    log.close()
+    text = file_text(tmp_path)
+    assert text == console
+    assert text.replace("\n", "").isprintable()
+    first, second = text.splitlines()
+    escaped = hostile.encode("unicode_escape").decode()
+    assert first.endswith(f"[warning] node1@127.0.0.1 owner: client x{escaped}2026{forged.partition('2026')[2]}")
+    assert second.endswith(f"[warning] node1@127.0.0.1 listener{escaped}: a name is no better")
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+def test_a_json_line_is_one_line(tmp_path: Path, hostile: str) -> None:
+    log = make_log(tmp_path, style="json")
+    log.write("owner", logging.WARNING, f"x{hostile}y")
+    log.close()
+    (line,) = file_text(tmp_path).splitlines()
+    assert json.loads(line)["message"] == f"x{hostile}y"
+
+
+def test_what_can_be_read_is_left_as_it_is(tmp_path: Path) -> None:
+    for style in ("text", "json"):
+        log = make_log(tmp_path / style, style=style)
+        log.write("owner", logging.WARNING, r"Grüße, 日本語 🎉 \n")
+        log.close()
+        assert "Grüße, 日本語 🎉 \\" in file_text(tmp_path / style)
+
+
 def test_console_and_file_as_asked(tmp_path: Path) -> None:
     for console, on_console, in_file in (
         ("both", True, True),

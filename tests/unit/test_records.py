@@ -33,7 +33,18 @@ from broker.core.owner_records import (
     pack_target,
     unpack_owner_records,
 )
-from broker.core.records import CLOSE, CONNACK, PUBACK, PUBCOMP, PUBREC, PUBREL, SUBACK, UNSUBACK
+from broker.core.records import (
+    CLOSE,
+    CONNACK,
+    PUBACK,
+    PUBCOMP,
+    PUBREC,
+    PUBREL,
+    SUBACK,
+    UNSUBACK,
+    put_string,
+    string_at,
+)
 from broker.core.will import Will
 
 U8 = st.one_of(st.sampled_from([0, 1, 0x7F, 0x80, 0xFF]), st.integers(0, 0xFF))
@@ -309,3 +320,16 @@ def test_an_unknown_record_is_our_fault(kind):
         unpack_events(head + bytes([kind]) + bytes(20))
     with pytest.raises(AssertionError):
         unpack_owner_records(bytes([kind]) + bytes(20), 0)
+
+
+@pytest.mark.parametrize("size", [0xFFFF, 0x10000, 0x10004])
+def test_a_string_that_is_too_long_is_never_packed(size):
+    """Reason: a length that wrapped once made records of a client's filter, which ended the owner."""
+    writer = BytesWriter()
+    if size <= 0xFFFF:
+        put_string(writer, bytes(size))
+        assert string_at(writer.getvalue(), 0) == (bytes(size), size + 2)
+    else:
+        with pytest.raises(AssertionError, match=f"a string of {size} bytes"):
+            put_string(writer, bytes(size))
+        assert writer.getvalue() == b""

@@ -3,6 +3,7 @@
 import gc
 
 import pytest
+from core_helpers import Node
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -350,3 +351,36 @@ def test_a_delivery_without_its_message_is_corruption():
     store._storage.commit(batch)
     with pytest.raises(StorageError, match="not there"):
         store_on(store._storage).recover(20, False, lambda text: None)
+
+
+ORPHAN = bytes(7) + b"\x99"
+
+
+@pytest.mark.parametrize(
+    ("family", "key", "value"),
+    [
+        ("session", ORPHAN + b"/t", b"\x01\x01\0\0\0\0"),
+        ("session", ORPHAN + b"i\0\1", b"\x01"),
+        ("session", ORPHAN, b"\x01"),
+        ("session", ORPHAN, b""),
+        ("session", ORPHAN, b"\x01" + bytes(13) + b"\0\x09short"),
+        ("session", ORPHAN, b"\x01" + bytes(13) + b"\0\1\xff\0\0"),
+        ("session", ORPHAN + b"?", b"\x01"),
+        ("session", ORPHAN + b"$$share/g\0t", b"\x01"),
+        ("queue", ORPHAN + bytes(8), b"\x01\x09\0\0\0\0\0\1" + bytes(40)),
+        ("queue", ORPHAN + bytes(8), b"\x01"),
+        ("retained", b"t", b"\x01\0" + bytes(8) + b"k" * 24),
+        ("will", b"c", b"\x01"),
+        ("will", b"c", b"\x01" + bytes(17) + b"\0\0\0\1t\0\0\0\x09"),
+        ("will", b"\xff", b"\x01" + bytes(17) + b"\0\0\0\1t\0\0\0\0"),
+        ("retained", b"t", b"\x01\0" + bytes(8) + b"k" * 24 + bytes(11) + b"\0\1t\0\0\0\x09"),
+    ],
+)
+def test_a_record_that_can_not_be_read_is_named(family, key, value):
+    """Reason: the process ends with one sentence for a StorageError, and with a traceback for anything else."""
+    storage = MemoryStorage()
+    batch = WriteBatch()
+    batch.put(family, key, value)
+    storage.commit(batch)
+    with pytest.raises(StorageError, match=rf"{family} record"):
+        Node(storage=storage)

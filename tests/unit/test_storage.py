@@ -544,6 +544,22 @@ def test_a_store_whose_sync_failed_is_opened_anew_by_an_empty_commit(tmp_path: P
     storage.close()
 
 
+def test_a_checkpoint_whose_sync_failed_is_not_synced_again(tmp_path: Path) -> None:
+    storage = RocksStorage(tmp_path / "store", "never", 100)
+    put_all(storage, "queue", {b"a": b"1"})
+    database = storage._db
+    database.close()
+    with pytest.raises(StorageError, match="can't be synced"):
+        storage.checkpoint(tmp_path / "copy")
+    with pytest.raises(StorageError, match="can't be copied: it can't be written at present"):
+        storage.checkpoint(tmp_path / "copy")
+    # The next commit opens the store anew.
+    put_all(storage, "queue", {b"b": b"2"})
+    assert storage._db is not database
+    storage.checkpoint(tmp_path / "copy")
+    storage.close()
+
+
 def test_a_damaged_block_is_an_error_and_not_the_end_of_a_scan(tmp_path: Path) -> None:
     storage = RocksStorage(tmp_path, "interval", 100)
     for n in range(1000):
