@@ -32,7 +32,7 @@ HEAD_LOW: Final = 128
 
 @final
 class DeliveryQueue:
-    """A bounded queue. `dropping` says that the last offer found it full, so that a log can say so once."""
+    """A bounded queue. `dropping` says that it was full and has not been half empty since: a log says so once."""
 
     __slots__ = ("_head", "_loose", "bytes", "dropping", "lifo", "qos0", "tail_count", "tail_seq")
 
@@ -64,6 +64,11 @@ class DeliveryQueue:
         if messages_max >= 0 and len(self) >= messages_max:
             return False
         return bytes_max < 0 or self.bytes + size <= bytes_max or not len(self)
+
+    def note_room(self, messages_max: int, bytes_max: int) -> None:
+        """An offer found room: below half of its limits the queue has come out of its trouble."""
+        if self.dropping and not (0 <= messages_max < 2 * len(self) or 0 <= bytes_max < 2 * self.bytes):
+            self.dropping = False
 
     def is_over(self, messages_max: int, bytes_max: int) -> bool:
         """Say whether a queue of more than one delivery holds more than it may; a negative limit is none."""

@@ -185,7 +185,7 @@ class Dispatcher:
                 return
             self._make_room(session, messages_max, delivery.size)
         else:
-            queue.dropping = False
+            queue.note_room(messages_max, self._settings.max_queued_bytes)
         # [MQTT-4.5.0-1] [MQTT311-3.1.2-5] [MQTT311-4.5.0-1]
         if delivery.qos and session.persistent:
             self._store.put_delivery(session.number, delivery)
@@ -226,6 +226,8 @@ class Dispatcher:
         What it had at QoS 2 must not go to anybody else [MQTT-4.8.2-5].
         """
         self._trimming.pop(session, None)
+        if len(session.queue):
+            self.counters.drop("session_ended", len(session.queue))
         for delivery in session.inflight.deliveries.values():
             group = self.groups.get(delivery.shared) if delivery.qos == 1 else None
             if group is None:
@@ -276,14 +278,16 @@ class Dispatcher:
         if message.qos == 0 and not online:
             return
         delivery = Delivery(group.take_seq(), message, message.qos)
-        if not queue.has_room(self._messages_max(online), self._settings.max_queued_bytes, delivery.size):
+        messages_max = self._messages_max(online)
+        if not queue.has_room(messages_max, self._settings.max_queued_bytes, delivery.size):
             self.counters.drop("queue_full")
             if not queue.dropping:
                 queue.dropping = True
+                # `!r`: a filter may hold line breaks, and what else a log should not.
                 name = group.shared_filter.decode()
-                self.notices.append(f"queue of {name} is full at {len(queue)} messages: dropping")
+                self.notices.append(f"queue of {name!r} is full at {len(queue)} messages: dropping")
             return
-        queue.dropping = False
+        queue.note_room(messages_max, self._settings.max_queued_bytes)
         if message.qos and (group.stored or group.is_persistent()):
             # Once stored it stays so: what is in memory only would pass what is in the store.
             self._put_group_delivery(group, delivery)
@@ -490,8 +494,8 @@ class Dispatcher:
         queue.take(delivery)
         if queue.wants_load():
             self.loading[session] = True
-        self.counters.queue_message_out += 1
         if self._is_deliverable(attachment, delivery, now):
+            self.counters.queue_message_out += 1
             packet_id = session.inflight.add(delivery, now) if delivery.qos else 0
             if delivery.stored:
                 # The packet id is part of the session: a resend after a restart has to use it again.

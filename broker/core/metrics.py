@@ -30,6 +30,7 @@ DROP_REASONS: Final[dict[str, str]] = {
     "link_full": "the link to a node that wants the message was full; the publisher was told",
     "reserved_topic": "published to a topic that is not for clients",
     "group_ended": "the last member of the shared subscription went",
+    "session_ended": "the session that it waited for ended, by its time or by Clean Start",
     "store_failing": "the store takes no writes; the publisher was told",
 }
 _DROP: Final = "queue_message_drop"
