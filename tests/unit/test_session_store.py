@@ -221,6 +221,25 @@ def test_a_lifo_queue_over_its_bytes_loses_its_oldest_in_the_store():
     assert [delivery.message.number for delivery in loaded(after, found)] == [5]
 
 
+def test_trimming_leaves_what_is_in_flight_and_goes_on_where_it_was():
+    store = store_on()
+    session = session_in(store)
+    for number in range(1, 9):
+        put(store, session, message_of(number), packet_id=number if number in (2, 4) else 0)
+    (found,), _, after = recovered(store, lifo=True)
+    first = found.queue.oldest_seq
+    for wanted in (4, 3):
+        assert after.trim(found.number, found.queue, wanted, -1) == (2 if wanted == 4 else 1)
+        commit(after)
+        assert found.queue.oldest_seq > first
+        first = found.queue.oldest_seq
+    assert sorted(found.inflight.deliveries) == [2, 4]
+    assert len(keys(after._storage, "queue")) == 3 + 2
+    (found,), _, after = recovered(after, lifo=True)
+    assert sorted(found.inflight.deliveries) == [2, 4]
+    assert [delivery.message.number for delivery in loaded(after, found)] == [6, 7, 8]
+
+
 def test_a_small_body_lies_with_each_delivery_and_a_large_one_is_stored_once():
     for payload, bodies in ((b"small", 0), (LARGE, 1)):
         store = store_on()
