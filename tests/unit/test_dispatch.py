@@ -560,3 +560,18 @@ def test_what_expired_was_not_taken_out_to_be_sent(node):
     assert len(node.persistent("c").take_publishes()) == 1
     assert node.dropped("expired") == 3
     assert node.owner.counters.queue_message_out == 1
+
+
+def test_what_was_held_back_once_is_marked_when_it_is_sent_again(node):
+    """[MQTT-3.3.1-1] [MQTT311-3.3.1-1]: it is sent for the first time on the second connection."""
+    client = node.persistent("c", properties={RECEIVE_MAXIMUM: 1})
+    client.subscribe(b"a")
+    publisher = node.connect("p")
+    for _ in range(2):
+        publisher.publish(b"a", qos=1)
+    assert len(client.take_publishes()) == 1
+    client.drop()
+    for flags in ([True, False], [True, True]):
+        client = node.persistent("c")
+        assert [packet.dup for packet in client.take_publishes()] == flags
+        client.drop()
