@@ -69,14 +69,7 @@ def print_look_ups(store: RetainedStore) -> None:
         topic_of(77_777),
     ):
         matching, found = best_of_rounds(partial(store.match, topic_filter, 1000.0))
-        topics, _ = best_of_rounds(partial(store.match_topics, topic_filter))
-        print(
-            f"match {topic_filter.decode():27} {found:6} found in {matching * 1e3:.3f} ms, "
-            f"topics only in {topics * 1e3:.3f} ms"
-        )
-    topics_of_all = store.match_topics(b"#")
-    spent, _ = best_of_rounds(lambda: [store.get(topic, 1000.0) for topic in topics_of_all])
-    print(f"get: {spent / MESSAGES * 1e6:.2f} us")
+        print(f"match {topic_filter.decode():27} {found:6} found in {matching * 1e3:.3f} ms")
 
 
 def print_expiry(store: RetainedStore) -> None:

@@ -32,8 +32,6 @@ from broker.config_values import (
 )
 
 MQTT_MESSAGE_BYTES_MAX: Final = 268_435_455
-# What the trees of topics are made for (broker.mqtt.topics).
-TOPIC_LEVELS_MAX: Final = 128
 LISTENER_TYPES: Final = ("mqtt", "mqtts", "ws", "wss", "http", "https")
 
 
@@ -134,7 +132,7 @@ class MqttConfig:
     max_client_id_size: int = _key(whole(23, 65535), 100, "bytes of a client id")
     max_connect_size: int = _key(whole(256, MQTT_MESSAGE_BYTES_MAX), 8192, "bytes of a CONNECT, its will included")
     mqtt_connect_timeout: int = _key(whole(1, 600_000), 5000, "milliseconds from the TCP connection to CONNECT")
-    topic_max_depth: int = _key(whole(1, TOPIC_LEVELS_MAX), TOPIC_LEVELS_MAX, "levels of a topic name or filter")
+    topic_max_depth: int = _key(whole(1, 65535), 128, "levels of a topic name or filter")
     max_topic_size: int = _key(whole(1, 65535), 65535, "bytes of a topic name or filter")
     allowed_protocol_versions: str = _key(protocol_version_list, "3,4,5,131,132", "as CONNECT says them")
     override_max_online_messages: bool = _key(switch, False, "an absent session's backlog may exceed the online limit")

@@ -32,9 +32,9 @@ HEAD_LOW: Final = 128
 
 @final
 class DeliveryQueue:
-    """A bounded queue. `dropping` says that the last offer found it full, so that a log can say so once."""
+    """A bounded queue. `dropping` says that it was full and has not been half empty since: a log says so once."""
 
-    __slots__ = ("_head", "_loose", "bytes", "dropping", "lifo", "qos0", "tail_count", "tail_seq")
+    __slots__ = ("_head", "_loose", "bytes", "dropping", "lifo", "oldest_seq", "qos0", "tail_count", "tail_seq")
 
     def __init__(self, lifo: bool = False) -> None:
         self.lifo = lifo
@@ -43,6 +43,8 @@ class DeliveryQueue:
         self._loose: Fifo[Delivery] = Fifo()
         self.tail_count: int = 0
         self.tail_seq: int = 0
+        # Nothing in a LIFO queue's tail is older: a search from the beginning would pass over all that was removed.
+        self.oldest_seq: int = 0
         self.bytes: int = 0
         # How many of QoS 0 wait.
         self.qos0: int = 0
@@ -65,13 +67,19 @@ class DeliveryQueue:
             return False
         return bytes_max < 0 or self.bytes + size <= bytes_max or not len(self)
 
+    def note_room(self, messages_max: int, bytes_max: int) -> None:
+        """An offer found room: below half of its limits the queue has come out of its trouble."""
+        if self.dropping and not (0 <= messages_max < 2 * len(self) or 0 <= bytes_max < 2 * self.bytes):
+            self.dropping = False
+
     def is_over(self, messages_max: int, bytes_max: int) -> bool:
         """Say whether a queue of more than one delivery holds more than it may; a negative limit is none."""
         over = 0 <= messages_max < len(self) or 0 <= bytes_max < self.bytes
         return over and len(self) > 1
 
-    def trim(self, size: int) -> None:
+    def trim(self, seq: int, size: int) -> None:
         """The oldest of the tail was removed from the store."""
+        self.oldest_seq = seq + 1
         self.tail_count -= 1
         self.bytes -= size
 

@@ -12,6 +12,9 @@ client is connected. `drain` sends whenever one of those reasons ended: first ag
 then retained messages that a subscription asked for, then what its shared groups have waiting. A session whose only
 obstacle is its listener's credit is in `waiting`, so that returning credit finds it; one whose queue goes on in the
 store is in `loading`, and `load` reads on when the turn begins, with everything committed that was written.
+
+Retained messages are looked for in `load` only, REPLAY_STEPS_MAX steps a turn for all sessions together: whoever asks
+for many, or for the same ones again and again, waits for them and not the others.
 """
 
 from typing import Final, final
@@ -19,22 +22,25 @@ from typing import Final, final
 from librt.strings import BytesWriter
 from mypy_extensions import i64
 
+from broker.core.fifo import Fifo
 from broker.core.message import Delivery, Message
 from broker.core.outlet import Outlet
 from broker.core.owner_records import pack_target
 from broker.core.records import DUP_FLAG, PUBREL, RETAIN_FLAG
-from broker.core.retained import RetainedStore
+from broker.core.retained import RetainedStore, RetainedWalk, is_expired
 from broker.core.routes import Route
 from broker.core.session import Attachment, Replay, Session
 from broker.core.session_store import SessionStore
 from broker.core.settings import Counters, OwnerSettings
 from broker.core.shared import SharedGroup
-from broker.core.subscription import QOS_MASK, RETAIN_AS_PUBLISHED, Subscription
+from broker.core.subscription import NO_LOCAL, QOS_MASK, RETAIN_AS_PUBLISHED, Subscription
 from broker.mqtt.framing import varint_bytes
 from broker.mqtt.reasons import Reason
 
 # A Message Expiry Interval: its identifier and four bytes.
 _EXPIRY_PROPERTY_BYTES: Final = 5
+# How far a turn looks for retained messages that are to be replayed: about a millisecond's work, what is sent included.
+REPLAY_STEPS_MAX: Final = 500
 _FAILURE: Final = 0x80
 
 
@@ -52,6 +58,9 @@ class Dispatcher:
         # Sessions and groups whose next deliveries are in the store only.
         self.loading: dict[Session, bool] = {}
         self.loading_groups: dict[SharedGroup, bool] = {}
+        # Sessions that retained messages are to be looked for, who waits longest first, and how far this turn may look.
+        self._replaying: Fifo[Session] = Fifo()
+        self._steps_left: int = 0
         # LIFO queues that have to lose what is in the store only, and how many messages they may keep.
         self._trimming: dict[Session, int] = {}
         self._settings = settings
@@ -176,7 +185,7 @@ class Dispatcher:
                 return
             self._make_room(session, messages_max, delivery.size)
         else:
-            queue.dropping = False
+            queue.note_room(messages_max, self._settings.max_queued_bytes)
         # [MQTT-4.5.0-1] [MQTT311-3.1.2-5] [MQTT311-4.5.0-1]
         if delivery.qos and session.persistent:
             self._store.put_delivery(session.number, delivery)
@@ -217,6 +226,8 @@ class Dispatcher:
         What it had at QoS 2 must not go to anybody else [MQTT-4.8.2-5].
         """
         self._trimming.pop(session, None)
+        if len(session.queue):
+            self.counters.drop("session_ended", len(session.queue))
         for delivery in session.inflight.deliveries.values():
             group = self.groups.get(delivery.shared) if delivery.qos == 1 else None
             if group is None:
@@ -267,14 +278,16 @@ class Dispatcher:
         if message.qos == 0 and not online:
             return
         delivery = Delivery(group.take_seq(), message, message.qos)
-        if not queue.has_room(self._messages_max(online), self._settings.max_queued_bytes, delivery.size):
+        messages_max = self._messages_max(online)
+        if not queue.has_room(messages_max, self._settings.max_queued_bytes, delivery.size):
             self.counters.drop("queue_full")
             if not queue.dropping:
                 queue.dropping = True
+                # `!r`: a filter may hold line breaks, and what else a log should not.
                 name = group.shared_filter.decode()
-                self.notices.append(f"queue of {name} is full at {len(queue)} messages: dropping")
+                self.notices.append(f"queue of {name!r} is full at {len(queue)} messages: dropping")
             return
-        queue.dropping = False
+        queue.note_room(messages_max, self._settings.max_queued_bytes)
         if message.qos and (group.stored or group.is_persistent()):
             # Once stored it stays so: what is in memory only would pass what is in the store.
             self._put_group_delivery(group, delivery)
@@ -411,15 +424,15 @@ class Dispatcher:
         the session is among it [MQTT-4.8.2-4].
         """
         attachment.session.inflight.begin_resend()
+        attachment.session.live_since = self._retained.revision
         self.drain(attachment, now)
 
-    def replay(
-        self, session: Session, topic_filter: bytes, topics: list[bytes], subscription: Subscription, now: float
-    ) -> None:
-        """Send the retained messages of these topics as the connection can take them."""
-        assert session.attachment is not None
-        session.replays.append(Replay(topic_filter, topics, subscription))
-        self.drain(session.attachment, now)
+    def replay(self, attachment: Attachment, topic_filters: list[bytes], now: float) -> None:
+        """Send what is retained for these subscriptions as the connection can take it, the first one's first."""
+        for topic_filter in reversed(topic_filters):
+            walk = self._retained.walk(topic_filter)
+            attachment.session.begin_replay(Replay(topic_filter, walk, self._retained.revision))
+        self.drain(attachment, now)
 
     def drain(self, attachment: Attachment, now: float) -> None:
         """Send what the connection, its window and its listener can take."""
@@ -432,7 +445,7 @@ class Dispatcher:
                 sent = self._drain_resend(attachment, now)
             elif not session.queue.is_empty():
                 sent = self._drain_queue(attachment, now)
-            elif session.replays:
+            elif session.has_replays():
                 sent = self._drain_replay(attachment, now)
             else:
                 sent = self._drain_groups(attachment, now)
@@ -440,7 +453,7 @@ class Dispatcher:
                 return
 
     def _has_work(self, session: Session) -> bool:
-        if session.inflight.is_resending() or not session.queue.is_empty() or session.replays:
+        if session.inflight.is_resending() or not session.queue.is_empty() or session.has_replays():
             return True
         # A loop and not `any`: this is asked for each acknowledgement, and a generator costs more than the rest.
         for group in session.groups:  # noqa: SIM110
@@ -481,8 +494,8 @@ class Dispatcher:
         queue.take(delivery)
         if queue.wants_load():
             self.loading[session] = True
-        self.counters.queue_message_out += 1
         if self._is_deliverable(attachment, delivery, now):
+            self.counters.queue_message_out += 1
             packet_id = session.inflight.add(delivery, now) if delivery.qos else 0
             if delivery.stored:
                 # The packet id is part of the session: a resend after a restart has to use it again.
@@ -494,14 +507,16 @@ class Dispatcher:
 
     def _drain_replay(self, attachment: Attachment, now: float) -> bool:
         session = attachment.session
-        replay = session.replays[0]
-        if replay.next >= len(replay.topics):
-            del session.replays[0]
+        replay = session.next_replay()
+        if replay is None:
             return True
-        # What is retained now: what was when the subscription came may be history.
-        message = self._retained.get(replay.topics[replay.next], now)
-        subscription = replay.subscription
-        if message is not None:
+        # As the client subscribes now, if it has done so again: nothing is lost by that [MQTT-3.8.4-4].
+        subscription = session.subscriptions[replay.topic_filter]
+        walk = replay.walk
+        message = walk.message
+        if message is None:
+            return self._look_further(session, walk)
+        if self._is_owed(session, replay, message, subscription, now):
             qos = self._qos(message, subscription)
             if qos and session.inflight.is_full():
                 return False
@@ -509,8 +524,35 @@ class Dispatcher:
                 self.counters.drop("max_packet_size_exceeded")
             else:
                 self._send(session, message, subscription, True, b"", now)
-        replay.next += 1
+        walk.leave()
         return True
+
+    def _look_further(self, session: Session, walk: RetainedWalk) -> bool:
+        """Look for the next retained message, if this turn may; false when it may not."""
+        if walk.is_at_end():
+            session.replay = None
+        elif self._steps_left > 0:
+            self._steps_left -= walk.find(self._steps_left)
+        else:
+            if not session.replay_due:
+                session.replay_due = True
+                self._replaying.append(session)
+            return False
+        return True
+
+    def _is_owed(
+        self, session: Session, replay: Replay, message: Message, subscription: Subscription, now: float
+    ) -> bool:
+        """Say whether a retained message is to be sent to a subscription that is replayed to."""
+        if is_expired(message, now):
+            return False
+        if subscription.options & NO_LOCAL and message.publisher == session.client_id:
+            # [MQTT-3.8.3-3] It makes no exception for what is retained.
+            return False
+        if replay.walk.revision <= replay.revision:
+            return True
+        # It came after the subscription and so as a live message, but for one of QoS 0 whose receiver was away.
+        return not self._qos(message, subscription) and replay.walk.revision <= session.live_since
 
     def _drain_groups(self, attachment: Attachment, now: float) -> bool:
         for group in attachment.session.groups:
@@ -555,7 +597,7 @@ class Dispatcher:
 
     def wants_load(self) -> bool:
         """Say whether `load` has something to do."""
-        return bool(self.loading or self.loading_groups or self._trimming)
+        return bool(self.loading or self.loading_groups or self._trimming or not self._replaying.is_empty())
 
     def load(self, now: float) -> None:
         """Read on where queues go on in the store. Everything that was written must be committed."""
@@ -576,6 +618,18 @@ class Dispatcher:
             for session in list(group.members):
                 if session.attachment is not None:
                     self.drain(session.attachment, now)
+        self._go_on_replaying(now)
+
+    def _go_on_replaying(self, now: float) -> None:
+        """Look for retained messages as far as a turn may; who is not done then waits behind the others."""
+        self._steps_left = REPLAY_STEPS_MAX
+        while self._steps_left > 0 and not self._replaying.is_empty():
+            self._steps_left -= 1
+            session = self._replaying.popleft()
+            session.replay_due = False
+            if session.attachment is not None:
+                self.drain(session.attachment, now)
+        self._steps_left = 0
 
     # Acknowledgements of deliveries. Each returns the reason for which the connection has to end, 0 for none.
 

@@ -31,6 +31,7 @@ DROP_REASONS: Final[dict[str, str]] = {
     "reserved_topic": "published to a topic that is not for clients",
     "topic_limit": "published to a topic of more levels or bytes than there may be; MQTT 5 was told",
     "group_ended": "the last member of the shared subscription went",
+    "session_ended": "the session that it waited for ended, by its time or by Clean Start",
     "store_failing": "the store takes no writes; the publisher was told",
 }
 _DROP: Final = "queue_message_drop"

@@ -77,7 +77,7 @@ class QueueOwner:
         self._store = SessionStore(storage)
         self._routes = Routes(interest)
         self._dispatcher = Dispatcher(settings, self._store, self.retained)
-        self._subscribing = Subscribing(settings, self._store, self._routes, self._dispatcher, self.retained)
+        self._subscribing = Subscribing(settings, self._store, self._routes, self._dispatcher)
         self._publishing = Publishing(
             settings, self._store, self._routes, self._dispatcher, self.retained, store_id, incarnation
         )
@@ -551,14 +551,14 @@ class QueueOwner:
         if inflight.is_resending():
             assert inflight.is_full()
             return
-        if session in self._dispatcher.loading:
+        if session in self._dispatcher.loading or session.replay_due:
             return
         head = session.queue.head()
         assert len(session.queue) == 0 or (head is not None and head.qos > 0 and not inflight.has_room(head))
         if len(session.queue):
             return
-        assert not session.replays or inflight.is_full()
-        if not session.replays:
+        assert not session.has_replays() or inflight.is_full()
+        if not session.has_replays():
             for group in session.groups:
                 assert group in self._dispatcher.loading_groups or not len(group.queue) or inflight.is_full()
 

@@ -9,8 +9,9 @@ memory as well. It knows nothing of subscribers.
 Theory of operation
 -------------------
 A tree by topic level; a level holds its message and its children. A filter visits only levels that can match: one child
-for a name, all children for `+`, everything below for `#`. Topics are found as references to the stored bytes, so that
-whoever has to send a hundred thousand of them holds a list and not the messages.
+for a name, all children for `+`, everything below for `#`. Who looks for messages goes on a `RetainedWalk`, in as many
+parts as it likes: a hundred thousand messages are never found at once, and those that come meanwhile tell by their
+`revision` that they are younger than the walk.
 
 Invariants: every level but the root has a message or children; `bytes` is the sum of the sizes; every message that
 expires has an entry in the heap.
@@ -36,6 +37,9 @@ from broker.core.stored_message import (
 VALUE_VERSION: Final = 1
 # How many deadlines one call looks at, those that stand for nothing included: the rest is due at once again.
 EXPIRED_MAX: Final = 1000
+# So many children that a walk takes note of cost it as much as a level that it visits.
+_CHILDREN_PER_STEP: Final = 16
+_STEPS_AT_ONCE: Final = 1000
 # Entries of the heap that stand for nothing any more, beside as many as there are messages.
 _STALE_DEADLINES_MAX: Final = 64
 _HEAD: Final = struct.Struct(">BBQ")
@@ -43,11 +47,87 @@ _HEAD: Final = struct.Struct(">BBQ")
 
 @final
 class _Level:
-    __slots__ = ("children", "message")
+    __slots__ = ("children", "message", "revision")
 
     def __init__(self) -> None:
         self.children: dict[bytes, _Level] = {}
         self.message: Message | None = None
+        self.revision: int = 0
+
+
+@final
+class RetainedWalk:
+    """A search for the messages that a filter matches, which the tree's changes do not disturb.
+
+    `message` is what it stands at, None when nothing was found or that was removed meanwhile.
+    """
+
+    __slots__ = ("_depths", "_level", "_names", "_root", "_waiting")
+
+    def __init__(self, root: _Level, topic_filter: bytes) -> None:
+        self._root = root
+        self._names = topic_filter.split(b"/")
+        # Levels that are still to be visited, the next one last, and for each list how many names are matched by them.
+        self._waiting: list[list[_Level]] = [[root]]
+        self._depths: list[int] = [0]
+        self._level: _Level | None = None
+
+    @property
+    def message(self) -> Message | None:
+        """The message that was found last, or what has taken its place."""
+        return None if self._level is None else self._level.message
+
+    @property
+    def revision(self) -> int:
+        """The number of the change that `message` came with."""
+        return 0 if self._level is None else self._level.revision
+
+    def is_at_end(self) -> bool:
+        """Say whether there is nothing left to find."""
+        return not self._waiting
+
+    def leave(self) -> None:
+        """Be done with the message that was found last."""
+        self._level = None
+
+    def find(self, steps_max: int) -> int:
+        """Go to the next message, or for `steps_max` steps, and return how many they were."""
+        self._level = None
+        steps = 0
+        names = self._names
+        while self._waiting and steps < steps_max:
+            steps += 1
+            levels = self._waiting[-1]
+            depth = self._depths[-1]
+            level = levels.pop()
+            if not levels:
+                self._waiting.pop()
+                self._depths.pop()
+            if depth == len(names):
+                if level.message is not None:
+                    self._level = level
+                    break
+                continue
+            name = names[depth]
+            if name == b"#":
+                steps += self._note(_children(level, level is self._root), depth)
+                if level.message is not None:
+                    self._level = level
+                    break
+            elif name == b"+":
+                steps += self._note(_children(level, level is self._root), depth + 1)
+            else:
+                child = level.children.get(name)
+                if child is not None:
+                    self._note([child], depth + 1)
+        return steps
+
+    def _note(self, levels: list[_Level], depth: int) -> int:
+        if levels:
+            levels.reverse()
+            self._waiting.append(levels)
+            self._depths.append(depth)
+        return len(levels) // _CHILDREN_PER_STEP
 
 
 @final
@@ -56,6 +136,8 @@ class RetainedStore:
 
     def __init__(self, messages_max: int, bytes_max: int) -> None:
         self.bytes: int = 0
+        # How many messages were set since the start.
+        self.revision: int = 0
         self._messages_max = messages_max
         self._bytes_max = bytes_max
         self._by_topic: dict[bytes, Message] = {}
@@ -102,41 +184,20 @@ class RetainedStore:
             del path[depth].children[names[depth]]
         return True
 
-    def get(self, topic: bytes, now: float) -> Message | None:
-        """Return the topic's message, None when there is none or it has expired [MQTT-3.3.2-5]."""
-        message = self._by_topic.get(topic)
-        return None if message is None or _is_expired(message, now) else message
-
-    def match_topics(self, topic_filter: bytes) -> list[bytes]:
-        """Return the topics with a message that the filter matches, expired ones included."""
-        if b"+" not in topic_filter and b"#" not in topic_filter:
-            message = self._by_topic.get(topic_filter)
-            return [] if message is None else [message.topic]
-        found: list[bytes] = []
-        levels: list[_Level] = [self._root]
-        first = True
-        for name in topic_filter.split(b"/"):
-            following: list[_Level] = []
-            for level in levels:
-                if name == b"+":
-                    following.extend(_children(level, first))
-                elif name == b"#":
-                    _collect(level, first, found)
-                else:
-                    child = level.children.get(name)
-                    if child is not None:
-                        following.append(child)
-            levels = following
-            first = False
-        for level in levels:
-            if level.message is not None:
-                found.append(level.message.topic)
-        return found
+    def walk(self, topic_filter: bytes) -> RetainedWalk:
+        """Return a search for the messages whose topics the filter matches, expired ones included."""
+        return RetainedWalk(self._root, topic_filter)
 
     def match(self, topic_filter: bytes, now: float) -> list[Message]:
-        """Return the messages whose topics the filter matches."""
-        found = [self._by_topic[topic] for topic in self.match_topics(topic_filter)]
-        return [message for message in found if not _is_expired(message, now)]
+        """Return the messages whose topics the filter matches, all at once."""
+        found: list[Message] = []
+        walk = self.walk(topic_filter)
+        while not walk.is_at_end():
+            walk.find(_STEPS_AT_ONCE)
+            message = walk.message
+            if message is not None and not is_expired(message, now):
+                found.append(message)
+        return found
 
     def expire(self, now: float, writes: WriteBatch) -> int:
         """Remove what has expired, and return how many; of the deadlines that are over EXPIRED_MAX are looked at."""
@@ -179,6 +240,8 @@ class RetainedStore:
                 level.children[name] = child
             level = child
         level.message = message
+        self.revision += 1
+        level.revision = self.revision
         if message.expires_at != 0.0:
             heapq.heappush(self._deadlines, (message.expires_at, topic))
             if len(self._deadlines) > 2 * len(self._by_topic) + _STALE_DEADLINES_MAX:
@@ -204,24 +267,13 @@ class RetainedStore:
             assert message.expires_at == 0.0 or (message.expires_at, topic) in deadlines
 
 
-def _is_expired(message: Message, now: float) -> bool:
+def is_expired(message: Message, now: float) -> bool:
+    """Say whether the message's time is over [MQTT-3.3.2-5]."""
     return message.expires_at != 0.0 and message.expires_at <= now
 
 
-def _children(level: _Level, first: bool) -> list[_Level]:
+def _children(level: _Level, is_root: bool) -> list[_Level]:
     """The children that a wildcard stands for: on the first level none that begin with $ [MQTT-4.7.2-1]."""
-    if not first:
+    if not is_root:
         return list(level.children.values())
     return [child for name, child in level.children.items() if not name.startswith(b"$")]
-
-
-def _collect(level: _Level, first: bool, found: list[bytes]) -> None:
-    """Append the topics of a level, which `#` stands for too, and of everything below."""
-    if level.message is not None:
-        found.append(level.message.topic)
-    levels = _children(level, first)
-    while levels:
-        below = levels.pop()
-        if below.message is not None:
-            found.append(below.message.topic)
-        levels.extend(below.children.values())

@@ -21,21 +21,21 @@ from broker.core.effects import Ticket
 from broker.core.fifo import Fifo
 from broker.core.inflight import Inflight
 from broker.core.outlet import Outlet
+from broker.core.retained import RetainedWalk
 from broker.core.shared import SharedGroup
 from broker.core.subscription import Subscription
 
 
 @final
 class Replay:
-    """Retained messages that a new subscription has yet to be sent: their topics, and how to send them."""
+    """Retained messages that a new subscription has yet to be sent: those up to a revision of the retained store."""
 
-    __slots__ = ("next", "subscription", "topic_filter", "topics")
+    __slots__ = ("revision", "topic_filter", "walk")
 
-    def __init__(self, topic_filter: bytes, topics: list[bytes], subscription: Subscription) -> None:
+    def __init__(self, topic_filter: bytes, walk: RetainedWalk, revision: int) -> None:
         self.topic_filter = topic_filter
-        self.topics = topics
-        self.subscription = subscription
-        self.next: int = 0
+        self.walk = walk
+        self.revision = revision
 
 
 @final
@@ -50,10 +50,13 @@ class Session:
         "groups",
         "incoming",
         "inflight",
+        "live_since",
         "next_seq",
         "number",
         "persistent",
         "queue",
+        "replay",
+        "replay_due",
         "replays",
         "scheduled_at",
         "subscriptions",
@@ -76,7 +79,13 @@ class Session:
         self.queue = DeliveryQueue(lifo)
         self.inflight = Inflight(window)
         self.incoming: dict[int, Ticket | None] = {}
-        self.replays: list[Replay] = []
+        # What is replayed now, and by filter what is to be replayed after it.
+        self.replay: Replay | None = None
+        self.replays: dict[bytes, Replay] = {}
+        # Whether the dispatcher has noted that it is this session's turn to be replayed to.
+        self.replay_due = False
+        # The revision of the retained store when the present connection began.
+        self.live_since: int = 0
         self.next_seq: int = 1
         self.attachment: Attachment | None = None
 
@@ -84,11 +93,27 @@ class Session:
         """Say whether nothing older waits: neither in the queue nor to be sent again."""
         return self.queue.is_empty() and not self.inflight.is_resending()
 
+    def begin_replay(self, replay: Replay) -> None:
+        """Have the retained messages of a subscription sent, from the beginning if some were already."""
+        self.end_replay(replay.topic_filter)
+        self.replays[replay.topic_filter] = replay
+
     def end_replay(self, topic_filter: bytes) -> None:
         """Send no more of what was retained for this subscription when it was made."""
-        for replay in list(self.replays):
-            if replay.topic_filter == topic_filter:
-                self.replays.remove(replay)
+        self.replays.pop(topic_filter, None)
+        if self.replay is not None and self.replay.topic_filter == topic_filter:
+            self.replay = None
+
+    def has_replays(self) -> bool:
+        """Say whether a subscription is owed retained messages."""
+        return self.replay is not None or bool(self.replays)
+
+    def next_replay(self) -> Replay | None:
+        """Return the replay that goes on; None when there is none."""
+        if self.replay is None and self.replays:
+            # The last one: taking the first of a long dict out, again and again, is slow.
+            self.replay = self.replays.popitem()[1]
+        return self.replay
 
     def take_seq(self) -> int:
         """Return the next place in the queue; places only grow, so the store keeps the order."""

@@ -268,13 +268,14 @@ class SessionStore:
         Everything that was written must be committed.
         """
         trimmed = 0
-        for key, value in self._storage.scan("queue", _number(owner), _queue_key(owner, queue.tail_seq + 1)):
+        start, end = _queue_key(owner, queue.oldest_seq), _queue_key(owner, queue.tail_seq + 1)
+        for key, value in self._storage.scan("queue", start, end):
             if not queue.tail_count or not queue.is_over(messages_max, bytes_max):
                 break
             if _packet_id(value):
                 continue
             self.delete_delivery(owner, self._unpack_delivery(key, value))
-            queue.trim(int.from_bytes(value[4:8], "big"))
+            queue.trim(_seq(key), int.from_bytes(value[4:8], "big"))
             trimmed += 1
         return trimmed
 

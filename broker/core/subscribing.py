@@ -9,7 +9,6 @@ from typing import Final, final
 from broker.core.dispatch import Dispatcher
 from broker.core.effects import InterestChange
 from broker.core.events import SubscribeReceived, UnsubscribeReceived
-from broker.core.retained import RetainedStore
 from broker.core.routes import Routes
 from broker.core.session import Attachment, Session
 from broker.core.session_store import SessionStore
@@ -37,7 +36,6 @@ class Subscribing:
         store: SessionStore,
         routes: Routes,
         dispatcher: Dispatcher,
-        retained: RetainedStore,
     ) -> None:
         # What the other nodes have to hear; the owner takes it.
         self.interest: list[InterestChange] = []
@@ -47,13 +45,12 @@ class Subscribing:
         self._store = store
         self._routes = routes
         self._dispatcher = dispatcher
-        self._retained = retained
 
     def subscribe(self, attachment: Attachment, event: SubscribeReceived, now: float) -> None:
         """Make or replace subscriptions, answer, and send what is retained for them."""
         session = attachment.session
         reasons: list[int] = []
-        replays: list[tuple[bytes, Subscription]] = []
+        replays: list[bytes] = []
         for topic_filter, options in event.requests:
             reason = options
             if options < _FAILURE:
@@ -72,13 +69,10 @@ class Subscribing:
                 continue
             if not topic_filter.startswith(SHARE_PREFIX):
                 # [MQTT-3.3.1-9] [MQTT-3.8.4-4] [MQTT311-3.3.1-6] [MQTT311-3.8.4-3]
-                replays.append((topic_filter, wanted))
+                replays.append(topic_filter)
         attachment.outlet.batch.suback(event.connection, event.packet_id, reasons)
-        for topic_filter, wanted in replays:
-            session.end_replay(topic_filter)
-            topics = self._retained.match_topics(topic_filter)
-            if topics:
-                self._dispatcher.replay(session, topic_filter, topics, wanted, now)
+        if replays:
+            self._dispatcher.replay(attachment, replays, now)
 
     def _refusal(self, session: Session, topic_filter: bytes) -> int:
         """Return why the subscription can't be made, 0 when it can."""
@@ -133,8 +127,6 @@ class Subscribing:
             # [MQTT-3.10.4-2] [MQTT311-3.10.4-2] Nothing new is sent, and nothing retained that was still to come; what
             # is in flight is not touched [MQTT-3.10.4-3] [MQTT311-3.10.4-3].
             self._routes.remove(topic_filter, session)
-            if session.replays:
-                session.replays = [left for left in session.replays if left.topic_filter != topic_filter]
             self._count_wish(topic_filter, session, -1)
             return
         group = self.groups[topic_filter]

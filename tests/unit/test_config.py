@@ -11,7 +11,6 @@ import pytest
 
 from broker import config_load
 from broker.config import (
-    TOPIC_LEVELS_MAX,
     ClusterConfig,
     Config,
     ListenerConfig,
@@ -24,7 +23,6 @@ from broker.config import (
 )
 from broker.config_load import NOT_SERVED, TYPES_OF_KEYS, ConfigError, load
 from broker.config_values import expiration_s, node_and_address
-from broker.mqtt import topics
 
 COOKIE = "a-cookie-of-enough-characters"
 
@@ -308,8 +306,8 @@ def test_an_ipv6_address_needs_no_quotes_in_an_override() -> None:
             "test.yml:1: cluster.cookie_file: cluster.cookie is set too: set one of the two",
         ),
         (
-            "mqtt: {topic_max_depth: 129}",
-            "test.yml:1: mqtt.topic_max_depth: expected a whole number from 1 to 128, not 129",
+            "mqtt: {topic_max_depth: 65536}",
+            "test.yml:1: mqtt.topic_max_depth: expected a whole number from 1 to 65535, not 65536",
         ),
         (
             "listeners: [{type: mqtt, address: 127.0.0.1:1, path: /x}]",
@@ -371,13 +369,9 @@ def test_every_other_setting_is_read_somewhere() -> None:
     files = [file for name in ("broker", "cluster") for file in (root / name).rglob("*.py") if file.name != "config.py"]
     text = "\n".join(file.read_text(encoding="utf-8") for file in files)
     obeyed = [key for key in known_keys() if key not in NOT_SERVED and "." in key]
-    # The mesh's address has a function in config.py.
-    names = {key.rpartition(".")[2] for key in obeyed} - {"advertise", *TYPES_OF_KEYS}
+    # The mesh's address has a function in config.py, and the policies come to the same on one node.
+    names = {key.rpartition(".")[2] for key in obeyed} - {"advertise", "shared_subscription_policy", *TYPES_OF_KEYS}
     assert not [name for name in names if not re.search(rf"\.{name}\b", text)]
-
-
-def test_the_depth_of_topics_is_that_of_the_trees() -> None:
-    assert TOPIC_LEVELS_MAX == topics.TOPIC_LEVELS_MAX
 
 
 def test_client_ids_have_room_behind_their_mountpoint() -> None:

@@ -492,3 +492,86 @@ def test_counters_of_a_queue(start):
     counters = node.owner.counters
     assert (counters.queue_message_out, counters.mqtt_publish_sent) == (1000, 1000)
     assert counters.dropped == {}
+
+
+# What is counted and said of queues.
+
+
+def test_a_queue_that_stays_full_is_named_once(start):
+    """Until it fell below half: a client that acknowledges slowly makes room for one, again and again."""
+    node = start(settings=OwnerSettings(max_offline_messages=10))
+    client = node.persistent("c", 4)
+    client.subscribe(b"a")
+    client.drop()
+    publisher = node.connect("p")
+    queue = node.owner._sessions["c"].queue
+
+    def overflow():
+        for _ in range(12):
+            publisher.publish(b"a", qos=1)
+        return len(node.owner.take_notices())
+
+    assert overflow() == 1
+    for _ in range(5):
+        queue.pop()
+        assert overflow() == 0
+    while len(queue) > 5:
+        queue.pop()
+    assert overflow() == 1
+    assert node.dropped("queue_full") == 12 - 10 + 5 * 11 + 12 - 5
+
+
+def test_a_shared_filter_is_named_in_one_line(start):
+    node = start(settings=OwnerSettings(max_offline_messages=1))
+    client = node.persistent("c")
+    client.subscribe(b"$share/g/a\nERROR forged")
+    client.drop()
+    publisher = node.connect("p")
+    for _ in range(2):
+        publisher.publish(b"a\nERROR forged", qos=1)
+    (notice,) = node.owner.take_notices()
+    assert "\n" not in notice
+
+
+@pytest.mark.parametrize("clean", [False, True])
+def test_what_a_session_takes_with_it_is_counted(node, clean):
+    client = node.persistent("c")
+    client.subscribe(b"a")
+    client.drop()
+    publisher = node.connect("p")
+    for _ in range(7):
+        publisher.publish(b"a", qos=1)
+    if clean:
+        node.connect("c", 5)
+    else:
+        node.advance(4000)
+    assert node.dropped("session_ended") == 7
+
+
+def test_what_expired_was_not_taken_out_to_be_sent(node):
+    client = node.persistent("c")
+    client.subscribe(b"a")
+    client.drop()
+    publisher = node.connect("p", 5)
+    for _ in range(3):
+        publisher.publish(b"a", qos=1, properties={MESSAGE_EXPIRY: 1})
+    publisher.publish(b"a", qos=1)
+    node.advance(2)
+    assert len(node.persistent("c").take_publishes()) == 1
+    assert node.dropped("expired") == 3
+    assert node.owner.counters.queue_message_out == 1
+
+
+def test_what_was_held_back_once_is_marked_when_it_is_sent_again(node):
+    """[MQTT-3.3.1-1] [MQTT311-3.3.1-1]: it is sent for the first time on the second connection."""
+    client = node.persistent("c", properties={RECEIVE_MAXIMUM: 1})
+    client.subscribe(b"a")
+    publisher = node.connect("p")
+    for _ in range(2):
+        publisher.publish(b"a", qos=1)
+    assert len(client.take_publishes()) == 1
+    client.drop()
+    for flags in ([True, False], [True, True]):
+        client = node.persistent("c")
+        assert [packet.dup for packet in client.take_publishes()] == flags
+        client.drop()

@@ -21,6 +21,7 @@ BEFORE = Clock(5000.0, 1_700_000_000_000)
 # Ten seconds later, after a boot: monotonic time is another.
 AFTER = Clock(100.0, 1_700_000_010_000)
 FILTERS = st.one_of(st.binary(min_size=1, max_size=20), st.just(b"t" * 65535))
+PLAIN_FILTERS = FILTERS.filter(lambda topic_filter: not topic_filter.startswith(b"$share/"))
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 LARGE = b"p" * (INLINE_BYTES_MAX + 1)
 
@@ -76,7 +77,7 @@ def keys(storage, family):
     st.one_of(TEXT, st.just("x" * 65535)),
     st.one_of(st.none(), TEXT),
     st.integers(1, 0xFFFFFFFF),
-    st.dictionaries(FILTERS, st.tuples(st.integers(0, 15), st.integers(0, 268_435_455)), max_size=4),
+    st.dictionaries(PLAIN_FILTERS, st.tuples(st.integers(0, 15), st.integers(0, 268_435_455)), max_size=4),
     st.dictionaries(st.integers(1, 65535), st.booleans(), max_size=4),
 )
 def test_sessions(number, client_id, user_name, expiry_s, subscriptions, incoming):
@@ -223,6 +224,25 @@ def test_a_lifo_queue_over_its_bytes_loses_its_oldest_in_the_store():
     assert after.trim(found.number, found.queue, -1, 1) == 1
     commit(after)
     assert [delivery.message.number for delivery in loaded(after, found)] == [5]
+
+
+def test_trimming_leaves_what_is_in_flight_and_goes_on_where_it_was():
+    store = store_on()
+    session = session_in(store)
+    for number in range(1, 9):
+        put(store, session, message_of(number), packet_id=number if number in (2, 4) else 0)
+    (found,), _, after = recovered(store, lifo=True)
+    first = found.queue.oldest_seq
+    for wanted in (4, 3):
+        assert after.trim(found.number, found.queue, wanted, -1) == (2 if wanted == 4 else 1)
+        commit(after)
+        assert found.queue.oldest_seq > first
+        first = found.queue.oldest_seq
+    assert sorted(found.inflight.deliveries) == [2, 4]
+    assert len(keys(after._storage, "queue")) == 3 + 2
+    (found,), _, after = recovered(after, lifo=True)
+    assert sorted(found.inflight.deliveries) == [2, 4]
+    assert [delivery.message.number for delivery in loaded(after, found)] == [6, 7, 8]
 
 
 def test_a_small_body_lies_with_each_delivery_and_a_large_one_is_stored_once():

@@ -5,13 +5,13 @@ from collections import Counter
 import pytest
 from core_helpers import Node
 
-from broker.core.events import ConnectionPaused, ConnectionResumed
+from broker.core.events import ConnectionPaused, ConnectionResumed, UnsubscribeReceived
 from broker.core.message import Delivery, Message
 from broker.core.session import Session
 from broker.core.settings import OwnerSettings
 from broker.core.shared import SharedGroup
 from broker.core.subscription import subscription
-from broker.mqtt.packets import Disconnect, Puback, Publish, Pubrec, Subscribe, SubscriptionRequest
+from broker.mqtt.packets import Connect, Disconnect, Puback, Publish, Pubrec, Subscribe, SubscriptionRequest
 from broker.mqtt.properties import Property
 from broker.mqtt.reasons import Reason
 
@@ -703,3 +703,23 @@ def test_too_large_for_who_is_free_waits_for_nobody(node):
     publish(node, 1, first=1)
     assert work(small) == [1]
     assert node.dropped("max_packet_size_exceeded") == 1
+
+
+def test_a_group_that_wants_to_read_on_may_end_in_that_turn(start):
+    """It came back from a restart; its only member attaches and unsubscribes before anything is read."""
+    node = start(settings=OwnerSettings(max_offline_messages=-1))
+    member = node.persistent("a")
+    member.subscribe(b"$share/g/t")
+    member.drop()
+    publisher = node.connect("p")
+    for _ in range(700):
+        publisher.publish(b"t", qos=1)
+    restarted = node.restart()
+    member = restarted.open(0, 5)
+    member.say(Connect(5, "a", False, 0, properties={int(Property.SESSION_EXPIRY_INTERVAL): 3600}))
+    restarted.receive_frame(restarted.listeners[0].take_frame())
+    restarted.owner.receive(UnsubscribeReceived(member.key, 8, [b"$share/g/t"]), restarted.now)
+    restarted.settle()
+    restarted.validate()
+    assert restarted.dropped("group_ended") == 700
+    assert restarted.stored("queue") == []

@@ -3,7 +3,9 @@
 import pytest
 from core_helpers import Client, Node
 
-from broker.core.events import ConnectionPaused, ConnectionResumed
+from broker.core.dispatch import REPLAY_STEPS_MAX
+from broker.core.events import ConnectionPaused, ConnectionResumed, SubscribeReceived
+from broker.core.message import Message
 from broker.core.settings import OwnerSettings
 from broker.mqtt.packets import Puback, Publish, Subscribe, SubscriptionRequest, Unsubscribe
 from broker.mqtt.properties import Property
@@ -188,10 +190,66 @@ def test_retained_messages_are_those_of_the_moment_at_which_they_are_sent(node):
     (first,) = replay(client, request(b"r/+"))
     publisher = node.connect("p")
     publisher.publish(b"r/1", b"", retain=True)
-    publisher.publish(b"r/2", b"new", retain=True)
     client.take()
     client.acknowledge(first.packet_id)
-    assert [(packet.topic, packet.payload) for packet in client.take()] == [(b"r/2", b"new")]
+    assert [(packet.topic, packet.payload) for packet in client.take()] == [(b"r/2", b"2")]
+
+
+@pytest.mark.parametrize("qos", [0, 1, 2])
+def test_what_came_live_is_not_replayed(node, qos):
+    """[MQTT-4.3.3-2]: a message comes once for a subscription; here it takes the place of one that is to come."""
+    retained(node, 5)
+    client = node.connect("c", 5, properties={RECEIVE_MAXIMUM: 2})
+    packets = replay(client, request(b"r/+", 2))
+    assert [packet.topic for packet in packets] == [b"r/0", b"r/1"]
+    publisher = node.connect("p")
+    publisher.publish(b"r/3", b"new", qos, retain=True)
+    publisher.publish(b"r/new", b"new", qos, 2, retain=True)
+    packets += client.take_publishes()
+    heard = packets
+    while packets:
+        for packet in packets:
+            if packet.qos == 1:
+                client.acknowledge(packet.packet_id)
+            elif packet.qos == 2:
+                client.receive_qos2(packet.packet_id)
+        packets = [packet for packet in client.take() if isinstance(packet, Publish)]
+        heard += packets
+    assert sorted((packet.topic, packet.payload, packet.retain) for packet in heard) == [
+        (b"r/0", b"0", True),
+        (b"r/1", b"1", True),
+        (b"r/2", b"2", True),
+        (b"r/3", b"new", False),
+        (b"r/4", b"4", True),
+        (b"r/new", b"new", False),
+    ]
+
+
+@pytest.mark.parametrize(("qos", "retain"), [(0, True), (1, False)])
+def test_what_came_while_the_client_was_away_it_gets_in_the_one_way_or_the_other(node, qos, retain):
+    """QoS 1 waited for it, QoS 0 did not, and is replayed with the rest."""
+    retained(node, 5)
+    client = node.persistent("c", properties={RECEIVE_MAXIMUM: 1})
+    assert len(replay(client, request(b"r/+"))) == 1
+    client.drop()
+    node.connect("p").publish(b"r/3", b"new", qos, retain=True)
+    client = node.persistent("c")
+    packets = [(packet.payload, packet.retain) for packet in client.take_publishes()]
+    assert sorted(packets) == [(b"0", True), (b"1", True), (b"2", True), (b"4", True), (b"new", retain)]
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_no_local_holds_for_retained_messages(node, restart):
+    """[MQTT-3.8.3-3]"""
+    client = node.persistent("c")
+    client.publish(b"r/mine", b"mine", qos=1, retain=True)
+    node.connect("p").publish(b"r/theirs", b"theirs", qos=1, retain=True)
+    if restart:
+        node = node.restart()
+        client = node.persistent("c")
+    client.take()
+    assert [packet.payload for packet in replay(client, request(b"r/+", no_local=True))] == [b"theirs"]
+    assert len(replay(client, request(b"r/+"))) == 2
 
 
 def test_what_a_reconnect_finds_of_a_replay_goes_on(node):
@@ -221,13 +279,111 @@ def test_subscribing_again_begins_the_replay_anew(node):
     node.owner.receive(ConnectionPaused(client.key), node.now)
     for _ in range(20):
         assert replay(client, request(b"r/+", 1), request(b"r/0", 0)) == []
-    assert len(node.owner._sessions["c"].replays) == 2
     replay(client, request(b"r/+", 0))
     node.owner.receive(ConnectionResumed(client.key), node.now)
     node.settle()
     packets = client.take_publishes()
     assert sorted(packet.topic for packet in packets) == [b"r/0", b"r/0", b"r/1", b"r/2", b"r/3", b"r/4"]
     assert all(packet.qos == 0 for packet in packets)
+
+
+@pytest.mark.parametrize("handling", [1, 2])
+def test_a_replay_goes_on_as_the_client_subscribes_now(node, handling):
+    """[MQTT-3.8.4-3] [MQTT-3.8.4-4]: another subscription in its place loses nothing, and nothing comes twice."""
+    retained(node, 5)
+    client = node.connect("c", 5, properties={RECEIVE_MAXIMUM: 2})
+    packets = replay(client, request(b"r/+", 1), identifier=1)
+    assert [packet.payload for packet in packets] == [b"0", b"1"]
+    assert replay(client, request(b"r/+", 0, retain_handling=handling), identifier=2) == []
+    client.acknowledge(packets[0].packet_id)
+    packets = client.take_publishes()
+    assert [(packet.payload, packet.qos) for packet in packets] == [(b"2", 0), (b"3", 0), (b"4", 0)]
+    assert [packet.properties for packet in packets] == [{IDENTIFIER: [2]}] * 3
+
+
+def test_a_filter_that_stands_in_a_packet_often_is_one_subscription(node):
+    """[MQTT-3.8.4-3] [MQTT-3.8.4-5]: as the last of its requests says, in the order of the others."""
+    retained(node, 3)
+    client = node.connect("c", 5)
+    packets = replay(client, request(b"r/2"), *[request(b"r/+", n % 2) for n in range(99)], request(b"r/1"))
+    assert [(packet.payload, packet.qos) for packet in packets] == [
+        (b"2", 1),
+        *[(b"%d" % n, 0) for n in range(3)],
+        (b"1", 1),
+    ]
+
+
+# Replays take turns.
+
+
+def retain_many(node: Node, count: int) -> None:
+    """So many messages retained under r/N/a."""
+    store = node.owner._store
+    for number in range(count):
+        node.owner.retained.set(Message(b"r/%d/a" % number, b"x"), store.writes, store.clock, node.now)
+    node.settle()
+
+
+def ask(client: Client, topic_filter: bytes) -> None:
+    """Subscribe without working it off."""
+    client.node.owner.receive(SubscribeReceived(client.key, 1, [(topic_filter, 0)]), client.node.now)
+
+
+def replay_turn(node: Node, *clients: Client) -> list[int]:
+    """One turn of the node; how many PUBLISHes each client was sent."""
+    node.owner.begin(node.now)
+    node.turn()
+    return [sum(1 for packet in client.take() if isinstance(packet, Publish)) for client in clients]
+
+
+def test_a_long_replay_leaves_room_for_others(node):
+    """[MQTT-3.3.1-9]: others are served between its parts, who asks for little does not wait for who asks for much."""
+    count = 3 * REPLAY_STEPS_MAX
+    retain_many(node, count)
+    greedy, modest = node.connect("greedy", 5), node.connect("modest", 5)
+    ask(greedy, b"r/#")
+    ask(modest, b"r/7/a")
+    heard = [0, 0]
+    turns = 0
+    while node.owner.next_deadline() == 0.0:
+        found = replay_turn(node, greedy, modest)
+        assert sum(found) <= REPLAY_STEPS_MAX
+        heard = [before + more for before, more in zip(heard, found, strict=True)]
+        turns += 1
+        if turns == 3:
+            assert heard[1] == 1
+            assert heard[0] < count
+    assert heard == [count, 1]
+    assert turns <= 8
+
+
+def test_who_subscribes_again_and_again_keeps_nobody_waiting(node):
+    """With filters that find nothing, too: what is looked at counts, and not what is sent."""
+    retain_many(node, 2 * REPLAY_STEPS_MAX)
+    greedy, modest = node.connect("greedy", 5), node.connect("modest", 5)
+    ask(modest, b"r/+/a")
+    heard = 0
+    for _ in range(30):
+        for number in range(20):
+            ask(greedy, b"+/+/%d" % number)
+            ask(greedy, b"#")
+        sent, more = replay_turn(node, greedy, modest)
+        assert sent + more <= REPLAY_STEPS_MAX
+        heard += more
+    assert heard == 2 * REPLAY_STEPS_MAX
+
+
+def test_a_replay_ends_with_its_connection_and_its_subscription(node):
+    """And nothing is left of it that would go wrong in a later turn."""
+    retain_many(node, 2 * REPLAY_STEPS_MAX)
+    clients = [node.connect(f"c{number}", 5) for number in range(3)]
+    for client in clients:
+        ask(client, b"r/#")
+    replay_turn(node, *clients)
+    clients[0].drop()
+    clients[1].unsubscribe(b"r/#")
+    node.settle()
+    assert len(clients[2].take()) > REPLAY_STEPS_MAX
 
 
 # Many at once, limits, replacing.
