@@ -81,8 +81,9 @@ class ClientTopics:
         )
 
     def filters(self, packet: packets.Unsubscribe) -> list[bytes]:
-        """Return the filters of an UNSUBSCRIBE."""
-        return [mounted(topic_filter, self.prefix) for topic_filter in packet.filters]
+        """Return the filters of an UNSUBSCRIBE; for one that is too long with the prefix, one that nobody can have."""
+        names = [mounted(topic_filter, self.prefix) for topic_filter in packet.filters]
+        return [name if len(name) <= STRING_BYTES_MAX else _SHARE for name in names]
 
     def will(self, will: packets.Will | None) -> Will | None:
         """Return a CONNECT's will as the owner keeps it; ProtocolError when its topic is over a limit."""

@@ -5,7 +5,7 @@ import pytest
 from broker.core.connection_limits import ConnectionLimits
 from broker.core.message import Message
 from broker.core.settings import OwnerSettings
-from broker.mqtt.packets import Puback, Subscribe, SubscriptionRequest, Will
+from broker.mqtt.packets import Puback, Subscribe, SubscriptionRequest, Unsuback, Unsubscribe, Will
 from broker.mqtt.properties import Property
 from broker.mqtt.reasons import ProtocolError, Reason
 from broker.mqtt.topics import check_filter, check_name, matches, mount_prefix, mounted, unmounted
@@ -99,3 +99,15 @@ def test_a_topic_and_its_prefix_fit_into_mqtts_length(start):
     assert not client.closed
     client.publish(b"t" * (65536 - prefix), b"does not", 1, 7)
     assert client.take() == [Puback(7, Reason.TOPIC_NAME_INVALID)]
+
+
+@pytest.mark.parametrize("size", [65535, 65535 - 5, 65535 - 6])
+@pytest.mark.parametrize("head", [b"", b"$share/g/"])
+def test_nobody_unsubscribes_from_what_is_too_long_behind_the_prefix(start, head, size):
+    """Its length would not fit into a record for the owner, and the rest would be read as other records."""
+    node = start()
+    client = node.connect("c", 5, mountpoint="one")
+    client.subscribe(b"a", 1)
+    client.send(Unsubscribe(2, (head + b"x" * (size - len(head)), b"a")))
+    answers = client.take()
+    assert answers[-1] == Unsuback(2, (int(Reason.NO_SUBSCRIPTION_EXISTED), 0))
