@@ -166,17 +166,21 @@ class Dispatcher:
             if session.persistent:
                 self._store.put_delivery(session.number, delivery)
             return packet_id << 16 | flags
-        self._enqueue(session, delivery)
+        self._enqueue(session, delivery, now)
         return -1
 
-    def _enqueue(self, session: Session, delivery: Delivery) -> None:
+    def _enqueue(self, session: Session, delivery: Delivery, now: float) -> None:
         queue = session.queue
         attachment = session.attachment
         messages_max = self._messages_max(attachment is not None)
         if messages_max >= 0 and attachment is not None:
             # What waits at the listener waits all the same.
             messages_max = max(0, messages_max - session.inflight.ahead_count())
-        if not queue.has_room(messages_max, self._settings.max_queued_bytes, delivery.size):
+        bytes_max = self._settings.max_queued_bytes
+        if attachment is None and not queue.has_room(messages_max, bytes_max, delivery.size):
+            # Of a session that is connected this is done as the queue goes out.
+            self._drop_expired(session, now)
+        if not queue.has_room(messages_max, bytes_max, delivery.size):
             if not queue.dropping:
                 queue.dropping = True
                 self.notices.append(f"queue of {session.client_id!r} is full at {len(queue)} messages: dropping")
@@ -185,7 +189,7 @@ class Dispatcher:
                 return
             self._make_room(session, messages_max, delivery.size)
         else:
-            queue.note_room(messages_max, self._settings.max_queued_bytes)
+            queue.note_room(messages_max, bytes_max)
         # [MQTT-4.5.0-1] [MQTT311-3.1.2-5] [MQTT311-4.5.0-1]
         if delivery.qos and session.persistent:
             self._store.put_delivery(session.number, delivery)
@@ -193,6 +197,16 @@ class Dispatcher:
         self.counters.queue_message_in += 1
         if attachment is not None and not attachment.outlet.open:
             self.waiting[session] = attachment.outlet
+
+    def _drop_expired(self, session: Session, now: float) -> None:
+        """Drop what expired from the head of a queue: it must not keep out what is fresh."""
+        queue = session.queue
+        head = queue.head()
+        while head is not None and head.message.expires_at and head.message.expires_at <= now:
+            queue.pop()
+            self.counters.drop("expired")
+            self._end(session, head)
+            head = queue.head()
 
     def _make_room(self, session: Session, messages_max: int, size: int) -> None:
         """Drop the oldest of a LIFO queue; those that are in the store only go when they can be read."""

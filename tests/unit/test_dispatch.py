@@ -576,3 +576,18 @@ def test_what_was_held_back_once_is_marked_when_it_is_sent_again(node):
         client = node.persistent("c")
         assert [packet.dup for packet in client.take_publishes()] == flags
         client.drop()
+
+
+def test_what_expired_does_not_keep_out_what_is_fresh(start):
+    node = start(settings=OwnerSettings(max_offline_messages=3))
+    client = node.persistent("c")
+    client.subscribe(b"a", 1)
+    client.drop()
+    publisher = node.connect("p", 5)
+    for number in range(3):
+        publisher.publish(b"a", b"%d" % number, qos=1, properties={MESSAGE_EXPIRY: 1})
+    node.advance(3600 - 1)
+    for payload in (b"fresh", b"and more"):
+        publisher.publish(b"a", payload, qos=1)
+    assert node.persistent("c").take_payloads() == [b"fresh", b"and more"]
+    assert (node.dropped("expired"), node.dropped("queue_full")) == (3, 0)
