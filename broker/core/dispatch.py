@@ -58,6 +58,8 @@ class Dispatcher:
         # Sessions and groups whose next deliveries are in the store only.
         self.loading: dict[Session, bool] = {}
         self.loading_groups: dict[SharedGroup, bool] = {}
+        # Groups in which something waits.
+        self.waiting_groups: dict[SharedGroup, bool] = {}
         # Sessions that retained messages are to be looked for, who waits longest first, and how far this turn may look.
         self._replaying: Fifo[Session] = Fifo()
         self._steps_left: int = 0
@@ -306,6 +308,7 @@ class Dispatcher:
             # Once stored it stays so: what is in memory only would pass what is in the store.
             self._put_group_delivery(group, delivery)
         queue.push(delivery)
+        self.waiting_groups[group] = True
         self.counters.queue_message_in += 1
         for session in group.members:
             attachment = session.attachment
@@ -396,6 +399,8 @@ class Dispatcher:
         if not expired and self._qos(message, subscription) and session.inflight.is_full():
             return False
         group.queue.take(delivery)
+        if group.queue.is_empty():
+            del self.waiting_groups[group]
         if group.queue.wants_load():
             self.loading_groups[group] = True
         if expired:
@@ -418,6 +423,7 @@ class Dispatcher:
         if group.stored:
             self._store.delete_group(group)
         self.loading_groups.pop(group, None)
+        self.waiting_groups.pop(group, None)
 
     def member_gone(self, group: SharedGroup, now: float) -> None:
         """A member's connection ended: another may have what only it could have taken."""
@@ -428,6 +434,8 @@ class Dispatcher:
             dropped = group.queue.drop_qos0()
             if dropped:
                 self.counters.drop("offline_qos0", dropped)
+                if group.queue.is_empty():
+                    del self.waiting_groups[group]
 
     # A connection can take more.
 
@@ -469,11 +477,16 @@ class Dispatcher:
     def _has_work(self, session: Session) -> bool:
         if session.inflight.is_resending() or not session.queue.is_empty() or session.has_replays():
             return True
-        # A loop and not `any`: this is asked for each acknowledgement, and a generator costs more than the rest.
-        for group in session.groups:  # noqa: SIM110
-            if not group.queue.is_empty():
-                return True
-        return False
+        return len(self.waiting_groups) > 0 and len(self._waiting_groups_of(session)) > 0
+
+    def _waiting_groups_of(self, session: Session) -> list[SharedGroup]:
+        """Return the session's groups in which something waits, of all or of its own, whichever are fewer.
+
+        It is asked for each acknowledgement, and a client may be in as many groups as it likes.
+        """
+        if len(session.groups) <= len(self.waiting_groups):
+            return [group for group in session.groups if not group.queue.is_empty()]
+        return [group for group in self.waiting_groups if session in group.members]
 
     def _drain_resend(self, attachment: Attachment, now: float) -> bool:
         inflight = attachment.session.inflight
@@ -569,10 +582,7 @@ class Dispatcher:
         return not self._qos(message, subscription) and replay.walk.revision <= session.live_since
 
     def _drain_groups(self, attachment: Attachment, now: float) -> bool:
-        for group in attachment.session.groups:
-            if not group.queue.is_empty() and self._drain_group(attachment, group, now):
-                return True
-        return False
+        return any(self._drain_group(attachment, group, now) for group in self._waiting_groups_of(attachment.session))
 
     def _is_deliverable(self, attachment: Attachment, delivery: Delivery, now: float) -> bool:
         """Say whether the delivery may go out; one that may not is dropped here, and counted."""

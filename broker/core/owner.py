@@ -518,6 +518,7 @@ class QueueOwner:
             assert group.lasting == sum(1 for session in group.members if session.persistent)
             assert group.stored or not group.kept
             group.queue.validate()
+            assert (group in self._dispatcher.waiting_groups) == (not group.queue.is_empty())
         self._validate_kept()
         self._wills.validate()
         self.retained.validate()

@@ -159,6 +159,8 @@ class Subscribing:
         for group in groups.values():
             self.groups[group.shared_filter] = group
             self._routes.add_group(group)
+            if not group.queue.is_empty():
+                self._dispatcher.waiting_groups[group] = True
         for session in sessions:
             for topic_filter, wanted in session.subscriptions.items():
                 self._route(session, topic_filter, wanted)
