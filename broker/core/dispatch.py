@@ -451,6 +451,8 @@ class Dispatcher:
 
     def replay(self, attachment: Attachment, topic_filters: list[bytes], now: float) -> None:
         """Send what is retained for these subscriptions as the connection can take it, the first one's first."""
+        if not len(self._retained):
+            return
         for topic_filter in reversed(topic_filters):
             walk = self._retained.walk(topic_filter)
             attachment.session.begin_replay(Replay(topic_filter, walk, self._retained.revision))
