@@ -34,11 +34,23 @@ HEAD_LOW: Final = 128
 class DeliveryQueue:
     """A bounded queue. `dropping` says that it was full and has not been half empty since: a log says so once."""
 
-    __slots__ = ("_head", "_loose", "bytes", "dropping", "lifo", "oldest_seq", "qos0", "tail_count", "tail_seq")
+    __slots__ = (
+        "_head",
+        "_head_max",
+        "_loose",
+        "bytes",
+        "dropping",
+        "lifo",
+        "oldest_seq",
+        "qos0",
+        "tail_count",
+        "tail_seq",
+    )
 
     def __init__(self, lifo: bool = False) -> None:
         self.lifo = lifo
         self._head: Fifo[Delivery] = Fifo()
+        self._head_max: int = HEAD_MAX
         # What is not stored, oldest first.
         self._loose: Fifo[Delivery] = Fifo()
         self.tail_count: int = 0
@@ -95,7 +107,7 @@ class DeliveryQueue:
             if len(self._head) > HEAD_MAX:
                 self.tail_seq = self._head.popleft().seq
                 self.tail_count += 1
-        elif self.tail_count or len(self._head) >= HEAD_MAX:
+        elif self.tail_count or len(self._head) >= self._head_max:
             if not self.tail_count:
                 self.tail_seq = delivery.seq
             self.tail_count += 1
@@ -108,6 +120,35 @@ class DeliveryQueue:
             self.tail_seq = seq
         self.tail_count += 1
         self.bytes += size
+
+    def rewind(self) -> None:
+        """Leave to the store what is stored: `insert` may put something before what is in memory."""
+        if self._head.is_empty():
+            return
+        self.tail_seq = self._first(self._head).seq
+        self.tail_count += len(self._head)
+        self._head.clear()
+
+    def insert(self, seq: int, size: int) -> None:
+        """Count a record that was put into the store at its place, after `rewind`."""
+        if not self.tail_count or (seq < self.tail_seq) != self.lifo:
+            self.tail_seq = seq
+        self.oldest_seq = min(self.oldest_seq, seq)
+        self.tail_count += 1
+        self.bytes += size
+
+    def keep_in_store(self) -> None:
+        """From now on nothing that is stored is taken to memory: the queue goes to another node, the oldest first."""
+        self.rewind()
+        self.lifo = False
+        self.tail_seq = 0
+        self._head_max = 0
+
+    def remove(self, seq: int, size: int) -> None:
+        """The oldest of the tail was removed from the store."""
+        self.tail_seq = seq + 1
+        self.tail_count -= 1
+        self.bytes -= size
 
     def head(self) -> Delivery | None:
         """Return the next delivery without taking it; None when none is in memory."""

@@ -1,0 +1,134 @@
+"""Arrivals: what a session that came from another node is still owed from there, and from where it gets what.
+
+An Arrival owns the cuts and the watermarks of one session at its new home. It knows nothing of frames, queues or
+connections: `transfer` asks it, and stores it.
+
+Theory of operation
+-------------------
+While a session moves, a message may reach its new home on two ways: forwarded by the node where it was published (its
+origin), and through the old home, which goes on taking what is routed to it. A message's number says which one counts.
+`cuts[origin]` is the first number of that origin that was routed when the new home was already known there:
+
+    directly, from an origin without a cut, or below its cut       not for this session: the old home has it
+    directly, from the cut on                                      for this session
+    from an old home, below the cut or of an origin without one    for this session
+    from an old home, from the cut on                              had already, directly
+
+What came directly has higher places in the queue than all that comes from old homes. It waits behind the gate while an
+origin's messages come directly and the old home has not said that it has passed on everything from before (`passed`).
+An old home that is not there holds up nobody.
+
+Each old home (a donor) numbers its deliveries by their places, so its `watermark` is the last place that was taken.
+
+Invariant: the gate is closed exactly while an origin with a cut is not passed by a donor that is there.
+"""
+
+import struct
+from typing import Final, final
+
+from broker.core.message import ORIGIN_BYTES
+
+VALUE_VERSION: Final = 1
+# A home's places begin with its epoch's counter; below are the places of those that had the session before.
+PLACE_BITS: Final = 40
+# Homes of the same epoch counter, which a partition makes: their places are put below the winner's, one range each.
+RIVALS_MAX: Final = 31
+_RIVAL_BITS: Final = 34
+_HEAD: Final = struct.Struct(">BHH")
+_CUT: Final = struct.Struct(">16sQ")
+_DONOR: Final = struct.Struct(">16sQBH")
+
+
+@final
+class Donor:
+    """An old home: the last place that was taken from it, and the origins of which it has passed on everything."""
+
+    __slots__ = ("passed", "present", "rival", "watermark")
+
+    def __init__(self) -> None:
+        self.watermark: int = 0
+        self.passed: dict[bytes, bool] = {}
+        # Whether the donor's node runs, as far as is known.
+        self.present = True
+        # Its range among those of the same epoch counter, 0 for none.
+        self.rival: int = 0
+
+
+@final
+class Arrival:
+    """What is still to come to one session; `first_seq` is the first place of its present home."""
+
+    __slots__ = ("cuts", "donors", "first_seq")
+
+    def __init__(self, counter: int) -> None:
+        self.first_seq: int = counter << PLACE_BITS
+        self.cuts: dict[bytes, int] = {}
+        self.donors: dict[bytes, Donor] = {}
+
+    def donor(self, store_id: bytes) -> Donor:
+        """Return what is known of an old home."""
+        donor = self.donors.get(store_id)
+        if donor is None:
+            donor = Donor()
+            self.donors[store_id] = donor
+        return donor
+
+    def takes(self, origin: bytes, number: int) -> bool:
+        """Say whether a message that came directly is for the session."""
+        cut = self.cuts.get(origin)
+        return cut is not None and number >= cut
+
+    def place(self, donor: Donor, seq: int) -> int:
+        """Return the place here of a delivery with the place `seq` at an old home."""
+        if seq < self.first_seq:
+            return seq
+        # The donor was a home of the same epoch counter, on the other side of a partition.
+        if donor.rival == 0:
+            donor.rival = 1 + sum(1 for other in self.donors.values() if other.rival)
+        rank = seq & ((1 << _RIVAL_BITS) - 1)
+        below: int = (RIVALS_MAX + 1 - min(donor.rival, RIVALS_MAX)) << _RIVAL_BITS
+        return self.first_seq - below + rank
+
+    def is_gated(self) -> bool:
+        """Say whether what came directly has to wait."""
+        for donor in self.donors.values():
+            if donor.present:
+                for origin in self.cuts:
+                    if origin not in donor.passed:
+                        return True
+        return False
+
+    def pack(self) -> bytes:
+        """Return the stored form."""
+        parts = [_HEAD.pack(VALUE_VERSION, len(self.cuts), len(self.donors)), self.first_seq.to_bytes(8, "big")]
+        for origin, number in self.cuts.items():
+            parts.append(_CUT.pack(origin, number))
+        for store_id, donor in self.donors.items():
+            parts.append(_DONOR.pack(store_id, donor.watermark, donor.rival, len(donor.passed)))
+            parts.extend(donor.passed)
+        return b"".join(parts)
+
+
+def unpack_arrival(value: bytes) -> Arrival:
+    """Return what `pack` packed; struct.error when it is cut."""
+    _version, cuts, donors = _HEAD.unpack_from(value)
+    pos: int = _HEAD.size
+    arrival = Arrival(0)
+    arrival.first_seq = int.from_bytes(value[pos : pos + 8], "big")
+    pos += 8
+    for _ in range(cuts):
+        origin, number = _CUT.unpack_from(value, pos)
+        arrival.cuts[origin] = number
+        pos += _CUT.size
+    for _ in range(donors):
+        store_id, watermark, rival, passed = _DONOR.unpack_from(value, pos)
+        pos += _DONOR.size
+        donor = arrival.donor(store_id)
+        donor.watermark = watermark
+        donor.rival = rival
+        for _ in range(passed):
+            if pos + ORIGIN_BYTES > len(value):
+                raise struct.error("an arrival that is cut")
+            donor.passed[value[pos : pos + ORIGIN_BYTES]] = True
+            pos += ORIGIN_BYTES
+    return arrival

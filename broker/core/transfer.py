@@ -1,0 +1,347 @@
+"""Transfers: sessions that leave for another node, and sessions that come from one.
+
+It owns the two halves of a move as far as sessions, queues and the store are concerned; how the halves talk to each
+other, and who decides on a move, is the cluster's business. Nothing here waits: the caller says what has arrived at the
+other side, and asks for more.
+
+Theory of operation
+-------------------
+At the old home `depart` freezes a session: it has no connection any more, is not in the owner's sessions, and stays as
+a stub. Its subscriptions go on matching; what they match is stored behind what is there already. `head` is what has to
+be at the new home before the client may go on; `read` returns the deliveries in the order of their places, those in
+flight first; `confirm` deletes what the new home has committed. `end_departure` removes the stub.
+
+At the new home `begin_arrival` makes the session from the head, and `accept` takes deliveries, whatever comes twice or
+came directly left out. The client is attached when those in flight are there. An `Arrival` says what the session gets
+directly meanwhile; `end_donor` ends it with the last of its old homes.
+
+Both halves survive a restart: a session's record says that it departs, or what its arrival is.
+
+Invariants: a client id has at most one session and one stub here; a stub has no connection, no memory of its queue, and
+an arrival of its own only as long as nobody has asked for it.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Final, final
+
+from broker.core.arrival import Arrival
+from broker.core.dispatch import Dispatcher
+from broker.core.message import NO_MESSAGE, Delivery
+from broker.core.session import Session
+from broker.core.session_store import SessionStore
+from broker.core.settings import OwnerSettings
+from broker.core.subscribing import Subscribing
+from broker.core.subscription import Subscription
+from broker.core.wills import LeftWill, Wills
+
+_NOBODY_HOME: Final = b""
+
+
+@final
+class SessionHead:
+    """A session without its deliveries. Deadlines are what is left of them in ms, -1 for none.
+
+    `subscriptions` are (filter, options, identifier); `incoming` are the packet ids of QoS 2 PUBLISHes that the client
+    has not released. The deliveries up to the place `inflight_seq` have to be there before the client may go on.
+    """
+
+    __slots__ = (
+        "client_id",
+        "expires_in_ms",
+        "expiry_s",
+        "incoming",
+        "inflight_seq",
+        "next_packet_id",
+        "subscriptions",
+        "user_name",
+        "will",
+        "will_due_in_ms",
+    )
+
+    def __init__(self, client_id: str, user_name: str | None, expiry_s: int) -> None:
+        self.client_id = client_id
+        self.user_name = user_name
+        self.expiry_s = expiry_s
+        self.expires_in_ms: int = -1
+        self.subscriptions: list[tuple[bytes, int, int]] = []
+        self.incoming: list[int] = []
+        self.next_packet_id: int = 1
+        self.inflight_seq: int = 0
+        self.will: LeftWill | None = None
+        self.will_due_in_ms: int = -1
+
+
+@final
+class Departure:
+    """A stub and how far its deliveries have gone: `sent` are those that were read and are not confirmed."""
+
+    __slots__ = ("confirmed", "head", "read_to", "sent", "session")
+
+    def __init__(self, session: Session, head: SessionHead) -> None:
+        self.session = session
+        self.head = head
+        self.sent: deque[Delivery] = deque()
+        self.read_to: int = 0
+        self.confirmed: int = 0
+
+
+@final
+class Transfers:
+    """The sessions of this node that are on their way."""
+
+    def __init__(
+        self,
+        settings: OwnerSettings,
+        store: SessionStore,
+        subscribing: Subscribing,
+        dispatcher: Dispatcher,
+        wills: Wills,
+        sessions: dict[str, Session],
+    ) -> None:
+        self.departures: dict[str, Departure] = {}
+        self._settings = settings
+        self._store = store
+        self._subscribing = subscribing
+        self._dispatcher = dispatcher
+        self._wills = wills
+        self._sessions = sessions
+
+    # The old home.
+
+    def depart(self, session: Session, now: float) -> Departure:
+        """Freeze a session that is stored and has no connection."""
+        assert session.attachment is None
+        assert session.persistent
+        assert session.client_id not in self.departures
+        head = self._head(session, now)
+        del self._sessions[session.client_id]
+        self._wills.discard(session.client_id)
+        self._dispatcher.loading.pop(session, None)
+        session.expires_at = 0.0
+        session.departing = True
+        self._store.put_departing(session)
+        return self._add(session, head)
+
+    def restore_departure(self, session: Session, now: float) -> None:
+        """Take over a stub that recovery found. What it had in flight is at the new home or on its way there."""
+        self._add(session, self._head(session, now))
+
+    def _add(self, session: Session, head: SessionHead) -> Departure:
+        session.queue.keep_in_store()
+        if session.arrival is not None:
+            # Whatever is still to come goes to the new home.
+            session.arrival = None
+            self._store.delete_arrival(session)
+            self._dispatcher.arriving.pop(session, None)
+        departure = Departure(session, head)
+        self.departures[session.client_id] = departure
+        return departure
+
+    def _head(self, session: Session, now: float) -> SessionHead:
+        head = SessionHead(session.client_id, session.user_name, session.expiry_s)
+        if session.expires_at != 0.0:
+            head.expires_in_ms = max(0, int((session.expires_at - now) * 1000))
+        head.subscriptions = [
+            (topic_filter, wanted.options, wanted.identifier) for topic_filter, wanted in session.subscriptions.items()
+        ]
+        head.incoming = list(session.incoming)
+        head.next_packet_id = session.inflight.next_id
+        head.inflight_seq = max([delivery.seq for delivery in session.inflight.deliveries.values()], default=0)
+        left = self._wills.get(session.client_id)
+        if left is not None:
+            head.will = left
+            if left.due != 0.0:
+                head.will_due_in_ms = max(0, int((left.due - now) * 1000))
+        return head
+
+    def read(self, departure: Departure, bytes_max: int) -> list[Delivery]:
+        """Return the next deliveries, about `bytes_max` of them. Everything that was written must be committed."""
+        found: list[Delivery] = []
+        session = departure.session
+        for delivery in self._store.read(session.number, departure.read_to, bytes_max):
+            departure.read_to = delivery.seq
+            if delivery.seq <= departure.confirmed:
+                # The new home has had it since before a restart.
+                self._remove(session, delivery)
+            else:
+                departure.sent.append(delivery)
+                found.append(delivery)
+        return found
+
+    def rewind(self, departure: Departure) -> None:
+        """Read again from behind what is confirmed: what was sent may have been lost."""
+        departure.sent.clear()
+        departure.read_to = 0
+
+    def confirm(self, departure: Departure, watermark: int) -> None:
+        """The new home has committed everything up to this place."""
+        departure.confirmed = max(departure.confirmed, watermark)
+        sent = departure.sent
+        while sent and sent[0].seq <= watermark:
+            self._remove(departure.session, sent.popleft())
+
+    def is_drained(self, departure: Departure) -> bool:
+        """Say whether nothing is left to be moved."""
+        return not departure.sent and departure.session.queue.is_empty() and not len(departure.session.inflight)
+
+    def end_departure(self, departure: Departure, now: float) -> None:
+        """Remove the stub, and what is left of it."""
+        session = departure.session
+        del self.departures[session.client_id]
+        self._subscribing.end_session(session, now)
+        if len(session.queue):
+            self._dispatcher.counters.drop("session_ended", len(session.queue))
+        self._store.delete_session(session)
+
+    def _remove(self, session: Session, delivery: Delivery) -> None:
+        if delivery.packet_id:
+            session.inflight.pop(delivery.packet_id)
+        else:
+            session.queue.remove(delivery.seq, delivery.size)
+        self._store.delete_delivery(session.number, delivery)
+
+    # The new home.
+
+    def begin_arrival(
+        self, head: SessionHead, counter: int, donor: bytes, cut: tuple[bytes, int], now: float
+    ) -> Session:
+        """Make a session of what its old home says of it; `cut` is this node's own: its store id and next number."""
+        assert head.client_id not in self._sessions
+        session = Session(
+            self._store.take_number(),
+            head.client_id,
+            head.user_name,
+            head.expiry_s,
+            self._settings.max_inflight_messages or 65535,
+            self._settings.queue_lifo,
+        )
+        session.persistent = True
+        if head.expires_in_ms >= 0:
+            session.expires_at = now + head.expires_in_ms / 1000.0
+        arrival = Arrival(counter)
+        arrival.cuts[cut[0]] = cut[1]
+        if donor:
+            arrival.donor(donor)
+        session.next_seq = arrival.first_seq + 1
+        session.inflight.next_id = head.next_packet_id
+        session.arrival = arrival
+        self._dispatcher.arriving[session] = arrival
+        self._sessions[session.client_id] = session
+        self._store.put_session(session)
+        for topic_filter, options, identifier in head.subscriptions:
+            self._subscribing.adopt(session, topic_filter, Subscription(options, identifier))
+        for packet_id in head.incoming:
+            session.incoming[packet_id] = None
+            self._store.put_incoming(session, packet_id, False)
+        self._update(session, arrival, now)
+        return session
+
+    def accept(self, session: Session, donor_id: bytes, deliveries: list[Delivery], in_flight: bool, now: float) -> int:
+        """Take deliveries from an old home, in the order of their places, and return the watermark.
+
+        `in_flight`: the session goes on as it was there, with its packet ids; else it has a life of its own here.
+        """
+        arrival = session.arrival
+        if arrival is None:
+            return 0
+        donor = arrival.donor(donor_id)
+        queue = session.queue
+        queue.rewind()
+        for delivery in deliveries:
+            if delivery.seq <= donor.watermark:
+                continue
+            donor.watermark = delivery.seq
+            message = delivery.message
+            delivery.seq = arrival.place(donor, delivery.seq)
+            if delivery.packet_id and in_flight:
+                session.inflight.restore(delivery)
+                self._store.put_delivery(session.number, delivery)
+                continue
+            if delivery.released or message is NO_MESSAGE:
+                continue
+            delivery.packet_id = 0
+            if arrival.takes(message.origin, message.number):
+                # It came directly as well.
+                continue
+            if message.expires_at and message.expires_at <= now:
+                self._dispatcher.counters.drop("expired")
+                continue
+            self._store.put_delivery(session.number, delivery)
+            queue.insert(delivery.seq, delivery.size)
+            self._dispatcher.counters.queue_message_in += 1
+        self._store.put_arrival(session)
+        if session.attachment is not None and not queue.is_empty():
+            self._dispatcher.loading[session] = True
+        return donor.watermark
+
+    def set_cut(self, session: Session, origin: bytes, number: int, now: float) -> None:
+        """An origin has routed its messages to this session from this number on."""
+        arrival = session.arrival
+        if arrival is not None and origin not in arrival.cuts:
+            arrival.cuts[origin] = number
+            self._store.put_arrival(session)
+            self._update(session, arrival, now)
+
+    def pass_origin(self, session: Session, donor: bytes, origin: bytes, now: float) -> None:
+        """An old home has passed on all it ever gets of an origin."""
+        arrival = session.arrival
+        if arrival is not None and origin not in arrival.donor(donor).passed:
+            arrival.donor(donor).passed[origin] = True
+            self._store.put_arrival(session)
+            self._update(session, arrival, now)
+
+    def set_present(self, session: Session, donor: bytes, present: bool, now: float) -> None:
+        """An old home's node runs, or does not."""
+        arrival = session.arrival
+        if arrival is not None and donor in arrival.donors:
+            arrival.donors[donor].present = present
+            self._update(session, arrival, now)
+
+    def end_donor(self, session: Session, donor: bytes, now: float) -> None:
+        """Nothing more comes from an old home; with the last of them the arrival is over."""
+        arrival = session.arrival
+        if arrival is None:
+            return
+        arrival.donors.pop(donor, None)
+        if arrival.donors:
+            self._store.put_arrival(session)
+            self._update(session, arrival, now)
+            return
+        session.arrival = None
+        self._dispatcher.arriving.pop(session, None)
+        self._store.delete_arrival(session)
+        self._open(session, 0, now)
+
+    def restore_arrival(self, session: Session, now: float) -> None:
+        """Take over an arrival that recovery found."""
+        arrival = session.arrival
+        assert arrival is not None
+        self._dispatcher.arriving[session] = arrival
+        session.gate = arrival.first_seq if arrival.is_gated() else 0
+
+    def _update(self, session: Session, arrival: Arrival, now: float) -> None:
+        self._store.put_arrival(session)
+        self._open(session, arrival.first_seq if arrival.is_gated() else 0, now)
+
+    def _open(self, session: Session, gate: int, now: float) -> None:
+        """Close the session's gate at a place, or open it (0): what waited behind it goes out."""
+        if gate == session.gate:
+            return
+        session.gate = gate
+        if gate == 0 and session.attachment is not None:
+            self._dispatcher.drain(session.attachment, now)
+
+    def validate(self, has_session: Callable[[str], bool]) -> None:
+        """Check the invariants."""
+        for client_id, departure in self.departures.items():
+            session = departure.session
+            assert session.client_id == client_id
+            assert session.departing
+            assert session.attachment is None
+            assert session.arrival is None
+            assert not session.queue.in_memory()
+        for session, arrival in self._dispatcher.arriving.items():
+            assert session.arrival is arrival
+            assert session.gate == (arrival.first_seq if arrival.is_gated() else 0)
+            assert has_session(session.client_id)
