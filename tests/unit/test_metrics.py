@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from broker.core.counters import LISTENER_COUNTERS, ListenerTotals
-from broker.core.dispatch import Counters
 from broker.core.metrics import (
     COUNTER,
     DROP_REASONS,
@@ -26,6 +25,7 @@ from broker.core.metrics import (
     metrics_result,
     node_metrics,
 )
+from broker.core.settings import Counters
 from cluster.turn import COUNTS
 
 ROOT = Path(__file__).resolve().parents[2]
