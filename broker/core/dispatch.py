@@ -233,10 +233,16 @@ class Dispatcher:
 
     def member_gone(self, group: SharedGroup, now: float) -> None:
         """A member's connection ended: another may have what only it could have taken."""
-        for session in list(group.members):
-            if session.attachment is not None and len(group.queue):
-                self.drain(session.attachment, now)
+        self._drain_members(group, now)
         self.shared.member_gone(group)
+
+    def _drain_members(self, group: SharedGroup, now: float) -> None:
+        """Send what waits in a group to whoever can take it; nobody comes or goes by that."""
+        for session in group.online:
+            if group.queue.is_empty():
+                return
+            assert session.attachment is not None
+            self.drain(session.attachment, now)
 
     # A connection can take more.
 
@@ -375,9 +381,7 @@ class Dispatcher:
                 self.drain(attachment, now)
         for group in self.shared.take_loading():
             self.shared.load(group)
-            for session in list(group.members):
-                if session.attachment is not None:
-                    self.drain(session.attachment, now)
+            self._drain_members(group, now)
         self._replays.begin_turn()
         replaying = self._replays.next_session()
         while replaying is not None:

@@ -252,7 +252,7 @@ class QueueOwner:
         if session is None:
             session = self._lifetimes.begin(event)
         attachment = Attachment(event.connection, outlet, session, event.version, event.packet_bytes_max)
-        session.attachment = attachment
+        session.attach(attachment)
         session.user_name = event.user_name
         # [MQTT-4.1.0-1] [MQTT311-4.1.0-2] It does not end while it is connected.
         session.expires_at = 0.0
@@ -301,7 +301,7 @@ class QueueOwner:
         self._publishing.leave(attachment)
         self._dispatcher.waiting.pop(session, None)
         self._dispatcher.loading.pop(session, None)
-        session.attachment = None
+        session.detach()
         dropped = session.queue.drop_qos0()
         if dropped:
             self.counters.drop("offline_qos0", dropped)
