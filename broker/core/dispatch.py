@@ -52,7 +52,7 @@ class Dispatcher:
         self.loading: dict[Session, bool] = {}
         # LIFO queues that have to lose what is in the store only, and how many messages they may keep.
         self._trimming: dict[Session, int] = {}
-        self._settings = settings
+        self._bytes_max = settings.max_queued_bytes
         self._store = store
         self._retained = retained
         self._replays = Replays(retained, self.sender)
@@ -149,7 +149,13 @@ class Dispatcher:
             if attachment is None:
                 return -1
         delivery = Delivery(session.take_seq(), message, int(qos), flags & RETAIN_FLAG != 0, identifiers)
-        if qos and sendable and session.is_caught_up() and session.inflight.has_room(delivery):
+        if (
+            qos
+            and sendable
+            and session.is_caught_up()
+            and session.inflight.has_room(delivery)
+            and (self._bytes_max < 0 or session.has_room(self._bytes_max, delivery.size))
+        ):
             # [MQTT-4.3.2-2] [MQTT-4.3.3-2] In flight until it is acknowledged [MQTT-4.3.2-3] [MQTT-4.3.3-3].
             packet_id: i64 = session.inflight.add(delivery, now)
             self.counters.mqtt_publish_sent += 1
@@ -166,20 +172,23 @@ class Dispatcher:
         if messages_max >= 0 and attachment is not None:
             # What waits at the listener waits all the same.
             messages_max = max(0, messages_max - session.inflight.ahead_count())
-        bytes_max = self._settings.max_queued_bytes
-        if attachment is None and not queue.has_room(messages_max, bytes_max, delivery.size):
+        bytes_max = self._bytes_max
+        inflight_bytes = session.inflight.bytes
+        size = delivery.size
+        if attachment is None and not queue.has_room(messages_max, bytes_max, size, inflight_bytes):
             # Of a session that is connected this is done as the queue goes out.
             self._drop_expired(session, now)
-        if not queue.has_room(messages_max, bytes_max, delivery.size):
+        if not queue.has_room(messages_max, bytes_max, size, inflight_bytes):
             if not queue.dropping:
                 queue.dropping = True
                 self.sender.notices.append(f"queue of {session.client_id!r} is full at {len(queue)} messages: dropping")
-            if not queue.lifo or messages_max == 0:
+            if not queue.lifo or messages_max == 0 or (inflight_bytes and 0 <= bytes_max < inflight_bytes + size):
+                # What is in flight makes room for nothing.
                 self.counters.drop("queue_full")
                 return
-            self._make_room(session, messages_max, delivery.size)
+            self._make_room(session, messages_max, size)
         else:
-            queue.note_room(messages_max, bytes_max)
+            queue.note_room(messages_max, bytes_max, inflight_bytes)
         # [MQTT-4.5.0-1] [MQTT311-3.1.2-5] [MQTT311-4.5.0-1]
         if delivery.qos and session.persistent:
             self._store.put_delivery(session.number, delivery)
@@ -201,7 +210,7 @@ class Dispatcher:
     def _make_room(self, session: Session, messages_max: int, size: int) -> None:
         """Drop the oldest of a LIFO queue; those that are in the store only go when they can be read."""
         queue = session.queue
-        while not queue.has_room(messages_max, self._settings.max_queued_bytes, size):
+        while not queue.has_room(messages_max, self._bytes_max, size, session.inflight.bytes):
             oldest = queue.pop_oldest()
             if oldest is None:
                 self._trimming[session] = messages_max
@@ -213,7 +222,9 @@ class Dispatcher:
     def _trim(self, session: Session, messages_max: int) -> None:
         """Drop the oldest of a LIFO queue that are in the store only, and what has to follow them."""
         queue = session.queue
-        bytes_max = self._settings.max_queued_bytes
+        bytes_max = self._bytes_max
+        if bytes_max >= 0:
+            bytes_max = max(0, bytes_max - session.inflight.bytes)
         dropped = self._store.trim(session.number, queue, messages_max, bytes_max)
         while not queue.tail_count and queue.is_over(messages_max, bytes_max):
             oldest = queue.pop_oldest()
@@ -421,6 +432,7 @@ class Dispatcher:
             return 0
         if not delivery.released:
             self._store.release_delivery(session.number, delivery)
+            session.inflight.forget_message(delivery)
         # [MQTT-4.3.3-4] [MQTT-4.6.0-4] [MQTT311-4.3.3-1] [MQTT311-4.6.0-4] At once, and so in the order of the PUBRECs.
         batch.acknowledge(PUBREL, attachment.connection, packet_id, 0)
         return 0
@@ -443,8 +455,8 @@ class Dispatcher:
 
     def validate(self, session: Session) -> None:
         """Check the invariants of a session's deliveries."""
-        for packet_id, delivery in session.inflight.deliveries.items():
-            assert delivery.packet_id == packet_id
+        session.inflight.validate()
+        for delivery in session.inflight.deliveries.values():
             assert delivery.stored == session.persistent
         session.queue.validate()
         assert session.persistent or not session.queue.tail_count
@@ -466,7 +478,9 @@ class Dispatcher:
         assert len(session.queue) == 0 or (head is not None and head.qos > 0 and not inflight.has_room(head))
         if len(session.queue):
             return
-        assert not session.has_replays() or inflight.is_full()
+        # An acknowledgement goes on with it.
+        is_full = inflight.is_full() or (self._bytes_max >= 0 and inflight.bytes > 0)
+        assert not session.has_replays() or is_full
         if not session.has_replays():
             for group in session.groups:
-                assert group in self.shared.loading or not len(group.queue) or inflight.is_full()
+                assert group in self.shared.loading or not len(group.queue) or is_full

@@ -74,7 +74,7 @@ class Replays:
             return self._look_further(session, walk)
         if self._is_owed(session, replay, message, subscription, now):
             qos = self._sender.qos(message, subscription)
-            if qos and session.inflight.is_full():
+            if not self._sender.has_room(session, message, qos):
                 return False
             if is_too_large(attachment, message, qos, subscription.encoded):
                 self._sender.counters.drop("max_packet_size_exceeded")

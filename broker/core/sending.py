@@ -56,6 +56,13 @@ class Sender:
         granted = subscription.options & QOS_MASK  # [MQTT-4.8.2-3]
         return granted if self._upgrade else min(message.qos, granted)
 
+    def has_room(self, session: Session, message: Message, qos: int) -> bool:
+        """Say whether the client's window, and what may be held for it, have room for a message outside its queue."""
+        if not qos:
+            return True
+        bytes_max = self._settings.max_queued_bytes
+        return not session.inflight.is_full() and (bytes_max < 0 or session.has_room(bytes_max, message.size()))
+
     def send(
         self, session: Session, message: Message, subscription: Subscription, retained: bool, shared: bytes, now: float
     ) -> Delivery | None:

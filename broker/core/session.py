@@ -105,6 +105,10 @@ class Session:
         """Say whether nothing older waits: neither in the queue nor to be sent again."""
         return self.queue.is_empty() and not self.inflight.is_resending()
 
+    def has_room(self, bytes_max: int, size: int) -> bool:
+        """Say whether another delivery of `size` bytes may be held for the client; a negative limit is none."""
+        return bytes_max < 0 or self.queue.has_room(-1, bytes_max, size, self.inflight.bytes)
+
     def begin_replay(self, replay: Replay) -> None:
         """Have the retained messages of a subscription sent, from the beginning if some were already."""
         self.end_replay(replay.topic_filter)

@@ -139,7 +139,7 @@ class SharedDispatcher:
         attachment = session.attachment
         if attachment is None or attachment.paused or not attachment.outlet.open or not session.is_caught_up():
             return False
-        return not self._sender.qos(message, subscription) or not session.inflight.is_full()
+        return self._sender.has_room(session, message, self._sender.qos(message, subscription))
 
     def has_work(self, session: Session) -> bool:
         """Say whether something waits in a group of this session."""
@@ -169,7 +169,7 @@ class SharedDispatcher:
         subscription = group.members[session]
         message = delivery.message
         expired = message.expires_at != 0.0 and message.expires_at <= now
-        if not expired and self._sender.qos(message, subscription) and session.inflight.is_full():
+        if not expired and not self._sender.has_room(session, message, self._sender.qos(message, subscription)):
             return False
         group.queue.take(delivery)
         if group.queue.is_empty():
