@@ -379,18 +379,21 @@ class Dispatcher:
         return bool(self.loading or self.shared.loading or self._trimming or self._replays.is_due())
 
     def load(self, now: float) -> None:
-        """Read on where queues go on in the store. Everything that was written must be committed."""
-        trimming, self._trimming = self._trimming, {}
-        for session, messages_max in trimming.items():
+        """Read on where queues go on in the store. Everything that was written must be committed.
+
+        What StorageError keeps it from is done by the next call.
+        """
+        for session, messages_max in list(self._trimming.items()):
             self._trim(session, messages_max)
-        loading, self.loading = self.loading, {}
-        for session in loading:
+            del self._trimming[session]
+        for session in list(self.loading):
             attachment = session.attachment
+            if attachment is not None and session.queue.wants_load():
+                self._store.load(session.number, session.queue)
+            del self.loading[session]
             if attachment is not None:
-                if session.queue.wants_load():
-                    self._store.load(session.number, session.queue)
                 self.drain(attachment, now)
-        for group in self.shared.take_loading():
+        for group in list(self.shared.loading):
             self.shared.load(group)
             self._drain_members(group, now)
         self._replays.begin_turn()
@@ -408,8 +411,10 @@ class Dispatcher:
         delivery = session.inflight.get(packet_id)
         if delivery is None:
             # The acknowledgement of a first sending may arrive after a reconnect: nothing is left to do.
+            self.counters.mqtt_puback_invalid_error += 1
             return 0
         if delivery.qos != 1:
+            self.counters.mqtt_puback_invalid_error += 1
             return int(Reason.PROTOCOL_ERROR)
         # [MQTT-4.4.0-2] Whatever its reason, it ends the delivery [MQTT-4.3.2-3] [MQTT311-4.3.2-1].
         self._finish(attachment, delivery, now)
@@ -421,10 +426,12 @@ class Dispatcher:
         delivery = session.inflight.get(packet_id)
         batch = attachment.outlet.batch
         if delivery is None:
+            self.counters.mqtt_pubrec_invalid_error += 1
             if reason < _FAILURE:
                 batch.acknowledge(PUBREL, attachment.connection, packet_id, Reason.PACKET_IDENTIFIER_NOT_FOUND)
             return 0
         if delivery.qos != 2:
+            self.counters.mqtt_pubrec_invalid_error += 1
             return int(Reason.PROTOCOL_ERROR)
         if reason >= _FAILURE:
             # [MQTT-4.4.0-2] A refusal ends the exchange, [MQTT-4.8.2-6] and no other member is asked.
@@ -441,8 +448,10 @@ class Dispatcher:
         """A PUBCOMP came."""
         delivery = attachment.session.inflight.get(packet_id)
         if delivery is None:
+            self.counters.mqtt_pubcomp_invalid_error += 1
             return 0
         if not delivery.released:
+            self.counters.mqtt_pubcomp_invalid_error += 1
             return int(Reason.PROTOCOL_ERROR)
         self._finish(attachment, delivery, now)
         return 0

@@ -40,6 +40,7 @@ class Lifetimes:
     ) -> None:
         self.sessions: dict[str, Session] = {}
         self._settings = settings
+        self._counters = dispatcher.counters
         self._store = store
         self._subscribing = subscribing
         self._dispatcher = dispatcher
@@ -49,6 +50,7 @@ class Lifetimes:
 
     def restore(self, sessions: list[Session], now: float) -> None:
         """Take over the sessions that recovery found, and end those that are over."""
+        self._counters.queue_initialized_from_storage += len(sessions)
         for session in sessions:
             self.sessions[session.client_id] = session
             if session.expiry_s == 0:
@@ -67,6 +69,7 @@ class Lifetimes:
             number, event.client_id, event.user_name, event.session_expiry_s, 0, self._settings.queue_lifo
         )
         self.sessions[event.client_id] = session
+        self._counters.queue_setup += 1
         return session
 
     def expire(self, now: float) -> None:
@@ -79,6 +82,7 @@ class Lifetimes:
             if self.sessions.get(session.client_id) is not session or session.expires_at == 0.0:
                 continue
             if session.expires_at <= now:
+                self._counters.client_expired += 1
                 self.end(session, now)  # [MQTT-4.1.0-2]
             else:
                 self._schedule(session)
@@ -126,6 +130,7 @@ class Lifetimes:
     def end(self, session: Session, now: float, will_waits: bool = False) -> None:
         """End a session and publish its will, unless that is to wait for the client all the same."""
         del self.sessions[session.client_id]
+        self._counters.queue_teardown += 1
         self._subscribing.end_session(session, now)
         self._dispatcher.session_ended(session, now)
         if session.persistent:

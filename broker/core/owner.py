@@ -218,14 +218,19 @@ class QueueOwner:
     def counts(self) -> dict[str, int]:
         """Return sessions and queues as `node status` shows them."""
         online = len(self._attachments)
-        queued = sum(len(session.queue) + len(session.inflight) for session in self._sessions.values())
+        sessions = self._sessions.values()
+        groups = self._subscribing.groups.values()
+        queued = sum(len(session.queue) + len(session.inflight) for session in sessions)
+        queued_bytes = sum(session.queue.bytes + session.inflight.bytes for session in sessions)
         return {
             "num_online": online,
             "num_offline": len(self._sessions) - online,
             "num_subscriptions": self._subscribing.count(),
-            "queued_messages": queued + sum(len(group.queue) for group in self._subscribing.groups.values()),
+            "queued_messages": queued + sum(len(group.queue) for group in groups),
+            "queued_bytes": queued_bytes + sum(group.queue.bytes for group in groups),
             "retain_messages": len(self.retained),
-            "shared_subscriptions": sum(len(group.members) for group in self._subscribing.groups.values()),
+            "retain_memory": self.retained.bytes,
+            "shared_subscriptions": sum(len(group.members) for group in groups),
         }
 
     # Connections.

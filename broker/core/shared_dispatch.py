@@ -224,16 +224,14 @@ class SharedDispatcher:
                 self.offer(group, message, now)
             self.forget_kept(delivery)
 
-    def take_loading(self) -> list[SharedGroup]:
-        """Return the groups to be read on; `load` them one by one."""
-        groups = list(self.loading)
-        self.loading.clear()
-        return groups
-
     def load(self, group: SharedGroup) -> None:
-        """Read on where the group's queue goes on in the store. Everything that was written must be committed."""
+        """Read on where the queue of one in `loading` goes on in the store; then it is no more in it.
+
+        Everything that was written must be committed.
+        """
         if group.queue.wants_load():
             self._store.load(group.number, group.queue)
+        del self.loading[group]
 
     def validate(self, sessions: Iterable[Session]) -> None:
         """Check the invariants of the groups; `sessions` are all of the node."""
