@@ -137,7 +137,11 @@ class Dispatcher:
             # [MQTT-3.3.1-13] The flag as it was published; [MQTT-3.3.1-12] [MQTT311-3.3.1-9] else without.
             flags |= RETAIN_FLAG
         attachment = session.attachment
-        if attachment is not None and is_too_large(attachment, message, qos, identifiers):
+        if (
+            attachment is not None
+            and attachment.packet_bytes_max
+            and is_too_large(attachment, message, qos, identifiers)
+        ):
             self.counters.drop("max_packet_size_exceeded")
             return -1
         sendable = attachment is not None and not attachment.paused and attachment.outlet.open
