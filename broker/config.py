@@ -137,7 +137,7 @@ class MqttConfig:
     allowed_protocol_versions: str = _key(protocol_version_list, "3,4,5,131,132", "as CONNECT says them")
     override_max_online_messages: bool = _key(switch, False, "an absent session's backlog may exceed the online limit")
     max_queued_bytes: int = _key(
-        whole(0, 2**62), 0, "topics, properties and payloads queued for a session; 0: no limit"
+        whole(0, 2**62), 0, "topics, properties and payloads held for a session, queued or in flight; 0: no limit"
     )
     queue_type: str = _key(choice("fifo", "lifo"), "fifo", "fifo drops the newest when full, lifo the oldest")
     upgrade_outgoing_qos: bool = _key(switch, False, "deliver at the subscription's QoS, even if published with less")

@@ -160,21 +160,11 @@ class NodeCore:
     def metrics(self) -> dict[str, int]:
         """Return every metric of this node, in the order in which they are shown."""
         counters = self.owner.counters
-        counted = {
-            "mqtt_publish_received": counters.mqtt_publish_received,
-            "mqtt_publish_sent": counters.mqtt_publish_sent,
-            "queue_message_in": counters.queue_message_in,
-            "queue_message_out": counters.queue_message_out,
-            "router_matches_local": counters.router_matches_local,
-            "router_matches_remote": counters.router_matches_remote,
-            "will_published": counters.will_published,
-            **{f"limit_refused{{limit={limit}}}": count for limit, count in sorted(counters.refused.items())},
-        }
         members = self.mesh.members_view()
         mesh = mesh_names(self.mesh.counters())
         mesh["cluster_nodes"] = len(members)
         mesh["cluster_nodes_running"] = sum([1 for member in members if member.running])
-        return node_metrics(counted, counters.dropped, self.owner.counts(), self.owner.totals.named(), mesh)
+        return node_metrics(counters.named(), counters.dropped, self.owner.counts(), self.owner.totals.named(), mesh)
 
     def take_effects(self) -> NodeEffects:
         """Return what is to be done since the last call."""

@@ -326,7 +326,7 @@ def test_reconnecting_does_not_make_a_deadline_each_time(node):
     for _ in range(200):
         node.persistent("c", expiry_s=600_000).drop()
         node.advance(1)
-    assert len(node.owner._expiries) < 100
+    assert len(node.owner._lifetimes._expiries) < 100
 
 
 # Queues.
@@ -1335,7 +1335,7 @@ def test_sessions_that_ended_early_leave_no_deadlines(node):
     for number in range(300):
         node.persistent(f"c{number}", expiry_s=31_536_000).drop()
         node.connect(f"c{number}").drop()
-    assert len(node.owner._expiries) < 100
+    assert len(node.owner._lifetimes._expiries) < 100
 
 
 YEAR_S = 31_536_000
