@@ -79,8 +79,8 @@ class SessionStore:
         self._storage = storage
         # Message key -> how many queue records point to a body in the family `message`.
         self._references: dict[bytes, int] = {}
-        # (owner, seq) of records that point to a body and that no scan knows yet as they are: this turn's, with the
-        # message key, and those that this turn deleted.
+        # (owner, seq) of records that point to a body and that a scan may not know yet as they are: those that were
+        # written, with the message key, and those that were deleted, since everything was committed last.
         self._fresh: dict[tuple[int, int], bytes] = {}
         self._gone: dict[tuple[int, int], bool] = {}
 
@@ -88,9 +88,13 @@ class SessionStore:
         """Return the turn's batch and begin a new one."""
         writes = self.writes
         self.writes = WriteBatch()
-        self._fresh = {}
-        self._gone = {}
         return writes
+
+    def committed(self) -> None:
+        """Everything that was written is committed: what scans read is all there is."""
+        if self._fresh or self._gone:
+            self._fresh = {}
+            self._gone = {}
 
     def take_number(self) -> int:
         """Return a number for a new session or group."""
@@ -226,18 +230,20 @@ class SessionStore:
         self.writes.delete_range("queue", start, start + _KEY_END)
 
     def _tail_bodies(self, owner: int, queue: DeliveryQueue) -> list[bytes]:
-        """Return the keys of the bodies that the tail's records point to, committed or not."""
+        """Return the keys of the bodies that the tail's records point to, committed or not.
+
+        While the store fails, what is in it may be several turns behind.
+        """
         first = _number(owner)
         if queue.lifo:
             start, end = first, _queue_key(owner, queue.tail_seq + 1)
         else:
             start, end = _queue_key(owner, queue.tail_seq), first + _KEY_END
-        keys = [
-            _message_key(value)
-            for key, value in self._storage.scan("queue", start, end)
-            if not value[1] & (_INLINE | _RELEASED) and (owner, _seq(key)) not in self._gone
-        ]
-        keys.extend(key for (of, _), key in self._fresh.items() if of == owner)
+        keys = [key for (of, _), key in self._fresh.items() if of == owner]
+        for key, value in self._storage.scan("queue", start, end):
+            place = (owner, _seq(key))
+            if not value[1] & (_INLINE | _RELEASED) and place not in self._gone and place not in self._fresh:
+                keys.append(_message_key(value))
         return keys
 
     # Reading again.

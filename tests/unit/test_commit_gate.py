@@ -720,3 +720,32 @@ def test_clients_and_listeners_may_come_and_go_while_the_disk_fails(seed: int, m
     assert promised <= set(came)
     assert len(came) == len(set(came))
     node.validate()
+
+
+@pytest.mark.parametrize("lifo", [False, True])
+@pytest.mark.parametrize("retries", [0, 2])
+def test_a_long_queue_that_ends_while_batches_wait_leaves_nothing(lifo: bool, retries: int) -> None:
+    """What its tail points to is said by the store and by all that is not in it yet."""
+    node = GatedNode(settings=OwnerSettings(-1, -1, -1, queue_lifo=lifo))
+    small_window = {33: 1}
+    session = node.persistent("s", properties=small_window)
+    session.subscribe(b"a/#")
+    session.drop()
+    # It is stored, and ends with its connection.
+    session = node.connect("s", 5, False, listener=1, properties=small_window)
+    publisher = node.connect("p", 4)
+    for number in range(1, 800):
+        publisher.publish(b"a/b", b"x" * 600, 1, number)
+    node.fail()
+    if lifo:
+        # The acknowledged delivery's record is in the store still, the next one's has no packet id there.
+        session.acknowledge(session.take_publishes()[0].packet_id)
+    else:
+        # The last record of the tail waits.
+        publisher.publish(b"a/b", b"x" * 600, 1, 800)
+    for _ in range(retries):
+        node.advance(RETRY_S)
+    node.restart_listener(1)
+    node.recover()
+    assert node.stored("queue") == node.stored("message") == []
+    node.validate()
