@@ -1,7 +1,7 @@
 """The mesh's part of the store: what survives a restart of this node, and how it is found again.
 
-Owns the keys and values; it knows nothing of liveness, connections or frames. Reads go to the storage, writes into
-the turn's batch, which is committed before anything of the turn leaves.
+Owns the keys and values; it knows nothing of liveness, connections or frames. Reads go to the storage, and only at the
+start; writes go into the turn's batch, which is committed before anything of the turn leaves.
 
     meta      "cluster_id"                     the cluster's id
               "member/<name>"                  a member, packed as in a frame; whether it is heard is not for the store
@@ -40,6 +40,10 @@ class MeshStore:
         self._turn = turn
         # What is stored of each member, so that only changes are written.
         self._members: dict[str, bytes] = {}
+        # By sender. A member comes at any time, when the store may not be readable.
+        self._positions: dict[bytes, int] = {}
+        for key, stored in storage.scan("meta", KEY_POSITION, _after(KEY_POSITION)):
+            self._positions[key[len(KEY_POSITION) :]] = int.from_bytes(_value(stored), "big")
 
     def cluster_id(self, fresh: bytes) -> bytes:
         """Return the cluster's id; a store that has none gets `fresh`."""
@@ -93,12 +97,12 @@ class MeshStore:
         self._turn.writes.put("meta", KEY_REMOVED + store_id + name.encode(), _VERSION)
 
     def position(self, sender: bytes) -> int:
-        """Return the number of the last message of the sender's stream that was committed here."""
-        stored = self._storage.get("meta", KEY_POSITION + sender)
-        return 0 if stored is None else int.from_bytes(_value(stored), "big")
+        """Return the number of the last message of the sender's stream that this node has."""
+        return self._positions.get(sender, 0)
 
     def put_position(self, sender: bytes, position: int) -> None:
         """Store the position, in the batch that holds the messages up to it."""
+        self._positions[sender] = position
         self._turn.writes.put("meta", KEY_POSITION + sender, _VERSION + position.to_bytes(8, "big"))
 
     def interest(self, store_id: bytes) -> list[bytes]:

@@ -626,21 +626,24 @@ class Dispatcher:
         return bool(self.loading or self.loading_groups or self._trimming or not self._replaying.is_empty())
 
     def load(self, now: float) -> None:
-        """Read on where queues go on in the store. Everything that was written must be committed."""
-        trimming, self._trimming = self._trimming, {}
-        for session, messages_max in trimming.items():
+        """Read on where queues go on in the store. Everything that was written must be committed.
+
+        What StorageError keeps it from is done by the next call.
+        """
+        for session, messages_max in list(self._trimming.items()):
             self._trim(session, messages_max)
-        loading, self.loading = self.loading, {}
-        for session in loading:
+            del self._trimming[session]
+        for session in list(self.loading):
             attachment = session.attachment
+            if attachment is not None and session.queue.wants_load():
+                self._store.load(session.number, session.queue)
+            del self.loading[session]
             if attachment is not None:
-                if session.queue.wants_load():
-                    self._store.load(session.number, session.queue)
                 self.drain(attachment, now)
-        groups, self.loading_groups = self.loading_groups, {}
-        for group in groups:
+        for group in list(self.loading_groups):
             if group.queue.wants_load():
                 self._store.load(group.number, group.queue)
+            del self.loading_groups[group]
             for session in list(group.members):
                 if session.attachment is not None:
                     self.drain(session.attachment, now)

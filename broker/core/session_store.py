@@ -224,7 +224,12 @@ class SessionStore:
                 self._dereference(owner, delivery)
         # What is left that points to a body is the tail's.
         if queue.tail_count:
-            for key in self._tail_bodies(owner, queue):
+            try:
+                bodies = self._tail_bodies(owner, queue)
+            except StorageError:
+                # The queue can't wait for a store that can be read: the bodies stay until recovery finds them.
+                bodies = []
+            for key in bodies:
                 self._dereference_key(key)
         start = _number(owner)
         self.writes.delete_range("queue", start, start + _KEY_END)
