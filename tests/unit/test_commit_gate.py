@@ -875,3 +875,8 @@ def test_a_long_queue_may_end_while_it_can_not_be_read(writes_fail: bool) -> Non
     assert node.stored("queue") == []
     connack = node.connect("s", 5, False, listener=1).connack
     assert connack is not None and not connack.session_present
+    # What the tail pointed to could not be known; the next start looks.
+    assert node.stored("message")
+    again = node.restarted()
+    assert again.stored("message") == []
+    assert again.storage.get("meta", b"unreferenced") is None

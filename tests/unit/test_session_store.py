@@ -334,6 +334,29 @@ def test_groups_and_their_queues():
     assert [len(key) for key in keys(after._storage, "session") if key[7] == 2] == []
 
 
+@pytest.mark.parametrize("garbage", [0, 1, 2, 5])
+def test_bodies_that_nothing_points_to_are_deleted_where_there_may_be_some(monkeypatch, garbage):
+    monkeypatch.setattr("broker.core.session_store.SWEPT_MAX", 2)
+    store = store_on()
+    session = session_in(store)
+    for number in range(1, 4):
+        put(store, session, message_of(number, LARGE))
+    kept = [message_of(number).key() for number in range(1, 4)]
+    for number in range(garbage):
+        store.writes.put("message", message_of(100 + number).key(), b"\1")
+    _, _, after = recovered(store)
+    # To look is to read all there is, so it is not done for nothing.
+    assert len(keys(after._storage, "message")) == 3 + garbage
+    store.writes.put("meta", b"unreferenced", b"\1")
+    found, _, after = recovered(store)
+    assert keys(after._storage, "message") == kept
+    assert keys(after._storage, "meta") == []
+    assert len(found[0].queue) == 3
+    store.writes.put("meta", b"unreferenced", b"\2")
+    with pytest.raises(StorageError, match="has version 2"):
+        recovered(store)
+
+
 def test_recovery_says_how_far_it_is(monkeypatch):
     monkeypatch.setattr("broker.core.session_store.PROGRESS_RECORDS", 2)
     store = store_on()
