@@ -223,9 +223,12 @@ class RetainedStore:
         for key, value in storage.scan("retained", b"", b""):
             check_version(value, VALUE_VERSION, "retained")
             try:
-                self._keep(unpack_message(value[_HEAD.size : body], value, body, clock))
+                message = unpack_message(value[_HEAD.size : body], value, body, clock)
+                if message.topic != key:
+                    raise ValueError(f"a message of {message.topic!r}")
             except UNREADABLE as error:
                 raise corrupt("retained", key, error) from None
+            self._keep(message)
 
     def _keep(self, message: Message) -> None:
         topic = message.topic
