@@ -115,7 +115,7 @@ class OwnerProcess:
         """One turn of the loop; the order of its parts is the broker's promise."""
         node = self.node
         node.set_clock(now, _utc_ms())
-        node.begin(now)
+        self._gate.begin(now)
         if self._channel.pull in ready:
             for header, frame in self._channel.receive(_FRAMES_PER_TURN, now):
                 if header.consumed_bytes:
