@@ -19,6 +19,7 @@ from typing import Final, final
 from librt.strings import BytesWriter
 from mypy_extensions import i64
 
+from broker.core.arrival import Arrival
 from broker.core.message import Delivery, Message
 from broker.core.outlet import Outlet
 from broker.core.owner_records import pack_target
@@ -50,6 +51,8 @@ class Dispatcher:
         self.waiting = self.sender.waiting
         # Sessions whose next deliveries are in the store only.
         self.loading: dict[Session, bool] = {}
+        # Sessions that still get something from the nodes that had them before.
+        self.arriving: dict[Session, Arrival] = {}
         # LIFO queues that have to lose what is in the store only, and how many messages they may keep.
         self._trimming: dict[Session, int] = {}
         self._bytes_max = settings.max_queued_bytes
@@ -77,6 +80,10 @@ class Dispatcher:
             if own is not None:
                 matched -= 1
         self.counters.router_matches_local += matched
+        if self.arriving and message.qos:
+            route = self._without_arriving(route, message)
+            sessions = route.sessions
+            granted = route.granted
         if route.identifiers:
             self._deliver_identified(message, route, own, now)
             return matched
@@ -105,6 +112,15 @@ class Dispatcher:
         for outlet, targets in groups.items():
             outlet.deliver_many(targets.getvalue(), message, b"", now)
         return matched
+
+    def _without_arriving(self, route: Route, message: Message) -> Route:
+        """Leave out the sessions that came from another node and get this message from there."""
+        elsewhere = [
+            session
+            for session in route.sessions
+            if session in self.arriving and not self.arriving[session].takes(message.origin, message.number)
+        ]
+        return route.without(elsewhere) if elsewhere else route
 
     def _deliver_identified(self, message: Message, route: Route, own: Session | None, now: float) -> None:
         """The same when subscriptions have identifiers: those with the same ones share a record."""
@@ -242,6 +258,7 @@ class Dispatcher:
     def session_ended(self, session: Session, now: float) -> None:
         """Nothing of its queue is to be read or trimmed; what shared groups had given to it may be another member's."""
         self._trimming.pop(session, None)
+        self.arriving.pop(session, None)
         if len(session.queue):
             self.counters.drop("session_ended", len(session.queue))
         self.shared.session_ended(session, now)
@@ -327,6 +344,8 @@ class Dispatcher:
             self.loading[session] = True
             return False
         if delivery.qos and not session.inflight.has_room(delivery):
+            return False
+        if session.gate and delivery.seq >= session.gate:
             return False
         # [MQTT-4.9.0-2] [MQTT-4.6.0-5] [MQTT-4.6.0-6] [MQTT311-4.6.0-5] [MQTT311-4.6.0-6]
         queue.take(delivery)
@@ -488,6 +507,8 @@ class Dispatcher:
         if session in self.loading or session.replay_due:
             return
         head = session.queue.head()
+        if session.gate and (head is None or head.seq >= session.gate):
+            return
         assert len(session.queue) == 0 or (head is not None and head.qos > 0 and not inflight.has_room(head))
         if len(session.queue):
             return

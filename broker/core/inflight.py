@@ -22,7 +22,7 @@ AHEAD_BYTES_MAX: Final = 256
 class Inflight:
     """Deliveries by packet id, in the order in which they were first sent."""
 
-    __slots__ = ("_next_id", "_outstanding", "_resend", "ahead", "bytes", "deliveries", "window")
+    __slots__ = ("_outstanding", "_resend", "ahead", "bytes", "deliveries", "next_id", "window")
 
     def __init__(self, window: int) -> None:
         self.deliveries: dict[int, Delivery] = {}
@@ -31,7 +31,8 @@ class Inflight:
         self.bytes: int = 0
         # How many may be under way when the listener holds back those that are over the window; 0 for no running ahead.
         self.ahead: int = 0
-        self._next_id: int = 1
+        # The packet id to try first for the next delivery.
+        self.next_id: int = 1
         # How many were sent on the present connection and are not acknowledged.
         self._outstanding: int = 0
         # Packet ids to send again, oldest first; some may have been acknowledged meanwhile.
@@ -61,10 +62,10 @@ class Inflight:
 
         [MQTT-2.2.1-4] [MQTT-4.3.2-1] [MQTT-4.3.3-1] [MQTT311-2.3.1-4] [MQTT311-4.3.2-1] [MQTT311-4.3.3-1]
         """
-        packet_id = self._next_id
+        packet_id = self.next_id
         while packet_id in self.deliveries:
             packet_id = packet_id % PACKET_ID_MAX + 1
-        self._next_id = packet_id % PACKET_ID_MAX + 1
+        self.next_id = packet_id % PACKET_ID_MAX + 1
         delivery.packet_id = packet_id
         delivery.sent = True
         delivery.sent_at = now
@@ -77,7 +78,7 @@ class Inflight:
         """Take back a delivery that was in flight under its stored packet id; in the order of their places."""
         self.bytes += delivery.size
         self.deliveries[delivery.packet_id] = delivery
-        self._next_id = delivery.packet_id % PACKET_ID_MAX + 1
+        self.next_id = delivery.packet_id % PACKET_ID_MAX + 1
 
     def get(self, packet_id: int) -> Delivery | None:
         """Return the delivery under this id; None when the id is not in use."""

@@ -72,6 +72,20 @@ class Lifetimes:
         self._counters.queue_setup += 1
         return session
 
+    def adopt(self, session: Session) -> None:
+        """Take over a session that came from another node, without a connection."""
+        assert session.client_id not in self.sessions
+        self.sessions[session.client_id] = session
+        self._counters.queue_setup += 1
+        if session.expires_at != 0.0:
+            self._schedule(session)
+
+    def release(self, session: Session) -> None:
+        """A session goes to another node: from now on it is not this node's."""
+        del self.sessions[session.client_id]
+        self._counters.queue_teardown += 1
+        session.expires_at = 0.0
+
     def expire(self, now: float) -> None:
         """End the sessions whose time is over."""
         while self._expiries and self._expiries[0][0] <= now:

@@ -55,6 +55,7 @@ from broker.core.session_store import SessionStore
 from broker.core.settings import OwnerSettings
 from broker.core.storage import Storage
 from broker.core.subscribing import Subscribing
+from broker.core.transfer import Departure, Transfers
 from broker.core.wills import Wills
 from broker.mqtt.reasons import Reason
 
@@ -87,6 +88,9 @@ class QueueOwner:
             settings, self._store, self._subscribing, self._dispatcher, self._publishing, self._wills
         )
         self._sessions = self._lifetimes.sessions
+        self.transfers = Transfers(
+            settings, self._store, self._subscribing, self._dispatcher, self._wills, self._lifetimes
+        )
         self._attachments: dict[int, Attachment] = {}
         self._outlets: dict[int, Outlet] = {}
         self._retry_at: float = math.inf
@@ -122,7 +126,8 @@ class QueueOwner:
         self._wills.recover(
             self._storage, now, float(settings.leave_will_grace_s), float(settings.max_last_will_delay_s), lasting
         )
-        self._lifetimes.restore(sessions, now)
+        self._lifetimes.restore([session for session in sessions if not session.departing], now)
+        self.transfers.restore(sessions, now)
 
     def set_clock(self, now: float, utc_ms: int) -> None:
         """Take a reading of both clocks, for the deadlines that are stored; each turn has its own."""
@@ -181,6 +186,37 @@ class QueueOwner:
     def local_interest(self) -> list[tuple[bytes, bool]]:
         """Return every (filter, persistent) that sessions of this node want."""
         return self._subscribing.wishes.snapshot()
+
+    def depart(self, client_id: str, now: float) -> Departure | None:
+        """Close the client's connection and freeze its session, which is another node's; None when there is none."""
+        session = self._sessions.get(client_id)
+        if session is not None and session.attachment is not None:
+            # [MQTT-3.1.4-3] [MQTT311-3.1.4-2] Its client has connected to another node.
+            self._close(session.attachment, Reason.SESSION_TAKEN_OVER, now)
+            session = self._sessions.get(client_id)
+        if session is None:
+            return self.transfers.departures.get(client_id)
+        return self.transfers.depart(session, now)
+
+    def discard(self, client_id: str, now: float) -> None:
+        """Close the client's connection and end its session: it began anew at another node [MQTT-3.1.4-4]."""
+        session = self._sessions.get(client_id)
+        if session is not None and session.attachment is not None:
+            self._close(session.attachment, Reason.SESSION_TAKEN_OVER, now)
+            session = self._sessions.get(client_id)
+        if session is not None:
+            self._lifetimes.end(session, now)
+        departure = self.transfers.departures.get(client_id)
+        if departure is not None:
+            self.transfers.end_departure(departure, now)
+
+    def next_number(self) -> int:
+        """Return the number that the next message published here has at least."""
+        return self._publishing.next_number()
+
+    def session(self, client_id: str) -> Session | None:
+        """Return the session of a client id."""
+        return self._sessions.get(client_id)
 
     def tick(self, now: float) -> None:
         """End the sessions whose time is over, and publish the wills that are due."""
@@ -439,12 +475,15 @@ class QueueOwner:
             assert self._outlets[connection >> 32] is attachment.outlet
             assert attachment.pending.is_empty() or attachment.pending.first().waiting > 0
         self._lifetimes.validate()
-        shared = sum(len(session.groups) for session in self._sessions.values())
-        plain = sum(len(session.subscriptions) for session in self._sessions.values()) - shared
+        self.transfers.validate()
+        stubs = [departure.session for departure in self.transfers.departures.values()]
+        sessions = [*self._sessions.values(), *stubs]
+        shared = sum(len(session.groups) for session in sessions)
+        plain = sum(len(session.subscriptions) for session in sessions) - shared
         assert plain == len(self._routes)
         assert self._subscribing.wishes.total() == plain
         assert plain + shared == self._subscribing.count()
-        self._dispatcher.shared.validate(self._sessions.values())
+        self._dispatcher.shared.validate(sessions)
         self._wills.validate()
         self.retained.validate()
 

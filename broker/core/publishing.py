@@ -147,6 +147,10 @@ class Publishing:
             self._number(message)
         self._dispatcher.deliver(message, self._routes.find(message.topic), now)
 
+    def next_number(self) -> int:
+        """Return the number of the next message that gets one."""
+        return self._message_number + 1
+
     def _number(self, message: Message) -> None:
         self._message_number += 1
         message.origin = self._store_id

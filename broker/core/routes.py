@@ -56,6 +56,19 @@ class Route:
         self.nodes = nodes
         self.refused: int = 0
 
+    def without(self, left_out: list[Session]) -> "Route":
+        """Return the route to this node's sessions but for some."""
+        route = Route(self.nodes)
+        route.no_local = self.no_local
+        route.refused = self.refused
+        for index, session in enumerate(self.sessions):
+            if session not in left_out:
+                route.sessions.append(session)
+                route.granted.append(self.granted[index])
+                if self.identifiers:
+                    route.identifiers.append(self.identifiers[index])
+        return route
+
 
 @final
 class Routes:

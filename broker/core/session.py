@@ -16,6 +16,7 @@ ends.
 
 from typing import final
 
+from broker.core.arrival import Arrival
 from broker.core.delivery_queue import DeliveryQueue
 from broker.core.effects import Ticket
 from broker.core.fifo import Fifo
@@ -43,10 +44,13 @@ class Session:
     """One client id's state. `expires_at` is monotonic seconds, 0.0 while attached or for never."""
 
     __slots__ = (
+        "arrival",
         "attachment",
         "client_id",
+        "departing",
         "expires_at",
         "expiry_s",
+        "gate",
         "groups",
         "incoming",
         "inflight",
@@ -87,6 +91,12 @@ class Session:
         # The revision of the retained store when the present connection began.
         self.live_since: int = 0
         self.next_seq: int = 1
+        # Of a session that came from another node, what may still come from there; nothing from the place `gate` on
+        # goes out yet, unless it is 0.
+        self.arrival: Arrival | None = None
+        self.gate: int = 0
+        # Whether it goes to another node, or has gone: then it is nobody's session here.
+        self.departing = False
         self.attachment: Attachment | None = None
 
     def attach(self, attachment: "Attachment") -> None:
@@ -102,8 +112,8 @@ class Session:
             group.go_offline(self)
 
     def is_caught_up(self) -> bool:
-        """Say whether nothing older waits: neither in the queue nor to be sent again."""
-        return self.queue.is_empty() and not self.inflight.is_resending()
+        """Say whether nothing older waits: in the queue, to be sent again, or elsewhere."""
+        return self.queue.is_empty() and not self.inflight.is_resending() and not self.gate
 
     def has_room(self, bytes_max: int, size: int) -> bool:
         """Say whether another delivery of `size` bytes may be held for the client; a negative limit is none."""

@@ -8,6 +8,8 @@ reads through Storage; when something is written is the owner's decision.
     session  session u64, "/", filter     version u8, options u8, identifier u32
     session  session u64, "i", id u16     version u8: a QoS 2 PUBLISH of the client that it has not released yet; with
                                           version 2 one that other nodes, which have to have it, may not have yet
+    session  session u64, "d"             version u8: the session goes to another node
+    session  session u64, "a"             see `arrival`: what the session may still get from other nodes
     session  group u64, "$", filter       version u8: a shared group with records; filter begins with $share
     queue    owner u64, seq u64           version u8, flags u8 (see below), packet id u16 (0: not sent), size u32,
                                           [identifiers str], [shared filter str], message id (24 bytes), [body]
@@ -24,6 +26,7 @@ import struct
 from collections.abc import Callable
 from typing import Final, final
 
+from broker.core.arrival import unpack_arrival
 from broker.core.delivery_queue import DeliveryQueue
 from broker.core.effects import NO_CONNECTION, Ticket
 from broker.core.message import NO_MESSAGE, Delivery
@@ -50,6 +53,8 @@ FORWARDING_VERSION: Final = 2
 INLINE_BYTES_MAX: Final = 512
 # How much of a tail is read at once.
 LOAD_MAX: Final = 384
+# What a delivery takes beside its message, for estimates.
+RECORD_BYTES: Final = 64
 # So many bodies that nothing points to go in one batch.
 SWEPT_MAX: Final = 1000
 KEY_UNREFERENCED: Final = b"unreferenced"
@@ -144,6 +149,19 @@ class SessionStore:
     def delete_incoming(self, session: Session, packet_id: int) -> None:
         """The client released the id."""
         self.writes.delete("session", _incoming_key(session, packet_id))
+
+    def put_departing(self, session: Session) -> None:
+        """Write that the session goes to another node."""
+        self.writes.put("session", _number(session.number) + b"d", bytes([VALUE_VERSION]))
+
+    def put_arrival(self, session: Session) -> None:
+        """Write what the session may still get from other nodes."""
+        assert session.arrival is not None
+        self.writes.put("session", _number(session.number) + b"a", session.arrival.pack())
+
+    def delete_arrival(self, session: Session) -> None:
+        """The session has everything that it can get from other nodes."""
+        self.writes.delete("session", _number(session.number) + b"a")
 
     # Shared groups.
 
@@ -280,6 +298,21 @@ class SessionStore:
             raise StorageError(f"queue {owner} has {len(found)} records in the store instead of {wanted}")
         queue.load(found)
 
+    def read(self, owner: int, after_seq: int, bytes_max: int) -> list[Delivery]:
+        """Return the next deliveries behind a place, in flight or not, until they have `bytes_max`.
+
+        Everything that was written must be committed.
+        """
+        found: list[Delivery] = []
+        size = 0
+        for key, value in self._storage.scan("queue", _queue_key(owner, after_seq + 1), _number(owner) + _KEY_END):
+            delivery = self._unpack_delivery(key, value)
+            found.append(delivery)
+            size += RECORD_BYTES + delivery.size
+            if size >= bytes_max:
+                break
+        return found
+
     def trim(self, owner: int, queue: DeliveryQueue, messages_max: int, bytes_max: int) -> int:
         """Remove the oldest of a LIFO queue's tail until the queue keeps its limits; return how many they were.
 
@@ -345,11 +378,15 @@ class SessionStore:
             except UNREADABLE as error:
                 raise corrupt("session", key, error) from None
         by_filter = {group.shared_filter: group for group in groups.values()}
-        client_ids = {session.client_id for session in sessions.values()}
+        client_ids = {(session.client_id, session.departing) for session in sessions.values()}
         if len(client_ids) < len(sessions) or len(by_filter) < len(groups):
             raise StorageError("the store is corrupt: two sessions of one client id, or two groups of one filter")
         self._recover_queues(sessions, groups, progress)
         self._sweep(progress)
+        for session in sessions.values():
+            if session.arrival is not None:
+                # Its own places begin there, however few of them are taken.
+                session.next_seq = max(session.next_seq, session.arrival.first_seq + 1)
         return list(sessions.values()), by_filter
 
     def _recover_row(
@@ -372,6 +409,10 @@ class SessionStore:
             group = SharedGroup(int.from_bytes(key[:8], "big"), key[9:])
             group.stored = True
             groups[key[:8]] = group
+        elif key[8:] == b"d":
+            sessions[key[:8]].departing = True
+        elif key[8:] == b"a":
+            sessions[key[:8]].arrival = unpack_arrival(value)
         elif is_incoming:
             session = sessions[key[:8]]
             (packet_id,) = _U16.unpack(key[9:])

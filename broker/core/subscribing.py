@@ -105,6 +105,12 @@ class Subscribing:
             self._routes.add_group(group)
         group.set_member(session, wanted)
 
+    def adopt(self, session: Session, topic_filter: bytes, wanted: Subscription) -> None:
+        """Take over a subscription of a session that came from another node."""
+        session.subscriptions[topic_filter] = wanted
+        self._store.put_subscription(session, topic_filter, wanted)
+        self._route(session, topic_filter, wanted)
+
     def unsubscribe(self, attachment: Attachment, event: UnsubscribeReceived, now: float) -> None:
         """End subscriptions and answer."""
         session = attachment.session

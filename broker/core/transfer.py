@@ -22,20 +22,18 @@ an arrival of its own only as long as nobody has asked for it.
 """
 
 from collections import deque
-from collections.abc import Callable
-from typing import Final, final
+from typing import final
 
 from broker.core.arrival import Arrival
 from broker.core.dispatch import Dispatcher
+from broker.core.lifetimes import Lifetimes
 from broker.core.message import NO_MESSAGE, Delivery
 from broker.core.session import Session
 from broker.core.session_store import SessionStore
 from broker.core.settings import OwnerSettings
 from broker.core.subscribing import Subscribing
-from broker.core.subscription import Subscription
+from broker.core.subscription import subscription
 from broker.core.wills import LeftWill, Wills
-
-_NOBODY_HOME: Final = b""
 
 
 @final
@@ -97,7 +95,7 @@ class Transfers:
         subscribing: Subscribing,
         dispatcher: Dispatcher,
         wills: Wills,
-        sessions: dict[str, Session],
+        lifetimes: Lifetimes,
     ) -> None:
         self.departures: dict[str, Departure] = {}
         self._settings = settings
@@ -105,7 +103,17 @@ class Transfers:
         self._subscribing = subscribing
         self._dispatcher = dispatcher
         self._wills = wills
-        self._sessions = sessions
+        self._lifetimes = lifetimes
+
+    def restore(self, sessions: list[Session], now: float) -> None:
+        """Take over what recovery found, of all sessions."""
+        for session in sessions:
+            arrival = session.arrival
+            if session.departing:
+                self._add(session, self._head(session, now))
+            elif arrival is not None and session.client_id in self._lifetimes.sessions:
+                self._dispatcher.arriving[session] = arrival
+                session.gate = arrival.first_seq if arrival.is_gated() else 0
 
     # The old home.
 
@@ -115,17 +123,12 @@ class Transfers:
         assert session.persistent
         assert session.client_id not in self.departures
         head = self._head(session, now)
-        del self._sessions[session.client_id]
+        self._lifetimes.release(session)
         self._wills.discard(session.client_id)
         self._dispatcher.loading.pop(session, None)
-        session.expires_at = 0.0
         session.departing = True
         self._store.put_departing(session)
         return self._add(session, head)
-
-    def restore_departure(self, session: Session, now: float) -> None:
-        """Take over a stub that recovery found. What it had in flight is at the new home or on its way there."""
-        self._add(session, self._head(session, now))
 
     def _add(self, session: Session, head: SessionHead) -> Departure:
         session.queue.keep_in_store()
@@ -207,7 +210,6 @@ class Transfers:
         self, head: SessionHead, counter: int, donor: bytes, cut: tuple[bytes, int], now: float
     ) -> Session:
         """Make a session of what its old home says of it; `cut` is this node's own: its store id and next number."""
-        assert head.client_id not in self._sessions
         session = Session(
             self._store.take_number(),
             head.client_id,
@@ -227,10 +229,10 @@ class Transfers:
         session.inflight.next_id = head.next_packet_id
         session.arrival = arrival
         self._dispatcher.arriving[session] = arrival
-        self._sessions[session.client_id] = session
+        self._lifetimes.adopt(session)
         self._store.put_session(session)
         for topic_filter, options, identifier in head.subscriptions:
-            self._subscribing.adopt(session, topic_filter, Subscription(options, identifier))
+            self._subscribing.adopt(session, topic_filter, subscription(options, identifier))
         for packet_id in head.incoming:
             session.incoming[packet_id] = None
             self._store.put_incoming(session, packet_id, False)
@@ -313,13 +315,6 @@ class Transfers:
         self._store.delete_arrival(session)
         self._open(session, 0, now)
 
-    def restore_arrival(self, session: Session, now: float) -> None:
-        """Take over an arrival that recovery found."""
-        arrival = session.arrival
-        assert arrival is not None
-        self._dispatcher.arriving[session] = arrival
-        session.gate = arrival.first_seq if arrival.is_gated() else 0
-
     def _update(self, session: Session, arrival: Arrival, now: float) -> None:
         self._store.put_arrival(session)
         self._open(session, arrival.first_seq if arrival.is_gated() else 0, now)
@@ -332,7 +327,7 @@ class Transfers:
         if gate == 0 and session.attachment is not None:
             self._dispatcher.drain(session.attachment, now)
 
-    def validate(self, has_session: Callable[[str], bool]) -> None:
+    def validate(self) -> None:
         """Check the invariants."""
         for client_id, departure in self.departures.items():
             session = departure.session
@@ -344,4 +339,4 @@ class Transfers:
         for session, arrival in self._dispatcher.arriving.items():
             assert session.arrival is arrival
             assert session.gate == (arrival.first_seq if arrival.is_gated() else 0)
-            assert has_session(session.client_id)
+            assert self._lifetimes.sessions[session.client_id] is session

@@ -171,7 +171,9 @@ class Node:
         utc_ms: int = START_UTC_MS,
         generation: int = 1,
         authenticator: Authenticator = NO_METHODS,
+        store_id: bytes = STORE_ID,
     ) -> None:
+        self.store_id = store_id
         self.now = now
         self.started = now
         self.utc_ms = utc_ms
@@ -182,7 +184,7 @@ class Node:
         self.authenticator = authenticator
         self.storage = storage or MemoryStorage()
         self.interest = interest or NoInterest()
-        self.owner = QueueOwner(self.settings, self.storage, self.interest, STORE_ID, incarnation)
+        self.owner = QueueOwner(self.settings, self.storage, self.interest, store_id, incarnation)
         self.owner.recover(now, utc_ms)
         self.turns: list[Effects] = []
         self.forwards: list[Forward] = []
@@ -334,6 +336,7 @@ class Node:
             utc_ms=self.wall_clock_ms() + int(down_s * 1000),
             generation=self.generation + 1,
             authenticator=self.authenticator,
+            store_id=self.store_id,
         )
 
     def acknowledge_forwards(self, *indexes: int) -> None:

@@ -1,0 +1,366 @@
+"""Sessions that move from one queue-owner to another: what arrives, in which order, and what a restart finds."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from core_helpers import Client, Node, started_nodes
+
+from broker.core.arrival import PLACE_BITS
+from broker.core.message import Message
+from broker.core.session import Session
+from broker.core.settings import OwnerSettings
+from broker.core.transfer import Departure
+from broker.mqtt.packets import Publish
+
+HERE = b"a" * 16
+THERE = b"b" * 16
+ELSEWHERE = b"c" * 16
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Node]]:
+    yield from started_nodes()
+
+
+class Move:
+    """A session on its way from one node to another, the frames between them included."""
+
+    def __init__(self, old: Node, new: Node, client_id: str = "mover", bytes_max: int = 100_000) -> None:
+        self.old = old
+        self.new = new
+        self.client_id = client_id
+        self.bytes_max = bytes_max
+        departure = old.owner.depart(client_id, old.now)
+        assert departure is not None
+        old.settle()
+        self.departure: Departure = departure
+
+    def begin(self, counter: int = 2) -> Session:
+        """The new home takes the head, and what was in flight."""
+        owner = self.new.owner
+        cut = (self.new.store_id, owner.next_number())
+        session = owner.transfers.begin_arrival(self.departure.head, counter, HERE, cut, self.new.now)
+        self.new.settle()
+        watermark = 0
+        while watermark < self.departure.head.inflight_seq:
+            watermark = self.chunk()
+        return session
+
+    def chunk(self, confirmed: bool = True, in_flight: bool = True) -> int:
+        """The next deliveries go over; the result is the watermark."""
+        self.old.begin()
+        deliveries = [copy(delivery) for delivery in self.old.owner.transfers.read(self.departure, self.bytes_max)]
+        session = self.new.owner.session(self.client_id)
+        assert session is not None
+        watermark = self.new.owner.transfers.accept(session, HERE, deliveries, in_flight, self.new.now)
+        self.new.settle()
+        if confirmed:
+            self.old.owner.transfers.confirm(self.departure, watermark)
+            self.old.settle()
+        return watermark
+
+    def rest(self, in_flight: bool = True) -> None:
+        """Everything that is left goes over."""
+        while not self.old.owner.transfers.is_drained(self.departure):
+            self.chunk(in_flight=in_flight)
+
+    def end(self, *origins: bytes) -> None:
+        """Every origin has switched, and the old home forgets the session."""
+        self.rest()
+        session = self.session()
+        transfers = self.new.owner.transfers
+        for origin in (HERE, THERE, *origins):
+            transfers.pass_origin(session, HERE, origin, self.new.now)
+        transfers.end_donor(session, HERE, self.new.now)
+        self.new.settle()
+        self.old.owner.transfers.end_departure(self.departure, self.old.now)
+        self.old.settle()
+
+    def session(self) -> Session:
+        session = self.new.owner.session(self.client_id)
+        assert session is not None
+        return session
+
+
+def copy(delivery: Any) -> Any:
+    """What the other side unpacks of a delivery: nothing is shared, and nothing is stored there yet."""
+    twin = type(delivery)(delivery.seq, delivery.message, delivery.qos, delivery.retain, delivery.identifiers)
+    twin.packet_id = delivery.packet_id
+    twin.released = delivery.released
+    twin.shared = delivery.shared
+    twin.size = delivery.size
+    return twin
+
+
+def direct(node: Node, origin: bytes, number: int, payload: bytes, topic: bytes = b"t", qos: int = 1) -> None:
+    """Another node forwards a message."""
+    node.owner.receive_forwarded(Message(topic, payload, qos=qos, origin=origin, number=number), node.now)
+    node.settle()
+
+
+def payloads(client: Client) -> list[bytes]:
+    """What the client is sent until it has acknowledged everything."""
+    found: list[bytes] = []
+    while True:
+        publishes = [packet for packet in client.take() if isinstance(packet, Publish)]
+        if not publishes:
+            return found
+        for publish in publishes:
+            found.append(publish.payload)
+            if publish.qos == 1:
+                client.acknowledge(publish.packet_id)
+
+
+def test_an_offline_session_moves_with_everything(start: Callable[..., Node]) -> None:
+    old, new = start(store_id=HERE), start(store_id=THERE)
+    client = old.persistent("mover")
+    client.subscribe(b"t", 1)
+    client.drop()
+    publisher = old.connect("publisher")
+    for number in range(40):
+        publisher.publish(b"t", b"%d" % number, 1, number + 1)
+    move = Move(old, new, bytes_max=500)
+    move.begin()
+    again = new.persistent("mover")
+    assert again.connack.session_present
+    move.end()
+    assert payloads(again) == [b"%d" % number for number in range(40)]
+    assert old.owner.counts()["num_subscriptions"] == 0
+    assert new.owner.counts()["num_subscriptions"] == 1
+    assert not [key for key in old.stored("session") if len(key) == 8]
+
+
+def test_what_is_in_flight_keeps_its_packet_ids_and_its_place(start: Callable[..., Node]) -> None:
+    settings = OwnerSettings(max_inflight_messages=3)
+    old, new = start(store_id=HERE, settings=settings), start(store_id=THERE, settings=settings)
+    client = old.persistent("mover", 4)
+    client.subscribe(b"t", 2)
+    publisher = old.connect("publisher")
+    for number in range(8):
+        publisher.publish(b"t", b"%d" % number, 1, number + 1)
+    first = client.take_publishes()
+    client.acknowledge(first[0].packet_id)
+    unacknowledged = [(publish.packet_id, publish.payload) for publish in [*first[1:], *client.take_publishes()]]
+    move = Move(old, new)
+    assert client.closed
+    move.begin()
+    again = new.persistent("mover", 4)
+    resent = again.take_publishes()
+    assert [(publish.packet_id, publish.payload) for publish in resent] == unacknowledged
+    assert all(publish.dup for publish in resent)
+    again.acknowledge(*[publish.packet_id for publish in resent])
+    move.end()
+    assert payloads(again) == [b"4", b"5", b"6", b"7"]
+
+
+def test_qos_2_goes_on_in_both_directions(start: Callable[..., Node]) -> None:
+    old, new = start(store_id=HERE), start(store_id=THERE)
+    client = old.persistent("mover", 4)
+    client.subscribe(b"t", 2)
+    client.publish(b"u", b"mine", 2, 9)
+    old.connect("publisher").publish_qos2(b"t", b"theirs", 1)
+    publish = client.take()[-1]
+    client.receive_qos2(publish.packet_id)
+    move = Move(old, new)
+    session = move.begin()
+    assert list(session.incoming) == [9]
+    watcher = new.connect("watcher")
+    watcher.subscribe(b"u", 1)
+    again = new.persistent("mover", 4)
+    again.publish(b"u", b"mine", 2, 9)
+    assert watcher.take_publishes() == []
+    assert list(session.inflight.deliveries) == []
+    move.end()
+
+
+def test_old_goes_before_new_although_new_comes_first(start: Callable[..., Node]) -> None:
+    old, new = start(store_id=HERE), start(store_id=THERE)
+    client = old.persistent("mover")
+    client.subscribe(b"t", 1)
+    client.drop()
+    for number in range(5):
+        direct(old, ELSEWHERE, number, b"%d" % number)
+    move = Move(old, new)
+    session = move.begin()
+    again = new.persistent("mover")
+    # Of this origin nothing is known yet: the old home has what it sends.
+    direct(new, ELSEWHERE, 5, b"5")
+    direct(old, ELSEWHERE, 5, b"5")
+    new.owner.transfers.set_cut(session, ELSEWHERE, 6, new.now)
+    direct(new, ELSEWHERE, 6, b"6")
+    direct(old, ELSEWHERE, 6, b"6")
+    assert payloads(again) == []
+    move.rest()
+    assert payloads(again) == [b"0", b"1", b"2", b"3", b"4", b"5"]
+    assert session.gate
+    move.end(ELSEWHERE)
+    assert payloads(again) == [b"6"]
+    direct(new, ELSEWHERE, 7, b"7")
+    assert payloads(again) == [b"7"]
+    assert session.arrival is None
+
+
+def test_a_stub_passes_on_what_comes_late(start: Callable[..., Node]) -> None:
+    old, new = start(store_id=HERE), start(store_id=THERE)
+    client = old.persistent("mover")
+    client.subscribe(b"t", 1)
+    client.drop()
+    move = Move(old, new)
+    session = move.begin()
+    again = new.persistent("mover")
+    new.owner.transfers.pass_origin(session, HERE, THERE, new.now)
+    new.connect("publisher").publish(b"t", b"here", 1, 1)
+    assert payloads(again) == [b"here"]
+    direct(old, ELSEWHERE, 3, b"late")
+    move.rest()
+    assert payloads(again) == [b"late"]
+    move.end(ELSEWHERE)
+
+
+def test_late_ones_go_before_what_waits_at_the_new_home(start: Callable[..., Node]) -> None:
+    old, new = start(store_id=HERE), start(store_id=THERE)
+    client = old.persistent("mover")
+    client.subscribe(b"t", 1)
+    client.drop()
+    move = Move(old, new)
+    session = move.begin()
+    new.owner.transfers.pass_origin(session, HERE, THERE, new.now)
+    publisher = new.connect("publisher")
+    for number in range(3):
+        publisher.publish(b"t", b"new %d" % number, 1, number + 1)
+    direct(old, ELSEWHERE, 3, b"late")
+    move.rest()
+    again = new.persistent("mover")
+    assert payloads(again) == [b"late", b"new 0", b"new 1", b"new 2"]
+    move.end(ELSEWHERE)
+
+
+@pytest.mark.parametrize("confirmed", [True, False])
+def test_the_old_home_restarts_in_the_middle(start: Callable[..., Node], confirmed: bool) -> None:
+    old, new = Node(store_id=HERE), start(store_id=THERE)
+    client = old.persistent("mover")
+    client.subscribe(b"t", 1)
+    publisher = old.connect("publisher")
+    for number in range(60):
+        publisher.publish(b"t", b"%d" % number, 1, number + 1)
+    move = Move(old, new, bytes_max=1000)
+    move.begin()
+    move.chunk(confirmed)
+    reborn = old.restart()
+    assert reborn.owner.counts()["num_offline"] == 0
+    move.old = reborn
+    move.departure = reborn.owner.transfers.departures["mover"]
+    again = new.persistent("mover")
+    move.rest()
+    assert payloads(again) == [b"%d" % number for number in range(60)]
+    move.end()
+    reborn.validate()
+
+
+def test_the_new_home_restarts_in_the_middle(start: Callable[..., Node]) -> None:
+    old, new = start(store_id=HERE), Node(store_id=THERE)
+    client = old.persistent("mover")
+    client.subscribe(b"t", 1)
+    publisher = old.connect("publisher")
+    for number in range(60):
+        publisher.publish(b"t", b"%d" % number, 1, number + 1)
+    move = Move(old, new, bytes_max=1000)
+    move.begin()
+    new.owner.transfers.set_cut(move.session(), ELSEWHERE, 7, new.now)
+    direct(new, ELSEWHERE, 7, b"direct")
+    move.chunk(confirmed=False)
+    new.validate()
+    move.new = new.restart()
+    session = move.session()
+    assert session.gate and session.arrival is not None
+    again = move.new.persistent("mover")
+    old.owner.transfers.rewind(move.departure)
+    move.rest()
+    assert payloads(again) == [b"%d" % number for number in range(60)]
+    move.end(ELSEWHERE)
+    assert payloads(again) == [b"direct"]
+    move.new.validate()
+
+
+def test_large_messages_are_stored_once_and_forgotten(start: Callable[..., Node]) -> None:
+    old, new = start(store_id=HERE), start(store_id=THERE)
+    for name in ("mover", "stayer"):
+        client = old.persistent(name)
+        client.subscribe(b"t", 1)
+        client.drop()
+    publisher = old.connect("publisher")
+    for number in range(5):
+        publisher.publish(b"t", b"x" * 2000, 1, number + 1)
+    move = Move(old, new, bytes_max=3000)
+    move.begin()
+    move.end()
+    assert len(old.stored("message")) == 5
+    assert len(new.stored("message")) == 5
+    assert len(payloads(new.persistent("mover"))) == 5
+    assert new.stored("message") == []
+
+
+def test_a_dead_old_home_holds_up_nothing(start: Callable[..., Node]) -> None:
+    old, new = start(store_id=HERE), start(store_id=THERE)
+    client = old.persistent("mover")
+    client.subscribe(b"t", 1)
+    client.drop()
+    direct(old, ELSEWHERE, 1, b"old")
+    move = Move(old, new)
+    session = move.begin()
+    again = new.persistent("mover")
+    new.owner.transfers.set_cut(session, ELSEWHERE, 2, new.now)
+    direct(new, ELSEWHERE, 2, b"new")
+    assert payloads(again) == []
+    new.owner.transfers.set_present(session, HERE, False, new.now)
+    new.settle()
+    assert payloads(again) == [b"new"]
+    new.owner.transfers.set_present(session, HERE, True, new.now)
+    move.rest()
+    assert payloads(again) == [b"old"]
+    move.end(ELSEWHERE)
+
+
+def test_rivals_of_a_partition_are_merged_in_front(start: Callable[..., Node]) -> None:
+    """Both sides made a session of the same epoch counter; what the loser has left goes before the winner's."""
+    old, new = start(store_id=HERE), start(store_id=THERE)
+    loser = old.persistent("mover", 4)
+    rival = old.owner.session("mover")
+    assert rival is not None
+    rival.next_seq = (2 << PLACE_BITS) + 1
+    loser.subscribe(b"t", 1)
+    direct(old, ELSEWHERE, 1, b"in flight")
+    loser.drop()
+    direct(old, ELSEWHERE, 2, b"old")
+    move = Move(old, new)
+    move.departure.head.inflight_seq = 0
+    session = move.begin()
+    new.owner.transfers.pass_origin(session, HERE, THERE, new.now)
+    new.connect("publisher").publish(b"t", b"new", 1, 1)
+    move.rest(in_flight=False)
+    again = new.persistent("mover", 4)
+    publishes = again.take_publishes()
+    assert [(publish.payload, publish.dup) for publish in publishes] == [
+        (b"in flight", False),
+        (b"old", False),
+        (b"new", False),
+    ]
+    assert session.next_seq > rival.next_seq
+    move.end(ELSEWHERE)
+
+
+def test_a_session_that_ends_takes_its_arrival_with_it(start: Callable[..., Node]) -> None:
+    old, new = start(store_id=HERE), start(store_id=THERE)
+    client = old.persistent("mover")
+    client.subscribe(b"t", 1)
+    client.drop()
+    direct(old, ELSEWHERE, 1, b"old")
+    move = Move(old, new)
+    move.begin()
+    new.connect("mover", clean=True)
+    assert new.owner.transfers.accept(move.session(), HERE, [], True, new.now) == 0
+    old.owner.discard("mover", old.now)
+    old.settle()
+    assert old.owner.transfers.departures == {}
+    assert old.dropped("session_ended") == 1
