@@ -15,18 +15,16 @@ origin), and through the old home, which goes on taking what is routed to it. A 
     from an old home, from the cut on                              had already, directly
 
 What came directly has higher places in the queue than all that comes from old homes. It waits behind the gate while an
-origin's messages come directly and the old home has not said that it has passed on everything from before (`passed`).
+origin's messages come directly and the old home has not said that it has passed on everything below the cut (`passed`).
 An old home that is not there holds up nobody.
 
 Each old home (a donor) numbers its deliveries by their places, so its `watermark` is the last place that was taken.
 
-Invariant: the gate is closed exactly while an origin with a cut is not passed by a donor that is there.
+Invariant: the gate is closed exactly while a donor that is there has not passed on everything below a cut.
 """
 
 import struct
 from typing import Final, final
-
-from broker.core.message import ORIGIN_BYTES
 
 VALUE_VERSION: Final = 1
 # A home's places begin with its epoch's counter; below are the places of those that had the session before.
@@ -36,18 +34,22 @@ RIVALS_MAX: Final = 31
 _RIVAL_BITS: Final = 34
 _HEAD: Final = struct.Struct(">BHH")
 _CUT: Final = struct.Struct(">16sQ")
-_DONOR: Final = struct.Struct(">16sQBH")
+_DONOR: Final = struct.Struct(">16sQBBH")
 
 
 @final
 class Donor:
-    """An old home: the last place that was taken from it, and the origins of which it has passed on everything."""
+    """An old home: the last place that was taken from it, and below which number of each origin it has passed on all.
 
-    __slots__ = ("passed", "present", "rival", "watermark")
+    `heir` says that the session goes on here as it was there, with its packet ids; else it has a life of its own.
+    """
+
+    __slots__ = ("heir", "passed", "present", "rival", "watermark")
 
     def __init__(self) -> None:
         self.watermark: int = 0
-        self.passed: dict[bytes, bool] = {}
+        self.heir = False
+        self.passed: dict[bytes, int] = {}
         # Whether the donor's node runs, as far as is known.
         self.present = True
         # Its range among those of the same epoch counter, 0 for none.
@@ -93,8 +95,8 @@ class Arrival:
         """Say whether what came directly has to wait."""
         for donor in self.donors.values():
             if donor.present:
-                for origin in self.cuts:
-                    if origin not in donor.passed:
+                for origin, cut in self.cuts.items():
+                    if cut > donor.passed.get(origin, -1):
                         return True
         return False
 
@@ -104,8 +106,8 @@ class Arrival:
         for origin, number in self.cuts.items():
             parts.append(_CUT.pack(origin, number))
         for store_id, donor in self.donors.items():
-            parts.append(_DONOR.pack(store_id, donor.watermark, donor.rival, len(donor.passed)))
-            parts.extend(donor.passed)
+            parts.append(_DONOR.pack(store_id, donor.watermark, donor.heir, donor.rival, len(donor.passed)))
+            parts.extend([_CUT.pack(origin, number) for origin, number in donor.passed.items()])
         return b"".join(parts)
 
 
@@ -121,14 +123,14 @@ def unpack_arrival(value: bytes) -> Arrival:
         arrival.cuts[origin] = number
         pos += _CUT.size
     for _ in range(donors):
-        store_id, watermark, rival, passed = _DONOR.unpack_from(value, pos)
+        store_id, watermark, heir, rival, passed = _DONOR.unpack_from(value, pos)
         pos += _DONOR.size
         donor = arrival.donor(store_id)
         donor.watermark = watermark
+        donor.heir = heir != 0
         donor.rival = rival
         for _ in range(passed):
-            if pos + ORIGIN_BYTES > len(value):
-                raise struct.error("an arrival that is cut")
-            donor.passed[value[pos : pos + ORIGIN_BYTES]] = True
-            pos += ORIGIN_BYTES
+            origin, number = _CUT.unpack_from(value, pos)
+            donor.passed[origin] = number
+            pos += _CUT.size
     return arrival

@@ -207,9 +207,12 @@ class Transfers:
     # The new home.
 
     def begin_arrival(
-        self, head: SessionHead, counter: int, donor: bytes, cut: tuple[bytes, int], now: float
+        self, head: SessionHead, counter: int, donor: bytes, heir: bool, cut: tuple[bytes, int], now: float
     ) -> Session:
-        """Make a session of what its old home says of it; `cut` is this node's own: its store id and next number."""
+        """Make a session of what its old home says of it, or the others know of it if that is not there.
+
+        `heir` says that it is the former; `cut` is this node's own: its store id and next number.
+        """
         session = Session(
             self._store.take_number(),
             head.client_id,
@@ -224,7 +227,7 @@ class Transfers:
         arrival = Arrival(counter)
         arrival.cuts[cut[0]] = cut[1]
         if donor:
-            arrival.donor(donor)
+            arrival.donor(donor).heir = heir
         session.next_seq = arrival.first_seq + 1
         session.inflight.next_id = head.next_packet_id
         session.arrival = arrival
@@ -239,11 +242,8 @@ class Transfers:
         self._update(session, arrival, now)
         return session
 
-    def accept(self, session: Session, donor_id: bytes, deliveries: list[Delivery], in_flight: bool, now: float) -> int:
-        """Take deliveries from an old home, in the order of their places, and return the watermark.
-
-        `in_flight`: the session goes on as it was there, with its packet ids; else it has a life of its own here.
-        """
+    def accept(self, session: Session, donor_id: bytes, deliveries: list[Delivery], now: float) -> int:
+        """Take deliveries from an old home, in the order of their places, and return the watermark."""
         arrival = session.arrival
         if arrival is None:
             return 0
@@ -256,7 +256,7 @@ class Transfers:
             donor.watermark = delivery.seq
             message = delivery.message
             delivery.seq = arrival.place(donor, delivery.seq)
-            if delivery.packet_id and in_flight:
+            if delivery.packet_id and donor.heir:
                 session.inflight.restore(delivery)
                 self._store.put_delivery(session.number, delivery)
                 continue
@@ -285,11 +285,11 @@ class Transfers:
             self._store.put_arrival(session)
             self._update(session, arrival, now)
 
-    def pass_origin(self, session: Session, donor: bytes, origin: bytes, now: float) -> None:
-        """An old home has passed on all it ever gets of an origin."""
+    def pass_origin(self, session: Session, donor: bytes, origin: bytes, number: int, now: float) -> None:
+        """An old home has passed on all that it gets of an origin below a number."""
         arrival = session.arrival
-        if arrival is not None and origin not in arrival.donor(donor).passed:
-            arrival.donor(donor).passed[origin] = True
+        if arrival is not None and number > arrival.donor(donor).passed.get(origin, -1):
+            arrival.donor(donor).passed[origin] = number
             self._store.put_arrival(session)
             self._update(session, arrival, now)
 
