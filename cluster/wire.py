@@ -88,6 +88,10 @@ class Reader:
             raise FrameError(f"{address[:ADDRESS_BYTES_MAX]!r} is no address")
         return address
 
+    def left(self) -> int:
+        """Return how many bytes are left."""
+        return len(self._data) - self._position
+
     def rest(self) -> bytes:
         """Read what is left."""
         return self.take(len(self._data) - self._position)

@@ -127,7 +127,7 @@ class QueueOwner:
             self._storage, now, float(settings.leave_will_grace_s), float(settings.max_last_will_delay_s), lasting
         )
         self._lifetimes.restore([session for session in sessions if not session.departing], now)
-        self.transfers.restore(sessions, now)
+        self.transfers.restore(sessions)
 
     def set_clock(self, now: float, utc_ms: int) -> None:
         """Take a reading of both clocks, for the deadlines that are stored; each turn has its own."""
@@ -196,7 +196,7 @@ class QueueOwner:
             session = self._sessions.get(client_id)
         if session is None:
             return self.transfers.departures.get(client_id)
-        return self.transfers.depart(session, now)
+        return self.transfers.depart(session)
 
     def discard(self, client_id: str, now: float) -> None:
         """Close the client's connection and end its session: it began anew at another node [MQTT-3.1.4-4]."""

@@ -38,7 +38,7 @@ from broker.core.wills import LeftWill, Wills
 
 @final
 class SessionHead:
-    """A session without its deliveries. Deadlines are what is left of them in ms, -1 for none.
+    """A session without its deliveries. `expires_at` is monotonic seconds, 0.0 for never or not yet.
 
     `subscriptions` are (filter, options, identifier); `incoming` are the packet ids of QoS 2 PUBLISHes that the client
     has not released. The deliveries up to the place `inflight_seq` have to be there before the client may go on.
@@ -46,7 +46,7 @@ class SessionHead:
 
     __slots__ = (
         "client_id",
-        "expires_in_ms",
+        "expires_at",
         "expiry_s",
         "incoming",
         "inflight_seq",
@@ -54,20 +54,18 @@ class SessionHead:
         "subscriptions",
         "user_name",
         "will",
-        "will_due_in_ms",
     )
 
     def __init__(self, client_id: str, user_name: str | None, expiry_s: int) -> None:
         self.client_id = client_id
         self.user_name = user_name
         self.expiry_s = expiry_s
-        self.expires_in_ms: int = -1
+        self.expires_at: float = 0.0
         self.subscriptions: list[tuple[bytes, int, int]] = []
         self.incoming: list[int] = []
         self.next_packet_id: int = 1
         self.inflight_seq: int = 0
         self.will: LeftWill | None = None
-        self.will_due_in_ms: int = -1
 
 
 @final
@@ -105,24 +103,24 @@ class Transfers:
         self._wills = wills
         self._lifetimes = lifetimes
 
-    def restore(self, sessions: list[Session], now: float) -> None:
+    def restore(self, sessions: list[Session]) -> None:
         """Take over what recovery found, of all sessions."""
         for session in sessions:
             arrival = session.arrival
             if session.departing:
-                self._add(session, self._head(session, now))
+                self._add(session, self._head(session))
             elif arrival is not None and session.client_id in self._lifetimes.sessions:
                 self._dispatcher.arriving[session] = arrival
                 session.gate = arrival.first_seq if arrival.is_gated() else 0
 
     # The old home.
 
-    def depart(self, session: Session, now: float) -> Departure:
+    def depart(self, session: Session) -> Departure:
         """Freeze a session that is stored and has no connection."""
         assert session.attachment is None
         assert session.persistent
         assert session.client_id not in self.departures
-        head = self._head(session, now)
+        head = self._head(session)
         self._lifetimes.release(session)
         self._wills.discard(session.client_id)
         self._dispatcher.loading.pop(session, None)
@@ -141,28 +139,24 @@ class Transfers:
         self.departures[session.client_id] = departure
         return departure
 
-    def _head(self, session: Session, now: float) -> SessionHead:
+    def _head(self, session: Session) -> SessionHead:
         head = SessionHead(session.client_id, session.user_name, session.expiry_s)
-        if session.expires_at != 0.0:
-            head.expires_in_ms = max(0, int((session.expires_at - now) * 1000))
+        head.expires_at = session.expires_at
         head.subscriptions = [
             (topic_filter, wanted.options, wanted.identifier) for topic_filter, wanted in session.subscriptions.items()
         ]
         head.incoming = list(session.incoming)
         head.next_packet_id = session.inflight.next_id
         head.inflight_seq = max([delivery.seq for delivery in session.inflight.deliveries.values()], default=0)
-        left = self._wills.get(session.client_id)
-        if left is not None:
-            head.will = left
-            if left.due != 0.0:
-                head.will_due_in_ms = max(0, int((left.due - now) * 1000))
+        head.will = self._wills.get(session.client_id)
         return head
 
     def read(self, departure: Departure, bytes_max: int) -> list[Delivery]:
         """Return the next deliveries, about `bytes_max` of them. Everything that was written must be committed."""
         found: list[Delivery] = []
         session = departure.session
-        for delivery in self._store.read(session.number, departure.read_to, bytes_max):
+        deliveries = self._store.read(session.number, departure.read_to, bytes_max)
+        for delivery in deliveries:
             departure.read_to = delivery.seq
             if delivery.seq <= departure.confirmed:
                 # The new home has had it since before a restart.
@@ -170,6 +164,9 @@ class Transfers:
             else:
                 departure.sent.append(delivery)
                 found.append(delivery)
+        if not deliveries:
+            # Places that nothing was stored at count as read.
+            departure.read_to = session.next_seq - 1
         return found
 
     def rewind(self, departure: Departure) -> None:
@@ -222,8 +219,7 @@ class Transfers:
             self._settings.queue_lifo,
         )
         session.persistent = True
-        if head.expires_in_ms >= 0:
-            session.expires_at = now + head.expires_in_ms / 1000.0
+        session.expires_at = head.expires_at
         arrival = Arrival(counter)
         arrival.cuts[cut[0]] = cut[1]
         if donor:
@@ -239,6 +235,8 @@ class Transfers:
         for packet_id in head.incoming:
             session.incoming[packet_id] = None
             self._store.put_incoming(session, packet_id, False)
+        if head.will is not None and head.will.due != 0.0:
+            self._wills.adopt(head.will, head.will.due)
         self._update(session, arrival, now)
         return session
 
@@ -301,14 +299,17 @@ class Transfers:
             self._update(session, arrival, now)
 
     def end_donor(self, session: Session, donor: bytes, now: float) -> None:
-        """Nothing more comes from an old home; with the last of them the arrival is over."""
+        """Nothing more comes from an old home."""
         arrival = session.arrival
         if arrival is None:
             return
         arrival.donors.pop(donor, None)
-        if arrival.donors:
-            self._store.put_arrival(session)
-            self._update(session, arrival, now)
+        self._update(session, arrival, now)
+
+    def end_arrival(self, session: Session, now: float) -> None:
+        """No node has anything left of the session: what comes directly is for it from now on."""
+        arrival = session.arrival
+        if arrival is None:
             return
         session.arrival = None
         self._dispatcher.arriving.pop(session, None)

@@ -19,7 +19,7 @@ from typing import Final, final
 
 from broker.core.session_store import SessionStore
 from broker.core.storage import Storage
-from broker.core.stored_message import UNREADABLE, check_version, corrupt, string, unpack_string
+from broker.core.stored_message import UNREADABLE, Clock, check_version, corrupt, string, unpack_string
 from broker.core.will import Will
 
 VALUE_VERSION: Final = 1
@@ -64,7 +64,7 @@ class Wills:
         for key, value in storage.scan("will", b"", b""):
             check_version(value, VALUE_VERSION, "will")
             try:
-                left, deadline_ms = _unpack(key, value)
+                left, deadline_ms = unpack_left_will(key, value)
             except UNREADABLE as error:
                 raise corrupt("will", key, error) from None
             self._left[left.client_id] = left
@@ -130,28 +130,14 @@ class Wills:
             self._due = [(left.due, client_id) for client_id, left in self._left.items() if left.due != 0.0]
             heapq.heapify(self._due)
 
+    def adopt(self, left: LeftWill, due: float) -> None:
+        """Take over the will of a client that is not connected, from another node; `due` as in `schedule`."""
+        self._left[left.client_id] = left
+        self._schedule(left, due)
+        self._put(left)
+
     def _put(self, left: LeftWill) -> None:
-        will = left.will
-        flags = will.qos
-        if will.retain:
-            flags |= _RETAIN
-        if will.expiry_s >= 0:
-            flags |= _EXPIRY
-        if left.user_name is not None:
-            flags |= _USER_NAME
-        deadline_ms = self._store.clock.to_utc_ms(left.due)
-        value = b"".join(
-            (
-                _HEAD.pack(VALUE_VERSION, flags, deadline_ms, will.delay_s, max(will.expiry_s, 0)),
-                string(left.user_name or ""),
-                len(will.topic).to_bytes(2, "big"),
-                will.topic,
-                len(will.properties).to_bytes(4, "big"),
-                will.properties,
-                will.payload,
-            )
-        )
-        self._store.writes.put("will", left.client_id.encode(), value)
+        self._store.writes.put("will", left.client_id.encode(), pack_left_will(left, self._store.clock))
 
     def validate(self) -> None:
         """Check that every will that waits has a deadline in the heap."""
@@ -159,8 +145,32 @@ class Wills:
         assert waiting <= set(self._due)
 
 
-def _unpack(key: bytes, value: bytes) -> tuple[LeftWill, int]:
-    """Return a stored will and its deadline."""
+def pack_left_will(left: LeftWill, clock: Clock) -> bytes:
+    """Return the stored form of a will."""
+    will = left.will
+    flags = will.qos
+    if will.retain:
+        flags |= _RETAIN
+    if will.expiry_s >= 0:
+        flags |= _EXPIRY
+    if left.user_name is not None:
+        flags |= _USER_NAME
+    deadline_ms = clock.to_utc_ms(left.due)
+    return b"".join(
+        (
+            _HEAD.pack(VALUE_VERSION, flags, deadline_ms, will.delay_s, max(will.expiry_s, 0)),
+            string(left.user_name or ""),
+            len(will.topic).to_bytes(2, "big"),
+            will.topic,
+            len(will.properties).to_bytes(4, "big"),
+            will.properties,
+            will.payload,
+        )
+    )
+
+
+def unpack_left_will(key: bytes, value: bytes) -> tuple[LeftWill, int]:
+    """Return a stored will and its deadline in UTC ms; one of UNREADABLE if it can't be read."""
     _version, flags, deadline_ms, delay_s, expiry_s = _HEAD.unpack_from(value)
     user_name, pos = unpack_string(value, _HEAD.size)
     topic, pos = unpack_string(value, pos)

@@ -73,6 +73,7 @@ class Move:
         for origin in (HERE, THERE, *origins):
             transfers.pass_origin(session, HERE, origin, 1 << 62, self.new.now)
         transfers.end_donor(session, HERE, self.new.now)
+        transfers.end_arrival(session, self.new.now)
         self.new.settle()
         self.old.owner.transfers.end_departure(self.departure, self.old.now)
         self.old.settle()
@@ -357,7 +358,7 @@ def test_a_session_that_ends_takes_its_arrival_with_it(start: Callable[..., Node
     move = Move(old, new)
     move.begin()
     new.connect("mover", clean=True)
-    assert new.owner.transfers.accept(move.session(), HERE, [], True, new.now) == 0
+    assert new.owner.transfers.accept(move.session(), HERE, [], new.now) == 0
     old.owner.discard("mover", old.now)
     old.settle()
     assert old.owner.transfers.departures == {}

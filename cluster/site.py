@@ -1,0 +1,34 @@
+"""The site: what the parts that move sessions see of the cluster around their node.
+
+Owns nothing: the mesh implements it. Nodes are named by their store ids here, since it is stores that have sessions.
+"""
+
+from typing import Protocol
+
+
+class Site(Protocol):
+    """One node's view of the others, and its way to them."""
+
+    def store_id(self) -> bytes:
+        """Return this node's store id."""
+
+    def others(self) -> list[bytes]:
+        """Return the other members, whether they run or not."""
+
+    def is_running(self, store_id: bytes) -> bool:
+        """Say whether a member runs and can be told something; this node always does."""
+
+    def version(self) -> tuple[int, int]:
+        """Return (generation, version) of this node's wishes, as told so far."""
+
+    def known_version(self, store_id: bytes) -> tuple[int, int]:
+        """Return (generation, version) of a member's wishes as they are known here; (0, 0) if they aren't."""
+
+    def tell(self, store_id: bytes, frame: bytes) -> None:
+        """Send a frame on the control connection, or lose it."""
+
+    def send(self, store_id: bytes, frame: bytes) -> None:
+        """Send a frame on the bulk connection, or lose it."""
+
+    def mark(self, store_id: bytes, body: bytes) -> None:
+        """Append a mark to the stream to a member, behind all that was published here."""
