@@ -1288,7 +1288,7 @@ HABITS = st.fixed_dictionaries(
     {
         "max_offline_messages": st.sampled_from([3, 9, -1]),
         "max_online_messages": st.sampled_from([4, 9, -1]),
-        "max_queued_bytes": st.sampled_from([-1, 2000]),
+        "max_queued_bytes": st.sampled_from([-1, 12, 2000]),
         "listener_window_bytes": st.sampled_from([400, 100_000]),
         "queue_lifo": st.booleans(),
         "upgrade_outgoing_qos": st.booleans(),
@@ -1315,8 +1315,18 @@ def test_whatever_clients_do_the_invariants_hold(steps, habits, others, grouped)
             model.muster()
         for step in steps:
             model.step(*step)
+            assert_bounded(model.node)
         compare_with_crash(model.node)
         compare_with_restart(model)
+
+
+def assert_bounded(node):
+    """What is held for a session, queued or in flight, keeps the limit in bytes; a single delivery always fits."""
+    limit = node.settings.max_queued_bytes
+    for session in node.owner._sessions.values():
+        held = session.queue.bytes + session.inflight.bytes
+        deliveries = len(session.queue) + sum(1 for of in session.inflight.deliveries.values() if not of.released)
+        assert limit < 0 or held <= limit or deliveries == 1
 
 
 def compare_with_crash(node):
