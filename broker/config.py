@@ -147,7 +147,7 @@ class MqttConfig:
     topic_alias_max_broker: int = _key(whole(0, 65535), 0, "topic aliases set for a v5 client that takes them")
     max_subscriptions_per_client: int = _key(whole(0, 2**31 - 1), 0, "0: no limit")
     max_retained_messages: int = _key(whole(0, 2**31 - 1), 0, "retained messages of a node; 0: no limit")
-    max_retained_bytes: int = _key(whole(0, 2**62), 0, "their topics, properties and payloads; 0: no limit")
+    max_retained_bytes: int = _key(whole(0, 2**62), 0, "about what they take in memory; 0: no limit")
     max_last_will_delay: str = _key(will_delay, "client", "client, or <n>s, h, d, w, m or y at most")
     suppress_lwt_on_session_takeover: bool = _key(switch, False, "no will when the client connects again meanwhile")
     max_connections: int = _key(whole(0, 2**31 - 1), 0, "connected clients of a node; 0: no limit")

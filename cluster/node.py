@@ -75,7 +75,10 @@ class NodeCore:
         self.owner.set_clock(now, utc_ms)
 
     def begin(self, now: float) -> None:
-        """Begin a turn; what the last one wrote is committed."""
+        """Begin a turn; what the last one wrote is committed. StorageError if what a queue goes on with can't be read.
+
+        `freeze` it then: what was read counts, and `thaw` reads on.
+        """
         self._now = now
         if not self._frozen:
             self.owner.begin(now)
@@ -138,8 +141,9 @@ class NodeCore:
         self.owner.degraded.wait(waiting.to_listeners)
 
     def thaw(self, now: float) -> None:
-        """Everything that waited is committed and carried out."""
+        """Everything that waited is committed and carried out; StorageError, and it stays frozen, if reading fails."""
         self._now = now
+        self.owner.begin(now)
         self._frozen = False
         self.mesh.freeze(False)
         self.owner.degraded.end(now)

@@ -133,7 +133,10 @@ class QueueOwner:
 
         What is told between two turns may have written something; then the next turn, which is due at once, reads.
         """
-        if self._dispatcher.wants_load() and not len(self._store.writes):
+        if len(self._store.writes):
+            return
+        self._store.committed()
+        if self._dispatcher.wants_load():
             self._dispatcher.load(now)
 
     def receive(self, event: Event, now: float) -> None:
