@@ -152,7 +152,6 @@ class Degraded:
             self.hold(event)
             return False
         self._counters.mqtt_publish_received += 1
-        self._counters.mqtt_publish_error += 1
         self._counters.drop(DROP_REASON)
         kind = PUBACK if message.qos == 1 else PUBREC
         attachment.outlet.batch.acknowledge(kind, connection, event.packet_id, Reason.QUOTA_EXCEEDED)

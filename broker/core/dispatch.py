@@ -465,6 +465,9 @@ class Dispatcher:
             session.inflight.forget_message(delivery)
         # [MQTT-4.3.3-4] [MQTT-4.6.0-4] [MQTT311-4.3.3-1] [MQTT311-4.6.0-4] At once, and so in the order of the PUBRECs.
         batch.acknowledge(PUBREL, attachment.connection, packet_id, 0)
+        if self._bytes_max >= 0 and self._has_work(session):
+            # The message is held no more, and that may be all that something waits for.
+            self.drain(attachment, now)
         return 0
 
     def completed(self, attachment: Attachment, packet_id: int, now: float) -> int:

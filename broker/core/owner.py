@@ -278,6 +278,10 @@ class QueueOwner:
         outlet = self._outlets[event.connection >> 32]
         limit = self.settings.max_connections
         session = self._sessions.get(event.client_id)  # [MQTT-3.1.3-2] [MQTT311-3.1.3-2]
+        if session is not None and session.user_name and session.user_name != event.user_name:
+            # [MQTT-3.1.3-8] [MQTT311-3.1.3-9] Nobody reads, ends or takes over what belongs to another user.
+            outlet.batch.connack(event.connection, Reason.CLIENT_IDENTIFIER_NOT_VALID, False)
+            return
         if limit >= 0 and len(self._attachments) >= limit and (session is None or session.attachment is None):
             self.counters.refuse("max_connections")
             outlet.batch.connack(event.connection, Reason.QUOTA_EXCEEDED, False)

@@ -41,7 +41,10 @@ class Counters:
     def __init__(self) -> None:
         self.mqtt_publish_received: int = 0
         self.mqtt_publish_sent: int = 0
+        # What could not be done as the node was not ready.
         self.mqtt_publish_error: int = 0
+        self.mqtt_subscribe_error: int = 0
+        self.mqtt_unsubscribe_error: int = 0
         self.mqtt_puback_invalid_error: int = 0
         self.mqtt_pubrec_invalid_error: int = 0
         self.mqtt_pubcomp_invalid_error: int = 0
@@ -71,6 +74,8 @@ class Counters:
             "mqtt_publish_received": self.mqtt_publish_received,
             "mqtt_publish_sent": self.mqtt_publish_sent,
             "mqtt_publish_error": self.mqtt_publish_error,
+            "mqtt_subscribe_error": self.mqtt_subscribe_error,
+            "mqtt_unsubscribe_error": self.mqtt_unsubscribe_error,
             "mqtt_puback_invalid_error": self.mqtt_puback_invalid_error,
             "mqtt_pubrec_invalid_error": self.mqtt_pubrec_invalid_error,
             "mqtt_pubcomp_invalid_error": self.mqtt_pubcomp_invalid_error,

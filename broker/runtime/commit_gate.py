@@ -59,6 +59,12 @@ class GatedStorage(Protocol):
     def next_deadline(self) -> float:
         """Return when `flush` wants to be called."""
 
+    def checkpoint(self, directory: str) -> None:
+        """Sync what was committed, and copy it."""
+
+    def has_failed(self) -> bool:
+        """Say whether a write or a sync failed since the store was opened."""
+
 
 class Held(NamedTuple):
     """An event that waits for the store, and how much credit comes back when it is done."""
@@ -89,7 +95,7 @@ class CommitGate:
         try:
             self._node.begin(now)
         except StorageError as error:
-            self._begin(str(error), NodeEffects(WriteBatch(), [], {}, []), now)
+            self._begin_empty(error, now)
 
     def receive(self, event: Event, now: float) -> None:
         """Take an event that is no client's: what a listener is and how much it can take."""
@@ -165,7 +171,16 @@ class CommitGate:
             self._storage.flush(now)
         except StorageError as error:
             # What is acknowledged survives all but a power loss; nothing more is, until it does that, too.
-            self._begin(str(error), NodeEffects(WriteBatch(), [], {}, []), now)
+            self._begin_empty(error, now)
+
+    def copy(self, directory: str, now: float) -> None:
+        """Copy the store to a directory that is not there; StorageError if that can't be done."""
+        try:
+            self._storage.checkpoint(directory)
+        except StorageError as error:
+            if self._storage.has_failed() and not self.failing_reason:
+                self._begin_empty(error, now)
+            raise
 
     def next_deadline(self) -> float:
         """Return when `settle` or `flush` has something to do."""
@@ -191,6 +206,10 @@ class CommitGate:
             self._node.freeze(effects)
         else:
             self._leaving.append(effects)
+
+    def _begin_empty(self, error: StorageError, now: float) -> None:
+        """The store failed at something else than a commit."""
+        self._begin(str(error), NodeEffects(WriteBatch(), [], {}, []), now)
 
     def _begin(self, reason: str, effects: NodeEffects, now: float) -> None:
         self.failing_reason = reason

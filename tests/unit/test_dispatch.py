@@ -422,6 +422,28 @@ def test_a_member_of_a_group_is_given_no_more_than_the_limit_in_bytes(start):
     assert len(clients[1].take_publishes()) == 2
 
 
+@pytest.mark.parametrize("topic_filter", [b"a", b"$share/g/a"], ids=["retained", "shared"])
+def test_the_first_half_of_qos2_makes_room(start, topic_filter):
+    """What waits for the limit in bytes need not wait for the PUBCOMP."""
+    node = start(settings=OwnerSettings(max_queued_bytes=1000))
+    publisher = node.connect("p")
+    client = node.connect("c", 5)
+    if topic_filter == b"a":
+        publisher.publish_qos2(b"a", b"x" * 600, retain=True)
+        client.subscribe(b"b", 2)
+        publisher.publish_qos2(b"b", b"y" * 600)
+        client.send(Subscribe(7, (SubscriptionRequest(topic_filter, 2),)))
+    else:
+        client.subscribe(topic_filter, 2)
+        for payload in (b"y", b"x"):
+            publisher.publish_qos2(b"a", payload * 600)
+    first = [packet for packet in client.take() if isinstance(packet, Publish)]
+    assert [packet.payload[:1] for packet in first] == [b"y"]
+    client.send(Pubrec(first[0].packet_id))
+    pubrel, second = client.take()
+    assert (pubrel.packet_id, second.payload[:1]) == (first[0].packet_id, b"x")
+
+
 # Expiry.
 
 
