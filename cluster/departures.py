@@ -65,6 +65,7 @@ class Leaving:
         "home",
         "needs",
         "old_epoch",
+        "quiet",
         "sent_to",
         "spoke_at",
         "state_due",
@@ -88,6 +89,8 @@ class Leaving:
         # What the new home was told of that.
         self.told: dict[bytes, int] = {}
         self.state_due = False
+        # Whether the home has answered the last that it was told.
+        self.quiet = False
 
     def begin_again(self) -> None:
         """Everything that isn't confirmed is to be sent, from the head on."""
@@ -97,6 +100,7 @@ class Leaving:
         self.switched.clear()
         self.told.clear()
         self.spoke_at = -math.inf
+        self.quiet = False
 
 
 @final
@@ -113,8 +117,11 @@ class Departures:
         self._active: dict[bytes, dict[str, Leaving]] = {}
         self._waiting: dict[bytes, dict[str, Leaving]] = {}
         self._items: dict[bytes, list[bytes]] = {}
-        self._switch_at: float = 0.0
-        self._deadline: float = math.inf
+        # Leavings about which something has to be said, or may have.
+        self._due: dict[str, Leaving] = {}
+        self._load_due = False
+        self._switch_at: float = math.inf
+        self._retry_at: float = math.inf
 
     # What happens.
 
@@ -125,7 +132,7 @@ class Departures:
             if leaving.epoch == take.epoch:
                 # It asks again: the head may have been lost.
                 leaving.spoke_at = -math.inf
-                self._deadline = 0.0
+                self._due[take.client_id] = leaving
             return
         if take.clean_start:
             if leaving is not None:
@@ -159,7 +166,9 @@ class Departures:
         leaving = self.leavings.get(ack.client_id)
         if leaving is None or leaving.home != node or leaving.epoch != ack.epoch:
             return
-        self._deadline = 0.0
+        self._due[ack.client_id] = leaving
+        self._load_due = True
+        leaving.quiet = True
         if ack.flags & (OVER | DISCARDED):
             if ack.flags & DISCARDED:
                 self.discarded += 1
@@ -173,6 +182,7 @@ class Departures:
             if not leaving.head_taken or leaving.needs[0] != ack.generation:
                 # A home that restarted tells its wishes anew, and may have lost what members confirmed.
                 leaving.head_taken = True
+                self._owner.transfers.head_taken(departure)
                 leaving.needs = version
                 leaving.switched.clear()
                 leaving.told.clear()
@@ -188,25 +198,37 @@ class Departures:
 
     def switched(self, member: bytes, mark: Mark) -> None:
         """A member's stream has come to where it sends to a home directly."""
-        self._deadline = 0.0
         version = (mark.generation, mark.version)
-        for leaving in self._of_home(mark.home):
-            if leaving.head_taken and version >= leaving.needs and member not in leaving.switched:
+        for client_id, leaving in self.leavings.items():
+            if leaving.home != mark.home or member in leaving.switched:
+                continue
+            if leaving.head_taken and version >= leaving.needs:
+                self._due[client_id] = leaving
                 leaving.switched[member] = (mark.number, leaving.departure.session.next_seq - 1)
 
     def changed(self) -> None:
         """The members, who of them runs, or what is known of their wishes has changed."""
-        self._deadline = 0.0
-        self._switch_at = 0.0
+        if self.leavings:
+            self._switch_at = 0.0
 
-    def has_work(self) -> bool:
+    def home_is_back(self, home: bytes) -> None:
+        """A member runs again: what was said to it may be lost."""
+        self._load_due = True
+        for client_id, leaving in self.leavings.items():
+            if leaving.home == home:
+                leaving.quiet = False
+                leaving.spoke_at = -math.inf
+                self._due[client_id] = leaving
+
+    def wants_load(self) -> bool:
         """Say whether `load` has something to read."""
-        return bool(self._active)
+        return self._load_due
 
     # What is to be done.
 
     def load(self, now: float) -> None:
         """Read and send deliveries. Everything that was written must be committed."""
+        self._load_due = False
         transfers = self._owner.transfers
         for home, active in list(self._active.items()):
             if not self._site.is_running(home):
@@ -220,31 +242,36 @@ class Departures:
                 if deliveries:
                     leaving.sent_to = deliveries[-1].seq
                     leaving.spoke_at = now
+                    leaving.quiet = False
                     self._put(home, pack_deliveries(client_id, leaving.epoch, after, deliveries, now))
                 elif departure.read_to >= departure.session.next_seq - 1 and leaving.head_taken:
                     # What is still to come concerns what is enqueued here later, and the ends of streams.
                     del active[client_id]
                     leaving.state_due = True
-                    self._deadline = 0.0
+                    self._due[client_id] = leaving
             self._fill(home)
 
     def tick(self, now: float) -> None:
         """Say what is due, and what was not answered; call it once a turn."""
-        if now < self._deadline:
-            return
-        self._deadline = math.inf
-        for leaving in list(self.leavings.values()):
-            if self._site.is_running(leaving.home):
-                self._advance(leaving, now)
-                self._deadline = min(self._deadline, leaving.spoke_at + RETRY_S)
         if now >= self._switch_at:
             self._ask_to_switch(now)
-        if self.leavings:
-            self._deadline = min(self._deadline, self._switch_at)
+        if now >= self._retry_at:
+            self._retry_at = math.inf
+            self._due.update([item for item in self.leavings.items() if not item[1].quiet])
+        if not self._due:
+            return
+        due, self._due = self._due, {}
+        for client_id, leaving in due.items():
+            if self.leavings.get(client_id) is leaving and self._site.is_running(leaving.home):
+                self._advance(leaving, now)
+                if not leaving.quiet:
+                    self._retry_at = min(self._retry_at, now + RETRY_S)
 
     def next_deadline(self) -> float:
-        """Return when `tick` has something to do."""
-        return self._deadline
+        """Return when `tick` or `load` has something to do; 0.0 if now."""
+        if self._due or self._load_due:
+            return 0.0
+        return min(self._switch_at, self._retry_at)
 
     def flush(self) -> None:
         """Send what was gathered."""
@@ -277,7 +304,7 @@ class Departures:
     def _advance(self, leaving: Leaving, now: float) -> None:
         departure = leaving.departure
         session = departure.session
-        again = now >= leaving.spoke_at + RETRY_S
+        again = not leaving.quiet and now >= leaving.spoke_at + RETRY_S
         if not leaving.head_taken:
             if again:
                 self._offer(leaving, now)
@@ -291,14 +318,16 @@ class Departures:
             self._activate(leaving)
         passed = self._passed(leaving)
         ended = self._is_ended(leaving, passed)
-        if passed != leaving.told or leaving.state_due or ((ended or passed) and again):
+        if passed != leaving.told or leaving.state_due or (passed and again):
             leaving.told = passed
+            leaving.quiet = False
             leaving.state_due = False
             leaving.spoke_at = now
             self._put(leaving.home, pack_state(session.client_id, leaving.epoch, list(passed.items()), ended))
 
     def _offer(self, leaving: Leaving, now: float) -> None:
         leaving.spoke_at = now
+        leaving.quiet = False
         head = self._owner.transfers.head(leaving.departure)
         client_id = leaving.departure.session.client_id
         self._put(leaving.home, pack_head(client_id, leaving.epoch, leaving.old_epoch, head, now))
@@ -320,7 +349,7 @@ class Departures:
 
     def _ask_to_switch(self, now: float) -> None:
         """Ask who has not switched yet, for the latest version that is needed of each home; switch ourselves."""
-        self._switch_at = now + RETRY_S
+        self._switch_at = math.inf
         site = self._site
         wanted: dict[bytes, dict[bytes, tuple[int, int]]] = {}
         for leaving in self.leavings.values():
@@ -330,21 +359,22 @@ class Departures:
                 # What is published here from now on goes there as well.
                 place = leaving.departure.session.next_seq - 1
                 leaving.switched[site.store_id()] = (self._owner.next_number(), place)
-                self._deadline = 0.0
+                self._due[leaving.departure.session.client_id] = leaving
+            elif site.store_id() not in leaving.switched:
+                self._switch_at = now + RETRY_S
             for member in site.others():
                 if member not in leaving.switched and site.is_running(member):
                     homes = wanted.setdefault(member, {})
                     homes[leaving.home] = max(homes.get(leaving.home, (0, 0)), leaving.needs)
         for member, homes in wanted.items():
+            self._switch_at = now + RETRY_S
             parts = [pack_switch(home, version[0], version[1]) for home, version in homes.items()]
             site.tell(member, frame(FrameType.SWITCH, [pack_u32(len(parts)), *parts]))
 
-    def _of_home(self, home: bytes) -> list[Leaving]:
-        return [leaving for leaving in self.leavings.values() if leaving.home == home]
-
     def _enter(self, leaving: Leaving, urgent: bool) -> None:
-        self._deadline = 0.0
+        self._load_due = True
         client_id = leaving.departure.session.client_id
+        self._due[client_id] = leaving
         waiting = self._waiting.setdefault(leaving.home, {})
         if urgent:
             self._waiting[leaving.home] = {client_id: leaving, **waiting}

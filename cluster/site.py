@@ -18,6 +18,9 @@ class Site(Protocol):
     def is_running(self, store_id: bytes) -> bool:
         """Say whether a member runs and can be told something; this node always does."""
 
+    def is_complete(self) -> bool:
+        """Say whether all members run, and all that they say of themselves is known here."""
+
     def version(self) -> tuple[int, int]:
         """Return (generation, version) of this node's wishes, as told so far."""
 

@@ -84,7 +84,6 @@ class Lifetimes:
         """A session goes to another node: from now on it is not this node's."""
         del self.sessions[session.client_id]
         self._counters.queue_teardown += 1
-        session.expires_at = 0.0
 
     def expire(self, now: float) -> None:
         """End the sessions whose time is over."""

@@ -19,6 +19,7 @@ from typing import final
 from broker.core.arrival import Arrival
 from broker.core.delivery_queue import DeliveryQueue
 from broker.core.effects import Ticket
+from broker.core.epoch import FIRST_EPOCH, Epoch
 from broker.core.fifo import Fifo
 from broker.core.inflight import Inflight
 from broker.core.outlet import Outlet
@@ -48,6 +49,7 @@ class Session:
         "attachment",
         "client_id",
         "departing",
+        "epoch",
         "expires_at",
         "expiry_s",
         "gate",
@@ -97,6 +99,8 @@ class Session:
         self.gate: int = 0
         # Whether it goes to another node, or has gone: then it is nobody's session here.
         self.departing = False
+        # Since when this node is the home of the client id.
+        self.epoch: Epoch = FIRST_EPOCH
         self.attachment: Attachment | None = None
 
     def attach(self, attachment: "Attachment") -> None:

@@ -26,6 +26,7 @@ from typing import final
 
 from broker.core.arrival import Arrival
 from broker.core.dispatch import Dispatcher
+from broker.core.epoch import Epoch
 from broker.core.lifetimes import Lifetimes
 from broker.core.message import NO_MESSAGE, Delivery
 from broker.core.session import Session
@@ -72,11 +73,12 @@ class SessionHead:
 class Departure:
     """A stub and how far its deliveries have gone: `sent` are those that were read and are not confirmed."""
 
-    __slots__ = ("confirmed", "head", "read_to", "sent", "session")
+    __slots__ = ("confirmed", "read_to", "sent", "session", "will")
 
-    def __init__(self, session: Session, head: SessionHead) -> None:
+    def __init__(self, session: Session, will: LeftWill | None) -> None:
         self.session = session
-        self.head = head
+        # That of a client that was not connected, and was not due.
+        self.will = will
         self.sent: deque[Delivery] = deque()
         self.read_to: int = 0
         self.confirmed: int = 0
@@ -108,7 +110,7 @@ class Transfers:
         for session in sessions:
             arrival = session.arrival
             if session.departing:
-                self._add(session, self._head(session))
+                self._add(session)
             elif arrival is not None and session.client_id in self._lifetimes.sessions:
                 self._dispatcher.arriving[session] = arrival
                 session.gate = arrival.first_seq if arrival.is_gated() else 0
@@ -120,26 +122,26 @@ class Transfers:
         assert session.attachment is None
         assert session.persistent
         assert session.client_id not in self.departures
-        head = self._head(session)
         self._lifetimes.release(session)
-        self._wills.discard(session.client_id)
         self._dispatcher.loading.pop(session, None)
         session.departing = True
         self._store.put_departing(session)
-        return self._add(session, head)
+        return self._add(session)
 
-    def _add(self, session: Session, head: SessionHead) -> Departure:
+    def _add(self, session: Session) -> Departure:
         session.queue.keep_in_store()
         if session.arrival is not None:
             # Whatever is still to come goes to the new home.
             session.arrival = None
             self._store.delete_arrival(session)
             self._dispatcher.arriving.pop(session, None)
-        departure = Departure(session, head)
+        departure = Departure(session, self._wills.suspend(session.client_id))
         self.departures[session.client_id] = departure
         return departure
 
-    def _head(self, session: Session) -> SessionHead:
+    def head(self, departure: Departure) -> SessionHead:
+        """Return what the new home has to have first, as it is now."""
+        session = departure.session
         head = SessionHead(session.client_id, session.user_name, session.expiry_s)
         head.expires_at = session.expires_at
         head.subscriptions = [
@@ -148,8 +150,14 @@ class Transfers:
         head.incoming = list(session.incoming)
         head.next_packet_id = session.inflight.next_id
         head.inflight_seq = max([delivery.seq for delivery in session.inflight.deliveries.values()], default=0)
-        head.will = self._wills.get(session.client_id)
+        head.will = departure.will
         return head
+
+    def head_taken(self, departure: Departure) -> None:
+        """The new home has committed the head: the will, if there was one, is its to publish."""
+        if departure.will is not None:
+            departure.will = None
+            self._wills.forget(departure.session.client_id)
 
     def read(self, departure: Departure, bytes_max: int) -> list[Delivery]:
         """Return the next deliveries, about `bytes_max` of them. Everything that was written must be committed."""
@@ -188,6 +196,7 @@ class Transfers:
     def end_departure(self, departure: Departure, now: float) -> None:
         """Remove the stub, and what is left of it."""
         session = departure.session
+        self.head_taken(departure)
         del self.departures[session.client_id]
         self._subscribing.end_session(session, now)
         if len(session.queue):
@@ -204,7 +213,7 @@ class Transfers:
     # The new home.
 
     def begin_arrival(
-        self, head: SessionHead, counter: int, donor: bytes, heir: bool, cut: tuple[bytes, int], now: float
+        self, head: SessionHead, epoch: Epoch, donor: bytes, heir: bool, cut: tuple[bytes, int], now: float
     ) -> Session:
         """Make a session of what its old home says of it, or the others know of it if that is not there.
 
@@ -220,7 +229,8 @@ class Transfers:
         )
         session.persistent = True
         session.expires_at = head.expires_at
-        arrival = Arrival(counter)
+        session.epoch = epoch
+        arrival = Arrival(epoch.counter)
         arrival.cuts[cut[0]] = cut[1]
         if donor:
             arrival.donor(donor).heir = heir
@@ -239,6 +249,19 @@ class Transfers:
             self._wills.adopt(head.will, head.will.due)
         self._update(session, arrival, now)
         return session
+
+    def arriving(self) -> list[Session]:
+        """Return the sessions that still get something from other nodes, or may."""
+        return list(self._dispatcher.arriving)
+
+    def add_donor(self, session: Session, donor: bytes, now: float) -> None:
+        """Another old home has something left of the session, which has a life of its own here."""
+        if session.arrival is None:
+            session.arrival = Arrival(session.epoch.counter)
+            self._dispatcher.arriving[session] = session.arrival
+        if donor not in session.arrival.donors:
+            session.arrival.donor(donor)
+            self._update(session, session.arrival, now)
 
     def accept(self, session: Session, donor_id: bytes, deliveries: list[Delivery], now: float) -> int:
         """Take deliveries from an old home, in the order of their places, and return the watermark."""

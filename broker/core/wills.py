@@ -130,6 +130,15 @@ class Wills:
             self._due = [(left.due, client_id) for client_id, left in self._left.items() if left.due != 0.0]
             heapq.heapify(self._due)
 
+    def suspend(self, client_id: str) -> LeftWill | None:
+        """Take the will of a client whose session goes to another node, and leave it in the store until `forget`."""
+        return self._left.pop(client_id, None)
+
+    def forget(self, client_id: str) -> None:
+        """The other node has what `suspend` took."""
+        if client_id not in self._left:
+            self._store.writes.delete("will", client_id.encode())
+
     def adopt(self, left: LeftWill, due: float) -> None:
         """Take over the will of a client that is not connected, from another node; `due` as in `schedule`."""
         self._left[left.client_id] = left

@@ -7,6 +7,7 @@ import pytest
 from core_helpers import Client, Node, started_nodes
 
 from broker.core.arrival import PLACE_BITS
+from broker.core.epoch import Epoch
 from broker.core.message import Message
 from broker.core.session import Session
 from broker.core.settings import OwnerSettings
@@ -35,15 +36,16 @@ class Move:
         assert departure is not None
         old.settle()
         self.departure: Departure = departure
+        self.head = old.owner.transfers.head(departure)
 
     def begin(self, counter: int = 2, heir: bool = True) -> Session:
         """The new home takes the head, and what was in flight."""
         owner = self.new.owner
         cut = (self.new.store_id, owner.next_number())
-        session = owner.transfers.begin_arrival(self.departure.head, counter, HERE, heir, cut, self.new.now)
+        session = owner.transfers.begin_arrival(self.head, Epoch(counter, 0, THERE), HERE, heir, cut, self.new.now)
         self.new.settle()
         watermark = 0
-        while watermark < self.departure.head.inflight_seq:
+        while watermark < self.head.inflight_seq:
             watermark = self.chunk()
         return session
 

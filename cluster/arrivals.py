@@ -1,0 +1,302 @@
+"""Arrivals: the new home's half of moves, for all sessions that come to this node.
+
+Owns which sessions were asked for, what was heard of them, and what is answered. It knows what the owner's `transfer`
+does with the session itself, and nothing of connections; which node had a client id before, the caller says.
+
+Theory of operation
+-------------------
+    ask --TAKE, until answered--> HEAD and what was in flight: READY      NOTHING: there was no session
+    an old home may as well offer a session by itself: one that was superseded, or that leaves its node
+
+A session that is not here yet goes on as it was there (its heir); one that has a life here takes what the other has
+left, in front of its own. Everything is answered by what has come of it, so that an old home may say everything again.
+An answer leaves with the commit of what it promises, and says which version of this node's wishes has the session's.
+
+Whoever publishes confirms those versions in its stream to this node, which makes the cuts (see `broker.core.arrival`).
+A session that was made of the registry alone, since its old home was away, is an arrival as well: its old home may come
+back. An arrival is over when no node has anything of the client id but this one, and this node would know.
+
+Invariants: a request is open, or has a result that was not taken; `needs` is about sessions that arrive.
+"""
+
+import math
+from typing import Final, final
+
+from broker.core.epoch import Epoch
+from broker.core.owner import QueueOwner
+from broker.core.session import Session
+from broker.core.transfer import SessionHead
+from cluster.frames import FrameType
+from cluster.move_frames import (
+    DELIVERIES,
+    DISCARDED,
+    HEAD,
+    HEAD_TAKEN,
+    NOTHING,
+    OVER,
+    Item,
+    Mark,
+    MoveAck,
+    Take,
+    frame,
+    pack_move_ack,
+    pack_take,
+)
+from cluster.registry import Registry
+from cluster.site import Site
+from cluster.wire import pack_u32
+
+RETRY_S: Final = 0.5
+
+
+@final
+class Asked:
+    """A session that this node wants to have."""
+
+    __slots__ = ("asked_at", "inflight_seq", "old_home", "take")
+
+    def __init__(self, take: Take, old_home: bytes) -> None:
+        self.take = take
+        self.old_home = old_home
+        self.asked_at: float = -math.inf
+        # Up to which place it has to come before the client may go on; -1 until the head is here.
+        self.inflight_seq: int = -1
+
+
+@final
+class Arrivals:
+    """The sessions that come to this node."""
+
+    def __init__(self, owner: QueueOwner, site: Site, registry: Registry) -> None:
+        self.arrived: int = 0
+        self._owner = owner
+        self._site = site
+        self._registry = registry
+        self._asked: dict[str, Asked] = {}
+        # Client ids whose session is here as far as it has to be, or was nowhere.
+        self._ready: list[str] = []
+        self._deadline: float = math.inf
+        # Old home -> client id -> what is to be answered when the turn's wishes are told.
+        self._answers: dict[bytes, dict[str, MoveAck]] = {}
+        # Client id -> the version of this node's wishes that has the session's; (0, 0) until it is told.
+        self._needs: dict[str, tuple[int, int]] = dict.fromkeys(
+            [session.client_id for session in owner.transfers.arriving()], (0, 0)
+        )
+        # Something has happened that may end arrivals.
+        self._check_due = bool(self._needs)
+
+    # What is wanted.
+
+    def ask(self, client_id: str, epoch: Epoch, old_home: bytes, clean_start: bool, now: float) -> None:
+        """Ask an old home for a session, or to forget it; `take_ready` has the client id when that is done."""
+        self._asked[client_id] = Asked(Take(client_id, epoch, clean_start), old_home)
+        self._deadline = now
+
+    def forget(self, client_id: str) -> None:
+        """Nobody waits any more. What comes of the session comes all the same."""
+        self._asked.pop(client_id, None)
+
+    def revive(self, head: SessionHead, epoch: Epoch, old_home: bytes, now: float) -> Session:
+        """Make a session of what the registry knows, since its old home is away."""
+        session = self._begin(head, epoch, old_home, False, now)
+        self._owner.transfers.set_present(session, old_home, False, now)
+        return session
+
+    def take_ready(self) -> list[str]:
+        """Return the client ids that were asked for and have come as far as they have to."""
+        ready = self._ready
+        if ready:
+            self._ready = []
+        return ready
+
+    # What happens.
+
+    def receive(self, node: bytes, items: list[Item], now: float) -> None:
+        """An old home says something of sessions."""
+        for item in items:
+            if item.kind == HEAD:
+                self._head(node, item, now)
+            elif item.kind == NOTHING:
+                asked = self._asked.get(item.client_id)
+                if asked is not None and asked.take.epoch == item.epoch:
+                    self._finish(item.client_id)
+            else:
+                self._go_on(node, item, now)
+
+    def confirmed(self, member: bytes, mark: Mark, now: float) -> None:
+        """A member's stream has come to where it knows a version of this node's wishes."""
+        version = (mark.generation, mark.version)
+        for client_id, needs in self._needs.items():
+            session = self._owner.session(client_id)
+            if session is not None and (0, 0) < needs <= version:
+                self._owner.transfers.set_cut(session, member, mark.number, now)
+
+    def running(self, node: bytes, runs: bool, now: float) -> None:
+        """A member runs, or does not any more."""
+        self._deadline = now
+        self._check_due = True
+        for session in self._owner.transfers.arriving():
+            self._owner.transfers.set_present(session, node, runs, now)
+
+    def changed(self) -> None:
+        """The registry or the members changed: arrivals may be over."""
+        self._check_due = True
+
+    # What is to be done.
+
+    def tick(self, now: float) -> None:
+        """Ask again, and end what is over."""
+        if now >= self._deadline:
+            self._deadline = math.inf
+            self._ask(now)
+        if self._check_due and self._needs:
+            self._check_due = False
+            self._check(now)
+
+    def next_deadline(self) -> float:
+        """Return when `tick` has something to do."""
+        return 0.0 if self._ready else self._deadline
+
+    def flush(self) -> None:
+        """Answer; call it when the turn's wishes have their version."""
+        version = self._site.version()
+        for client_id in [client_id for client_id, needs in self._needs.items() if needs == (0, 0)]:
+            self._needs[client_id] = version
+        answers, self._answers = self._answers, {}
+        for node, acks in answers.items():
+            parts = []
+            for ack in acks.values():
+                ack.generation, ack.version = self._needs.get(ack.client_id, version)
+                parts.append(pack_move_ack(ack))
+            self._site.tell(node, frame(FrameType.MOVE_ACK, parts))
+
+    def counts(self) -> dict[str, int]:
+        """Return how many sessions arrive and have arrived."""
+        return {"moves_arriving": len(self._needs), "moves_arrived": self.arrived}
+
+    def validate(self) -> None:
+        """Check the invariants."""
+        assert {session.client_id for session in self._owner.transfers.arriving()} <= set(self._needs)
+
+    def _head(self, node: bytes, item: Item, now: float) -> None:
+        client_id = item.client_id
+        asked = self._asked.get(client_id)
+        session = self._owner.session(client_id)
+        ended = self._registry.ended_by_own(client_id)
+        if ended is not None and ended.is_after(item.old_epoch):
+            # Its client began anew here, or what it had here is over.
+            self._answer(node, item, DISCARDED)
+            return
+        assert item.head is not None
+        if session is None:
+            home = self._registry.find(client_id)
+            if home is not None and home.epoch.is_after(item.epoch):
+                # It has found another home meanwhile, of which the old one will hear.
+                return
+            self._begin(item.head, item.epoch, node, True, now)
+        elif session.epoch != item.epoch:
+            return
+        else:
+            self._owner.transfers.add_donor(session, node, now)
+        if asked is not None and asked.take.epoch == item.epoch:
+            asked.inflight_seq = item.head.inflight_seq
+        self._answer(node, item, HEAD_TAKEN)
+        self._settle(node, item.client_id)
+
+    def _begin(self, head: SessionHead, epoch: Epoch, donor: bytes, heir: bool, now: float) -> Session:
+        cut = (self._site.store_id(), self._owner.next_number())
+        session = self._owner.transfers.begin_arrival(head, epoch, donor, heir, cut, now)
+        self._needs[head.client_id] = (0, 0)
+        self._check_due = True
+        return session
+
+    def _go_on(self, node: bytes, item: Item, now: float) -> None:
+        session = self._owner.session(item.client_id)
+        if session is None or session.epoch != item.epoch:
+            return
+        transfers = self._owner.transfers
+        donor = session.arrival.donors.get(node) if session.arrival is not None else None
+        if donor is None:
+            # Its last word was answered, and the answer was lost.
+            if item.ended:
+                self._answer(node, item, OVER)
+            return
+        flags = HEAD_TAKEN
+        if item.kind == DELIVERIES:
+            if item.after <= donor.watermark:
+                transfers.accept(session, node, item.deliveries, now)
+        else:
+            for origin, number in item.passed:
+                transfers.pass_origin(session, node, origin, number, now)
+            if item.ended and not self._missing(session, node):
+                self.arrived += 1
+                transfers.end_donor(session, node, now)
+                self._check_due = True
+                flags = OVER
+        ack = self._answer(node, item, flags)
+        if item.ended and flags != OVER:
+            ack.missing = self._missing(session, node)
+        self._settle(node, item.client_id)
+
+    def _missing(self, session: Session, node: bytes) -> list[bytes]:
+        """Return the members of which not everything below their cut has come."""
+        arrival = session.arrival
+        assert arrival is not None
+        passed = arrival.donors[node].passed
+        missing = []
+        for member in [self._site.store_id(), *self._site.others()]:
+            cut = arrival.cuts.get(member)
+            if cut is None or cut > passed.get(member, -1):
+                missing.append(member)
+        return missing
+
+    def _settle(self, node: bytes, client_id: str) -> None:
+        """See whether what was asked for is here as far as it has to be."""
+        asked = self._asked.get(client_id)
+        session = self._owner.session(client_id)
+        if asked is None or session is None or asked.inflight_seq < 0:
+            return
+        donor = session.arrival.donors.get(node) if session.arrival is not None else None
+        if donor is None or donor.watermark >= asked.inflight_seq:
+            self._finish(client_id)
+
+    def _finish(self, client_id: str) -> None:
+        del self._asked[client_id]
+        self._ready.append(client_id)
+
+    def _ask(self, now: float) -> None:
+        takes: dict[bytes, list[bytes]] = {}
+        for asked in self._asked.values():
+            if asked.inflight_seq >= 0:
+                continue
+            if now - asked.asked_at >= RETRY_S and self._site.is_running(asked.old_home):
+                asked.asked_at = now
+                takes.setdefault(asked.old_home, []).append(pack_take(asked.take))
+            self._deadline = min(self._deadline, now + RETRY_S)
+        for node, parts in takes.items():
+            self._site.tell(node, frame(FrameType.MOVE_TAKE, [pack_u32(len(parts)), *parts]))
+
+    def _check(self, now: float) -> None:
+        """End the arrivals to which nothing can come any more."""
+        transfers = self._owner.transfers
+        complete = self._site.is_complete()
+        for client_id in list(self._needs):
+            session = self._owner.session(client_id)
+            if session is None or session.arrival is None:
+                del self._needs[client_id]
+            elif complete and not session.arrival.donors and not self._registry.is_elsewhere(client_id):
+                transfers.end_arrival(session, now)
+                del self._needs[client_id]
+
+    def _answer(self, node: bytes, item: Item, flags: int) -> MoveAck:
+        session = self._owner.session(item.client_id)
+        watermark = 0
+        if session is not None and session.arrival is not None and node in session.arrival.donors:
+            watermark = session.arrival.donors[node].watermark
+        answers = self._answers.setdefault(node, {})
+        before = answers.get(item.client_id)
+        ack = MoveAck(item.client_id, item.epoch, flags, watermark)
+        if before is not None and before.epoch == item.epoch:
+            ack.flags |= before.flags
+        answers[item.client_id] = ack
+        return ack

@@ -1,0 +1,205 @@
+"""The registrar: from a client's CONNECT to its session at this node, wherever that was before.
+
+Owns the CONNECTs that wait, and the order of what they wait for: the client id's turn, then the session. It decides
+which node has the session and what becomes of it; how a turn is had is `registration`'s, how a session moves
+`arrivals`' business.
+
+Theory of operation
+-------------------
+    CONNECT --> turn --> no session anywhere, or this node's        --> attached
+                         a session at a node that runs: asked for   --> attached when its head and what was in flight
+                                                                        are here, or when that node has none any more
+                         a session at a node that is away:          --> made of what the registry knows, and attached;
+                                                                        what it had queued comes when that node is back
+    Clean Start asks that node to forget the session, and does not wait for one that is away: a later epoch is enough.
+
+The turn is given back when the client is attached, with the session's epoch. A CONNECT whose client goes meanwhile is
+forgotten, but a move that has begun goes on. One that waits for CONNECT_TIMEOUT_S is refused; another CONNECT of the
+same client id ends it as it would end a connection [MQTT-3.1.4-3].
+
+A node alone knows everything by itself: there nothing waits.
+
+Invariants: a client id has at most one CONNECT that waits here; each has a turn, or a request for one.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Final, final
+
+from broker.core.epoch import Epoch
+from broker.core.events import Attach, Detach
+from broker.core.owner import QueueOwner
+from broker.core.transfer import SessionHead
+from broker.mqtt.reasons import Reason
+from cluster.arrivals import Arrivals
+from cluster.registration import Granted, Registration
+from cluster.registry import Registry
+from cluster.site import Site
+
+CONNECT_TIMEOUT_S: Final = 5.0
+
+
+@final
+class Waiting:
+    """A CONNECT that waits; `epoch` is the session's new one, None until it has the turn."""
+
+    __slots__ = ("deadline", "epoch", "event", "old_home")
+
+    def __init__(self, event: Attach, deadline: float) -> None:
+        self.event = event
+        self.deadline = deadline
+        self.epoch: Epoch | None = None
+        self.old_home: bytes = b""
+
+
+@final
+class Registrar:
+    """The CONNECTs of one node."""
+
+    def __init__(
+        self,
+        owner: QueueOwner,
+        site: Site,
+        registration: Registration,
+        registry: Registry,
+        arrivals: Arrivals,
+        remembered: Callable[[str, bytes], SessionHead | None],
+        stamp: Callable[[], int],
+    ) -> None:
+        """`remembered` makes a head of the rows that a node that is away has of a client id.
+
+        `stamp` is the hybrid clock.
+        """
+        self._owner = owner
+        self._site = site
+        self._registration = registration
+        self._registry = registry
+        self._arrivals = arrivals
+        self._remembered = remembered
+        self._stamp = stamp
+        self._waiting: dict[int, Waiting] = {}
+        self._by_client: dict[str, Waiting] = {}
+        self._deadline: float = math.inf
+
+    def attach(self, event: Attach, now: float) -> None:
+        """Take a CONNECT."""
+        before = self._by_client.get(event.client_id)
+        if before is not None:
+            self._owner.refuse(before.event, Reason.SESSION_TAKEN_OVER)
+            self._forget(before, now)
+        waiting = Waiting(event, now + CONNECT_TIMEOUT_S)
+        self._waiting[event.connection] = waiting
+        self._by_client[event.client_id] = waiting
+        self._deadline = min(self._deadline, waiting.deadline)
+        self._registration.request(event.client_id, event.connection, now)
+        self._go_on(now)
+
+    def detach(self, event: Detach, now: float) -> bool:
+        """Take the end of a connection; false if it does not wait here."""
+        waiting = self._waiting.get(event.connection)
+        if waiting is None:
+            return False
+        self._forget(waiting, now)
+        return True
+
+    def listener_gone(self, listener: int, now: float) -> None:
+        """The connections of a listener ended."""
+        for waiting in [each for each in self._waiting.values() if each.event.connection >> 32 == listener]:
+            self._forget(waiting, now)
+
+    def running(self, node: bytes, runs: bool, now: float) -> None:
+        """A member runs, or does not any more: who waits for it waits no longer."""
+        if runs:
+            return
+        for waiting in [each for each in self._waiting.values() if each.epoch is not None and each.old_home == node]:
+            self._arrivals.forget(waiting.event.client_id)
+            self._resolve(waiting, now)
+
+    def tick(self, now: float) -> None:
+        """Go on where something has come, and refuse what has waited for too long."""
+        self._go_on(now)
+        if now < self._deadline:
+            return
+        self._deadline = math.inf
+        for waiting in list(self._waiting.values()):
+            if waiting.deadline <= now:
+                self._refuse(waiting, now)
+            else:
+                self._deadline = min(self._deadline, waiting.deadline)
+
+    def next_deadline(self) -> float:
+        """Return when `tick` has something to do."""
+        return self._deadline
+
+    def count(self) -> int:
+        """Return how many CONNECTs wait."""
+        return len(self._waiting)
+
+    def validate(self) -> None:
+        """Check the invariants."""
+        assert len(self._waiting) == len(self._by_client)
+        for connection, waiting in self._waiting.items():
+            assert waiting.event.connection == connection
+            assert self._by_client[waiting.event.client_id] is waiting
+
+    def _go_on(self, now: float) -> None:
+        for result in self._registration.take_results():
+            waiting = self._waiting.get(result.token)
+            if waiting is None:
+                continue
+            if isinstance(result, Granted):
+                known = self._registry.highest_epoch(result.client_id)
+                granted = result.epoch
+                latest = granted if known is None or (granted is not None and granted.is_after(known)) else known
+                counter = 1 if latest is None else latest.counter + 1
+                waiting.epoch = Epoch(counter, self._stamp(), self._site.store_id())
+                self._resolve(waiting, now, latest)
+            else:
+                self._refuse(waiting, now)
+        for client_id in self._arrivals.take_ready():
+            ready = self._by_client.get(client_id)
+            if ready is not None and ready.epoch is not None:
+                self._finish(ready, now)
+
+    def _resolve(self, waiting: Waiting, now: float, latest: Epoch | None = None) -> None:
+        """Decide where the session is, and have it or ask for it."""
+        event = waiting.event
+        assert waiting.epoch is not None
+        home = self._registry.find(event.client_id)
+        if latest is None:
+            latest = self._registry.highest_epoch(event.client_id)
+        own = self._site.store_id()
+        old_home = b"" if latest is None else latest.store_id
+        if home is not None and home.epoch == latest and home.epoch.store_id == own:
+            old_home = own
+        if old_home in (b"", own) or self._owner.session(event.client_id) is not None and old_home == own:
+            self._finish(waiting, now)
+        elif self._site.is_running(old_home):
+            waiting.old_home = old_home
+            self._arrivals.ask(event.client_id, waiting.epoch, old_home, event.clean_start, now)
+        else:
+            head = None if event.clean_start else self._remembered(event.client_id, old_home)
+            if head is not None and self._owner.session(event.client_id) is None:
+                self._arrivals.revive(head, waiting.epoch, old_home, now)
+            self._finish(waiting, now)
+
+    def _finish(self, waiting: Waiting, now: float) -> None:
+        assert waiting.epoch is not None
+        event = waiting.event
+        self._owner.attach(event, waiting.epoch, now)
+        session = self._owner.session(event.client_id)
+        epoch = waiting.epoch if session is None else session.epoch
+        del self._waiting[event.connection]
+        del self._by_client[event.client_id]
+        self._registration.release(event.connection, epoch, now)
+
+    def _refuse(self, waiting: Waiting, now: float) -> None:
+        self._owner.refuse(waiting.event, Reason.SERVER_UNAVAILABLE)
+        self._forget(waiting, now)
+
+    def _forget(self, waiting: Waiting, now: float) -> None:
+        event = waiting.event
+        del self._waiting[event.connection]
+        del self._by_client[event.client_id]
+        self._arrivals.forget(event.client_id)
+        self._registration.release(event.connection, None, now)
