@@ -32,6 +32,7 @@ When the view of who runs changes
 Waiting requests go to their new keepers at once. Every keeper surveys all running members for the turns that they
 hold, and grants again when it is settled (`turn_keeper`): a new keeper knows the turns that its predecessor granted,
 be that dead or not, and the registry rows of everybody. A holder that dies, or that restarts, frees its turns.
+The answer to a survey does well to be followed by a heartbeat: its keeper waits for the next one.
 
 So among members that all see the same members run, a turn has one holder. While they see different ones, two keepers
 may grant two turns of one client id: to a node and to another one that the first's keeper doesn't hear. That is
@@ -129,12 +130,13 @@ class Registration:
         store_id: bytes,
         incarnation: int,
         find: Callable[[str], Epoch],
-        is_current: Callable[[], bool],
+        is_current: Callable[[float], bool],
     ) -> None:
         """`find` returns the highest epoch of a client id in all tables known here, NO_EPOCH if there is none.
 
-        `is_current` says whether this node knows the registry rows of every running member as they were when it was
-        told last that a member runs or does not. `incarnation` counts the openings of this node's store.
+        `is_current`, given a time, says whether this node knows the registry rows of every running member as they
+        were then or later: whether, of each, a heartbeat that came since then names the versions of its tables that
+        are known here. `incarnation` counts the openings of this node's store.
         """
         self._view = RunningView(name, store_id, incarnation)
         self._keeper = TurnKeeper(self._view, find, is_current)
@@ -309,16 +311,15 @@ class Registration:
     def _release(self, request: Request, epoch: Epoch, now: float) -> None:
         """Tell all who may have the request under its number that it is over, and forget the number.
 
-        They are who was asked, the keeper of today, and this node, which may have been that in between. Another one
-        that was asks by itself.
+        They are who was asked; of a turn that is held also the keeper of today, which was told of it, and this node,
+        which may have been that in between. Another one that was asks by itself.
         """
         del self._numbers[request.number]
         self._keeper.release(self._name, request.number, request.client_id, epoch, now)
-        frame = b""
-        for keeper in {request.keeper, self._view.keeper(request.client_id)}:
+        today = self._view.keeper(request.client_id) if request.held else request.keeper
+        for keeper in (request.keeper,) if today == request.keeper else (request.keeper, today):
             if keeper != self._name:
-                frame = frame or pack_turn_release(request.number, request.client_id, epoch)
-                self._send(keeper, frame)
+                self._send(keeper, pack_turn_release(request.number, request.client_id, epoch))
 
     def _send(self, node: str, frame: bytes) -> None:
         """Send a frame; one to a member that does not run would come out of nowhere when it does again."""

@@ -20,7 +20,8 @@ which turns it holds, and is settled again when
 - every member has told all its turns, and had the same view when it did: from then on it takes no turn of this keeper's
   client ids but from this keeper. A member that does not answer, or whose view stays different (a connection between
   two others is down), delays it for AGREEMENT_TIMEOUT_S only;
-- `is_current` says that it knows the registry rows of every running member.
+- `is_current` says that it knows the registry rows of every running member, not older than what the last one told: a
+  turn that was given back to another keeper before is told of no more, and what came of it stands in a row.
 
 A view that only lost members since the keeper was last settled leaves it what it was for the client ids that it kept
 then (see `running_view`): of these nobody else could grant a turn, so it goes on granting them at once.
@@ -93,7 +94,7 @@ class Told:
 class TurnKeeper:
     """The turns of this node's client ids. Afterwards take `grants` and `surveys`. Times are monotonic seconds."""
 
-    def __init__(self, view: RunningView, find: Callable[[str], Epoch], is_current: Callable[[], bool]) -> None:
+    def __init__(self, view: RunningView, find: Callable[[str], Epoch], is_current: Callable[[float], bool]) -> None:
         """`find` and `is_current` as in `Registration`."""
         # To be told: (node, number, client id, epoch), and the nodes to be asked what they hold.
         self.grants: list[tuple[str, int, str, Epoch]] = []
@@ -110,7 +111,9 @@ class TurnKeeper:
         # How many claims each node has in `_turns`.
         self._claims: dict[str, int] = {}
         self._told: dict[str, Told] = {}
+        # When the view changed, and when the last of the members told something in this round.
         self._changed_at = 0.0
+        self._told_at = 0.0
         # The view in which this keeper was last settled, and whether a member was added to it since.
         self._settled_members = view.members
         self._grown = False
@@ -178,6 +181,8 @@ class TurnKeeper:
             return
         told.next_part += 1
         if last:
+            if not self._agrees(told):
+                self._told_at = now
             told.complete = True
             told.view = view
             self.settle(now)
@@ -191,6 +196,7 @@ class TurnKeeper:
         self.settled = False
         self._grown = self._grown or grown
         self._changed_at = now
+        self._told_at = now
         self._told = {}
         for node in self._view.others:
             self._told[node] = Told(now)
@@ -295,7 +301,7 @@ class TurnKeeper:
             for told in self._told.values():
                 if not self._agrees(told):
                     return False
-        return not self._told or self._is_current()
+        return not self._told or self._is_current(self._told_at)
 
     def _highest(self, client_id: str, now: float) -> Epoch:
         """Return the highest epoch of a client id that is known here."""
