@@ -9,6 +9,7 @@ from cluster.epoch import NO_EPOCH, Epoch
 from cluster.frames import FrameType
 from cluster.registration import REQUESTS_MAX, Granted, Registration, TimedOut
 from cluster.registration_frames import (
+    TurnGrant,
     pack_turn_grant,
     pack_turn_release,
     pack_turn_request,
@@ -17,7 +18,15 @@ from cluster.registration_frames import (
     unpack_turn_request,
 )
 from cluster.running_view import RunningView, keeper_among
-from cluster.turn_keeper import AGREEMENT_TIMEOUT_S, CLAIMS_MAX, NUMBER_BITS, RELEASED_MAX, RELEASED_S, RETRY_S
+from cluster.turn_keeper import (
+    AGREEMENT_TIMEOUT_S,
+    CLAIMS_MAX,
+    NUMBER_BITS,
+    RELEASED_MAX,
+    RELEASED_S,
+    RETRY_S,
+    ROUND_BITS,
+)
 from cluster.wire import FrameError
 
 STORES = [bytes([number]) * 16 for number in range(8)]
@@ -591,7 +600,36 @@ def test_a_grant_of_an_earlier_round_is_not_taken_and_is_repeated_in_the_next():
     assert kinds(registration.take_frames())[-1] == ("b@b", "TURNS_HELD")
     registration.receive("b@b", grant, 3.3)
     assert registration.take_results() == [] and registration.take_frames() == []
-    registration.receive("b@b", pack_turn_grant(type(late)(late.round + 1, number, client_id, late.epoch)), 3.4)
+    registration.receive("b@b", pack_turn_grant(TurnGrant(late.round + 1, number, client_id, late.epoch)), 3.4)
+    assert [result.token for result in registration.take_results()] == [1]
+    registration.validate()
+
+
+def test_a_request_has_a_number_of_its_own_at_every_keeper_and_each_time():
+    """Reason: a grant that is under way while the request leaves and comes back has been released in between."""
+    registration = Registration("a@a", STORES[0], 1, lambda client_id: NO_EPOCH, lambda since: True)
+    registration.member_started("b@b", STORES[1], 5, 1.0)
+    two = [(STORES[0], "a@a"), (STORES[1], "b@b")]
+    client_id = next(
+        name for name in map(str, range(99)) if keeper_among(two, name) == "b@b"
+        and keeper_among([*two, (STORES[2], "c@c")], name) == "c@c"
+    )  # fmt: skip
+    registration.take_frames()
+    registration.request(client_id, 1, 1.1)
+    registration.member_started("c@c", STORES[2], 1, 1.2)
+    registration.member_stopped("c@c", 1.3)
+    frames = [(node, frame) for node, frame in registration.take_frames() if frame[1] <= FrameType.TURN_RELEASE]
+    assert kinds(frames) == [
+        ("b@b", "TURN_REQUEST"),
+        ("b@b", "TURN_RELEASE"),
+        ("c@c", "TURN_REQUEST"),
+        ("b@b", "TURN_REQUEST"),
+    ]
+    first, *_, last = (int.from_bytes(frame[2:10], "big") for _, frame in frames)
+    registration.receive("b@b", pack_turn_grant(TurnGrant(5 << ROUND_BITS, first, client_id, NO_EPOCH)), 1.4)
+    assert registration.take_results() == []
+    assert kinds(registration.take_frames()) == [("b@b", "TURN_RELEASE")]
+    registration.receive("b@b", pack_turn_grant(TurnGrant(5 << ROUND_BITS, last, client_id, NO_EPOCH)), 1.4)
     assert [result.token for result in registration.take_results()] == [1]
     registration.validate()
 
