@@ -27,6 +27,7 @@ Integers, number, text and bytes16 are as in `wire`; a pair is text name, 16 byt
     POSITIONS         u64 your session, number position
     LINK_ACK          u64 your session, number position
     FORWARDS          see `forwards`, which packs them: they are what is hot
+    TURN_REQUEST, TURN_GRANT, TURN_RELEASE, TURN_SURVEY, TURNS_HELD: see `registration_frames`
 
 A name is a node name and an address an address, as `wire` demands of them; a topic filter is what MQTT calls one.
 
@@ -74,6 +75,11 @@ class FrameType(IntEnum):
     POSITIONS = 9
     LINK_ACK = 10
     FORWARDS = 11
+    TURN_REQUEST = 20
+    TURN_GRANT = 21
+    TURN_RELEASE = 22
+    TURN_SURVEY = 23
+    TURNS_HELD = 24
 
 
 class Refusal(IntEnum):
