@@ -149,6 +149,10 @@ class NodeCore:
         """Begin to join the cluster of `node` at host:port."""
         self.mesh.join(node, address, now)
 
+    def announce_stop(self) -> None:
+        """Tell the other members that this node stops, as it was told to."""
+        self.mesh.announce_stop()
+
     def take_join_result(self) -> JoinResult | None:
         """Return the outcome of `join` once it is decided."""
         return self.mesh.take_join_result()
@@ -174,6 +178,7 @@ class NodeCore:
         mesh = mesh_names(self.mesh.counters())
         mesh["cluster_nodes"] = len(members)
         mesh["cluster_nodes_running"] = sum([1 for member in members if member.running])
+        mesh.update(self.mesh.netsplits())
         return node_metrics(counted, counters.dropped, self.owner.counts(), self.owner.totals.named(), mesh)
 
     def take_effects(self) -> NodeEffects:
