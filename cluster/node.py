@@ -69,6 +69,7 @@ class NodeCore:
         owner.ask_room(mesh.has_room)
         for topic_filter, persistent in owner.local_interest():
             mesh.interest.change(topic_filter, True, persistent)
+        self._tell_readiness()
 
     def set_clock(self, now: float, utc_ms: int) -> None:
         """Take a reading of both clocks."""
@@ -110,6 +111,7 @@ class NodeCore:
             self._collect(now)
         self.mesh.tick(now)
         self._collect(now)
+        self._tell_readiness()
         self.owner.tick(now)
         if self._systree is not None and now >= self._systree.next_deadline():
             self._publish_systree(self._systree, now)
@@ -144,6 +146,7 @@ class NodeCore:
         self.mesh.freeze(False)
         self.owner.degraded.end(now)
         self._collect(now)
+        self._tell_readiness()
 
     def join(self, node: str, address: str, now: float) -> None:
         """Begin to join the cluster of `node` at host:port."""
@@ -172,6 +175,9 @@ class NodeCore:
             "router_matches_local": counters.router_matches_local,
             "router_matches_remote": counters.router_matches_remote,
             "will_published": counters.will_published,
+            "mqtt_publish_error": counters.mqtt_publish_error,
+            "mqtt_subscribe_error": counters.mqtt_subscribe_error,
+            "mqtt_unsubscribe_error": counters.mqtt_unsubscribe_error,
             **{f"limit_refused{{limit={limit}}}": count for limit, count in sorted(counters.refused.items())},
         }
         members = self.mesh.members_view()
@@ -199,6 +205,11 @@ class NodeCore:
         """Check the invariants of both."""
         self.owner.validate()
         self.mesh.validate()
+
+    def _tell_readiness(self) -> None:
+        """Tell the owner whether this node reaches the members that it needs; not while the store takes no writes."""
+        readiness = self.mesh.readiness
+        self.owner.netsplit.set_ready(readiness.ready, readiness.reason)
 
     def _collect(self, now: float) -> None:
         """Hand over to the owner what the mesh has for it."""

@@ -33,6 +33,7 @@ DROP_REASONS: Final[dict[str, str]] = {
     "group_ended": "the last member of the shared subscription went",
     "session_ended": "the session that it waited for ended, by its time or by Clean Start",
     "store_failing": "the store takes no writes; the publisher was told",
+    "not_ready": "QoS 0 that was published while the node did not reach the members that it needs",
 }
 _DROP: Final = "queue_message_drop"
 
@@ -98,9 +99,9 @@ _OWNER_COUNTERS: Final[dict[str, str]] = {
     "router_matches_remote": "The nodes that messages were forwarded to.",
     "will_published": "The wills that were published.",
     "limit_refused": "The requests that a limit refused, by its name.",
-    "mqtt_publish_error": "The PUBLISH packets that were refused because the node is not ready.",
-    "mqtt_subscribe_error": "The SUBSCRIBE packets that were refused because the node is not ready.",
-    "mqtt_unsubscribe_error": "The UNSUBSCRIBE packets that were refused because the node is not ready.",
+    "mqtt_publish_error": "The PUBLISH packets that were dropped, or had to wait, as the node was not ready.",
+    "mqtt_subscribe_error": "The SUBSCRIBE packets that were refused as the node was not ready.",
+    "mqtt_unsubscribe_error": "The UNSUBSCRIBE packets that had to wait as the node was not ready.",
     "mqtt_puback_invalid_error": "The PUBACK packets for nothing that was in flight.",
     "mqtt_pubrec_invalid_error": "The PUBREC packets for nothing that was in flight.",
     "mqtt_pubcomp_invalid_error": "The PUBCOMP packets for nothing that was in flight.",
@@ -117,6 +118,7 @@ _OWNER_GAUGES: Final[dict[str, str]] = {
     "shared_subscriptions": "Those of them that are shared.",
     "retain_messages": "The retained messages.",
     "retain_memory": "The bytes of the retained messages.",
+    "netsplit_held": "The packets of clients that wait until the node is ready.",
 }
 
 _MESH_COUNTERS: Final[dict[str, str]] = {

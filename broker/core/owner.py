@@ -46,6 +46,7 @@ from broker.core.events import (
 )
 from broker.core.inflight import AHEAD_MAX, PACKET_ID_MAX
 from broker.core.message import Message
+from broker.core.netsplit_gate import NetsplitGate
 from broker.core.outlet import Outlet
 from broker.core.publishing import Publishing
 from broker.core.retained import RetainedStore
@@ -89,7 +90,10 @@ class QueueOwner:
         self._outlets: dict[int, Outlet] = {}
         self._expiries: list[tuple[float, int, Session]] = []
         self._retry_at: float = math.inf
-        self.degraded = Degraded(self._attachments, self._outlets, self.counters, self.receive)
+        self.netsplit = NetsplitGate(
+            settings, self._attachments, self._outlets, self.counters, self._receive_held, self._close
+        )
+        self.degraded = Degraded(self._attachments, self._outlets, self.counters, self.receive, self.netsplit)
         self._handlers: dict[type, Callable[[Any, float], None]] = {
             Attach: self._attach,
             Detach: self._detach_received,
@@ -143,15 +147,30 @@ class QueueOwner:
         """
         if self._dispatcher.wants_load() and not len(self._store.writes):
             self._dispatcher.load(now)
+        self.netsplit.work_off(now)
 
     def receive(self, event: Event, now: float) -> None:
         """Do what one event asks for."""
+        if not self.netsplit.is_open and self.netsplit.receive(event, now):
+            return
+        self._receive(event, now)
+
+    def _receive(self, event: Event, now: float) -> None:
         if isinstance(event, PublishReceived):
             attachment = self._attachments.get(event.connection)
             if attachment is not None:
                 self._close_for(attachment, self._publishing.publish(attachment, event, now), now)
         else:
             self._handlers[type(event)](event, now)
+
+    def _receive_held(self, event: Event, now: float) -> None:
+        """Do what an event asks for that had to wait until the node was ready."""
+        if isinstance(event, PublishReceived) and 0.0 < event.message.expires_at <= now:
+            attachment = self._attachments.get(event.connection)
+            if attachment is not None:
+                self._publishing.publish_expired(attachment, event, now)
+        else:
+            self._receive(event, now)
 
     def receive_degraded(self, event: Event, now: float) -> bool:
         """Do what one event asks for while the store takes no writes; false: it has to wait for the store."""
@@ -213,7 +232,7 @@ class QueueOwner:
 
     def next_deadline(self) -> float:
         """Return when `begin` or `tick` has something to do, in monotonic seconds; infinity when never."""
-        if self._dispatcher.wants_load():
+        if self._dispatcher.wants_load() or self.netsplit.has_work():
             return 0.0
         deadline = min(self._wills.next_deadline(), self.retained.next_deadline(), self._retry_at)
         return min(self._expiries[0][0], deadline) if self._expiries else deadline
@@ -246,6 +265,7 @@ class QueueOwner:
             "queued_messages": queued + sum(len(group.queue) for group in self._subscribing.groups.values()),
             "retain_messages": len(self.retained),
             "shared_subscriptions": sum(len(group.members) for group in self._subscribing.groups.values()),
+            "netsplit_held": self.netsplit.held_count,
         }
 
     # Connections.
@@ -323,6 +343,7 @@ class QueueOwner:
         session = attachment.session
         del self._attachments[attachment.connection]
         self._publishing.leave(attachment)
+        self.netsplit.forget(attachment.connection)
         self._dispatcher.waiting.pop(session, None)
         self._dispatcher.loading.pop(session, None)
         session.attachment = None
@@ -521,6 +542,7 @@ class QueueOwner:
             assert (group in self._dispatcher.waiting_groups) == (not group.queue.is_empty())
         self._validate_kept()
         self._wills.validate()
+        self.netsplit.validate()
         self.retained.validate()
 
     def _validate_kept(self) -> None:
