@@ -107,7 +107,7 @@ class Conversation:
         greeting = hello.session > peer.session
         if greeting:
             peer.session = hello.session
-            self._peers.readiness.greeted(peer.name, hello.session >> _LIFE_SHIFT)
+            self._peers.readiness.greeted(peer.name, hello.session >> _LIFE_SHIFT, now)
             peer.link_open = False
             peer.knows_interest = 0
             peer.requested_at = -math.inf

@@ -7,8 +7,9 @@ Theory of operation
 -------------------
 The members that count are those that neither left nor are about to. Of them are missing those that do not run, but for
 
-    a member that announced its stop    until its next life greets, or `planned_restart_s` are over
-    a member that has only just joined  until it has been heard, or the grace is over: hearing it takes a moment
+    a member that announced its stop  until its next life greets, or `planned_restart_s` are over
+    a member that has just joined     for the grace: until links stand both ways takes a moment
+    one that is back from its stop    for the grace, as well
 
 What a node finds in its store when it starts is neither: it is not ready before it hears the others, as it can't know
 what they want. Then a node is ready if
@@ -50,7 +51,7 @@ class Readiness:
         self._planned_restart_s = planned_restart_s
         self._grace_s = grace_s
         self._deadline: float = math.inf
-        # Before the first `update`, and until when a member that came since need not be heard.
+        # Whether there was an `update`, and until when a member that came since need not run.
         self._begun = False
         self._known: set[str] = set()
         self._new_until: dict[str, float] = {}
@@ -61,11 +62,12 @@ class Readiness:
         """A member said that it stops; lives are a node's starts, counted."""
         self._planned[name] = (life, now + self._planned_restart_s)
 
-    def greeted(self, name: str, life: int) -> None:
-        """A member greeted in this life: a later one than that which stopped is as any other."""
+    def greeted(self, name: str, life: int, now: float) -> None:
+        """A member greeted in this life: in a later one than that which stopped it is as any other that came."""
         planned = self._planned.get(name)
         if planned is not None and life > planned[0]:
             del self._planned[name]
+            self._new_until[name] = now + self._grace_s
 
     def update(self, running: Mapping[str, bool], now: float) -> bool:
         """Take the members that count, and whether each of them runs; true if that changes whether this node is ready.
@@ -77,7 +79,6 @@ class Readiness:
         self._deadline = math.inf
         for name in sorted(running):
             if running[name]:
-                self._new_until.pop(name, None)
                 continue
             until = max(self._new_until.get(name, now), self._planned.get(name, (0, now))[1])
             if until > now:

@@ -1,5 +1,6 @@
 """cluster.mesh: when a node is ready among others, and what a stop that was announced makes of it."""
 
+import pytest
 from mesh_network import TIMEOUT_S, Network, cluster
 
 from cluster import frames
@@ -81,6 +82,18 @@ def test_a_planned_stop_is_waited_for():
     nodes[2].start()
     assert network.run(5, lambda: ready(nodes) == [True] * 3)
     assert splits(left) == [(1, 1)] * 2
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_planned_restart_is_no_split_however_the_member_comes_back(seed):
+    """Its Hello may be here a moment before this node's connection to it is up."""
+    network, nodes = cluster(seed)
+    stop(network, "node3@h")
+    network.run(2 * TIMEOUT_S)
+    nodes[2].start()
+    assert network.run(5, network.one_cluster)
+    network.run(2 * TIMEOUT_S)
+    assert splits(nodes) == [(0, 0)] * 3
 
 
 def test_a_member_that_is_back_from_a_planned_stop_is_missed_when_it_is_killed():

@@ -75,7 +75,7 @@ def test_who_has_just_joined_has_a_moment_to_be_heard():
     assert made.next_deadline() == 110.0 + GRACE_S
     assert made.update({"a": True, "b": False}, 110.0 + GRACE_S)
     assert made.update({"a": True, "b": True}, 116.0)
-    # That is over once it was heard.
+    # Then it is as any other.
     assert made.update({"a": True, "b": False}, 116.1)
     assert (made.detected, made.next_deadline()) == (2, math.inf)
 
@@ -84,8 +84,8 @@ def test_who_leaves_is_not_missed():
     made = readiness(ALL, a=True, b=True)
     assert not made.update({"a": True}, 101.0)
     made.update({"a": True, "b": True}, 102.0)
-    made.update({"a": True, "b": False}, 103.0)
-    assert made.update({"a": True}, 104.0)
+    assert made.update({"a": True, "b": False}, 110.0)
+    assert made.update({"a": True}, 111.0)
     assert (made.detected, made.resolved) == (1, 1)
 
 
@@ -103,12 +103,14 @@ def test_who_is_back_is_missed_as_any_other():
     made = readiness(ALL, a=True, b=True)
     made.announced("b", 1, 101.0)
     # It still runs, and one of its connections is opened anew: it goes on stopping.
-    made.greeted("b", 1)
+    made.greeted("b", 1, 101.5)
     assert not made.update({"a": True, "b": False}, 102.0)
-    made.greeted("b", 2)
-    made.update({"a": True, "b": True}, 103.0)
-    assert made.update({"a": True, "b": False}, 104.0)
-    made.greeted("c", 1)
+    made.greeted("b", 2, 103.0)
+    # It has greeted, and the connection to it is not up yet.
+    assert not made.update({"a": True, "b": False}, 103.0)
+    assert not made.update({"a": True, "b": True}, 103.1)
+    assert made.update({"a": True, "b": False}, 103.0 + GRACE_S)
+    made.greeted("c", 1, 104.0)
 
 
 def test_no_time_for_planned_stops_means_none():
@@ -137,12 +139,13 @@ def test_any_history_counts_each_change_once(policy, steps):
     made.update(running, now)
     for step, name, seconds in steps:
         if step == "up":
-            if running.get(name) is not True:
+            if running.get(name) is False:
                 life[name] += 1
-                made.greeted(name, life[name])
-                planned.pop(name, None)
+                made.greeted(name, life[name], now)
+                if planned.pop(name, None) is not None:
+                    joined[name] = now + GRACE_S
+            joined.setdefault(name, now + GRACE_S)
             running[name] = True
-            joined[name] = -math.inf
         elif step == "down":
             joined.setdefault(name, now + GRACE_S)
             running[name] = False
