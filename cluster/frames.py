@@ -392,13 +392,18 @@ def _read_wishes(reader: Reader) -> list[Wish]:
     wishes = []
     for _ in range(reader.u32()):
         flags = reader.u8()
-        topic_filter = reader.bytes16()
-        try:
-            check_filter(unmounted(topic_filter))
-        except ProtocolError as error:
-            raise FrameError(f"{topic_filter[:80]!r} is no topic filter: {error}") from None
-        wishes.append(Wish(topic_filter, flags & 1 != 0, flags & 2 != 0))
+        wishes.append(Wish(read_filter(reader), flags & 1 != 0, flags & 2 != 0))
     return wishes
+
+
+def read_filter(reader: Reader) -> bytes:
+    """Read a topic filter."""
+    topic_filter = reader.bytes16()
+    try:
+        check_filter(unmounted(topic_filter))
+    except ProtocolError as error:
+        raise FrameError(f"{topic_filter[:80]!r} is no topic filter: {error}") from None
+    return topic_filter
 
 
 def pack_interest_delta(incarnation: int, version: int, wishes: list[bytes]) -> bytes:

@@ -76,7 +76,10 @@ class NodeCore:
         self.owner.set_clock(now, utc_ms)
 
     def begin(self, now: float) -> None:
-        """Begin a turn; what the last one wrote is committed."""
+        """Begin a turn; what the last one wrote is committed. StorageError if what a queue goes on with can't be read.
+
+        `freeze` it then: what was read counts, and `thaw` reads on.
+        """
         self._now = now
         if not self._frozen:
             self.owner.begin(now)
@@ -140,8 +143,9 @@ class NodeCore:
         self.owner.degraded.wait(waiting.to_listeners)
 
     def thaw(self, now: float) -> None:
-        """Everything that waited is committed and carried out."""
+        """Everything that waited is committed and carried out; StorageError, and it stays frozen, if reading fails."""
         self._now = now
+        self.owner.begin(now)
         self._frozen = False
         self.mesh.freeze(False)
         self.owner.degraded.end(now)
@@ -167,25 +171,12 @@ class NodeCore:
     def metrics(self) -> dict[str, int]:
         """Return every metric of this node, in the order in which they are shown."""
         counters = self.owner.counters
-        counted = {
-            "mqtt_publish_received": counters.mqtt_publish_received,
-            "mqtt_publish_sent": counters.mqtt_publish_sent,
-            "queue_message_in": counters.queue_message_in,
-            "queue_message_out": counters.queue_message_out,
-            "router_matches_local": counters.router_matches_local,
-            "router_matches_remote": counters.router_matches_remote,
-            "will_published": counters.will_published,
-            "mqtt_publish_error": counters.mqtt_publish_error,
-            "mqtt_subscribe_error": counters.mqtt_subscribe_error,
-            "mqtt_unsubscribe_error": counters.mqtt_unsubscribe_error,
-            **{f"limit_refused{{limit={limit}}}": count for limit, count in sorted(counters.refused.items())},
-        }
         members = self.mesh.members_view()
         mesh = mesh_names(self.mesh.counters())
         mesh["cluster_nodes"] = len(members)
         mesh["cluster_nodes_running"] = sum([1 for member in members if member.running])
         mesh.update(self.mesh.netsplits())
-        return node_metrics(counted, counters.dropped, self.owner.counts(), self.owner.totals.named(), mesh)
+        return node_metrics(counters.named(), counters.dropped, self.owner.counts(), self.owner.totals.named(), mesh)
 
     def take_effects(self) -> NodeEffects:
         """Return what is to be done since the last call."""

@@ -115,7 +115,7 @@ class OwnerProcess:
         """One turn of the loop; the order of its parts is the broker's promise."""
         node = self.node
         node.set_clock(now, _utc_ms())
-        node.begin(now)
+        self._gate.begin(now)
         if self._channel.pull in ready:
             for header, frame in self._channel.receive(_FRAMES_PER_TURN, now):
                 if header.consumed_bytes:
@@ -196,7 +196,7 @@ class OwnerProcess:
         elif command == "metrics show":
             self._reply(number, self._metrics(bool(message["flags"].get("with-descriptions"))))
         elif command == "store backup":
-            self._backup(number, message["arguments"]["directory"])
+            self._backup(number, message["arguments"]["directory"], now)
         else:
             self._refuse(number, f"unknown command {command!r}", 2)
 
@@ -211,13 +211,13 @@ class OwnerProcess:
             self._joins.append(number)
             self.node.join(arguments["discovery-node"], arguments["address"], now)
 
-    def _backup(self, number: int, directory: str) -> None:
+    def _backup(self, number: int, directory: str, now: float) -> None:
         if not os.path.isabs(directory):
             # This process has a working directory of its own.
             self._refuse(number, f"the directory must be an absolute path: {directory}", 2)
             return
         try:
-            self._storage.checkpoint(directory)
+            self._gate.copy(directory, now)
         except StorageError as error:
             self._refuse(number, str(error), 1)
         else:

@@ -8,12 +8,12 @@ import pytest
 import workload
 from world import AFTER_COMMIT
 
-from broker.core.dispatch import Dispatcher
 from broker.core.events import CONNECTION_LOST
 from broker.core.netsplit_gate import NetsplitGate
 from broker.core.owner import QueueOwner
 from broker.core.publishing import Publishing
 from broker.core.session_store import SessionStore
+from broker.core.shared_dispatch import SharedDispatcher
 from broker.core.storage import DELETE, PUT, WriteBatch
 from cluster.frames import FrameType
 from cluster.interest import InterestTable
@@ -247,15 +247,15 @@ def test_a_group_that_keeps_nothing_of_what_it_gave_is_caught():
 
 @interpreted
 def test_a_member_that_takes_what_it_had_with_it_is_caught(monkeypatch):
-    session_ended = Dispatcher.session_ended
+    session_ended = SharedDispatcher.session_ended
 
     def lose(self, session, now):
         for delivery in session.inflight.deliveries.values():
-            self._forget_kept(delivery)
+            self.forget_kept(delivery)
             delivery.shared = b""
         session_ended(self, session, now)
 
-    monkeypatch.setattr(Dispatcher, "session_ended", lose)
+    monkeypatch.setattr(SharedDispatcher, "session_ended", lose)
     assert "$share/crew" in caught()
 
 

@@ -119,6 +119,7 @@ class Workload:
             max_inflight_messages=rng.choice((1, 3, 20)),
             max_online_messages=15 if self.bounded else -1,
             max_offline_messages=10 if self.bounded else rng.choice((-1, 700)) if self.flooded else -1,
+            max_queued_bytes=800 if self.bounded and seed % 16 == 5 else -1,
             queue_lifo=lifo,
             leave_will_grace_s=rng.choice((1, 3, 10)),
             listener_window_bytes=rng.choice((300, 2000, 1 << 20)),
