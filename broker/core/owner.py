@@ -92,7 +92,7 @@ class QueueOwner:
         self._outlets: dict[int, Outlet] = {}
         self._retry_at: float = math.inf
         self.netsplit = NetsplitGate(
-            settings, self._attachments, self._outlets, self.counters, self._receive_held, self._close
+            settings, self._attachments, self._outlets, self.counters, self._receive_held, self._close, self.is_behind
         )
         self.degraded = Degraded(self._attachments, self._outlets, self.counters, self.receive, self.netsplit)
         self._handlers: dict[type, Callable[[Any, float], None]] = {
@@ -217,10 +217,10 @@ class QueueOwner:
 
     def next_deadline(self) -> float:
         """Return when `begin` or `tick` has something to do, in monotonic seconds; infinity when never."""
-        if self._dispatcher.wants_load() or self.netsplit.has_work():
+        if self._dispatcher.wants_load():
             return 0.0
-        sessions_at = self._lifetimes.next_deadline()
-        return min(sessions_at, self._wills.next_deadline(), self.retained.next_deadline(), self._retry_at)
+        due_at = min(self._lifetimes.next_deadline(), self.netsplit.next_deadline())
+        return min(due_at, self._wills.next_deadline(), self.retained.next_deadline(), self._retry_at)
 
     def take_effects(self) -> Effects:
         """Return what has to be done, and begin a new turn."""
@@ -454,6 +454,7 @@ class QueueOwner:
         outlet = self._outlets.get(event.listener)
         if outlet is not None and outlet.return_credit(event.credit_bytes, now):
             self._dispatcher.resume(outlet, now)
+            self.netsplit.resume()
 
     def validate(self) -> None:
         """Check the invariants; an AssertionError is a bug of ours."""

@@ -330,8 +330,8 @@ def test_a_will_that_a_goodbye_does_not_discard_is_caught(monkeypatch):
 def test_a_gate_that_forgets_what_it_holds_is_caught(monkeypatch):
     hold = NetsplitGate._hold
 
-    def forget(self, connection, event, size):
-        held = hold(self, connection, event, size)
+    def forget(self, connection, event):
+        held = hold(self, connection, event)
         self.forget(connection)
         return held
 
@@ -341,13 +341,14 @@ def test_a_gate_that_forgets_what_it_holds_is_caught(monkeypatch):
 
 @interpreted
 def test_a_gate_that_turns_what_it_holds_around_is_caught(monkeypatch):
-    work_off = NetsplitGate._work_off
+    hold = NetsplitGate._hold
 
-    def turn_around(self, connection, now):
-        self._held[connection].events.reverse()
-        work_off(self, connection, now)
+    def turn_around(self, connection, event):
+        held = hold(self, connection, event)
+        held.events.appendleft(held.events.pop())
+        return held
 
-    monkeypatch.setattr(NetsplitGate, "_work_off", turn_around)
+    monkeypatch.setattr(NetsplitGate, "_hold", turn_around)
     assert "after message" in caught()
 
 

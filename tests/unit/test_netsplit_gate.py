@@ -286,11 +286,28 @@ def test_what_is_handed_on_is_handed_on_in_parts(node, monkeypatch):
         publisher.publish(b"t", b"held", 1, 1)
     node.owner.netsplit.set_ready(True, "")
     left = []
-    while node.owner.netsplit.has_work():
-        assert node.owner.next_deadline() == 0.0
+    while node.owner.next_deadline() == 0.0:
         node.step()
         left.append(node.owner.counts()["netsplit_held"])
     assert left == [3, 1, 0]
+
+
+def test_what_is_handed_on_waits_for_listeners_that_are_behind(start):
+    """A subscriber of QoS 0 would lose what its listener does not take."""
+    node = start(settings=OwnerSettings(listener_window_bytes=2000, max_online_messages=5))
+    publisher, subscriber = node.connect("p", 5), node.connect("s", 5, listener=1)
+    subscriber.subscribe(b"t", 0)
+    split(node)
+    for packet_id in range(1, 101):
+        publisher.publish(b"t", b"x" * 100, 1, packet_id)
+    node.credit_held.add(1)
+    heal(node)
+    assert node.owner.counts()["netsplit_held"] > 50
+    assert node.owner.next_deadline() == node.now + netsplit_gate.BEHIND_S
+    node.release_credit(1)
+    assert node.owner.counts()["netsplit_held"] == 0
+    assert len(subscriber.take_publishes()) == len(publisher.take()) == 100
+    assert node.dropped("queue_full") == 0
 
 
 def test_a_node_that_is_not_ready_again_holds_on(node):
