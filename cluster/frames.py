@@ -26,6 +26,7 @@ Integers, number, text and bytes16 are as in `wire`; a pair is text name, 16 byt
     INTEREST_REQUEST  nothing
     POSITIONS         u64 your session, number position
     LINK_ACK          u64 your session, number position
+    STOPPING          nothing
     FORWARDS          see `forwards`, which packs them: they are what is hot
     TURN_REQUEST, TURN_GRANT, TURN_RELEASE, TURN_SURVEY, TURNS_HELD: see `registration_frames`
 
@@ -80,6 +81,7 @@ class FrameType(IntEnum):
     TURN_RELEASE = 22
     TURN_SURVEY = 23
     TURNS_HELD = 24
+    STOPPING = 30
 
 
 class Refusal(IntEnum):
@@ -451,6 +453,11 @@ def unpack_interest_snapshot(frame: bytes) -> InterestSnapshot:
 def pack_interest_request() -> bytes:
     """Pack an INTEREST_REQUEST frame."""
     return bytes(_head(FrameType.INTEREST_REQUEST))
+
+
+def pack_stopping() -> bytes:
+    """Pack a STOPPING frame: I stop as I was told to, and shall be back."""
+    return bytes(_head(FrameType.STOPPING))
 
 
 def pack_positions(session: int, position: int) -> bytes:

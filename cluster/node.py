@@ -69,6 +69,7 @@ class NodeCore:
         owner.ask_room(mesh.has_room)
         for topic_filter, persistent in owner.local_interest():
             mesh.interest.change(topic_filter, True, persistent)
+        self._tell_readiness()
 
     def set_clock(self, now: float, utc_ms: int) -> None:
         """Take a reading of both clocks."""
@@ -113,6 +114,7 @@ class NodeCore:
             self._collect(now)
         self.mesh.tick(now)
         self._collect(now)
+        self._tell_readiness()
         self.owner.tick(now)
         if self._systree is not None and now >= self._systree.next_deadline():
             self._publish_systree(self._systree, now)
@@ -148,10 +150,15 @@ class NodeCore:
         self.mesh.freeze(False)
         self.owner.degraded.end(now)
         self._collect(now)
+        self._tell_readiness()
 
     def join(self, node: str, address: str, now: float) -> None:
         """Begin to join the cluster of `node` at host:port."""
         self.mesh.join(node, address, now)
+
+    def announce_stop(self) -> None:
+        """Tell the other members that this node stops, as it was told to."""
+        self.mesh.announce_stop()
 
     def take_join_result(self) -> JoinResult | None:
         """Return the outcome of `join` once it is decided."""
@@ -168,6 +175,7 @@ class NodeCore:
         mesh = mesh_names(self.mesh.counters())
         mesh["cluster_nodes"] = len(members)
         mesh["cluster_nodes_running"] = sum([1 for member in members if member.running])
+        mesh.update(self.mesh.netsplits())
         return node_metrics(counters.named(), counters.dropped, self.owner.counts(), self.owner.totals.named(), mesh)
 
     def take_effects(self) -> NodeEffects:
@@ -188,6 +196,11 @@ class NodeCore:
         """Check the invariants of both."""
         self.owner.validate()
         self.mesh.validate()
+
+    def _tell_readiness(self) -> None:
+        """Tell the owner whether this node reaches the members that it needs; not while the store takes no writes."""
+        readiness = self.mesh.readiness
+        self.owner.netsplit.set_ready(readiness.ready, readiness.reason)
 
     def _collect(self, now: float) -> None:
         """Hand over to the owner what the mesh has for it."""

@@ -17,6 +17,7 @@ from cluster.interest import InterestTable
 from cluster.link import IncomingLink, OutgoingLink
 from cluster.membership import Liveness, Member, Membership, State
 from cluster.mesh_store import MeshStore
+from cluster.readiness import ALL, Readiness
 from cluster.turn import Turn
 
 # A failure timeout has so many heartbeats.
@@ -31,6 +32,8 @@ class MeshSettings:
     address: str
     failure_timeout_s: float
     discovery: tuple[tuple[str, str], ...]
+    readiness: str = ALL
+    planned_restart_s: float = 30.0
 
 
 @dataclass(slots=True, frozen=True)
@@ -86,6 +89,7 @@ class Peers:
         self.membership = membership
         self.interest = interest
         self.cluster_id = b""
+        self.readiness = Readiness(settings.readiness, settings.planned_restart_s, settings.failure_timeout_s)
         self.heartbeat_s = settings.failure_timeout_s / HEARTBEATS_PER_TIMEOUT
         self._failure_timeout_s = settings.failure_timeout_s
         self._store = store
@@ -105,6 +109,7 @@ class Peers:
                 self.interest.restore(member.name, topic_filter)
         self.cluster_id = self._store.cluster_id(fresh_cluster_id)
         self._update(now)
+        self.update_readiness(now)
 
     def adopt(self, cluster_id: bytes) -> None:
         """Become a member of this cluster."""
@@ -194,6 +199,16 @@ class Peers:
         if self.interest.set_running(peer.name, running):
             self._turn.routes_changed = True
 
+    def update_readiness(self, now: float) -> None:
+        """Draw the conclusions of who runs for this node itself."""
+        running: dict[str, bool] = {}
+        for name, member in self.membership.members.items():
+            if member.state < State.LEAVING:
+                peer = self.all.get(name)
+                running[name] = peer is None or peer.running
+        if self.readiness.update(running, now):
+            self._turn.note(self.readiness.reason or "this node is ready")
+
     def is_complete(self, name: str) -> bool:
         """Say whether links are open both ways, and both sides know each other's wishes."""
         peer = self.all.get(name)
@@ -247,6 +262,7 @@ class Peers:
             assert peer.store_id == self.membership.members[peer.name].store_id
             assert not peer.outgoing.open or peer.liveness.connected
             peer.outgoing.validate()
+        self.readiness.validate()
 
     def _update(self, now: float) -> None:
         """Bring peers and store in line with the membership."""

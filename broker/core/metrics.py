@@ -33,6 +33,7 @@ DROP_REASONS: Final[dict[str, str]] = {
     "group_ended": "the last member of the shared subscription went",
     "session_ended": "the session that it waited for ended, by its time or by Clean Start",
     "store_failing": "the store takes no writes; the publisher was told",
+    "not_ready": "QoS 0 that was published while the node did not reach the members that it needs",
 }
 _DROP: Final = "queue_message_drop"
 _REFUSED: Final = "limit_refused"
@@ -118,6 +119,7 @@ _OWNER_GAUGES: Final[dict[str, str]] = {
     "shared_subscriptions": "Those of them that are shared.",
     "retain_messages": "The retained messages.",
     "retain_memory": "The bytes of the retained messages.",
+    "netsplit_held": "The packets of clients that wait until the node is ready.",
 }
 
 _MESH_COUNTERS: Final[dict[str, str]] = {

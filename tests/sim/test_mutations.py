@@ -9,6 +9,7 @@ import workload
 from world import AFTER_COMMIT
 
 from broker.core.events import CONNECTION_LOST
+from broker.core.netsplit_gate import NetsplitGate
 from broker.core.owner import QueueOwner
 from broker.core.publishing import Publishing
 from broker.core.session_store import SessionStore
@@ -320,3 +321,44 @@ def test_a_will_that_a_goodbye_does_not_discard_is_caught(monkeypatch):
 
     monkeypatch.setattr(QueueOwner, "_execute_will", keep)
     assert "said goodbye" in caught()
+
+
+# Net splits.
+
+
+@interpreted
+def test_a_gate_that_forgets_what_it_holds_is_caught(monkeypatch):
+    hold = NetsplitGate._hold
+
+    def forget(self, connection, event):
+        held = hold(self, connection, event)
+        self.forget(connection)
+        return held
+
+    monkeypatch.setattr(NetsplitGate, "_hold", forget)
+    assert "healing did not end" in caught()
+
+
+@interpreted
+def test_a_gate_that_turns_what_it_holds_around_is_caught(monkeypatch):
+    hold = NetsplitGate._hold
+
+    def turn_around(self, connection, event):
+        held = hold(self, connection, event)
+        held.events.appendleft(held.events.pop())
+        return held
+
+    monkeypatch.setattr(NetsplitGate, "_hold", turn_around)
+    assert "after message" in caught()
+
+
+@interpreted
+def test_a_gate_that_nobody_opens_is_caught(monkeypatch):
+    set_ready = NetsplitGate.set_ready
+
+    def stay_shut(self, ready, reason):
+        if not ready:
+            set_ready(self, ready, reason)
+
+    monkeypatch.setattr(NetsplitGate, "set_ready", stay_shut)
+    assert "did not end" in caught()
