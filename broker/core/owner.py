@@ -166,9 +166,6 @@ class QueueOwner:
         ticket.waiting -= 1
         if ticket.waiting:
             return
-        session = self._sessions.get(ticket.client_id)
-        if session is not None:
-            self._publishing.settle(session, ticket)
         attachment = self._attachments.get(ticket.connection)
         if attachment is not None:
             reason = self._publishing.release_pending(attachment)
@@ -176,7 +173,7 @@ class QueueOwner:
                 self._close(attachment, reason, now)
 
     def ask_room(self, has_room: Callable[[str, Message], bool]) -> None:
-        """Ask this whether a node can be sent a message that a client waits for; without it every node can."""
+        """Ask this whether a node can be sent a message that it has to have; without it every node can."""
         self._publishing.has_room = has_room
 
     def interest_changed(self) -> None:
@@ -388,8 +385,8 @@ class QueueOwner:
             return
         session.persistent = True
         self._subscribing.became_persistent(session)
-        for packet_id, ticket in session.incoming.items():
-            self._store.put_incoming(session, packet_id, ticket is not None)
+        for packet_id in session.incoming:
+            self._store.put_incoming(session, packet_id)
         for delivery in session.inflight.deliveries.values():
             self._store.put_delivery(session.number, delivery)
         for delivery in session.queue.take_loose():

@@ -280,6 +280,8 @@ def build_node(config: Config, opened: OpenedStore) -> NodeCore:
             mesh_advertise(config),
             config.cluster.failure_timeout_ms / 1000,
             tuple(node_and_address(text) for text in config.cluster.discovery),
+            config.cluster.forward_spill_after_ms / 1000,
+            config.cluster.outbox_bytes_max,
         ),
         opened.storage,
         opened.store_id,
