@@ -422,7 +422,7 @@ class OutgoingLink:
         if not batch.durable:
             return
         known = set(batch.stored)
-        frame = pack_forwards(0, batch.first, batch.count, 0, False, False, batch.body)
+        frame = pack_forwards(0, 1, batch.count, 0, False, False, batch.body)
         number = batch.first
         for message in Forwards(frame).messages(self._sender, batch.packed_at):
             if isinstance(message, Message) and message.qos and number not in known:

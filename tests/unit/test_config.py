@@ -334,8 +334,6 @@ def test_what_is_wrong_is_said_with_its_place(text: str, message: str) -> None:
         ("cluster.other_cookies", f"[{COOKIE}]"),
         ("cluster.readiness", "majority"),
         ("cluster.planned_restart_s", "31"),
-        ("cluster.forward_spill_after_ms", "100"),
-        ("cluster.outbox_bytes_max", "0"),
         ("cluster.subscribe_wait", "cluster"),
         ("cluster.allow_register_during_netsplit", "on"),
         ("cluster.allow_publish_during_netsplit", "on"),
