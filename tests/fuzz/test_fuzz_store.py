@@ -8,16 +8,25 @@ from core_helpers import Node
 from fuzzing import Target, examples, near
 from hypothesis import given
 
+from broker.core.message import Message
 from broker.core.owner import QueueOwner
 from broker.core.routes import NoInterest
 from broker.core.settings import OwnerSettings
 from broker.core.storage import MemoryStorage, StorageError, WriteBatch
+from broker.core.stored_message import Clock
+from cluster.outbox import Outbox
+from cluster.turn import Turn
 
-FAMILIES = ("session", "queue", "message", "retained", "will")
+FAMILIES = ("session", "queue", "message", "retained", "will", "outbox")
+PEER = b"peer of the node"
+UTC_MS = 1_700_000_000_000
 
 
 def stored() -> MemoryStorage:
-    """What a node leaves that had a session with something in its queue, a retained message and a shared group."""
+    """What a node leaves that had a session with something in its queue, a retained message and a shared group.
+
+    And something that waits for another node.
+    """
     node = Node()
     session = node.persistent("s")
     session.subscribe(b"t", 1)
@@ -27,6 +36,10 @@ def stored() -> MemoryStorage:
     publisher.publish(b"t", b"small", 1, 1)
     publisher.publish(b"t", b"large" * 200, 1, 2)
     publisher.publish(b"r", b"kept", 0, retain=True)
+    turn = Turn()
+    outbox = Outbox(node.storage, turn, Clock(1000.0, UTC_MS), PEER, 1 << 30)
+    outbox.put(1 << 40, Message(b"t", b"far", b"", 2, False, 2000.0, "c", bytes(16), 7))
+    node.storage.commit(turn.writes)
     return node.storage.survivor()
 
 
@@ -43,7 +56,10 @@ def check(data: bytes) -> None:
     batch.put(family, data[2 : 2 + data[1]], data[2 + data[1] :])
     storage.commit(batch)
     try:
-        QueueOwner(OwnerSettings(), storage, NoInterest(), bytes(16), 2).recover(1000.0, 1_700_000_000_000)
+        QueueOwner(OwnerSettings(), storage, NoInterest(), bytes(16), 2).recover(1000.0, UTC_MS)
+        outbox = Outbox(storage, Turn(), Clock(1000.0, UTC_MS), PEER, 1 << 30)
+        outbox.recover()
+        assert len(outbox.read(0, 1 << 62, 1 << 30)) <= outbox.messages
     except StorageError as error:
         assert str(error)
 

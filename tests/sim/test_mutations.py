@@ -15,8 +15,8 @@ from broker.core.publishing import Publishing
 from broker.core.session_store import SessionStore
 from broker.core.storage import DELETE, PUT, WriteBatch
 from cluster.frames import FrameType
-from cluster.interest import InterestTable
 from cluster.incoming_link import IncomingLink
+from cluster.interest import InterestTable
 from cluster.link import OutgoingLink
 
 SEEDS = range(40)

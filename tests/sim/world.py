@@ -381,7 +381,9 @@ class Node:
                 return
         if len(effects.writes):
             self.storage.commit(effects.writes)
-        world.count("put into outboxes", sum(each[0] == PUT and each[1] == "outbox" for each in effects.writes.operations))
+        world.count(
+            "put into outboxes", sum(each[0] == PUT and each[1] == "outbox" for each in effects.writes.operations)
+        )
         self.drops = Counter(self.core.owner.counters.dropped)
         if point == AFTER_COMMIT:
             self.kill()

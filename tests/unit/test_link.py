@@ -12,7 +12,14 @@ from cluster import link as link_module
 from cluster.forwards import MARK_BYTES_MAX, Forwards, Mark
 from cluster.frames import FRAME_BYTES_MAX
 from cluster.incoming_link import IncomingLink
-from cluster.link import FRAMES_IN_FLIGHT_MAX, MEMORY_BYTES_MAX, PROBE_AFTER_S, WINDOW_BYTES_MAX, OutgoingLink
+from cluster.link import (
+    FRAMES_IN_FLIGHT_MAX,
+    MEMORY_BYTES_MAX,
+    PROBE_AFTER_S,
+    WINDOW_BYTES_MAX,
+    OutgoingLink,
+    first_number,
+)
 from cluster.outbox import Outbox
 from cluster.turn import Turn
 
@@ -341,6 +348,47 @@ def test_marks_keep_their_place_while_the_link_spills():
     stream.exchange()
     assert stream.received == [b"1", b"a", b"2", b"0", b"b", b"3", b"c"]
     stream.outgoing.validate()
+
+
+def restarted(*kept):
+    """A stream whose sender left something in its outbox when it died, and lost what it had in memory between."""
+    stream = Stream()
+    for payload in kept:
+        stream.send(b"lost")
+        stream.outgoing.forward(message(payload, 2), None, True, True, 0.0)
+    stream.outgoing.take_frames(0.0)
+    stream.storage.commit(stream.turn.writes)
+    stream.turn = Turn()
+    outbox = Outbox(stream.storage, stream.turn, Clock(0.0, 0), PEER, 1 << 30)
+    outbox.recover()
+    stream.outgoing = OutgoingLink(STORE, outbox, first_number(2))
+    return stream
+
+
+def test_numbers_that_are_missing_are_no_loss():
+    stream = restarted(b"1", b"2")
+    stream.send(b"3")
+    stream.connect()
+    for _ in range(3):
+        stream.take(stream.frames())
+        assert not stream.incoming.position_due, "it would start over for nothing"
+        stream.acknowledge()
+    assert stream.received == [b"1", b"2", b"3"]
+    assert stream.incoming.position == first_number(2)
+    assert stream.incoming.gaps == stream.outgoing.gaps == 0
+
+
+def test_what_is_lost_before_missing_numbers_is_sent_again():
+    stream = restarted(b"1", b"2")
+    stream.send(b"3")
+    stream.connect()
+    first, _lost = stream.frames()
+    (third,) = stream.frames()
+    stream.take([first, third])
+    assert stream.incoming.position_due
+    stream.position()
+    stream.exchange()
+    assert stream.received == [b"1", b"2", b"3"]
 
 
 def test_the_tickets_of_a_member_that_is_gone_come_back():

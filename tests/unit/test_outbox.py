@@ -98,7 +98,7 @@ def test_records_that_can_not_be_read_are_named():
     batch = WriteBatch()
     batch.put("outbox", operation[2], operation[3][:30])
     storage.commit(batch)
-    with pytest.raises(StorageError, match="outbox record .* is corrupt"):
+    with pytest.raises(StorageError, match=r"outbox record .* is corrupt"):
         outbox.read(1, 1, BIG)
     batch.put("outbox", operation[2], b"\x02" + operation[3][1:])
     storage.commit(batch)
