@@ -210,7 +210,7 @@ class Connection:
                 # The time for a CONNECT runs from the beginning, however busily its bytes trickle in.
                 self._greet(data, first, start, end, make_client_id)
                 if self.state != AUTHENTICATING:
-                    if end < size:
+                    if end < size and self.state != CLOSED:
                         self._buffer = PacketBuffer(data[end:], 0)
                     return False
                 pos = end
@@ -256,8 +256,7 @@ class Connection:
         if isinstance(packet, packets.Auth):
             self._authenticate(packet)
         elif isinstance(packet, packets.Disconnect):
-            self.state = CLOSED
-            self.want_read = False
+            self._end()
         else:
             # [MQTT-3.1.2-30] Nothing but AUTH and DISCONNECT before the CONNACK.
             raise ProtocolError(Reason.PROTOCOL_ERROR, "only AUTH goes on with an authentication")
@@ -372,8 +371,7 @@ class Connection:
             # Section 3.14.2.2.2: a session that was to end with the connection can't be prolonged.
             raise ProtocolError(Reason.PROTOCOL_ERROR, "session expiry interval of a session that ends now")
         self._batch.detach(self.number, packet.reason, expiry_s, self._unsent())
-        self.state = CLOSED
-        self.want_read = False
+        self._end()
 
     def _unexpected(self, packet: Any) -> None:
         raise ProtocolError(Reason.PROTOCOL_ERROR, f"{type(packet).__name__} is not for a client to send now")
@@ -449,7 +447,14 @@ class Connection:
         """The socket is closed, for that reason; the owner is told unless it knows already."""
         if self.state in (ATTACHING, ATTACHED):
             self._batch.detach(self.number, reason, -1, self._unsent())
+        self._end()
+
+    def _end(self) -> None:
+        """Read nothing more, and keep nothing of what was read."""
         self.state = CLOSED
+        self.want_read = False
+        self.has_more = False
+        self._buffer = None
 
     def _unsent(self) -> list[int]:
         return [] if self.window is None else self.window.unsent()
@@ -462,11 +467,11 @@ class Connection:
         if self.state == CLOSED:
             return
         state = self.state
-        if not owner_knows:
+        if owner_knows:
+            self._end()
+        else:
             # That this side stops is no fault of the client's: its will is given more time.
             self.lost(reason if reason == Reason.SERVER_SHUTTING_DOWN else CONNECTION_LOST)
-        self.state = CLOSED
-        self.want_read = False
         if state != ATTACHED:
             self._counters.connacks[refusal(reason)] += 1
         said = farewell(self.version, state == ATTACHED, reason, text, self._answer_bytes_max)

@@ -13,7 +13,7 @@ Others are read at any time, up to the whole window. Should they alone keep the 
 TURN_WAIT_S all the same.
 """
 
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final, final
 
@@ -75,7 +75,8 @@ class ListenerCore:
         self._next_number: int = 1
         self._dirty: list[Connection] = []
         self._notices: list[str] = []
-        self._turns: deque[Connection] = deque()
+        # By number, in the order of their turns: who leaves is found at once.
+        self._turns: OrderedDict[int, Connection] = OrderedDict()
         self._turn_given_at: float = 0.0
         self._credit_bytes: int = WINDOW_BYTES
         self._consumed_bytes: int = 0
@@ -122,6 +123,7 @@ class ListenerCore:
     def lost(self, connection: Connection) -> None:
         """Forget a connection whose socket is closed."""
         connection.lost()
+        self._turns.pop(connection.number, None)
         self.connections.pop(connection.number, None)
         self.counters.socket_close += 1
 
@@ -140,9 +142,9 @@ class ListenerCore:
             self.batch.counters(pack_counters(self.counters.values()))
 
     def _wait_for_turn(self, connection: Connection) -> None:
-        if not connection.waits_for_turn:
+        if not connection.waits_for_turn and connection.state != CLOSED:
             connection.waits_for_turn = True
-            self._turns.append(connection)
+            self._turns[connection.number] = connection
 
     def take_turns(self, now: float) -> list[Connection]:
         """Give those their turn who have waited longest, as far as the owner keeps up; return them."""
@@ -151,10 +153,12 @@ class ListenerCore:
         for _ in range(len(self._turns)):
             if room_bytes <= 0 and (self.is_blocked() or now < self._turn_given_at + TURN_WAIT_S):
                 break
+            _number, connection = self._turns.popitem(last=False)
+            connection.waits_for_turn = False
+            if connection.state == CLOSED:
+                continue
             room_bytes -= TURN_BYTES
             self._turn_given_at = now
-            connection = self._turns.popleft()
-            connection.waits_for_turn = False
             given.append(connection)
             if connection.has_more:
                 self.receive_data(connection, b"", now)

@@ -386,6 +386,53 @@ def test_a_fault_ends_what_is_held_back(node):
     assert node.listeners[0].take_turns(node.now) == []
 
 
+def test_who_is_closed_waits_for_no_turn(node):
+    """Reason: with packets held back it waited for ever, with its bytes, and took turns from the others."""
+    listener, client = node.listeners[0], node.connect("c")
+    connection = client.connection
+    listener.receive_data(connection, encode(Pingreq(), 4) * (PACKETS_PER_TURN + 1), node.now)
+    assert connection.has_more and connection.waits_for_turn
+    connection.close(Reason.ADMINISTRATIVE_ACTION, "")
+    assert not connection.has_more
+    assert listener.take_turns(node.now) == [] and not listener.wants_turn()
+    listener.receive_data(connection, publishes(TURN_BYTES), node.now)
+    assert not connection.waits_for_turn and not listener.wants_turn()
+
+
+def test_who_floods_and_leaves_again_and_again_takes_no_turn_from_others():
+    listener = listener_core()
+    client = connected(listener, "stays")
+    for _ in range(3 * BUSY_BYTES // TURN_BYTES):
+        leaves = connected(listener, "leaves")
+        listener.receive_data(leaves, encode(Pingreq(), 4) * (PACKETS_PER_TURN + 1), START_S)
+        assert leaves.waits_for_turn
+        listener.lost(leaves)
+        assert not listener.wants_turn()
+    consumed(listener, listener.take_frame())
+    flood(listener, [client])
+    assert listener.take_turns(START_S) == [client]
+
+
+@pytest.mark.parametrize("ends", ["lost", "closed"])
+def test_what_a_client_said_last_is_not_kept_when_it_is_closed(ends):
+    listener = listener_core()
+    connection = connected(listener)
+    listener.receive_data(connection, encode(Publish(b"a", bytes(100_000)), 4)[:-1], START_S)
+    assert connection._buffer is not None
+    if ends == "lost":
+        listener.lost(connection)
+    else:
+        connection.close(Reason.ADMINISTRATIVE_ACTION, "")
+    assert connection._buffer is None
+
+
+def test_what_follows_a_connect_that_is_refused_is_not_kept():
+    listener = listener_core(limits=ConnectionLimits(client_id_bytes_max=1))
+    connection = listener.open(START_S)
+    listener.receive_data(connection, encode(Connect(4, "long"), 4) + publishes(SHARE_BYTES), START_S)
+    assert connection.state == CLOSED and connection._buffer is None and not connection.waits_for_turn
+
+
 def test_a_client_that_waits_for_its_turn_is_not_silent():
     listener = listener_core()
     connection = listener.open(START_S)
