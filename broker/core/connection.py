@@ -72,6 +72,7 @@ class Connection:
         "_counters",
         "_gate",
         "_greeting",
+        "_is_full",
         "_limits",
         "_publishing",
         "_session_expiry_s",
@@ -130,6 +131,8 @@ class Connection:
         self._counters = counters
         self._authenticator = authenticator
         self._topics = ClientTopics(limits, mountpoint)
+        # Whether a subscription was refused because there are too many.
+        self._is_full = False
         # From the CONNECT to the CONNACK.
         self._greeting: Greeting | None = None
         # None when the CONNECT named no method.
@@ -175,8 +178,15 @@ class Connection:
                 # UTF-8 but not allowed") and of a user name.
                 self.version = 5
             self._counters.fault(error.reason)
+            if error.reason == Reason.PACKET_TOO_LARGE:
+                self.notice = self.notice or self._too_large()
             self.close(error.reason, error.text)
             return False
+
+    def _too_large(self) -> str:
+        if self.state == ATTACHED:
+            return f"client {self.client_id!r} sends a packet of more than {self._limits.packet_bytes_max} bytes"
+        return f"a client that connects sends a packet of more than {self._limits.connect_bytes_max} bytes"
 
     def _heard(self, now: float) -> None:
         self.last_received = now
@@ -357,6 +367,8 @@ class Connection:
     def _subscribe(self, packet: packets.Subscribe) -> None:
         identifier = int_property(packet.properties, Property.SUBSCRIPTION_IDENTIFIER, 0)
         self._batch.subscribe(self.number, packet.packet_id, identifier, self._topics.requests(packet))
+        if self._topics.refuses_filters:
+            self.notice = self.notice or self._topics.refuse_filters(self.client_id)
 
     def _unsubscribe(self, packet: packets.Unsubscribe) -> None:
         self._batch.unsubscribe(self.number, packet.packet_id, self._topics.filters(packet))
@@ -418,6 +430,9 @@ class Connection:
 
     def receive_suback(self, answer: Answer) -> None:
         """The owner subscribed."""
+        if Reason.QUOTA_EXCEEDED in answer.reasons and not self._is_full:
+            self._is_full = True
+            self.notice = f"client {self.client_id!r} has all the subscriptions that it may have: more are refused"
         self._append(encode_answer(answer, self.version))
 
     def receive_unsuback(self, answer: Answer) -> None:

@@ -23,6 +23,7 @@ from broker.core.authentication import NO_METHODS, Authenticator
 from broker.core.connection import ATTACHED, CLOSED, Connection
 from broker.core.connection_limits import ConnectGate, ConnectionLimits
 from broker.core.counters import ListenerCounters, pack_counters
+from broker.core.listener_notices import ListenerNotices
 from broker.core.listener_records import ListenerBatch
 from broker.core.owner_records import FRAME_BYTES_MAX, Answer, Deliver, OwnerHeader, unpack_owner_records
 from broker.core.records import (
@@ -74,7 +75,7 @@ class ListenerCore:
         self._authenticator = authenticator
         self._next_number: int = 1
         self._dirty: list[Connection] = []
-        self._notices: list[str] = []
+        self._notices = ListenerNotices(limits)
         # By number, in the order of their turns: who leaves is found at once.
         self._turns: OrderedDict[int, Connection] = OrderedDict()
         self._turn_given_at: float = 0.0
@@ -113,8 +114,7 @@ class ListenerCore:
         else:
             connection.receive_data(data, now, self._make_client_id)
             if connection.notice:
-                self._notices.append(connection.notice)
-                connection.notice = ""
+                self._take_notice(connection)
         if connection.output or connection.state == CLOSED:
             self._mark(connection)
         if len(data) >= SHARE_BYTES or connection.has_more:
@@ -131,6 +131,7 @@ class ListenerCore:
         """Close connections that have been silent for too long; call it about once a second."""
         blocked = self.is_blocked()
         self._gate.begin_second()
+        self._notices.begin_second(self.counters)
         for connection in self.connections.values():
             if blocked:
                 # No client is read: none is to blame for its silence.
@@ -187,9 +188,11 @@ class ListenerCore:
 
     def take_notices(self) -> list[str]:
         """Return what an operator should read in the log, since the last call."""
-        notices = self._notices
-        self._notices = []
-        return notices
+        return self._notices.take()
+
+    def _take_notice(self, connection: Connection) -> None:
+        self._notices.of_client(connection.notice)
+        connection.notice = ""
 
     def _mark(self, connection: Connection) -> None:
         if not connection.dirty:
@@ -265,6 +268,8 @@ class ListenerCore:
             connection.receive_unsuback(answer)
         else:
             connection.close(answer.reason, "", owner_knows=True)
+        if connection.notice:
+            self._take_notice(connection)
         self._mark(connection)
 
     def _deliver(self, record: Deliver) -> None:

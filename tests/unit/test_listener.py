@@ -14,6 +14,7 @@ from broker.core.listener_records import LISTENER_HEADER_BYTES, ListenerHeader
 from broker.core.message import Message
 from broker.core.owner_records import FRAME_BYTES_MAX, OwnerBatch, owner_frame
 from broker.core.records import PUBACK, RETURN_BYTES, WINDOW_BYTES
+from broker.core.settings import OwnerSettings
 from broker.mqtt.codec import encode
 from broker.mqtt.packets import (
     Connack,
@@ -274,6 +275,18 @@ def test_too_many_unacknowledged_publishes_stop_the_reading(node):
     node.settle()
     assert client.connection.want_read
     assert len(client.take()) == UNACKNOWLEDGED_MAX
+
+
+def test_what_is_said_of_clients_is_taken_wherever_it_comes_from(start):
+    """A SUBACK says something as well as what a client sends, and what was held back until the CONNACK."""
+    node = start(settings=OwnerSettings(max_subscriptions_per_client=1), limits=ConnectionLimits(packet_bytes_max=100))
+    client = node.connect("c")
+    client.send(encode(Subscribe(1, (SubscriptionRequest(b"a"), SubscriptionRequest(b"b"))), 4))
+    assert "client 'c' has all the subscriptions" in "".join(node.listeners[0].take_notices())
+    eager = node.open()
+    eager.send(encode(Connect(4, "eager"), 4) + encode(Publish(b"a", bytes(100)), 4))
+    assert node.listeners[0].take_notices() == ["client 'eager' sends a packet of more than 100 bytes"]
+    assert eager.closed
 
 
 # Turns.
