@@ -88,6 +88,8 @@ class Connection:
         "number",
         "output",
         "own_aliases",
+        "said_at",
+        "said_bytes",
         "state",
         "version",
         "waits_for_turn",
@@ -120,6 +122,9 @@ class Connection:
         # that; see ListenerCore.
         self.has_more = False
         self.waits_for_turn = False
+        # How much the client has said of late, for ListenerCore to tell the modest from others.
+        self.said_bytes: float = 0.0
+        self.said_at: float = now
         # What an operator should read in the log of this connection; whoever logs it takes it.
         self.notice = ""
         self.want_read = True
@@ -147,7 +152,9 @@ class Connection:
         self._session_expiry_s: int = 0
         self._answer_bytes_max: int = 0
 
-    def receive_data(self, data: bytes, now: float, make_client_id: Callable[[], str]) -> None:
+    def receive_data(
+        self, data: bytes, now: float, make_client_id: Callable[[], str], packets_max: i64 = PACKETS_PER_TURN
+    ) -> None:
         """Work off bytes from the client. `make_client_id` names a client that has no id of its own."""
         if self.state == CLOSED:
             return
@@ -164,13 +171,13 @@ class Connection:
         elif self.state == ATTACHING:
             self._buffer = PacketBuffer(data, 0)
             return
-        if self._work_off(data, make_client_id):
+        if self._work_off(data, make_client_id, packets_max):
             self._heard(now)
 
-    def _work_off(self, data: bytes, make_client_id: Callable[[], str]) -> bool:
+    def _work_off(self, data: bytes, make_client_id: Callable[[], str], packets_max: i64 = PACKETS_PER_TURN) -> bool:
         """Take packets, and close for a fault; true when there was one that counts for the keep-alive."""
         try:
-            return self._parse(data, make_client_id)
+            return self._parse(data, make_client_id, packets_max)
         except ProtocolError as error:
             if self.state == WAITING and begins_as_mqtt_5(data):
                 # [MQTT-4.13.1-1] Whatever is wrong with the rest, MQTT 5 is told in a CONNACK. [MQTT311-3.1.4-1] MQTT 3
@@ -192,14 +199,14 @@ class Connection:
         self.last_received = now
         self._unfinished_bytes = 0
 
-    def _parse(self, data: bytes, make_client_id: Callable[[], str]) -> bool:
+    def _parse(self, data: bytes, make_client_id: Callable[[], str], packets_max: i64) -> bool:
         """Take every packet that is whole, as `_work_off` does."""
         pos: i64 = 0
         size: i64 = len(data)
         packet_bytes_max: i64 = self._limits.packet_bytes_max
         taken: i64 = 0
         while pos < size:
-            if taken == PACKETS_PER_TURN:
+            if taken == packets_max:
                 self._buffer = PacketBuffer(data[pos:], 0)
                 self.has_more = True
                 break

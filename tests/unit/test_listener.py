@@ -9,7 +9,19 @@ from packet_table import ROWS
 from broker.core.client_publishing import UNACKNOWLEDGED_MAX
 from broker.core.connection import CLOSED, PACKETS_PER_TURN
 from broker.core.connection_limits import ConnectionLimits
-from broker.core.listener import BUSY_BYTES, LAZY_BYTES_MAX, SHARE_BYTES, TURN_BYTES, TURN_WAIT_S, ListenerCore
+from broker.core.listener import (
+    BUSY_BYTES,
+    LAZY_BYTES_MAX,
+    MODEST_BYTES_MAX,
+    MODEST_BYTES_PER_S,
+    MODEST_S,
+    PACE_S,
+    PACED_PACKETS,
+    SHARE_BYTES,
+    TURN_BYTES,
+    TURN_WAIT_S,
+    ListenerCore,
+)
 from broker.core.listener_records import LISTENER_HEADER_BYTES, ListenerHeader
 from broker.core.message import Message
 from broker.core.owner_records import FRAME_BYTES_MAX, OwnerBatch, owner_frame
@@ -357,6 +369,86 @@ def test_a_turn_is_given_now_and_then_though_others_keep_the_owner_busy():
         flood(listener, [second])
         listener.take_frame()
     assert listener.take_turns(START_S + 100) == []
+
+
+def say_little(listener, connection, now):
+    listener.receive_data(connection, encode(Publish(b"a", b"x"), 4), now)
+
+
+def test_for_the_sake_of_a_modest_client_turns_are_paced():
+    listener = listener_core()
+    modest, first, second = (connected(listener, name) for name in ("modest", "first", "second"))
+    flood(listener, [first, second])
+    assert listener.turn_wait_s(START_S) == 0
+    say_little(listener, modest, START_S)
+    assert listener.take_turns(START_S) == [first]
+    consumed(listener, listener.take_frame())
+    # There is room, and yet it has to wait.
+    assert listener.wants_turn() and listener.turn_wait_s(START_S) == pytest.approx(PACE_S)
+    assert listener.take_turns(START_S) == []
+    assert listener.turn_wait_s(START_S + PACE_S) == 0
+    assert listener.take_turns(START_S + PACE_S) == [second]
+    flood(listener, [first, second])
+    consumed(listener, listener.take_frame())
+    later = START_S + MODEST_S
+    assert listener.turn_wait_s(later) == 0 and listener.take_turns(later) == [first, second]
+
+
+def test_for_the_sake_of_a_modest_client_few_packets_are_worked_off_in_a_turn():
+    listener = listener_core()
+    modest, greedy = connected(listener, "modest"), connected(listener, "greedy")
+    for paced in (True, False):
+        now = START_S if paced else START_S + MODEST_S
+        if paced:
+            say_little(listener, modest, now)
+        listener.receive_data(greedy, encode(Pingreq(), 4) * (TURN_BYTES // 2), now)
+        for turns in range(1, 4):
+            count = PACED_PACKETS if paced else PACKETS_PER_TURN
+            assert len(greedy.output) == turns * count
+            now += PACE_S
+            assert listener.take_turns(now) == [greedy]
+        while greedy.has_more:
+            now += MODEST_S
+            listener.take_turns(now)
+        greedy.output = []
+
+
+def test_a_client_is_modest_again_when_it_has_said_little_for_a_while():
+    listener = listener_core()
+    client, greedy = connected(listener, "client"), connected(listener, "greedy")
+
+    def paces(now):
+        say_little(listener, client, now)
+        flood(listener, [greedy])
+        listener.take_turns(now)
+        paced = listener.turn_wait_s(now) > 0
+        consumed(listener, listener.take_frame())
+        return paced
+
+    assert paces(START_S)
+    flood(listener, [client] * 10)
+    assert not paces(START_S + MODEST_S)
+    assert not paces(START_S + MODEST_BYTES_MAX / MODEST_BYTES_PER_S)
+    assert paces(START_S + 3 * MODEST_BYTES_MAX / MODEST_BYTES_PER_S)
+
+
+def test_nobody_is_paced_for_its_own_sake():
+    listener = listener_core()
+    client = connected(listener, "client")
+    say_little(listener, client, START_S)
+    for _ in range(3):
+        flood(listener, [client])
+        consumed(listener, listener.take_frame())
+        assert listener.turn_wait_s(START_S) == 0 and listener.take_turns(START_S) == [client]
+
+
+def test_who_only_connects_paces_nobody():
+    listener = listener_core()
+    greedy, newcomer = connected(listener, "greedy"), listener.open(START_S)
+    flood(listener, [greedy])
+    listener.receive_data(newcomer, encode(Connect(4, "newcomer"), 4), START_S)
+    assert listener.take_turns(START_S) == [greedy]
+    assert listener.turn_wait_s(START_S) == 0
 
 
 def test_a_turn_never_waits_for_credit_that_does_not_come():
