@@ -110,7 +110,8 @@ class Forwards:
         position: i64 = self.body
         found: list[Message | Mark] = []
         for _ in range(self.count):
-            if end - position < _MARK_FIXED_BYTES:
+            room: i64 = end - position
+            if room < _MESSAGE_FIXED_BYTES and (room < _MARK_FIXED_BYTES or not frame[position] & _MARK):
                 raise FrameError("short message")
             flags: i64 = frame[position]
             if flags & _MARK:
@@ -120,8 +121,6 @@ class Forwards:
                     raise FrameError("malformed mark")
                 found.append(Mark(frame[body:position], flags & _MARK_DURABLE != 0))
                 continue
-            if end - position < _MESSAGE_FIXED_BYTES:
-                raise FrameError("short message")
             topic_length: i64 = i64(read_i16_be(frame, position + 1)) & 0xFFFF
             publisher_length: i64 = i64(read_i16_be(frame, position + 3)) & 0xFFFF
             properties_length: i64 = i64(read_i32_be(frame, position + 5)) & 0xFFFFFFFF

@@ -142,7 +142,8 @@ class OutgoingLink:
     def has_room(self, message: Message, running: bool) -> bool:
         """Say whether a message that the peer has to have is taken; false is counted as a refusal."""
         size: i64 = MESSAGE_OVERHEAD_BYTES + message.size() + len(message.publisher.encode())
-        if running and message.qos == 1 and not self._spilling and not self._is_over(size):
+        is_over = self.bytes_pending and self.bytes_pending + size > MEMORY_BYTES_MAX
+        if running and message.qos == 1 and not self._spilling and not is_over:
             return True
         if self.outbox.is_full(int(size)):
             self.refused += 1
@@ -152,20 +153,20 @@ class OutgoingLink:
     def forward(self, message: Message, ticket: Ticket | None, persistent: bool, running: bool, now: float) -> None:
         """Append a message. `persistent` says that the peer has to have it: `has_room` was asked, or nobody can."""
         qos: i64 = message.qos
-        if not running and (qos == 0 or not persistent):
-            # Nothing is kept for a peer that is not there and need not have it.
-            self.dropped_not_running += 1
-            return
+        if not running:
+            if qos == 0 or not persistent:
+                # Nothing is kept for a peer that is not there and need not have it.
+                self.dropped_not_running += 1
+                return
+            self.spill()
         if message.publisher is not self._publisher:
             self._publisher = message.publisher
             self._publisher_utf8 = message.publisher.encode()
         size: i64 = MESSAGE_OVERHEAD_BYTES + message.size() + len(self._publisher_utf8)
-        if self._is_over(size):
+        if self.bytes_pending and self.bytes_pending + size > MEMORY_BYTES_MAX:
             if qos == 0 or not persistent:
                 self.dropped_memory += 1
                 return
-            self.spill()
-        elif not running:
             self.spill()
         if self._spilling and qos:
             if not persistent and self.outbox.is_full(int(size)):
@@ -376,10 +377,6 @@ class OutgoingLink:
         assert self._spilling or not self._behind
         assert sum(len(batch.stored) for batch in batches) + sum(run.count for run in runs) == self.outbox.messages
         assert sum(batch.stored_bytes for batch in batches) + self.bytes_behind == self.outbox.bytes
-
-    def _is_over(self, size: i64) -> bool:
-        """Say whether so many bytes more are too much for the memory; a single message never is."""
-        return self.bytes_pending > 0 and self.bytes_pending + size > MEMORY_BYTES_MAX
 
     def _end_spilling(self) -> None:
         """The link moves: if nothing is in the outbox that is not in memory, what comes next stays there, too."""

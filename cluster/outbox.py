@@ -64,6 +64,8 @@ class Outbox:
         """Count what an earlier life of this node left."""
         for key, value in self._storage.scan(FAMILY, self._peer, self._key((1 << 64) - 1)):
             check_version(value, VALUE_VERSION, FAMILY)
+            if len(key) != _KEY_BYTES:
+                raise corrupt(FAMILY, key, AssertionError("a key of another length"))
             number = _number(key)
             if not self.messages:
                 self.first = number

@@ -10,7 +10,7 @@ from broker.core.message import Message
 from broker.core.owner_records import OwnerBatch
 from broker.core.storage import WriteBatch
 
-# Of a ticket whose connection ended: no connection has this number.
+# No connection has this number.
 NO_CONNECTION: Final = -1
 
 
@@ -19,8 +19,9 @@ class Ticket:
     """A PUBLISH that may not be acknowledged yet: it waits for other nodes, or behind one that does.
 
     `waiting` counts the nodes that still have to answer; with QoS 2 none has to. `reason` is what the acknowledgement
-    will say, a PUBACK or, with `qos` 2, a PUBREC. `connection` is where it waits for its turn, NO_CONNECTION when that
-    is over. The links carry it and give it back; they never look inside.
+    will say, a PUBACK or, with `qos` 2, a PUBREC. `connection` is where it waits for its turn, or waited: by now
+    another connection may have that number, and nothing there waits for this ticket. The links carry it and give it
+    back; they never look inside.
     """
 
     __slots__ = ("connection", "packet_id", "qos", "reason", "waiting")

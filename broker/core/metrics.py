@@ -27,7 +27,7 @@ DROP_REASONS: Final[dict[str, str]] = {
     "offline_qos0": "QoS 0 that waited for a client when it went offline",
     "expired": "the message expired before its delivery began",
     "max_packet_size_exceeded": "larger than the client takes",
-    "link_full": "the link to a node that wants the message was full; the publisher was told",
+    "link_full": "the outbox for a node that has to have the message was full; the publisher was told",
     "reserved_topic": "published to a topic that is not for clients",
     "topic_limit": "published to a topic of more levels or bytes than there may be; MQTT 5 was told",
     "group_ended": "the last member of the shared subscription went",

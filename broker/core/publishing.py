@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import Final, final
 
 from broker.core.dispatch import Dispatcher
-from broker.core.effects import NO_CONNECTION, Forward, Ticket
+from broker.core.effects import Forward, Ticket
 from broker.core.events import PublishReceived
 from broker.core.message import Message
 from broker.core.records import PUBACK, PUBCOMP, PUBREC
@@ -222,12 +222,7 @@ class Publishing:
         return 0
 
     def leave(self, attachment: Attachment) -> None:
-        """The connection ended: what waits in it is nobody's, until the next connection asks again.
-
-        A listener that starts again counts its connections anew, so the number may soon be another connection's.
-        """
-        for ticket in attachment.pending:
-            ticket.connection = NO_CONNECTION
+        """The connection ended: what waits in it is nobody's, until the next connection asks again."""
         attachment.pending.clear()
 
     def release(self, attachment: Attachment, packet_id: int) -> None:

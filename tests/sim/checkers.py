@@ -25,6 +25,7 @@ CLOCK_S = 0.02
 def promise(world, clients, publisher, message):
     """Write into a message, whose publish begins now, which sessions and shared groups it is promised to."""
     home = publisher.home
+    message.home = home
     if message.qos == 0 or not home.up:
         return
     interest = home.core.mesh.interest
@@ -137,13 +138,12 @@ def check_order(world, clients, ledger):
     A message that was sent again may have missed a session the first time, if that had no promise then. A group has
     no order: what a member could not take goes to another.
     """
-    homes = {client.name: client.home for client in clients}
     for client in clients:
         if client.shares:
             continue
         settings = client.home.settings
         if settings.queue_lifo:
-            check_lifo_order(world, client, ledger, homes)
+            check_lifo_order(world, client, ledger)
             continue
         last = {}
         seen = set()
@@ -165,7 +165,7 @@ def check_order(world, clients, ledger):
             last[stream] = message.number
 
 
-def check_lifo_order(world, client, ledger, homes):
+def check_lifo_order(world, client, ledger):
     """The youngest first: nothing goes out for the first time while something younger, acknowledged, waits.
 
     What was published at another node may be acknowledged long before it is in the queue.
@@ -185,7 +185,7 @@ def check_lifo_order(world, client, ledger, homes):
                 f"{client.name} received message {message.number} of {message.publisher} before message {number}, "
                 "although its queue is LIFO and that was there",
             )
-        local = homes[message.publisher] is client.home
+        local = message.home is client.home
         if local and message.acked and message.sends == 1 and client.name in message.promised:
             numbers.insert(place, (message.number, message.acked_at))
 

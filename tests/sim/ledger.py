@@ -7,13 +7,14 @@ SHARE_PREFIX = b"$share/"
 
 
 class Published:
-    """One message: how often it was sent, to whom it was promised, and who took it and acknowledged it."""
+    """One message: where and how often it was sent, to whom it was promised, and who took it and acknowledged it."""
 
     __slots__ = (
         "acked",
         "acked_at",
         "finishers",
         "groups",
+        "home",
         "number",
         "payload",
         "promised",
@@ -38,6 +39,8 @@ class Published:
         self.acked_at = 0.0
         self.refused = False
         self.promised = set()
+        # The node of its publisher; None for a will.
+        self.home = None
         # Shared filters of the publisher's home.
         self.groups = set()
         # Of shared groups: (member, its how manieth session).

@@ -11,7 +11,6 @@ from world import AFTER_COMMIT
 from broker.core.events import CONNECTION_LOST
 from broker.core.netsplit_gate import NetsplitGate
 from broker.core.owner import QueueOwner
-from broker.core.publishing import Publishing
 from broker.core.session_store import SessionStore
 from broker.core.shared_dispatch import SharedDispatcher
 from broker.core.storage import DELETE, PUT, WriteBatch
@@ -311,13 +310,6 @@ def test_numbers_that_begin_anew_with_every_start_are_caught(monkeypatch):
 
     monkeypatch.setattr(OutgoingLink, "__init__", begin_anew)
     caught()
-
-
-@interpreted
-def test_a_ticket_that_outlives_its_connection_is_caught(monkeypatch):
-    """The next connection may have the number of the last, after a listener's end."""
-    monkeypatch.setattr(Publishing, "leave", lambda self, attachment: None)
-    assert " instead of " in caught(tormented)
 
 
 def test_listeners_may_die_while_a_link_is_down():

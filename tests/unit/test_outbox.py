@@ -104,6 +104,10 @@ def test_records_that_can_not_be_read_are_named():
     storage.commit(batch)
     with pytest.raises(StorageError, match="has version 2"):
         outbox_on(storage)
+    batch.put("outbox", operation[2][:-1], operation[3])
+    storage.commit(batch)
+    with pytest.raises(StorageError, match="another length"):
+        outbox_on(storage)
 
 
 def test_a_copy_of_the_store_has_no_outbox():
