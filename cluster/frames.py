@@ -26,7 +26,9 @@ Integers, number, text and bytes16 are as in `wire`; a pair is text name, 16 byt
     INTEREST_REQUEST  nothing
     POSITIONS         u64 your session, number position
     LINK_ACK          u64 your session, number position
+    STOPPING          nothing
     FORWARDS          see `forwards`, which packs them: they are what is hot
+    TURN_REQUEST, TURN_GRANT, TURN_RELEASE, TURN_SURVEY, TURNS_HELD: see `registration_frames`
 
 A name is a node name and an address an address, as `wire` demands of them; a topic filter is what MQTT calls one.
 
@@ -74,6 +76,12 @@ class FrameType(IntEnum):
     POSITIONS = 9
     LINK_ACK = 10
     FORWARDS = 11
+    TURN_REQUEST = 20
+    TURN_GRANT = 21
+    TURN_RELEASE = 22
+    TURN_SURVEY = 23
+    TURNS_HELD = 24
+    STOPPING = 30
 
 
 class Refusal(IntEnum):
@@ -445,6 +453,11 @@ def unpack_interest_snapshot(frame: bytes) -> InterestSnapshot:
 def pack_interest_request() -> bytes:
     """Pack an INTEREST_REQUEST frame."""
     return bytes(_head(FrameType.INTEREST_REQUEST))
+
+
+def pack_stopping() -> bytes:
+    """Pack a STOPPING frame: I stop as I was told to, and shall be back."""
+    return bytes(_head(FrameType.STOPPING))
 
 
 def pack_positions(session: int, position: int) -> bytes:

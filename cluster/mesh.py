@@ -42,11 +42,12 @@ from cluster.commands import (
     SendBulk,
 )
 from cluster.conversation import Conversation
-from cluster.forwards import Forwards
+from cluster.forwards import Forwards, Mark
 from cluster.frames import FrameType, frame_type, unpack_hello
 from cluster.interest import InterestTable
 from cluster.joining import Joining, JoinResult
 from cluster.keys import JOIN
+from cluster.link import first_number
 from cluster.membership import Membership
 from cluster.mesh_store import MeshStore
 from cluster.peers import MemberView, MeshSettings, Peer, Peers
@@ -78,8 +79,10 @@ class Mesh:
         self.interest = InterestTable(incarnation)
         self.membership = Membership(settings.name, store_id, incarnation, settings.address)
         self._peers = Peers(settings, store, self.membership, self.interest, turn)
+        self._peers.first_number = first_number(incarnation)
         # By node name, for whoever looks; `Peers` alone changes it.
         self.peers: dict[str, Peer] = self._peers.all
+        self.readiness = self._peers.readiness
         self._joining = Joining(settings.name, list(settings.discovery))
         self._admission = Admission(self._peers, self._joining, turn)
         self._conversation = Conversation(self._peers, store, self._joining, turn, incarnation)
@@ -94,6 +97,10 @@ class Mesh:
     def cluster_id(self) -> bytes:
         """The id of the cluster that this node belongs to, alone or with others."""
         return self._peers.cluster_id
+
+    def set_clock(self, now: float, utc_ms: int) -> None:
+        """Take a reading of both clocks, for the deadlines that are stored."""
+        self._store.clock.set(now, utc_ms)
 
     def receive(self, happened: MeshInput, now: float) -> None:
         """Take one input of the transport. Afterwards take messages and tickets, then `flush`."""
@@ -134,13 +141,17 @@ class Mesh:
         """Say whether an input brings forwarded messages, which may be received later than what comes after it."""
         return isinstance(happened, FrameReceived) and happened.frame[1:2] == _FORWARDS
 
-    def has_room(self, node: str, message: Message) -> bool:
-        """Say whether the link to a node takes a message that a client waits for."""
-        peer = self.peers.get(node)
-        return peer is None or peer.outgoing.has_room(message)
+    def announce_stop(self) -> None:
+        """Tell the others that this node stops, and shall be back: they wait for it before they count it as missing."""
+        self._conversation.tell_stopping()
 
-    def forward(self, node: str, message: Message, ticket: Ticket | None, now: float) -> None:
-        """Send a message to a node that wants it."""
+    def has_room(self, node: str, message: Message) -> bool:
+        """Say whether the link to a node, or its outbox, takes a message that the node has to have."""
+        peer = self.peers.get(node)
+        return peer is None or peer.outgoing.has_room(message, peer.running)
+
+    def forward(self, node: str, message: Message, ticket: Ticket | None, now: float, persistent: bool = True) -> None:
+        """Send a message to a node that wants it, now or, with `persistent`, when it is back."""
         peer = self.peers.get(node)
         if peer is None:
             # It left since the route was looked up; nobody there waits for the message any more.
@@ -148,7 +159,7 @@ class Mesh:
                 self._turn.acknowledged.append(ticket)
                 self._deadline = 0.0
             return
-        peer.outgoing.forward(message, ticket, peer.running, now)
+        peer.outgoing.forward(message, ticket, persistent, peer.running, now)
 
     def change_interest(self, changes: list[InterestChange]) -> None:
         """Note changes of this node's own wishes; `flush` tells them."""
@@ -163,8 +174,8 @@ class Mesh:
         """Return the outcome of `join` once it is decided."""
         return self._admission.take_result()
 
-    def take_messages(self) -> list[Message]:
-        """Return the messages that peers forwarded, in order."""
+    def take_messages(self) -> list[Message | Mark]:
+        """Return the messages that peers forwarded, and the marks between them, in order."""
         return self._turn.take_messages()
 
     def take_acknowledged(self) -> list[Ticket]:
@@ -190,6 +201,12 @@ class Mesh:
         self._turn.number += 1
         stall_s = now - self._ticked_at - self._heartbeat_s
         self._ticked_at = now
+        for peer in self.peers.values():
+            if self._turn.frozen:
+                # Nothing can be written, and acknowledgements are not listened to.
+                peer.outgoing.forgive(now)
+            elif peer.outgoing.is_spill_due(peer.running, now):
+                peer.outgoing.spill()
         if now < self._deadline:
             return
         if stall_s > self._heartbeat_s:
@@ -198,13 +215,18 @@ class Mesh:
         self._admission.tick(now)
         for peer in self.peers.values():
             self._conversation.tick(peer, now)
-        self._deadline = self._admission.deadline()
+        self._peers.update_readiness(now)
+        self._deadline = min(self._admission.deadline(), self.readiness.next_deadline())
         for peer in self.peers.values():
             self._deadline = min(self._deadline, self._conversation.deadline(peer, now))
 
     def next_deadline(self) -> float:
         """Return when `tick` has something to do; 0.0 if that is now."""
-        return self._deadline
+        deadline = self._deadline
+        if not self._turn.frozen:
+            for peer in self.peers.values():
+                deadline = min(deadline, peer.outgoing.spill_at())
+        return deadline
 
     def flush(self, writes: WriteBatch, now: float) -> list[MeshCommand]:
         """Append to `writes`, and return the commands to carry out, in order, once they are committed."""
@@ -224,11 +246,19 @@ class Mesh:
             if incoming.commit_due:
                 incoming.commit_due = False
                 self._store.put_position(peer.store_id, incoming.position)
+            outgoing = peer.outgoing
+            if outgoing.released:
+                # What they wait for is written in this turn; who takes them in the next one knows it committed.
+                self._turn.acknowledged.extend(outgoing.released)
+                outgoing.released = []
+                self._deadline = 0.0
             if peer.liveness.connected:
                 self._conversation.tell_position(peer)
-                if peer.outgoing.open:
-                    for frame in peer.outgoing.take_frames(now):
+                if outgoing.open:
+                    for frame in outgoing.take_frames(now):
                         self._turn.commands.append(SendBulk(peer.name, frame))
+                    if outgoing.wants_turn:
+                        self._deadline = 0.0
 
     def members_view(self) -> list[MemberView]:
         """Return every member, by name."""
@@ -237,6 +267,10 @@ class Mesh:
     def counters(self) -> dict[str, int]:
         """Return the counts of the mesh and, added up, of its links."""
         return {**self._turn.counts, **self._peers.link_counts()}
+
+    def netsplits(self) -> dict[str, int]:
+        """Return how many net splits were detected and resolved."""
+        return {"netsplit_detected": self.readiness.detected, "netsplit_resolved": self.readiness.resolved}
 
     def validate(self) -> None:
         """Check the invariants."""

@@ -69,10 +69,12 @@ class NodeCore:
         owner.ask_room(mesh.has_room)
         for topic_filter, persistent in owner.local_interest():
             mesh.interest.change(topic_filter, True, persistent)
+        self._tell_readiness()
 
     def set_clock(self, now: float, utc_ms: int) -> None:
         """Take a reading of both clocks."""
         self.owner.set_clock(now, utc_ms)
+        self.mesh.set_clock(now, utc_ms)
 
     def begin(self, now: float) -> None:
         """Begin a turn; what the last one wrote is committed. StorageError if what a queue goes on with can't be read.
@@ -113,6 +115,7 @@ class NodeCore:
             self._collect(now)
         self.mesh.tick(now)
         self._collect(now)
+        self._tell_readiness()
         self.owner.tick(now)
         if self._systree is not None and now >= self._systree.next_deadline():
             self._publish_systree(self._systree, now)
@@ -148,10 +151,15 @@ class NodeCore:
         self.mesh.freeze(False)
         self.owner.degraded.end(now)
         self._collect(now)
+        self._tell_readiness()
 
     def join(self, node: str, address: str, now: float) -> None:
         """Begin to join the cluster of `node` at host:port."""
         self.mesh.join(node, address, now)
+
+    def announce_stop(self) -> None:
+        """Tell the other members that this node stops, as it was told to."""
+        self.mesh.announce_stop()
 
     def take_join_result(self) -> JoinResult | None:
         """Return the outcome of `join` once it is decided."""
@@ -168,6 +176,13 @@ class NodeCore:
         mesh = mesh_names(self.mesh.counters())
         mesh["cluster_nodes"] = len(members)
         mesh["cluster_nodes_running"] = sum([1 for member in members if member.running])
+        for member in members:
+            if member.name != self.mesh.membership.name:
+                mesh[f"cluster_outbox_messages{{node={member.name}}}"] = member.outbox_messages
+                mesh[f"cluster_outbox_bytes{{node={member.name}}}"] = member.outbox_bytes
+        mesh["cluster_outbox_messages"] = sum([member.outbox_messages for member in members])
+        mesh["cluster_outbox_bytes"] = sum([member.outbox_bytes for member in members])
+        mesh.update(self.mesh.netsplits())
         return node_metrics(counters.named(), counters.dropped, self.owner.counts(), self.owner.totals.named(), mesh)
 
     def take_effects(self) -> NodeEffects:
@@ -178,7 +193,7 @@ class NodeCore:
         if effects.interest:
             mesh.change_interest(effects.interest)
         for forward in effects.to_peers:
-            mesh.forward(forward.node, forward.message, forward.ticket, now)
+            mesh.forward(forward.node, forward.message, forward.ticket, now, forward.persistent)
         commands = mesh.flush(effects.writes, now)
         return NodeEffects(
             effects.writes, commands, effects.to_listeners, self.owner.take_notices() + mesh.take_notes()
@@ -188,6 +203,11 @@ class NodeCore:
         """Check the invariants of both."""
         self.owner.validate()
         self.mesh.validate()
+
+    def _tell_readiness(self) -> None:
+        """Tell the owner whether this node reaches the members that it needs; not while the store takes no writes."""
+        readiness = self.mesh.readiness
+        self.owner.netsplit.set_ready(readiness.ready, readiness.reason)
 
     def _collect(self, now: float) -> None:
         """Hand over to the owner what the mesh has for it."""
@@ -200,6 +220,8 @@ class NodeCore:
             # An acknowledgement of a peer may let one out that waits behind it, for what is not committed.
             return
         for message in mesh.take_messages():
-            owner.receive_forwarded(message, now)
+            # Marks are passed over: nothing that this node knows of stands in them yet.
+            if isinstance(message, Message):
+                owner.receive_forwarded(message, now)
         for ticket in mesh.take_acknowledged():
             owner.forward_acknowledged(ticket, now)

@@ -13,10 +13,12 @@ from typing import Final, final
 
 from cluster.commands import Admit, ConnectPeer, DisconnectPeer, Revoke, SendControl
 from cluster.frames import MESH_VERSION_NEWEST, MESH_VERSION_OLDEST, Hello, pack_hello, pack_members
+from cluster.incoming_link import IncomingLink
 from cluster.interest import InterestTable
-from cluster.link import IncomingLink, OutgoingLink
+from cluster.link import OutgoingLink, first_number
 from cluster.membership import Liveness, Member, Membership, State
 from cluster.mesh_store import MeshStore
+from cluster.readiness import ALL, Readiness
 from cluster.turn import Turn
 
 # A failure timeout has so many heartbeats.
@@ -31,6 +33,10 @@ class MeshSettings:
     address: str
     failure_timeout_s: float
     discovery: tuple[tuple[str, str], ...]
+    readiness: str = ALL
+    planned_restart_s: float = 30.0
+    spill_after_s: float = 0.2
+    outbox_bytes_max: int = 1 << 30
 
 
 @dataclass(slots=True, frozen=True)
@@ -45,18 +51,20 @@ class MemberView:
     running: bool
     link_open: bool
     link_bytes_pending: int
+    outbox_messages: int = 0
+    outbox_bytes: int = 0
 
 
 @final
 class Peer:
     """Another member and everything between it and this node."""
 
-    def __init__(self, member: Member, own_store_id: bytes, position: int, timeout_s: float, now: float) -> None:
+    def __init__(self, member: Member, outgoing: OutgoingLink, position: int, timeout_s: float, now: float) -> None:
         self.name = member.name
         self.store_id = member.store_id
         self.address = member.address
         self.liveness = Liveness(timeout_s, now)
-        self.outgoing = OutgoingLink(own_store_id)
+        self.outgoing = outgoing
         self.incoming = IncomingLink(member.store_id, position)
         # Of the peer's newest control connection: the transport's id and the Hello's session, 0 before the first.
         self.connection = b""
@@ -86,8 +94,13 @@ class Peers:
         self.membership = membership
         self.interest = interest
         self.cluster_id = b""
+        self.readiness = Readiness(settings.readiness, settings.planned_restart_s, settings.failure_timeout_s)
         self.heartbeat_s = settings.failure_timeout_s / HEARTBEATS_PER_TIMEOUT
         self._failure_timeout_s = settings.failure_timeout_s
+        self._spill_after_s = settings.spill_after_s
+        self._outbox_bytes_max = settings.outbox_bytes_max
+        # This node's first number in every stream; whoever makes this says which.
+        self.first_number = first_number(0)
         self._store = store
         self._turn = turn
         # Links of members that are gone leave their counts here.
@@ -105,6 +118,7 @@ class Peers:
                 self.interest.restore(member.name, topic_filter)
         self.cluster_id = self._store.cluster_id(fresh_cluster_id)
         self._update(now)
+        self.update_readiness(now)
 
     def adopt(self, cluster_id: bytes) -> None:
         """Become a member of this cluster."""
@@ -194,6 +208,16 @@ class Peers:
         if self.interest.set_running(peer.name, running):
             self._turn.routes_changed = True
 
+    def update_readiness(self, now: float) -> None:
+        """Draw the conclusions of who runs for this node itself."""
+        running: dict[str, bool] = {}
+        for name, member in self.membership.members.items():
+            if member.state < State.LEAVING:
+                peer = self.all.get(name)
+                running[name] = peer is None or peer.running
+        if self.readiness.update(running, now):
+            self._turn.note(self.readiness.reason or "this node is ready")
+
     def is_complete(self, name: str) -> bool:
         """Say whether links are open both ways, and both sides know each other's wishes."""
         peer = self.all.get(name)
@@ -228,7 +252,9 @@ class Peers:
                     state.name.lower(),
                     running,
                     peer is not None and peer.outgoing.open,
-                    0 if peer is None else peer.outgoing.bytes_pending,
+                    0 if peer is None else peer.outgoing.bytes_pending + peer.outgoing.bytes_behind,
+                    0 if peer is None else peer.outgoing.outbox.messages,
+                    0 if peer is None else peer.outgoing.outbox.bytes,
                 )
             )
         return views
@@ -247,6 +273,7 @@ class Peers:
             assert peer.store_id == self.membership.members[peer.name].store_id
             assert not peer.outgoing.open or peer.liveness.connected
             peer.outgoing.validate()
+        self.readiness.validate()
 
     def _update(self, now: float) -> None:
         """Bring peers and store in line with the membership."""
@@ -258,8 +285,11 @@ class Peers:
         for name, member in others.items():
             peer = self.all.get(name)
             if peer is None:
+                outbox = self._store.outbox(member.store_id, self._outbox_bytes_max)
+                own_store_id = self.membership.own().store_id
+                outgoing = OutgoingLink(own_store_id, outbox, self.first_number, self._spill_after_s)
                 position = self._store.position(member.store_id)
-                self.all[name] = Peer(member, self.membership.own().store_id, position, self._failure_timeout_s, now)
+                self.all[name] = Peer(member, outgoing, position, self._failure_timeout_s, now)
                 self._turn.commands.append(Admit(name))
                 self._turn.commands.append(ConnectPeer(name, member.address))
             elif peer.address != member.address:
@@ -273,6 +303,15 @@ class Peers:
         if peer.incoming.commit_due:
             # Its messages of this turn are committed in this turn.
             self._store.put_position(peer.store_id, peer.incoming.position)
+        # What waits for it is not deleted: its sessions may have moved to other members.
+        peer.outgoing.spill()
+        outbox = peer.outgoing.outbox
+        if outbox.messages:
+            self._turn.counts["outbox_left"] += outbox.messages
+            self._turn.note(
+                f"{peer.name} is no member any more; {outbox.messages} messages for it ({outbox.bytes} bytes) are not "
+                "sent and stay in the store"
+            )
         _add_link_counts(self._link_counts, peer)
         self._turn.acknowledged.extend(peer.outgoing.take_tickets())
         self.interest.forget(peer.name)
@@ -292,6 +331,7 @@ def _add_link_counts(counts: dict[str, int], peer: Peer) -> None:
         "link_drop_memory": outgoing.dropped_memory,
         "link_drop_not_running": outgoing.dropped_not_running,
         "link_refused": outgoing.refused,
+        "link_spills": outgoing.spills,
         "link_gap": outgoing.gaps + incoming.gaps,
         "link_resent_frames": outgoing.resent,
         "link_duplicates": incoming.duplicates,

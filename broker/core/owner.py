@@ -46,6 +46,7 @@ from broker.core.events import (
 from broker.core.inflight import AHEAD_MAX, PACKET_ID_MAX
 from broker.core.lifetimes import Lifetimes
 from broker.core.message import Message
+from broker.core.netsplit_gate import NetsplitGate
 from broker.core.outlet import Outlet
 from broker.core.publishing import Publishing
 from broker.core.retained import RetainedStore
@@ -94,7 +95,10 @@ class QueueOwner:
         self._attachments: dict[int, Attachment] = {}
         self._outlets: dict[int, Outlet] = {}
         self._retry_at: float = math.inf
-        self.degraded = Degraded(self._attachments, self._outlets, self.counters, self.receive)
+        self.netsplit = NetsplitGate(
+            settings, self._attachments, self._outlets, self.counters, self._receive_held, self._close, self.is_behind
+        )
+        self.degraded = Degraded(self._attachments, self._outlets, self.counters, self.receive, self.netsplit)
         self._handlers: dict[type, Callable[[Any, float], None]] = {
             Attach: self._attach,
             Detach: self._detach_received,
@@ -143,15 +147,30 @@ class QueueOwner:
         self._store.committed()
         if self._dispatcher.wants_load():
             self._dispatcher.load(now)
+        self.netsplit.work_off(now)
 
     def receive(self, event: Event, now: float) -> None:
         """Do what one event asks for."""
+        if not self.netsplit.is_open and self.netsplit.receive(event, now):
+            return
+        self._receive(event, now)
+
+    def _receive(self, event: Event, now: float) -> None:
         if isinstance(event, PublishReceived):
             attachment = self._attachments.get(event.connection)
             if attachment is not None:
                 self._close_for(attachment, self._publishing.publish(attachment, event, now), now)
         else:
             self._handlers[type(event)](event, now)
+
+    def _receive_held(self, event: Event, now: float) -> None:
+        """Do what an event asks for that had to wait until the node was ready."""
+        if isinstance(event, PublishReceived) and 0.0 < event.message.expires_at <= now:
+            attachment = self._attachments.get(event.connection)
+            if attachment is not None:
+                self._publishing.publish_expired(attachment, event, now)
+        else:
+            self._receive(event, now)
 
     def receive_degraded(self, event: Event, now: float) -> bool:
         """Do what one event asks for while the store takes no writes; false: it has to wait for the store."""
@@ -166,9 +185,6 @@ class QueueOwner:
         ticket.waiting -= 1
         if ticket.waiting:
             return
-        session = self._sessions.get(ticket.client_id)
-        if session is not None:
-            self._publishing.settle(session, ticket)
         attachment = self._attachments.get(ticket.connection)
         if attachment is not None:
             reason = self._publishing.release_pending(attachment)
@@ -176,7 +192,7 @@ class QueueOwner:
                 self._close(attachment, reason, now)
 
     def ask_room(self, has_room: Callable[[str, Message], bool]) -> None:
-        """Ask this whether a node can be sent a message that a client waits for; without it every node can."""
+        """Ask this whether a node can be sent a message that it has to have; without it every node can."""
         self._publishing.has_room = has_room
 
     def interest_changed(self) -> None:
@@ -236,8 +252,8 @@ class QueueOwner:
         """Return when `begin` or `tick` has something to do, in monotonic seconds; infinity when never."""
         if self._dispatcher.wants_load():
             return 0.0
-        sessions_at = self._lifetimes.next_deadline()
-        return min(sessions_at, self._wills.next_deadline(), self.retained.next_deadline(), self._retry_at)
+        due_at = min(self._lifetimes.next_deadline(), self.netsplit.next_deadline())
+        return min(due_at, self._wills.next_deadline(), self.retained.next_deadline(), self._retry_at)
 
     def take_effects(self) -> Effects:
         """Return what has to be done, and begin a new turn."""
@@ -270,6 +286,7 @@ class QueueOwner:
             "retain_messages": len(self.retained),
             "retain_memory": self.retained.bytes,
             "shared_subscriptions": sum(len(group.members) for group in groups),
+            "netsplit_held": self.netsplit.held_count,
         }
 
     # Connections.
@@ -347,6 +364,7 @@ class QueueOwner:
         session = attachment.session
         del self._attachments[attachment.connection]
         self._publishing.leave(attachment)
+        self.netsplit.forget(attachment.connection)
         self._dispatcher.waiting.pop(session, None)
         self._dispatcher.loading.pop(session, None)
         session.detach()
@@ -469,6 +487,7 @@ class QueueOwner:
         outlet = self._outlets.get(event.listener)
         if outlet is not None and outlet.return_credit(event.credit_bytes, now):
             self._dispatcher.resume(outlet, now)
+            self.netsplit.resume()
 
     def validate(self) -> None:
         """Check the invariants; an AssertionError is a bug of ours."""
@@ -489,6 +508,7 @@ class QueueOwner:
         assert plain + shared == self._subscribing.count()
         self._dispatcher.shared.validate(sessions)
         self._wills.validate()
+        self.netsplit.validate()
         self.retained.validate()
 
 

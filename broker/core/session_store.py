@@ -6,8 +6,7 @@ reads through Storage; when something is written is the owner's decision.
     session  session u64                  version u8, flags u8 (1 user name), expiry u32, deadline u64,
                                           client id str, user name str
     session  session u64, "/", filter     version u8, options u8, identifier u32
-    session  session u64, "i", id u16     version u8: a QoS 2 PUBLISH of the client that it has not released yet; with
-                                          version 2 one that other nodes, which have to have it, may not have yet
+    session  session u64, "i", id u16     version u8: a QoS 2 PUBLISH of the client that it has not released yet
     session  session u64, "d"             version u8: the session goes to another node
     session  session u64, "a"             see `arrival`: what the session may still get from other nodes
     session  group u64, "$", filter       version u8: a shared group with records; filter begins with $share
@@ -28,7 +27,6 @@ from typing import Final, final
 
 from broker.core.arrival import unpack_arrival
 from broker.core.delivery_queue import DeliveryQueue
-from broker.core.effects import NO_CONNECTION, Ticket
 from broker.core.message import NO_MESSAGE, Delivery
 from broker.core.session import Session
 from broker.core.shared import SharedGroup
@@ -48,8 +46,8 @@ from broker.core.subscription import QOS_MASK, Subscription, subscription
 from broker.mqtt.topics import shared_group
 
 VALUE_VERSION: Final = 1
-# Of a packet id: an older program, which would take it for done, must not read it.
-FORWARDING_VERSION: Final = 2
+# Of a packet id that an earlier program wrote: other nodes, which have to have the message, may not have it.
+_UNDER_WAY: Final = 2
 INLINE_BYTES_MAX: Final = 512
 # How much of a tail is read at once.
 LOAD_MAX: Final = 384
@@ -141,10 +139,9 @@ class SessionStore:
         """Remove one subscription."""
         self.writes.delete("session", _number(session.number) + b"/" + topic_filter)
 
-    def put_incoming(self, session: Session, packet_id: int, forwarding: bool) -> None:
-        """Write that the client's QoS 2 PUBLISH with this id was published here, or that it is done everywhere."""
-        version = FORWARDING_VERSION if forwarding else VALUE_VERSION
-        self.writes.put("session", _incoming_key(session, packet_id), bytes([version]))
+    def put_incoming(self, session: Session, packet_id: int) -> None:
+        """Write that the client's QoS 2 PUBLISH with this id was published."""
+        self.writes.put("session", _incoming_key(session, packet_id), bytes([VALUE_VERSION]))
 
     def delete_incoming(self, session: Session, packet_id: int) -> None:
         """The client released the id."""
@@ -342,7 +339,10 @@ class SessionStore:
         identifiers = b""
         shared = b""
         message = NO_MESSAGE
-        if not flags & _RELEASED:
+        if flags & _RELEASED:
+            if size:
+                raise ValueError("the size of what is forgotten")
+        else:
             if flags & _IDENTIFIERS:
                 identifiers, pos = unpack_string(value, pos)
             if flags & _SHARED:
@@ -399,7 +399,7 @@ class SessionStore:
         lifo: bool,
     ) -> None:
         is_incoming = key[8:9] == b"i"
-        check_version(value, FORWARDING_VERSION if is_incoming else VALUE_VERSION, "session")
+        check_version(value, _UNDER_WAY if is_incoming else VALUE_VERSION, "session")
         self.last_number = int.from_bytes(key[:8], "big")
         if len(key) == 8:
             sessions[key] = self._unpack_session(key, value, window, lifo)
@@ -416,8 +416,9 @@ class SessionStore:
         elif is_incoming:
             session = sessions[key[:8]]
             (packet_id,) = _U16.unpack(key[9:])
-            ticket = Ticket(NO_CONNECTION, packet_id, 0, 2, session.client_id)
-            session.incoming[packet_id] = ticket if value[0] == FORWARDING_VERSION else None
+            if value[0] != _UNDER_WAY:
+                # Else it was not acknowledged, and comes again: rather twice here than never on other nodes.
+                session.incoming.add(packet_id)
         else:
             assert key[8] == _SUBSCRIPTION
             _version, options, identifier = _SUBSCRIBED.unpack_from(value)

@@ -31,6 +31,10 @@ class OwnerSettings:
     max_last_will_delay_s: int = NEVER_EXPIRES_S
     leave_will_grace_s: int = 10
     suppress_will_on_takeover: bool = False
+    allow_register_during_netsplit: bool = False
+    allow_publish_during_netsplit: bool = False
+    allow_subscribe_during_netsplit: bool = False
+    allow_unsubscribe_during_netsplit: bool = False
     listener_window_bytes: int = WINDOW_BYTES
 
 
@@ -41,10 +45,6 @@ class Counters:
     def __init__(self) -> None:
         self.mqtt_publish_received: int = 0
         self.mqtt_publish_sent: int = 0
-        # What could not be done as the node was not ready.
-        self.mqtt_publish_error: int = 0
-        self.mqtt_subscribe_error: int = 0
-        self.mqtt_unsubscribe_error: int = 0
         self.mqtt_puback_invalid_error: int = 0
         self.mqtt_pubrec_invalid_error: int = 0
         self.mqtt_pubcomp_invalid_error: int = 0
@@ -57,6 +57,10 @@ class Counters:
         self.router_matches_local: int = 0
         self.router_matches_remote: int = 0
         self.will_published: int = 0
+        # What could not be done as the node was not ready.
+        self.mqtt_publish_error: int = 0
+        self.mqtt_subscribe_error: int = 0
+        self.mqtt_unsubscribe_error: int = 0
         self.dropped: dict[str, int] = {}
         self.refused: dict[str, int] = {}
 

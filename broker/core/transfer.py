@@ -243,8 +243,8 @@ class Transfers:
         for topic_filter, options, identifier in head.subscriptions:
             self._subscribing.adopt(session, topic_filter, subscription(options, identifier))
         for packet_id in head.incoming:
-            session.incoming[packet_id] = None
-            self._store.put_incoming(session, packet_id, False)
+            session.incoming.add(packet_id)
+            self._store.put_incoming(session, packet_id)
         if head.will is not None and head.will.due != 0.0:
             self._wills.adopt(head.will, head.will.due)
         self._update(session, arrival, now)
