@@ -9,6 +9,7 @@ the turn's batch, which is committed before anything of the turn leaves.
               "position/<sender store_id>"     u64: the last message of that stream that this node has
     registry  "interest/<store_id><filter>"    a peer's persistent filter, so that after a restart messages for its
                                                sessions wait even for a peer that is down
+              "table/..."                      see `tables`
 
 Every value begins with a version byte; a newer one is a StorageError, and the node does not start.
 """
@@ -19,6 +20,7 @@ from typing import Final, final
 from broker.core.storage import STORE_ID_BYTES, Storage, StorageError, WriteBatch
 from cluster.frames import pack_member, read_member
 from cluster.membership import Member, State
+from cluster.tables import forget_tables
 from cluster.turn import Turn
 from cluster.wire import FrameError, Reader
 
@@ -127,9 +129,10 @@ class MeshStore:
 def forget_cluster(batch: WriteBatch) -> None:
     """Make the store one that is a member of nothing: for a copy, which gets a store_id of its own.
 
-    Positions and interest are between two stores, of which the copy is neither. Removed pairs stay removed.
+    Positions, interest and tables are a store's, which the copy is not. Removed pairs stay removed.
     """
     batch.delete("meta", KEY_CLUSTER_ID)
+    forget_tables(batch)
     for family, prefix in (("meta", KEY_MEMBER), ("meta", KEY_POSITION), ("registry", KEY_INTEREST)):
         batch.delete_range(family, prefix, _after(prefix))
 

@@ -11,12 +11,16 @@ import math
 from dataclasses import dataclass
 from typing import Final, final
 
+from broker.core.rows import pack_interest
+from broker.core.storage import Storage
 from cluster.commands import Admit, ConnectPeer, DisconnectPeer, Revoke, SendControl
 from cluster.frames import MESH_VERSION_NEWEST, MESH_VERSION_OLDEST, Hello, pack_hello, pack_members
-from cluster.interest import InterestTable
+from cluster.interest import PeerInterest
 from cluster.link import IncomingLink, OutgoingLink
 from cluster.membership import Liveness, Member, Membership, State
 from cluster.mesh_store import MeshStore
+from cluster.peer_tables import PeerTables, Views
+from cluster.registry import Registry
 from cluster.turn import Turn
 
 # A failure timeout has so many heartbeats.
@@ -51,7 +55,9 @@ class MemberView:
 class Peer:
     """Another member and everything between it and this node."""
 
-    def __init__(self, member: Member, own_store_id: bytes, position: int, timeout_s: float, now: float) -> None:
+    def __init__(
+        self, member: Member, own_store_id: bytes, position: int, tables: PeerTables, timeout_s: float, now: float
+    ) -> None:
         self.name = member.name
         self.store_id = member.store_id
         self.address = member.address
@@ -62,12 +68,9 @@ class Peer:
         self.connection = b""
         self.session = 0
         self.running = False
-        # What the peer said last: its interest's (incarnation, version, checksum), and of this node's interest the
-        # version it knows plus one.
-        self.interest = (0, 0, 0)
-        self.knows_interest = 0
+        self.tables = tables
+        # What the peer said last of its link to this node.
         self.link_open = False
-        self.requested_at = -math.inf
         self.members_sent_at = -math.inf
         self.heartbeat_at = now
         self.starts_missed = 0
@@ -80,7 +83,14 @@ class Peers:
     """All peers. `all` is by node name and belongs to this class alone to change."""
 
     def __init__(
-        self, settings: MeshSettings, store: MeshStore, membership: Membership, interest: InterestTable, turn: Turn
+        self,
+        settings: MeshSettings,
+        storage: Storage,
+        store: MeshStore,
+        membership: Membership,
+        interest: PeerInterest,
+        registry: Registry,
+        turn: Turn,
     ) -> None:
         self.all: dict[str, Peer] = {}
         self.membership = membership
@@ -88,7 +98,9 @@ class Peers:
         self.cluster_id = b""
         self.heartbeat_s = settings.failure_timeout_s / HEARTBEATS_PER_TIMEOUT
         self._failure_timeout_s = settings.failure_timeout_s
+        self._storage = storage
         self._store = store
+        self._views = Views(interest, registry)
         self._turn = turn
         # Links of members that are gone leave their counts here.
         self._link_counts: dict[str, int] = {}
@@ -100,9 +112,6 @@ class Peers:
                 self.membership.merge(member)
         for name, store_id in self._store.removed():
             self.membership.merge_removed(name, store_id)
-        for member in self.membership.others():
-            for topic_filter in self._store.interest(member.store_id):
-                self.interest.restore(member.name, topic_filter)
         self.cluster_id = self._store.cluster_id(fresh_cluster_id)
         self._update(now)
 
@@ -168,9 +177,6 @@ class Peers:
                 MESH_VERSION_NEWEST,
                 automatic,
                 not self.membership.alone(),
-                self.interest.incarnation,
-                self.interest.version,
-                self.interest.checksum,
             )
         )
 
@@ -191,21 +197,18 @@ class Peers:
             self._turn.count("peers_died")
             self._tell_state(peer)
         self._turn.note(f"{peer.name} is {'running' if running else 'not running'}")
-        if self.interest.set_running(peer.name, running):
-            self._turn.routes_changed = True
+        self.interest.set_running(peer.name, running)
 
     def is_complete(self, name: str) -> bool:
-        """Say whether links are open both ways, and both sides know each other's wishes."""
+        """Say whether links are open both ways, and both sides know each other's tables."""
         peer = self.all.get(name)
-        if peer is None:
-            return False
-        incarnation, version, checksum = peer.interest
         return (
-            peer.running
+            peer is not None
+            and peer.running
             and peer.outgoing.open
             and peer.link_open
-            and peer.knows_interest > 0
-            and self.interest.current(name, incarnation, version, checksum)
+            and peer.tables.knows_ours()
+            and peer.tables.is_current()
         )
 
     def views(self) -> list[MemberView]:
@@ -247,6 +250,7 @@ class Peers:
             assert peer.store_id == self.membership.members[peer.name].store_id
             assert not peer.outgoing.open or peer.liveness.connected
             peer.outgoing.validate()
+            peer.tables.validate()
 
     def _update(self, now: float) -> None:
         """Bring peers and store in line with the membership."""
@@ -258,8 +262,7 @@ class Peers:
         for name, member in others.items():
             peer = self.all.get(name)
             if peer is None:
-                position = self._store.position(member.store_id)
-                self.all[name] = Peer(member, self.membership.own().store_id, position, self._failure_timeout_s, now)
+                self.all[name] = self._new(member, now)
                 self._turn.commands.append(Admit(name))
                 self._turn.commands.append(ConnectPeer(name, member.address))
             elif peer.address != member.address:
@@ -268,6 +271,12 @@ class Peers:
                 self._turn.commands.append(ConnectPeer(name, member.address))
         self._store.put_members([member for member in self.members() if member.name != self.membership.name])
 
+    def _new(self, member: Member, now: float) -> Peer:
+        tables = PeerTables(member.name, member.store_id, self._storage, self._turn, self._views)
+        tables.restore(self.interest.add_peer(member.name, member.store_id), pack_interest(True))
+        position = self._store.position(member.store_id)
+        return Peer(member, self.membership.own().store_id, position, tables, self._failure_timeout_s, now)
+
     def _forget(self, peer: Peer) -> None:
         del self.all[peer.name]
         if peer.incoming.commit_due:
@@ -275,9 +284,8 @@ class Peers:
             self._store.put_position(peer.store_id, peer.incoming.position)
         _add_link_counts(self._link_counts, peer)
         self._turn.acknowledged.extend(peer.outgoing.take_tickets())
+        peer.tables.forget()
         self.interest.forget(peer.name)
-        self._turn.routes_changed = True
-        self._store.clear_interest(peer.store_id)
         self._turn.commands.append(Revoke(peer.name))
         self._turn.commands.append(DisconnectPeer(peer.name))
 
