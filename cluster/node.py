@@ -69,6 +69,7 @@ class NodeCore:
         owner.ask_room(mesh.has_room)
         for topic_filter, persistent in owner.local_interest():
             mesh.change_interest([InterestChange(topic_filter, True, persistent)])
+        mesh.own.restore(owner.local_rows)
 
     def set_clock(self, now: float, utc_ms: int) -> None:
         """Take a reading of both clocks."""
@@ -182,6 +183,8 @@ class NodeCore:
         mesh = self.mesh
         now = self._now
         effects: Effects = self.owner.take_effects()
+        if effects.rows:
+            mesh.change_rows(effects.rows)
         if effects.interest:
             mesh.change_interest(effects.interest)
         for forward in effects.to_peers:

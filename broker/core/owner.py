@@ -17,13 +17,14 @@ session that waits has a reason to.
 
 import heapq
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final, final
 
 from broker.core.counters import ListenerTotals
 from broker.core.degraded import Degraded
 from broker.core.dispatch import Dispatcher
 from broker.core.effects import Effects, Ticket
+from broker.core.epoch import FIRST_EPOCH, Epoch
 from broker.core.events import (
     CONNECTION_LOST,
     NEVER_EXPIRES_S,
@@ -51,6 +52,7 @@ from broker.core.publishing import Publishing
 from broker.core.retained import RetainedStore
 from broker.core.routes import Interest, Routes
 from broker.core.session import Attachment, Session
+from broker.core.session_rows import SessionRows
 from broker.core.session_store import SessionStore
 from broker.core.settings import OwnerSettings
 from broker.core.storage import Storage
@@ -77,7 +79,9 @@ class QueueOwner:
         self._store = SessionStore(storage)
         self._routes = Routes(interest)
         self._dispatcher = Dispatcher(settings, self._store, self.retained)
-        self._subscribing = Subscribing(settings, self._store, self._routes, self._dispatcher)
+        self._rows = SessionRows()
+        self._store_id = store_id
+        self._subscribing = Subscribing(settings, self._store, self._routes, self._rows, self._dispatcher)
         self._publishing = Publishing(
             settings, self._store, self._routes, self._dispatcher, self.retained, store_id, incarnation
         )
@@ -123,6 +127,8 @@ class QueueOwner:
         )
         for session in sessions:
             self._sessions[session.client_id] = session
+            if session.epoch is FIRST_EPOCH:
+                session.epoch = Epoch(FIRST_EPOCH.counter, FIRST_EPOCH.hlc, self._store_id)
             if session.expiry_s == 0:
                 # It was to end with a connection that is gone.
                 self._end_session(session, now, will_waits=True)
@@ -187,6 +193,10 @@ class QueueOwner:
         """Return every (filter, persistent) that sessions of this node want."""
         return self._subscribing.wishes.snapshot()
 
+    def local_rows(self) -> Iterator[tuple[int, bytes, bytes]]:
+        """Iterate (table, row, value) of what the other nodes have to know of this node's sessions."""
+        return self._rows.snapshot(self._sessions.values())
+
     def tick(self, now: float) -> None:
         """End the sessions whose time is over, and publish the wills that are due."""
         while self._expiries and self._expiries[0][0] <= now:
@@ -222,6 +232,7 @@ class QueueOwner:
         """Return what has to be done, and begin a new turn."""
         effects = Effects()
         effects.writes = self._store.take_writes()
+        effects.rows, self._rows.changes = self._rows.changes, []
         effects.interest, self._subscribing.interest = self._subscribing.interest, []
         effects.to_peers, self._publishing.forwards = self._publishing.forwards, []
         for outlet in self._outlets.values():
@@ -274,6 +285,7 @@ class QueueOwner:
             session = Session(
                 number, event.client_id, event.user_name, event.session_expiry_s, 0, self.settings.queue_lifo
             )
+            session.epoch = Epoch(FIRST_EPOCH.counter, self._store.clock.to_utc_ms(now), self._store_id)
             self._sessions[event.client_id] = session
         attachment = Attachment(event.connection, outlet, session, event.version, event.packet_bytes_max)
         session.attachment = attachment
@@ -284,6 +296,7 @@ class QueueOwner:
         session.inflight.ahead = self._ahead(session.inflight.window)
         self._attachments[event.connection] = attachment
         self._set_expiry(session, event.session_expiry_s)
+        self._rows.tell(session)
         if event.will is not None:
             # [MQTT-3.1.2-7] [MQTT311-3.1.2-8] [MQTT311-3.1.2-12] No connection has another one's will.
             self._wills.leave(event.client_id, event.user_name, event.will)
@@ -331,6 +344,7 @@ class QueueOwner:
             self.counters.drop("offline_qos0", dropped)
         if session_expiry_s >= 0 and session_expiry_s != session.expiry_s:
             self._set_expiry(session, session_expiry_s)
+            self._rows.tell(session)
         self._execute_will(session, reason, now)
         if session.expiry_s == 0:
             self._end_session(session, now, will_waits=reason == Reason.SERVER_SHUTTING_DOWN)
@@ -399,6 +413,7 @@ class QueueOwner:
 
     def _end_session(self, session: Session, now: float, will_waits: bool = False) -> None:
         del self._sessions[session.client_id]
+        self._rows.ended(session)
         self._subscribing.end_session(session, now)
         self._dispatcher.session_ended(session, now)
         if session.persistent:

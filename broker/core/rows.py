@@ -132,6 +132,11 @@ def pack_session(session: SessionRow) -> bytes:
     return head + string(session.user_name or "")
 
 
+def is_persistent_session(value: bytes) -> bool:
+    """Say whether the value of a SESSION row is that of a persistent session."""
+    return value[1] & _PERSISTENT != 0
+
+
 def unpack_session(value: bytes) -> SessionRow:
     """Return what a SESSION row says; one of UNREADABLE if this is no such value."""
     version, flags, _epoch, expiry_s = _SESSION.unpack_from(value)

@@ -56,10 +56,15 @@ def tables_converged(world):
     return "" if len(registries) == 1 else "the nodes know different homes of client ids"
 
 
-def check_tables(node):
-    """The sums of all tables are those of their rows; the turn's writes are committed."""
-    for own in node.core.mesh.own.all.values():
+def check_tables(world, node):
+    """What is told of sessions is what they are, and the sums of all tables are those of their rows."""
+    told = {}
+    for number, own in node.core.mesh.own.all.items():
         own.validate_rows()
+        of_sessions = (RowKind.SESSION, RowKind.SUBSCRIPTION)
+        told.update({(number, row): value for _, row, value in own.rows.scan() if row[0] in of_sessions})
+    found = {(table, row): value for table, row, value in node.core.owner.local_rows()}
+    world.check(told == found, f"{node.name} tells others something else of its sessions than is so")
     for peer in node.core.mesh.peers.values():
         for replica in peer.tables.replicas.values():
             replica.validate_rows()

@@ -281,7 +281,7 @@ class Workload:
         for node in self.world.nodes.values():
             node.core.validate()
             convergence.check_store(self.world, node)
-            convergence.check_tables(node)
+            convergence.check_tables(self.world, node)
 
     def _restart(self):
         world = self.world
