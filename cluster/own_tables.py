@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from typing import Final, final
 
 from broker.core.effects import InterestChange
-from broker.core.epoch import Epoch
 from broker.core.rows import (
     BUCKETS,
     SUM_MASK,
@@ -53,22 +52,22 @@ class OwnTables:
             int(Table.LASTING): lasting,
         }
         lasting.restore()
-        for _, row, value in lasting.rows.scan():
+        for bucket, row, value in lasting.rows.scan():
             if row[0] == RowKind.ENDED:
-                registry.set_row(node, Table.LASTING, row, value)
+                registry.set_row(node, Table.LASTING, bucket, row, value)
 
     def restore(self, rows: Callable[[], Iterator[tuple[int, bytes, bytes]]]) -> None:
         """Put the tables in line with the (table, row, value) that follow from the sessions; `rows` is asked twice."""
         lasting = self.all[Table.LASTING]
         differing = [0] * BUCKETS
         for table, row, value in rows():
-            hashed = row_hash(row, value)
+            bucket = bucket_of(row_subject(row))
             if table == Table.LASTING:
-                differing[bucket_of(row_subject(row))] += hashed
+                differing[bucket] += row_hash(row, value)
             else:
-                self.all[table].change(row, 0, value)
+                self.all[table].change(bucket, row, 0, value)
             if row[0] == RowKind.SESSION:
-                self._registry.set_row(self._node, table, row, value)
+                self._registry.set_row(self._node, table, bucket, row, value)
         for bucket, row, value in lasting.rows.scan():
             if row[0] in _DERIVED:
                 differing[bucket] -= row_hash(row, value)
@@ -79,9 +78,66 @@ class OwnTables:
         if wrong:
             self._correct(lasting, wrong, rows())
 
+    def change_interest(self, changes: list[InterestChange]) -> None:
+        """Note what the sessions of this node want."""
+        table = self.all[Table.PASSING]
+        for change in changes:
+            bucket = bucket_of(change.topic_filter)
+            row = pack_row(RowKind.INTEREST, change.topic_filter)
+            known = self._passing.get(bucket, row)
+            value = pack_interest(change.persistent) if change.wanted else None
+            table.change(bucket, row, 0 if known is None else row_hash(row, known), value)
+
+    def change(self, changes: list[RowChange]) -> None:
+        """Note changes as the queue-owner reports them; the writes belong into the batch of what they follow from."""
+        for change in changes:
+            row = change.row
+            subject = row_subject(row)
+            bucket = bucket_of(subject)
+            self.all[change.table].change(bucket, row, change.was, change.value)
+            if row[0] not in REGISTERED:
+                continue
+            if change.value is not None:
+                self._registry.set_row(self._node, change.table, bucket, row, change.value)
+                continue
+            if not self._registry.is_alone(bucket, subject):
+                self._end_if_older(subject, change.table == Table.LASTING)
+            self._registry.remove_row(self._node, change.table, bucket, row)
+
+    def end(self, subject: bytes, epoch: bytes) -> None:
+        """Say that the sessions of a client id before this packed epoch are over."""
+        known = self._registry.own_end(subject)
+        if epoch > known:
+            row = pack_row(RowKind.ENDED, subject)
+            bucket = bucket_of(subject)
+            value = pack_ended(epoch)
+            self.all[Table.LASTING].change(bucket, row, row_hash(row, pack_ended(known)) if known else 0, value)
+            self._registry.set_row(self._node, Table.LASTING, bucket, row, value)
+
+    def settle(self, complete: bool) -> None:
+        """See which ENDED rows have to come, and which may go; `complete`: every member's tables are known here.
+
+        A session that is not stored ends with its node, which can't say so any more: it has its row while it lives.
+        """
+        doubtful = self._registry.take_doubtful()
+        for subject in doubtful:
+            self._end_if_older(subject, False)
+        if complete and not self._complete:
+            doubtful = self._registry.own_ended()
+        self._complete = complete
+        if complete:
+            for subject in doubtful:
+                self._forget_end(subject)
+
+    def validate(self) -> None:
+        """Check the invariants."""
+        for table in self.all.values():
+            table.validate()
+
     def _correct(
         self, lasting: OwnTable, wrong: dict[int, dict[bytes, bytes]], rows: Iterator[tuple[int, bytes, bytes]]
     ) -> None:
+        """Make the rows of these buckets those that follow from the sessions."""
         for table, row, value in rows:
             bucket = bucket_of(row_subject(row))
             if table == Table.LASTING and bucket in wrong:
@@ -89,69 +145,20 @@ class OwnTables:
         for bucket, wanted in wrong.items():
             for row, value in lasting.rows.read(bucket):
                 if row[0] in _DERIVED:
-                    lasting.change(row, row_hash(row, value), wanted.pop(row, None))
+                    lasting.change(bucket, row, row_hash(row, value), wanted.pop(row, None))
             for row, value in wanted.items():
-                lasting.change(row, 0, value)
+                lasting.change(bucket, row, 0, value)
 
-    def change_interest(self, changes: list[InterestChange]) -> None:
-        """Note what the sessions of this node want."""
-        table = self.all[Table.PASSING]
-        for change in changes:
-            row = pack_row(RowKind.INTEREST, change.topic_filter)
-            known = self._passing.get(row)
-            value = pack_interest(change.persistent) if change.wanted else None
-            table.change(row, 0 if known is None else row_hash(row, known), value)
+    def _end_if_older(self, subject: bytes, stored: bool) -> None:
+        """If another node has an older session than this one's, say that it is over."""
+        epoch = self._registry.own_epoch(subject, stored)
+        if epoch and self._registry.has_older_elsewhere(subject, epoch):
+            self.end(subject, epoch)
 
-    def change(self, changes: list[RowChange]) -> None:
-        """Note changes as the queue-owner reports them; the writes belong into the batch of what they follow from."""
-        registry = self._registry
-        for change in changes:
-            self.all[change.table].change(change.row, change.was, change.value)
-            if change.row[0] not in REGISTERED:
-                continue
-            if change.value is None:
-                subject = row_subject(change.row)
-                home = registry.own_home(subject)
-                if home is not None and registry.has_older_elsewhere(subject, home.epoch):
-                    self.end(subject, home.epoch)
-                registry.remove_row(self._node, change.table, change.row)
-            else:
-                registry.set_row(self._node, change.table, change.row, change.value)
-
-    def end(self, subject: bytes, epoch: Epoch) -> None:
-        """Say that the sessions of a client id before this epoch are over."""
-        known = self._registry.ended_by(subject, self._node)
-        if known is not None and not epoch.is_after(known):
-            return
-        row = pack_row(RowKind.ENDED, subject)
-        value = pack_ended(epoch)
-        self.all[Table.LASTING].change(row, 0 if known is None else row_hash(row, pack_ended(known)), value)
-        self._registry.set_row(self._node, Table.LASTING, row, value)
-
-    def settle(self, complete: bool) -> None:
-        """See which ENDED rows have to come, and which may go; `complete`: every member's tables are known here.
-
-        A session that is not stored ends with its node, which can't say so any more: it has its row while it lives.
-        """
-        registry = self._registry
-        doubtful = registry.take_doubtful()
-        for subject in doubtful:
-            home = registry.own_home(subject)
-            if home is not None and not home.persistent and registry.has_older_elsewhere(subject, home.epoch):
-                self.end(subject, home.epoch)
-        if complete and not self._complete:
-            doubtful = registry.own_ended()
-        self._complete = complete
-        if not complete:
-            return
-        for subject in doubtful:
-            epoch = registry.ended_by(subject, self._node)
-            if epoch is not None and not registry.has_older_elsewhere(subject, epoch):
-                row = pack_row(RowKind.ENDED, subject)
-                self.all[Table.LASTING].change(row, row_hash(row, pack_ended(epoch)), None)
-                registry.remove_row(self._node, Table.LASTING, row)
-
-    def validate(self) -> None:
-        """Check the invariants."""
-        for table in self.all.values():
-            table.validate()
+    def _forget_end(self, subject: bytes) -> None:
+        epoch = self._registry.own_end(subject)
+        if epoch and not self._registry.has_older_elsewhere(subject, epoch):
+            row = pack_row(RowKind.ENDED, subject)
+            bucket = bucket_of(subject)
+            self.all[Table.LASTING].change(bucket, row, row_hash(row, pack_ended(epoch)), None)
+            self._registry.remove_row(self._node, Table.LASTING, bucket, row)

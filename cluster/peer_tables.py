@@ -30,17 +30,17 @@ class Views:
         """A bucket is told anew; of interest every row that went is told."""
         self._registry.bucket_replaced(node, table, bucket)
 
-    def set_row(self, node: str, table: int, row: bytes, value: bytes) -> None:
+    def set_row(self, node: str, table: int, bucket: int, row: bytes, value: bytes) -> None:
         """A row is there."""
         if row[0] in REGISTERED:
-            self._registry.set_row(node, table, row, value)
+            self._registry.set_row(node, table, bucket, row, value)
         elif row[0] == RowKind.INTEREST and table == Table.PASSING:
             self._interest.set_row(node, row, value)
 
-    def remove_row(self, node: str, table: int, row: bytes) -> None:
+    def remove_row(self, node: str, table: int, bucket: int, row: bytes) -> None:
         """A row is gone."""
         if row[0] in REGISTERED:
-            self._registry.remove_row(node, table, row)
+            self._registry.remove_row(node, table, bucket, row)
         elif row[0] == RowKind.INTEREST and table == Table.PASSING:
             self._interest.remove_row(node, row)
 

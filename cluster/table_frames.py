@@ -101,13 +101,12 @@ class TableDone:
     next: int
 
 
-def pack_change(change: Change) -> bytes:
-    """Pack one change."""
-    flags = (_WAS if change.was else 0) | (0 if change.value is None else _IS)
-    packed = bytes((flags,)) + pack_bytes32(change.row)
-    if change.was:
-        packed += pack_u64(change.was)
-    return packed if change.value is None else packed + pack_bytes32(change.value)
+def pack_change(row: bytes, was: int, value: bytes | None) -> bytes:
+    """Pack one Change."""
+    packed = bytes(((_WAS if was else 0) | (0 if value is None else _IS),)) + pack_bytes32(row)
+    if was:
+        packed += pack_u64(was)
+    return packed if value is None else packed + pack_bytes32(value)
 
 
 def pack_table_delta(table: int, generation: int, version: int, changes: list[bytes]) -> bytes:

@@ -37,7 +37,6 @@ from broker.core.rows import BUCKETS, SUM_MASK, bucket_of, row_hash, row_subject
 from broker.core.storage import Storage, StorageError, WriteBatch
 from cluster.frames import FRAME_BYTES_MAX, TablePosition
 from cluster.table_frames import (
-    Change,
     TableDelta,
     TableDone,
     TableRequest,
@@ -89,9 +88,9 @@ class MemoryRows:
     def __init__(self) -> None:
         self._buckets: list[dict[bytes, bytes]] = [{} for _ in range(BUCKETS)]
 
-    def get(self, row: bytes) -> bytes | None:
+    def get(self, bucket: int, row: bytes) -> bytes | None:
         """Return the value of a row."""
-        return self._buckets[bucket_of(row_subject(row))].get(row)
+        return self._buckets[bucket].get(row)
 
     def put(self, bucket: int, row: bytes, value: bytes) -> None:
         """Set a row."""
@@ -193,7 +192,7 @@ class OwnTable:
         self.rows = rows
         self.sums = [0] * BUCKETS
         self._total = 0
-        self._changes: list[Change] = []
+        self._changes: list[tuple[bytes, int, bytes | None]] = []
 
     def restore(self) -> None:
         """Reckon the sums of what the rows hold."""
@@ -201,22 +200,17 @@ class OwnTable:
             self._add(bucket, row_hash(row, value))
         self.checksum = self._total
 
-    def change(self, row: bytes, was: int, value: bytes | None) -> int:
-        """Set a row, or end it with None; `was` is the hash of what is there, 0 for nothing. Return its new hash."""
-        bucket = bucket_of(row_subject(row))
-        is_now = 0
+    def change(self, bucket: int, row: bytes, was: int, value: bytes | None) -> None:
+        """Set a row of a bucket, or end it with None; `was` is the hash of what is there, 0 for nothing."""
+        is_now = 0 if value is None else row_hash(row, value)
+        if is_now == was:
+            return
         if value is None:
-            if not was:
-                return 0
             self.rows.delete(bucket, row)
         else:
-            is_now = row_hash(row, value)
-            if is_now == was:
-                return is_now
             self.rows.put(bucket, row, value)
         self._add(bucket, is_now - was)
-        self._changes.append(Change(row, was, value))
-        return is_now
+        self._changes.append((row, was, value))
 
     def take_deltas(self, wanted: bool) -> list[bytes]:
         """Return the frames that tell the changes since the last call, each with the next version.
@@ -231,7 +225,7 @@ class OwnTable:
             self.version += 1
             return []
         frames: list[bytes] = []
-        for part in _split([pack_change(change) for change in changes]):
+        for part in _split([pack_change(row, was, value) for row, was, value in changes]):
             self.version += 1
             frames.append(pack_table_delta(self.table, self.generation, self.version, part))
         return frames
@@ -275,10 +269,10 @@ class RowView(Protocol):
     def bucket_replaced(self, node: str, table: int, bucket: int) -> None:
         """A bucket is told anew: forget what it held, unless each row that goes is told."""
 
-    def set_row(self, node: str, table: int, row: bytes, value: bytes) -> None:
+    def set_row(self, node: str, table: int, bucket: int, row: bytes, value: bytes) -> None:
         """A row is there."""
 
-    def remove_row(self, node: str, table: int, row: bytes) -> None:
+    def remove_row(self, node: str, table: int, bucket: int, row: bytes) -> None:
         """A row is gone."""
 
 
@@ -307,14 +301,14 @@ class Replica:
         """Take over what the rows hold from before."""
         for bucket, row, value in self.rows.scan():
             self._add(bucket, row_hash(row, value))
-            self._view.set_row(self.node, self.table, row, value)
+            self._view.set_row(self.node, self.table, bucket, row, value)
 
     def restore_row(self, row: bytes, value: bytes) -> None:
         """Put back one row that is remembered from before, although its table is not."""
         bucket = bucket_of(row_subject(row))
         self.rows.put(bucket, row, value)
         self._add(bucket, row_hash(row, value))
-        self._view.set_row(self.node, self.table, row, value)
+        self._view.set_row(self.node, self.table, bucket, row, value)
 
     def is_at(self, position: TablePosition) -> bool:
         """Say whether this is exactly the table that stands there."""
@@ -364,11 +358,11 @@ class Replica:
             if change.value is None:
                 self.rows.delete(bucket, row)
                 self._add(bucket, -change.was)
-                self._view.remove_row(self.node, self.table, row)
+                self._view.remove_row(self.node, self.table, bucket, row)
             else:
                 self.rows.put(bucket, row, change.value)
                 self._add(bucket, row_hash(row, change.value) - change.was)
-                self._view.set_row(self.node, self.table, row, change.value)
+                self._view.set_row(self.node, self.table, bucket, row, change.value)
         self.version = delta.version
         return True
 
@@ -425,11 +419,11 @@ class Replica:
         gone = self.rows.replace(bucket, rows)
         self._view.bucket_replaced(self.node, self.table, bucket)
         for row in gone:
-            self._view.remove_row(self.node, self.table, row)
+            self._view.remove_row(self.node, self.table, bucket, row)
         total = 0
         for row, value in rows.items():
             total += row_hash(row, value)
-            self._view.set_row(self.node, self.table, row, value)
+            self._view.set_row(self.node, self.table, bucket, row, value)
         self._add(bucket, total - self.sums[bucket])
 
     def _begin_anew(self) -> None:

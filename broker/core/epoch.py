@@ -30,7 +30,7 @@ class Epoch:
         return self.store_id > other.store_id
 
     def pack(self) -> bytes:
-        """Return EPOCH_BYTES."""
+        """Return EPOCH_BYTES; of two epochs the later one's are the greater."""
         return _EPOCH.pack(self.counter, self.hlc, self.store_id)
 
 

@@ -30,6 +30,7 @@ SUBJECT_AT: Final = 3
 
 _SESSION: Final = struct.Struct(">BB28sI")
 _SUBSCRIPTION: Final = struct.Struct(">BBI")
+_EPOCH_AT: Final = 2
 _USER_NAME: Final = 1
 _PERSISTENT: Final = 2
 
@@ -137,13 +138,21 @@ def is_persistent_session(value: bytes) -> bool:
     return value[1] & _PERSISTENT != 0
 
 
+def session_epoch(value: bytes) -> bytes:
+    """Return the packed epoch of the value of a SESSION row."""
+    return value[_EPOCH_AT : _EPOCH_AT + EPOCH_BYTES]
+
+
 def unpack_session(value: bytes) -> SessionRow:
     """Return what a SESSION row says; one of UNREADABLE if this is no such value."""
     version, flags, _epoch, expiry_s = _SESSION.unpack_from(value)
     user_name, end = unpack_string(value, _SESSION.size)
     assert version == VALUE_VERSION and end == len(value)
     return SessionRow(
-        unpack_epoch(value, 2), flags & _PERSISTENT != 0, expiry_s, user_name.decode() if flags & _USER_NAME else None
+        unpack_epoch(value, _EPOCH_AT),
+        flags & _PERSISTENT != 0,
+        expiry_s,
+        user_name.decode() if flags & _USER_NAME else None,
     )
 
 
@@ -159,12 +168,12 @@ def unpack_subscription(value: bytes) -> tuple[int, int]:
     return options, identifier
 
 
-def pack_ended(epoch: Epoch) -> bytes:
-    """Return the value of an ENDED row."""
-    return bytes((VALUE_VERSION,)) + epoch.pack()
+def pack_ended(epoch: bytes) -> bytes:
+    """Return the value of an ENDED row for a packed epoch."""
+    return bytes((VALUE_VERSION,)) + epoch
 
 
-def unpack_ended(value: bytes) -> Epoch:
-    """Return before which epoch sessions are over; AssertionError if this is no such value."""
+def unpack_ended(value: bytes) -> bytes:
+    """Return before which epoch, packed, sessions are over; AssertionError if this is no such value."""
     assert len(value) == 1 + EPOCH_BYTES and value[0] == VALUE_VERSION
-    return unpack_epoch(value, 1)
+    return value[1:]

@@ -64,7 +64,7 @@ def members(frame: bytes) -> bytes:
 
 def table_delta(frame: bytes) -> bytes:
     found = table_frames.unpack_table_delta(frame)
-    changes = [table_frames.pack_change(change) for change in found.changes]
+    changes = [table_frames.pack_change(change.row, change.was, change.value) for change in found.changes]
     return table_frames.pack_table_delta(found.table, found.generation, found.version, changes)
 
 

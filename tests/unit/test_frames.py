@@ -38,7 +38,7 @@ ENTRIES = [
     INTEREST,
     (pack_row(RowKind.SESSION, b"client"), pack_session(SessionRow(EPOCH, True, 60, "ü"))),
     (pack_row(RowKind.SUBSCRIPTION, b"client", b"a/#"), pack_subscription(9, 268_435_455)),
-    (pack_row(RowKind.ENDED, b"client"), pack_ended(EPOCH)),
+    (pack_row(RowKind.ENDED, b"client"), pack_ended(EPOCH.pack())),
     (pack_row(200, b"subject", b"key"), b"of a newer program"),
 ]
 CHANGES = [
@@ -66,7 +66,7 @@ def pack_rows(rows):
 
 
 def pack_delta(delta):
-    changes = [table_frames.pack_change(change) for change in delta.changes]
+    changes = [table_frames.pack_change(change.row, change.was, change.value) for change in delta.changes]
     return table_frames.pack_table_delta(delta.table, delta.generation, delta.version, changes)
 
 

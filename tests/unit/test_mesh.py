@@ -28,8 +28,8 @@ def wish(topic_filter):
 
 
 def wish_delta(generation, version, topic_filter):
-    change = table_frames.Change(wish(topic_filter)[0], 0, wish(topic_filter)[1])
-    return table_frames.pack_table_delta(1, generation, version, [table_frames.pack_change(change)])
+    row, value = wish(topic_filter)
+    return table_frames.pack_table_delta(1, generation, version, [table_frames.pack_change(row, 0, value)])
 
 
 def test_a_join_ends_when_the_member_can_send_and_receive_everything():

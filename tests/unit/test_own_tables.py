@@ -3,12 +3,13 @@
 import pytest
 
 from broker.core.effects import InterestChange
-from broker.core.epoch import Epoch
+from broker.core.epoch import Epoch, unpack_epoch
 from broker.core.rows import (
     RowChange,
     RowKind,
     SessionRow,
     Table,
+    bucket_of,
     pack_ended,
     pack_interest,
     pack_row,
@@ -73,16 +74,16 @@ class Node:
     def other(self, counter, persistent=True):
         """Node b has a session of x."""
         table = LASTING if persistent else PASSING
-        self.registry.set_row("b", table, X, session_value("b", counter, persistent))
+        self.registry.set_row("b", table, bucket_of(b"x"), X, session_value("b", counter, persistent))
 
     def other_gone(self, table=LASTING):
-        self.registry.remove_row("b", table, X)
+        self.registry.remove_row("b", table, bucket_of(b"x"), X)
 
     def marker(self):
         """The epoch counter of this node's ENDED row, as others see it; 0 without one."""
         self.commit()
         found = {row: value for _, row, value in self.own.all[LASTING].rows.scan()}
-        return unpack_ended(found[ENDED]).counter if ENDED in found else 0
+        return unpack_epoch(unpack_ended(found[ENDED]), 0).counter if ENDED in found else 0
 
 
 def rows_of(node, table):
@@ -137,7 +138,7 @@ def test_a_store_without_rows_or_with_others_is_put_right():
     node = node.restart()
     # One ended with the start, another is not what it was, a third has come; what ended elsewhere stays as it was.
     row = pack_row(RowKind.ENDED, b"client7")
-    node.own.change([RowChange(LASTING, row, 0, pack_ended(Epoch(5, 0, STORES["a"])))])
+    node.own.change([RowChange(LASTING, row, 0, pack_ended(Epoch(5, 0, STORES["a"]).pack()))])
     node.commit()
     node = node.restart()
     gone, changed, new = (pack_row(RowKind.SESSION, client) for client in (b"client1", b"client2", b"new"))
@@ -145,7 +146,7 @@ def test_a_store_without_rows_or_with_others_is_put_right():
     wanted[changed] = session_value(counter=9)
     wanted[new] = session_value()
     node.restore(*[(LASTING, row, value) for row, value in wanted.items()], (PASSING, X, session_value("a", 1, False)))
-    assert rows_of(node, LASTING) == {**wanted, row: pack_ended(Epoch(5, 0, STORES["a"]))}
+    assert rows_of(node, LASTING) == {**wanted, row: pack_ended(Epoch(5, 0, STORES["a"]).pack())}
     assert rows_of(node, PASSING) == {X: session_value("a", 1, False)}
     assert node.own.all[LASTING].version == 1
 
@@ -229,5 +230,5 @@ def test_a_later_end_replaces_an_earlier_one():
     node.session(5)
     node.end(5)
     assert node.marker() == 5
-    node.own.end(b"x", Epoch(3, 0, STORES["a"]))
+    node.own.end(b"x", Epoch(3, 0, STORES["a"]).pack())
     assert node.marker() == 5

@@ -21,15 +21,18 @@ class View:
         epoch = Epoch(counter, hlc, STORES[node])
         value = pack_session(SessionRow(epoch, persistent, 0, None))
         table = Table.LASTING if persistent else Table.PASSING
-        self.registry.set_row(node, table, pack_row(RowKind.SESSION, client_id.encode()), value)
+        subject = client_id.encode()
+        self.registry.set_row(node, table, bucket_of(subject), pack_row(RowKind.SESSION, subject), value)
         return epoch
 
     def gone(self, node, client_id="x", table=Table.LASTING):
-        self.registry.remove_row(node, table, pack_row(RowKind.SESSION, client_id.encode()))
+        subject = client_id.encode()
+        self.registry.remove_row(node, table, bucket_of(subject), pack_row(RowKind.SESSION, subject))
 
     def ended(self, node, counter, client_id="x", hlc=0):
-        value = pack_ended(Epoch(counter, hlc, STORES[node]))
-        self.registry.set_row(node, Table.LASTING, pack_row(RowKind.ENDED, client_id.encode()), value)
+        value = pack_ended(Epoch(counter, hlc, STORES[node]).pack())
+        subject = client_id.encode()
+        self.registry.set_row(node, Table.LASTING, bucket_of(subject), pack_row(RowKind.ENDED, subject), value)
 
     def home(self, client_id="x"):
         home = self.registry.find(client_id)
@@ -115,8 +118,8 @@ def test_what_ended_elsewhere_is_no_home_and_supersedes(view):
 
 def test_an_ended_row_does_not_end_the_session_that_it_came_with(view):
     epoch = view.session("b", 3, persistent=False)
-    value = pack_ended(epoch)
-    view.registry.set_row("b", Table.LASTING, pack_row(RowKind.ENDED, b"x"), value)
+    value = pack_ended(epoch.pack())
+    view.registry.set_row("b", Table.LASTING, bucket_of(b"x"), pack_row(RowKind.ENDED, b"x"), value)
     assert view.home() == ("b", 3)
 
 
@@ -124,16 +127,15 @@ def test_a_bucket_that_is_told_anew_is_forgotten_for_that_table_alone(view):
     view.session("b", 1)
     view.session("b", 1, persistent=False)
     view.session("c", 2)
-    view.ended("b", 1)
+    view.ended("b", 3)
     view.ended("c", 1)
     bucket = bucket_of(b"x")
     view.registry.bucket_replaced("b", Table.PASSING, bucket)
     assert {(home.node, home.table) for home in view.registry.homes("x")} == {("b", 2), ("c", 2)}
-    assert view.registry.ended_by(b"x", "b") is not None
+    assert view.registry.ended("x").counter == 3
     view.registry.bucket_replaced("b", Table.LASTING, bucket)
     assert [home.node for home in view.registry.homes("x")] == ["c"]
-    assert view.registry.ended_by(b"x", "b") is None
-    assert view.registry.ended_by(b"x", "c") is not None
+    assert view.registry.ended("x").counter == 1
 
 
 def test_clients_of_a_node_are_those_that_it_is_the_home_of(view):

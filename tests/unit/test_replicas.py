@@ -28,10 +28,10 @@ class View:
         for row in [row for row in self.rows if bucket_of(row_subject(row)) == bucket]:
             del self.rows[row]
 
-    def set_row(self, node, table, row, value):
+    def set_row(self, node, table, bucket, row, value):
         self.rows[row] = value
 
-    def remove_row(self, node, table, row):
+    def remove_row(self, node, table, bucket, row):
         del self.rows[row]
 
 
@@ -99,7 +99,7 @@ class Pair:
 
     def change(self, row, value):
         old = self.content.get(row)
-        self.owner.change(row, 0 if old is None else row_hash(row, old), value)
+        self.owner.change(bucket_of(row_subject(row)), row, 0 if old is None else row_hash(row, old), value)
         if value is None:
             self.content.pop(row, None)
         else:

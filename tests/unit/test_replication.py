@@ -99,7 +99,7 @@ def test_a_session_that_was_discarded_elsewhere_does_not_rise_with_its_old_home(
     assert network.run(10, lambda: all(node.mesh.registry.find("x") is None for node in nodes))
     # The old home gives it up; then nobody has to remember it any more.
     nodes[0].mesh.change_rows([RowChange(2, old.row, row_hash(old.row, old.value), None)])
-    assert network.run(10, lambda: not any(node.mesh.registry.ended(b"x") for node in nodes))
+    assert network.run(10, lambda: not any(node.mesh.registry.ended("x") for node in nodes))
     assert registries(network) == [set(), set(), set()]
 
 

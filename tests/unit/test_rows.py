@@ -24,7 +24,7 @@ def test_epochs_are_totally_ordered_by_counter_then_time_then_store():
     ]
     assert FIRST_EPOCH.is_after(FIRST_EPOCH) is False
     for (at, one), (other_at, other) in itertools.product(enumerate(epochs), repeat=2):
-        assert one.is_after(other) == (at > other_at)
+        assert one.is_after(other) == (at > other_at) == (one.pack() > other.pack())
         assert one.is_after(FIRST_EPOCH)
 
 
@@ -68,6 +68,7 @@ def test_a_session_row_comes_out_as_it_went_in(user_name, persistent):
     value = rows.pack_session(SessionRow(EPOCH, persistent, 2**32 - 1, user_name))
     assert rows.is_persistent_session(value) == persistent
     found = rows.unpack_session(value)
+    assert rows.session_epoch(value) == EPOCH.pack()
     assert (found.epoch, found.persistent, found.expiry_s, found.user_name) == (EPOCH, persistent, 2**32 - 1, user_name)
 
 
@@ -75,14 +76,14 @@ VALUES = [
     (rows.pack_session(SessionRow(EPOCH, True, 0, "u")), rows.unpack_session),
     (rows.pack_subscription(9, 7), rows.unpack_subscription),
     (rows.pack_interest(True), rows.unpack_interest),
-    (rows.pack_ended(EPOCH), rows.unpack_ended),
+    (rows.pack_ended(EPOCH.pack()), rows.unpack_ended),
 ]
 
 
 def test_values_come_out_as_they_went_in():
     assert rows.unpack_subscription(VALUES[1][0]) == (9, 7)
     assert rows.unpack_interest(rows.pack_interest(True)) and not rows.unpack_interest(rows.pack_interest(False))
-    assert rows.unpack_ended(VALUES[3][0]) == EPOCH
+    assert rows.unpack_ended(VALUES[3][0]) == EPOCH.pack()
 
 
 @pytest.mark.parametrize(("value", "unpack"), VALUES)
