@@ -22,8 +22,10 @@ Integers, number, text and bytes16 are as in `wire`; a pair is text name, 16 byt
     MEMBERS           members
     POSITIONS         u64 your session, number position
     LINK_ACK          u64 your session, number position
+    STOPPING          nothing
     FORWARDS          see `forwards`, which packs them: they are what is hot
     TABLE_*           see `table_frames`
+    TURN_REQUEST, TURN_GRANT, TURN_RELEASE, TURN_SURVEY, TURNS_HELD: see `registration_frames`
 
 A name is a node name and an address an address, as `wire` demands of them.
 
@@ -37,6 +39,8 @@ from enum import IntEnum
 from typing import Final
 
 from broker.core.message import ORIGIN_BYTES
+from broker.mqtt.reasons import ProtocolError
+from broker.mqtt.topics import check_filter, unmounted
 from cluster.membership import Member, State
 from cluster.wire import NUMBER_MAX, FrameError, Reader, pack_bytes16, pack_text, pack_u32, pack_u64
 
@@ -71,6 +75,12 @@ class FrameType(IntEnum):
     TABLE_REQUEST = 13
     TABLE_ROWS = 14
     TABLE_DONE = 15
+    TURN_REQUEST = 20
+    TURN_GRANT = 21
+    TURN_RELEASE = 22
+    TURN_SURVEY = 23
+    TURNS_HELD = 24
+    STOPPING = 30
 
 
 class Refusal(IntEnum):
@@ -342,6 +352,21 @@ def unpack_heartbeat(frame: bytes) -> Heartbeat:
         tables.append(TablePosition(table, generation, version, checksum, known))
     reader.end()
     return Heartbeat(session, counter, digest, your_session, position, flags & 1 != 0, tables)
+
+
+def read_filter(reader: Reader) -> bytes:
+    """Read a topic filter."""
+    topic_filter = reader.bytes16()
+    try:
+        check_filter(unmounted(topic_filter))
+    except ProtocolError as error:
+        raise FrameError(f"{topic_filter[:80]!r} is no topic filter: {error}") from None
+    return topic_filter
+
+
+def pack_stopping() -> bytes:
+    """Pack a STOPPING frame: I stop as I was told to, and shall be back."""
+    return bytes(frame_head(FrameType.STOPPING))
 
 
 def pack_positions(session: int, position: int) -> bytes:

@@ -59,10 +59,12 @@ class PeerInterest:
         if peer is not None and peer.filters:
             self._turn.routes_changed = True
 
-    def add_peer(self, node: str, store_id: bytes) -> list[bytes]:
-        """Begin with what the store remembers of a peer: return its persistent filters."""
+    def add_peer(self, node: str, store_id: bytes, restoring: bool) -> list[bytes]:
+        """Begin with nothing, or with what the store remembers of a peer: return its persistent filters."""
         peer = PeerWishes(store_id)
         self._peers[node] = peer
+        if not restoring:
+            return []
         filters = self._store.interest(store_id)
         for topic_filter in filters:
             peer.filters[topic_filter] = True

@@ -20,6 +20,7 @@ from cluster.link import IncomingLink, OutgoingLink
 from cluster.membership import Liveness, Member, Membership, State
 from cluster.mesh_store import MeshStore
 from cluster.peer_tables import PeerTables, Views
+from cluster.readiness import ALL, Readiness
 from cluster.registry import Registry
 from cluster.turn import Turn
 
@@ -35,6 +36,8 @@ class MeshSettings:
     address: str
     failure_timeout_s: float
     discovery: tuple[tuple[str, str], ...]
+    readiness: str = ALL
+    planned_restart_s: float = 30.0
 
 
 @dataclass(slots=True, frozen=True)
@@ -96,12 +99,15 @@ class Peers:
         self.membership = membership
         self.interest = interest
         self.cluster_id = b""
+        self.readiness = Readiness(settings.readiness, settings.planned_restart_s, settings.failure_timeout_s)
         self.heartbeat_s = settings.failure_timeout_s / HEARTBEATS_PER_TIMEOUT
         self._failure_timeout_s = settings.failure_timeout_s
         self._storage = storage
         self._store = store
         self._views = Views(interest, registry)
         self._turn = turn
+        # What the store holds of members is read at the start alone; of one that comes later it holds nothing.
+        self._restoring = False
         # Links of members that are gone leave their counts here.
         self._link_counts: dict[str, int] = {}
 
@@ -113,7 +119,10 @@ class Peers:
         for name, store_id in self._store.removed():
             self.membership.merge_removed(name, store_id)
         self.cluster_id = self._store.cluster_id(fresh_cluster_id)
+        self._restoring = True
         self._update(now)
+        self._restoring = False
+        self.update_readiness(now)
 
     def adopt(self, cluster_id: bytes) -> None:
         """Become a member of this cluster."""
@@ -199,6 +208,16 @@ class Peers:
         self._turn.note(f"{peer.name} is {'running' if running else 'not running'}")
         self.interest.set_running(peer.name, running)
 
+    def update_readiness(self, now: float) -> None:
+        """Draw the conclusions of who runs for this node itself."""
+        running: dict[str, bool] = {}
+        for name, member in self.membership.members.items():
+            if member.state < State.LEAVING:
+                peer = self.all.get(name)
+                running[name] = peer is None or peer.running
+        if self.readiness.update(running, now):
+            self._turn.note(self.readiness.reason or "this node is ready")
+
     def is_complete(self, name: str) -> bool:
         """Say whether links are open both ways, and both sides know each other's tables."""
         peer = self.all.get(name)
@@ -251,6 +270,7 @@ class Peers:
             assert not peer.outgoing.open or peer.liveness.connected
             peer.outgoing.validate()
             peer.tables.validate()
+        self.readiness.validate()
 
     def _update(self, now: float) -> None:
         """Bring peers and store in line with the membership."""
@@ -273,7 +293,9 @@ class Peers:
 
     def _new(self, member: Member, now: float) -> Peer:
         tables = PeerTables(member.name, member.store_id, self._storage, self._turn, self._views)
-        tables.restore(self.interest.add_peer(member.name, member.store_id), pack_interest(True))
+        filters = self.interest.add_peer(member.name, member.store_id, self._restoring)
+        if self._restoring:
+            tables.restore(filters, pack_interest(True))
         position = self._store.position(member.store_id)
         return Peer(member, self.membership.own().store_id, position, tables, self._failure_timeout_s, now)
 

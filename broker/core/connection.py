@@ -326,7 +326,8 @@ class Connection:
         if packet.properties:
             # [MQTT-3.3.2-4] [MQTT-3.3.2-15] [MQTT-3.3.2-16] [MQTT-3.3.2-17] [MQTT-3.3.2-20]
             topic, properties, expiry_s = self._publishing.read_properties(packet)
-        if self._publishing.count(qos, self.version):
+        size: i64 = len(topic) + len(properties) + len(packet.payload)
+        if self._publishing.count(packet.packet_id, qos, self.version, size):
             self._stop_reading()
         self._counters.mqtt_publish_bytes_received += len(packet.payload)
         topics = self._topics
@@ -385,7 +386,8 @@ class Connection:
         if self.state != ATTACHING:  # [MQTT-3.2.0-2]
             return
         if answer.reason:
-            self.close(answer.reason, "")
+            # [MQTT-3.2.2-19] As far as there is room, and whatever the client wants to know of problems.
+            self.close(answer.reason, answer.text)
             return
         greeting = self._greeting
         assert greeting is not None
@@ -412,7 +414,7 @@ class Connection:
     def receive_acknowledgement(self, answer: Answer) -> None:
         """The owner took responsibility for a PUBLISH or refused it, or goes on with a QoS 2 exchange."""
         kind = answer.kind
-        if self._publishing.acknowledged(kind, answer.reason) and self.state == ATTACHED:
+        if self._publishing.acknowledged(kind, answer.packet_id, answer.reason) and self.state == ATTACHED:
             self.want_read = True
         if kind == PUBREL and self.window is not None:
             self.window.released(answer.packet_id)

@@ -7,9 +7,9 @@ table compare it. It knows nothing of peers, frames or of where rows lie: `clust
     value  = version u8, ...                                by kind:
 
     INTEREST      subject filter     flags u8 (1 persistent)
-    SESSION       subject client id  flags u8 (1 user name, 2 persistent), epoch (28 bytes), expiry u32, user name str
+    SESSION       subject client id  flags u8 (1 user name, 2 persistent), epoch (32 bytes), expiry u32, user name str
     SUBSCRIPTION  subject client id, key filter   options u8, identifier u32
-    ENDED         subject client id  epoch (28 bytes): all sessions of older epochs are over
+    ENDED         subject client id  epoch (32 bytes): all sessions of older epochs are over
 
 Everything about one subject lies in one of BUCKETS buckets, so that holders find what differs bucket by bucket. The sum
 of a bucket is that of the hashes of its rows modulo 2**64: a change costs one hash, and the order does not matter.
@@ -20,7 +20,7 @@ from enum import IntEnum
 from hashlib import blake2b
 from typing import Final, final
 
-from broker.core.epoch import EPOCH_BYTES, Epoch, unpack_epoch
+from broker.core.epoch import EPOCH_BYTES, Epoch, pack_epoch, unpack_epoch
 from broker.core.stored_message import string, unpack_string
 
 BUCKETS: Final = 1024
@@ -28,7 +28,7 @@ SUM_MASK: Final = (1 << 64) - 1
 VALUE_VERSION: Final = 1
 SUBJECT_AT: Final = 3
 
-_SESSION: Final = struct.Struct(">BB28sI")
+_SESSION: Final = struct.Struct(">BB32sI")
 _SUBSCRIPTION: Final = struct.Struct(">BBI")
 _EPOCH_AT: Final = 2
 _USER_NAME: Final = 1
@@ -129,7 +129,7 @@ def unpack_interest(value: bytes) -> bool:
 def pack_session(session: SessionRow) -> bytes:
     """Return the value of a SESSION row."""
     flags = (0 if session.user_name is None else _USER_NAME) | (_PERSISTENT if session.persistent else 0)
-    head = _SESSION.pack(VALUE_VERSION, flags, session.epoch.pack(), session.expiry_s)
+    head = _SESSION.pack(VALUE_VERSION, flags, pack_epoch(session.epoch), session.expiry_s)
     return head + string(session.user_name or "")
 
 

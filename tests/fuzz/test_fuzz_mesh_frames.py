@@ -9,7 +9,7 @@ from librt.strings import BytesWriter
 from recorded_frames import VERSION_1
 
 from broker.core.message import Message
-from cluster import forwards, frames, table_frames
+from cluster import forwards, frames, registration_frames, table_frames
 from cluster.frames import FrameType
 from cluster.wire import FrameError
 
@@ -95,6 +95,31 @@ def link_ack(frame: bytes) -> bytes:
     return frames.pack_link_ack(found.session, found.position)
 
 
+def turn_request(frame: bytes) -> bytes:
+    found = registration_frames.unpack_turn_request(frame)
+    return registration_frames.pack_turn_request(found.number, found.client_id)
+
+
+def turn_grant(frame: bytes) -> bytes:
+    return registration_frames.pack_turn_grant(registration_frames.unpack_turn_grant(frame))
+
+
+def turn_release(frame: bytes) -> bytes:
+    found = registration_frames.unpack_turn_release(frame)
+    return registration_frames.pack_turn_release(found.number, found.client_id, found.epoch)
+
+
+def turn_survey(frame: bytes) -> bytes:
+    return registration_frames.pack_turn_survey(registration_frames.unpack_turn_survey(frame))
+
+
+def turns_held(frame: bytes) -> bytes:
+    found = registration_frames.unpack_turns_held(frame)
+    (packed,) = registration_frames.pack_turns_held(found.round, found.view, found.held)
+    # A part of more is told of like a whole, but for where it stands.
+    return packed[:18] + found.part.to_bytes(4, "big") + bytes((found.last,)) + packed[23:]
+
+
 def forwarded(frame: bytes) -> bytes:
     head = forwards.Forwards(frame)
     found = head.messages(SENDER, NOW)
@@ -129,6 +154,11 @@ UNPACKERS = {
     int(FrameType.TABLE_REQUEST): table_request,
     int(FrameType.TABLE_ROWS): table_rows,
     int(FrameType.TABLE_DONE): table_done,
+    int(FrameType.TURN_REQUEST): turn_request,
+    int(FrameType.TURN_GRANT): turn_grant,
+    int(FrameType.TURN_RELEASE): turn_release,
+    int(FrameType.TURN_SURVEY): turn_survey,
+    int(FrameType.TURNS_HELD): turns_held,
 }
 
 TARGET = Target("mesh_frames", check, [bytes.fromhex(recorded) for _, recorded in VERSION_1])
@@ -139,7 +169,8 @@ def test_the_recorded_frames() -> None:
         check(frame)
         if frame[1] in UNPACKERS and frame[1] != FrameType.FORWARDS:
             assert UNPACKERS[frame[1]](frame) == frame
-    assert {frame[1] for frame in TARGET.seeds} == set(UNPACKERS)
+    # One has nothing to unpack.
+    assert {frame[1] for frame in TARGET.seeds} - {FrameType.STOPPING} == set(UNPACKERS)
 
 
 @given(near(TARGET.seeds))

@@ -6,7 +6,7 @@ import pytest
 import recorded_frames
 from librt.strings import BytesWriter
 
-from broker.core.epoch import Epoch
+from broker.core.epoch import Epoch, pack_epoch
 from broker.core.message import Message
 from broker.core.rows import (
     RowKind,
@@ -38,7 +38,7 @@ ENTRIES = [
     INTEREST,
     (pack_row(RowKind.SESSION, b"client"), pack_session(SessionRow(EPOCH, True, 60, "ü"))),
     (pack_row(RowKind.SUBSCRIPTION, b"client", b"a/#"), pack_subscription(9, 268_435_455)),
-    (pack_row(RowKind.ENDED, b"client"), pack_ended(EPOCH.pack())),
+    (pack_row(RowKind.ENDED, b"client"), pack_ended(pack_epoch(EPOCH))),
     (pack_row(200, b"subject", b"key"), b"of a newer program"),
 ]
 CHANGES = [

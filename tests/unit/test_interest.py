@@ -18,7 +18,7 @@ class Node:
         self.storage = storage
         self.turn = Turn()
         self.interest = PeerInterest(MeshStore(storage, self.turn), self.turn)
-        self.restored = self.interest.add_peer("s", STORE)
+        self.restored = self.interest.add_peer("s", STORE, True)
         self.interest.set_running("s", True)
         self.turn.routes_changed = False
 

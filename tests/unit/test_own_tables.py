@@ -3,7 +3,7 @@
 import pytest
 
 from broker.core.effects import InterestChange
-from broker.core.epoch import Epoch, unpack_epoch
+from broker.core.epoch import Epoch, pack_epoch, unpack_epoch
 from broker.core.rows import (
     RowChange,
     RowKind,
@@ -138,7 +138,7 @@ def test_a_store_without_rows_or_with_others_is_put_right():
     node = node.restart()
     # One ended with the start, another is not what it was, a third has come; what ended elsewhere stays as it was.
     row = pack_row(RowKind.ENDED, b"client7")
-    node.own.change([RowChange(LASTING, row, 0, pack_ended(Epoch(5, 0, STORES["a"]).pack()))])
+    node.own.change([RowChange(LASTING, row, 0, pack_ended(pack_epoch(Epoch(5, 0, STORES["a"]))))])
     node.commit()
     node = node.restart()
     gone, changed, new = (pack_row(RowKind.SESSION, client) for client in (b"client1", b"client2", b"new"))
@@ -146,7 +146,7 @@ def test_a_store_without_rows_or_with_others_is_put_right():
     wanted[changed] = session_value(counter=9)
     wanted[new] = session_value()
     node.restore(*[(LASTING, row, value) for row, value in wanted.items()], (PASSING, X, session_value("a", 1, False)))
-    assert rows_of(node, LASTING) == {**wanted, row: pack_ended(Epoch(5, 0, STORES["a"]).pack())}
+    assert rows_of(node, LASTING) == {**wanted, row: pack_ended(pack_epoch(Epoch(5, 0, STORES["a"])))}
     assert rows_of(node, PASSING) == {X: session_value("a", 1, False)}
     assert node.own.all[LASTING].version == 1
 
@@ -230,5 +230,5 @@ def test_a_later_end_replaces_an_earlier_one():
     node.session(5)
     node.end(5)
     assert node.marker() == 5
-    node.own.end(b"x", Epoch(3, 0, STORES["a"]).pack())
+    node.own.end(b"x", pack_epoch(Epoch(3, 0, STORES["a"])))
     assert node.marker() == 5

@@ -158,10 +158,11 @@ def test_connection_numbers_come_back_to_their_listener():
     assert [record.connection for record in unpack_owner_records(batch.records()[0], 0)] == [0xFEDCBA98] * 5
 
 
-def answer(kind, connection, packet_id, reason, reasons=b"", session_present=False):
+def answer(kind, connection, packet_id, reason, reasons=b"", session_present=False, text=""):
     made = Answer(kind, connection, packet_id, reason)
     made.reasons = reasons
     made.session_present = session_present
+    made.text = text
     return made
 
 
@@ -176,7 +177,13 @@ class Delivered(NamedTuple):
 
 
 ANSWERS = st.one_of(
-    st.builds(lambda to, reason, present: answer(CONNACK, to, 0, reason, b"", present), U32, U8, st.booleans()),
+    st.builds(
+        lambda to, reason, present, text: answer(CONNACK, to, 0, reason, b"", present, text),
+        U32,
+        U8,
+        st.booleans(),
+        st.text(max_size=20),
+    ),
     st.builds(answer, st.sampled_from([PUBACK, PUBREC, PUBREL, PUBCOMP]), U32, U16, U8),
     st.builds(lambda *values: answer(SUBACK, *values[:2], 0, values[2]), U32, U16, BYTES),
     st.builds(lambda *values: answer(UNSUBACK, *values[:2], 0, values[2]), U32, U16, BYTES),
@@ -195,7 +202,7 @@ def pack_record(batch, record):
             batch.target(connection, packet_id, flags)
         batch.deliver_body(message, record.properties[:cut])
     elif record.kind == CONNACK:
-        batch.connack(record.connection, record.reason, record.session_present)
+        batch.connack(record.connection, record.reason, record.session_present, text=record.text)
     elif PUBACK <= record.kind <= PUBCOMP:
         batch.acknowledge(record.kind, record.connection, record.packet_id, record.reason)
     elif record.kind == SUBACK:
@@ -212,7 +219,8 @@ def view(record):
     if isinstance(record, Deliver):
         targets = [record.target(index) for index in range(record.count)]
         return Delivered(record.topic, record.properties, record.payload, record.expiry_s, targets)
-    return (record.kind, record.connection, record.packet_id, record.reason, record.reasons, record.session_present)
+    told = (record.kind, record.connection, record.packet_id, record.reason, record.reasons)
+    return (*told, record.session_present, record.text)
 
 
 @given(U32, U32, U32, st.lists(ANSWERS, max_size=5))

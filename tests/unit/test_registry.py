@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from broker.core.epoch import Epoch
+from broker.core.epoch import Epoch, pack_epoch
 from broker.core.rows import RowKind, SessionRow, Table, bucket_of, pack_ended, pack_row, pack_session
 from cluster.registry import Registry
 
@@ -17,8 +17,8 @@ class View:
     def __init__(self):
         self.registry = Registry("a")
 
-    def session(self, node, counter, client_id="x", persistent=True, hlc=0):
-        epoch = Epoch(counter, hlc, STORES[node])
+    def session(self, node, counter, client_id="x", persistent=True, stamp=0):
+        epoch = Epoch(counter, stamp, STORES[node])
         value = pack_session(SessionRow(epoch, persistent, 0, None))
         table = Table.LASTING if persistent else Table.PASSING
         subject = client_id.encode()
@@ -29,8 +29,8 @@ class View:
         subject = client_id.encode()
         self.registry.remove_row(node, table, bucket_of(subject), pack_row(RowKind.SESSION, subject))
 
-    def ended(self, node, counter, client_id="x", hlc=0):
-        value = pack_ended(Epoch(counter, hlc, STORES[node]).pack())
+    def ended(self, node, counter, client_id="x", stamp=0):
+        value = pack_ended(pack_epoch(Epoch(counter, stamp, STORES[node])))
         subject = client_id.encode()
         self.registry.set_row(node, Table.LASTING, bucket_of(subject), pack_row(RowKind.ENDED, subject), value)
 
@@ -66,10 +66,10 @@ def test_the_latest_epoch_is_the_home(view):
 
 
 def test_equal_counters_are_told_apart_by_time_and_store(view):
-    view.session("b", 1, hlc=5)
-    view.session("a", 1, hlc=4)
+    view.session("b", 1, stamp=5)
+    view.session("a", 1, stamp=4)
     assert view.home() == ("b", 1)
-    view.session("c", 1, hlc=5)
+    view.session("c", 1, stamp=5)
     assert view.home() == ("c", 1)
 
 
@@ -118,7 +118,7 @@ def test_what_ended_elsewhere_is_no_home_and_supersedes(view):
 
 def test_an_ended_row_does_not_end_the_session_that_it_came_with(view):
     epoch = view.session("b", 3, persistent=False)
-    value = pack_ended(epoch.pack())
+    value = pack_ended(pack_epoch(epoch))
     view.registry.set_row("b", Table.LASTING, bucket_of(b"x"), pack_row(RowKind.ENDED, b"x"), value)
     assert view.home() == ("b", 3)
 

@@ -3,9 +3,9 @@
 import pytest
 from core_helpers import Client, Node
 
-from broker.core.dispatch import REPLAY_STEPS_MAX
 from broker.core.events import ConnectionPaused, ConnectionResumed, SubscribeReceived
 from broker.core.message import Message
+from broker.core.replaying import REPLAY_STEPS_MAX
 from broker.core.settings import OwnerSettings
 from broker.mqtt.packets import Puback, Publish, Subscribe, SubscriptionRequest, Unsubscribe
 from broker.mqtt.properties import Property
