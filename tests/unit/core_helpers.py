@@ -280,12 +280,11 @@ class Node:
 
     def turn(self) -> bool:
         """Carry out what the owner decided; true when it was anything."""
-        effects = self.owner.take_effects()
+        effects = self.take_effects()
         self.owner.validate()
         self.storage.commit(effects.writes)
         self.forwards.extend(effects.to_peers)
         self.interest_changes.extend(effects.interest)
-        self.change_rows(effects.rows)
         for index, batch in effects.to_listeners.items():
             for records in batch.records():
                 self.listeners[index].receive_frame(owner_frame(self.generation, 1, 0, records))
@@ -305,6 +304,17 @@ class Node:
             assert change.was == (0 if before is None else row_hash(change.row, before)), change.row
             if change.value is not None:
                 self.rows[change.table, change.row] = change.value
+
+    def take_effects(self) -> Effects:
+        """What the owner decided, for a test to look at."""
+        effects = self.owner.take_effects()
+        self.change_rows(effects.rows)
+        return effects
+
+    def told_rows(self) -> dict[tuple[int, bytes], bytes]:
+        """What the other nodes know of the sessions."""
+        self.take_effects()
+        return dict(self.rows)
 
     def release_credit(self, index: int) -> None:
         """A listener that was stuck gets on with its work."""
@@ -368,8 +378,7 @@ class Node:
     def validate(self) -> None:
         """The owner's invariants, and that store and memory agree, and what the other nodes know."""
         self.owner.validate()
-        self.change_rows(self.owner.take_effects().rows)
-        told = dict(self.rows)
+        told = self.told_rows()
         assert told == {(table, row): value for table, row, value in self.owner.local_rows()}
         sessions = {key[:8] for key in self.stored("session") if len(key) == 8}
         parts = {key[:8] for key in self.stored("session") if key[8:9] in (b"/", b"i")}
