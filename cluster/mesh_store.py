@@ -23,7 +23,7 @@ from broker.core.storage import STORE_ID_BYTES, Storage, WriteBatch
 from broker.core.stored_message import check_version, corrupt
 from cluster.frames import pack_member, read_filter, read_member
 from cluster.membership import Member, State
-from cluster.tables import forget_tables
+from cluster.table_rows import forget_tables
 from cluster.turn import Turn
 from cluster.wire import FrameError, Reader, pack_bytes16
 

@@ -26,7 +26,8 @@ from broker.core.rows import (
 )
 from broker.core.storage import Storage
 from cluster.registry import Registry
-from cluster.tables import MemoryRows, OwnTable, StoredRows
+from cluster.table_rows import MemoryRows, StoredRows
+from cluster.tables import OwnTable
 from cluster.turn import Turn
 
 # What the registry makes something of.

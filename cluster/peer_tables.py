@@ -14,7 +14,8 @@ from cluster.frames import TablePosition
 from cluster.interest import PeerInterest
 from cluster.own_tables import REGISTERED
 from cluster.registry import Registry
-from cluster.tables import MemoryRows, Replica, StoredRows
+from cluster.table_rows import MemoryRows, StoredRows
+from cluster.tables import Replica
 from cluster.turn import Turn
 
 

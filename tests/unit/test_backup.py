@@ -17,7 +17,7 @@ from broker.runtime.backup import BackupError, backup, restore
 from broker.runtime.rocks_storage import OpenedStore, RocksStorage, open_store
 from broker.runtime.run_dir import RunDir
 from cluster.mesh_store import KEY_CLUSTER_ID, KEY_INTEREST, KEY_MEMBER, KEY_POSITION, KEY_REMOVED
-from cluster.tables import KEY_TABLE
+from cluster.table_rows import KEY_TABLE
 
 ROWS = {
     ("session", b"\0\0\0\0\0\0\0\1"): b"\1session",

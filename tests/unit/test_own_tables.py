@@ -21,7 +21,7 @@ from broker.core.rows import (
 from broker.core.storage import MemoryStorage, WriteBatch
 from cluster.own_tables import OwnTables
 from cluster.registry import Registry
-from cluster.tables import KEY_TABLE
+from cluster.table_rows import KEY_TABLE
 from cluster.turn import Turn
 
 STORES = {"a": b"a" * 16, "b": b"b" * 16}

@@ -1,4 +1,4 @@
-"""cluster.tables: whatever happens on the way, a replica becomes what its owner has, and only what differs is sent."""
+"""cluster.tables and table_rows: whatever happens on the way, a replica becomes what its owner has, and only what differs is sent."""
 
 from collections import deque
 
@@ -10,7 +10,8 @@ from broker.core.rows import BUCKETS, RowKind, Table, bucket_of, pack_row, row_h
 from broker.core.storage import MemoryStorage, WriteBatch
 from cluster import table_frames as frames
 from cluster.frames import FRAME_BYTES_MAX, FrameType
-from cluster.tables import ANSWER_BYTES_MAX, MemoryRows, OwnTable, Replica, StoredRows, forget_tables
+from cluster.table_rows import MemoryRows, StoredRows, forget_tables
+from cluster.tables import ANSWER_BYTES_MAX, OwnTable, Replica
 from cluster.turn import Turn
 
 OWNER = b"store of owner.."
