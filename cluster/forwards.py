@@ -5,11 +5,18 @@ stream that they are numbered in; what surrounds it is `frames`.
 
 Grammar
 -------
-    FORWARDS          u64 session, number of the first, u32 count, u32 age in ms, u8 flags (1 start, 2 gap),
-                      message*
+    FORWARDS          u64 session, number of the first, u32 count, u32 age in ms, u8 flags (1 start, 2 gap, 4 jump),
+                      [number before the first if jump], (message | mark)*
     message           u8 flags (0-1 QoS, 4 retain, 8 expires, 16 foreign), u16 topic length, u16 publisher length,
                       u32 properties length, u32 payload length, [u64 remaining ms], [number if QoS > 0],
                       [16 bytes origin if foreign], topic, publisher, properties, payload
+    mark              u8 flags (32 mark, 64 durable), u32 length, body
+
+Numbers of a stream may be missing: what had them is gone for good. Within a frame they go on by one; a frame that does
+not go on from the one before says by `jump` which number that ended with.
+
+A mark is no message: it says something of the stream at its place between the messages, and this module does not know
+what. With `durable` the receiver stores that it has it, as of a message with QoS > 0.
 """
 
 import struct
@@ -31,13 +38,20 @@ from cluster.frames import FRAME_VERSION, FrameType
 from cluster.wire import NUMBER_MAX, FrameError
 
 HEADER_BYTES: Final = 27
+MARK_BYTES_MAX: Final = 64 * 1024
 
+_START: Final = 1
+_GAP: Final = 2
+_JUMP: Final = 4
 _U64_MASK: Final = (1 << 64) - 1
 _HEADER: Final = struct.Struct(">BBQQIIB")
 
 _MESSAGE_RETAIN: Final = 4
 _MESSAGE_EXPIRES: Final = 8
 _MESSAGE_FOREIGN: Final = 16
+_MARK: Final = 32
+_MARK_DURABLE: Final = 64
+_MARK_FIXED_BYTES: Final = 5
 _MESSAGE_FIXED_BYTES: Final = 13
 # An expiry interval has 32 bits of seconds; a message that comes in with the longest has that much left.
 _REMAINING_MS_MAX: Final = 0xFFFFFFFF * 1000
@@ -47,10 +61,24 @@ MESSAGE_OVERHEAD_BYTES: Final = _MESSAGE_FIXED_BYTES + 8 + 8 + ORIGIN_BYTES
 
 
 @final
-class Forwards:
-    """The header of a FORWARDS frame; `messages` reads the rest."""
+class Mark:
+    """What the sender says in line with its messages, at most MARK_BYTES_MAX."""
 
-    __slots__ = ("age_ms", "count", "first", "frame", "gap", "session", "start")
+    __slots__ = ("body", "durable")
+
+    def __init__(self, body: bytes, durable: bool) -> None:
+        self.body = body
+        self.durable = durable
+
+
+@final
+class Forwards:
+    """The header of a FORWARDS frame; `messages` reads the rest.
+
+    `after` is the number that stands before the first in the stream.
+    """
+
+    __slots__ = ("after", "age_ms", "body", "count", "first", "frame", "gap", "session", "start")
 
     def __init__(self, frame: bytes) -> None:
         if len(frame) < HEADER_BYTES:
@@ -63,19 +91,36 @@ class Forwards:
         self.first: int = first
         self.count: int = count
         self.age_ms: int = age_ms
-        self.start: bool = flags & 1 != 0
-        self.gap: bool = flags & 2 != 0
+        self.start: bool = flags & _START != 0
+        self.gap: bool = flags & _GAP != 0
+        self.after: int = first - 1
+        self.body: int = HEADER_BYTES
+        if flags & _JUMP:
+            if len(frame) < HEADER_BYTES + 8:
+                raise FrameError("short FORWARDS frame")
+            self.after = int.from_bytes(frame[HEADER_BYTES : HEADER_BYTES + 8], "big")
+            if self.after >= first:
+                raise FrameError("a FORWARDS frame that jumps back")
+            self.body = HEADER_BYTES + 8
 
-    def messages(self, sender: bytes, now: float) -> list[Message]:
-        """Unpack every message; `sender` is the store id that is the origin where none is given."""
+    def messages(self, sender: bytes, now: float) -> list[Message | Mark]:
+        """Unpack every message and mark; `sender` is the store id that is the origin where none is given."""
         frame = self.frame
         end: i64 = len(frame)
-        position: i64 = HEADER_BYTES
-        found: list[Message] = []
+        position: i64 = self.body
+        found: list[Message | Mark] = []
         for _ in range(self.count):
-            if end - position < _MESSAGE_FIXED_BYTES:
+            room: i64 = end - position
+            if room < _MESSAGE_FIXED_BYTES and (room < _MARK_FIXED_BYTES or not frame[position] & _MARK):
                 raise FrameError("short message")
             flags: i64 = frame[position]
+            if flags & _MARK:
+                body: i64 = position + _MARK_FIXED_BYTES
+                position = body + (i64(read_i32_be(frame, position + 1)) & 0xFFFFFFFF)
+                if position > end or position - body > MARK_BYTES_MAX:
+                    raise FrameError("malformed mark")
+                found.append(Mark(frame[body:position], flags & _MARK_DURABLE != 0))
+                continue
             topic_length: i64 = i64(read_i16_be(frame, position + 1)) & 0xFFFF
             publisher_length: i64 = i64(read_i16_be(frame, position + 3)) & 0xFFFF
             properties_length: i64 = i64(read_i32_be(frame, position + 5)) & 0xFFFFFFFF
@@ -166,8 +211,20 @@ def pack_message(writer: BytesWriter, message: Message, publisher: bytes, sender
     writer.write(payload)
 
 
-def pack_forwards(session: int, first: int, count: int, age_ms: int, start: bool, gap: bool, body: bytes) -> bytes:
-    """Pack a FORWARDS frame around messages that `pack_message` wrote."""
-    flags = (1 if start else 0) | (2 if gap else 0)
-    header = _HEADER.pack(FRAME_VERSION, int(FrameType.FORWARDS), session, first, count, age_ms, flags)
-    return header + body
+def pack_mark(writer: BytesWriter, mark: Mark) -> None:
+    """Append a mark to the body of a FORWARDS frame."""
+    assert len(mark.body) <= MARK_BYTES_MAX
+    writer.append(_MARK | _MARK_DURABLE if mark.durable else _MARK)
+    write_i32_be(writer, len(mark.body))
+    writer.write(mark.body)
+
+
+def pack_forwards(
+    session: int, first: int, count: int, age_ms: int, start: bool, gap: bool, body: bytes, after: int = -1
+) -> bytes:
+    """Pack a FORWARDS frame around what `pack_message` and `pack_mark` wrote; `after` < 0 is the number before it."""
+    flags = (_START if start else 0) | (_GAP if gap else 0)
+    if after < 0 or after == first - 1:
+        return _HEADER.pack(FRAME_VERSION, int(FrameType.FORWARDS), session, first, count, age_ms, flags) + body
+    header = _HEADER.pack(FRAME_VERSION, int(FrameType.FORWARDS), session, first, count, age_ms, flags | _JUMP)
+    return header + after.to_bytes(8, "big") + body

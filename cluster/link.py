@@ -1,36 +1,49 @@
 """Links: the stream of messages from one node to another, numbered, acknowledged, in order.
 
-Owns both ends: OutgoingLink at the sender, IncomingLink at the receiver. They know nothing of sockets, of what a
-message means or of who waits for it: a ticket is carried and given back.
+Owns the sender's end; `incoming_link` is the receiver's. They know nothing of sockets, of what a message means or of
+who waits for it: a ticket is carried and given back.
 
 Theory of operation
 -------------------
-A stream belongs to (sender store_id, receiver store_id). Its messages are numbered from 1; the receiver's position is
-the number of the last one that it has. The receiver's store remembers the position of the last message with QoS 1 or
-2, in the same batch as that message. Messages are kept packed, in batches that are one frame each:
+A stream belongs to (sender store_id, receiver store_id). Its messages are numbered; the receiver's position is the
+number of the last one that it has. The receiver's store remembers the position of the last message with QoS 1 or 2, in
+the same batch as that message. Messages are kept packed, in batches that are one frame each:
 
     open batch --sealed--> waiting --sent, within the window--> sent --acknowledged--> gone
+    outbox, behind what waits --read, as the window opens--> waiting
 
 Each control connection of the sender opens a session: its Hello carries the session's number, the receiver answers
 with its position, and the sender goes on behind it with a frame marked START. Until then the receiver takes nothing,
 and it never takes a frame of another session: what an older connection still holds can't mix in.
 
-- A hole (first > position + 1) without START means that frames were lost on the way, which a full socket may do. The
-  receiver answers with its position again and the sender starts over from there.
-- Lost at the end of the stream: a sender without progress sends an empty frame with its next number, which shows the
+- A hole (a frame that goes on from a number that the receiver does not have) means that frames were lost on the way,
+  which a full socket may do. The receiver answers with its position again and the sender starts over from there.
+- Lost at the end of the stream: a sender without progress sends an empty frame behind its last number, which shows the
   hole. It costs nothing when the receiver is merely slow.
-- A sender that restarted has nothing in memory; it continues the numbers behind the receiver's position.
+- A sender that restarted has its outbox and nothing in memory. It numbers on from `first_number`, which grows with
+  every start and is beyond what any life before can have sent; the numbers between are never used, and each frame says
+  which number it goes on from.
 - A receiver that went back (power loss) may ask for what is gone here. START then names the first that is left and the
   receiver jumps: a gap if something with QoS > 0 is missing, counted on both sides, never waited for.
 
-Bounds: WINDOW_BYTES_MAX and FRAMES_IN_FLIGHT_MAX sent and unacknowledged, MEMORY_BYTES_MAX kept. Beyond it what
-nobody waits for is dropped and counted. What somebody waits for is asked about before (`has_room`) and then taken: the
-messages of one turn, which all saw the same room, may go over it. A single larger message passes when nothing else is
-there.
+What survives this node is in the outbox. A message that nobody waits for and that the peer has to have is written there
+when it comes, and sent as any other; one with a ticket stays in memory until the peer acknowledges it. When that takes
+too long (`is_spill_due`), or memory is full, or the peer does not run, the link spills: everything unacknowledged with
+QoS > 0 goes to the outbox, in its order, and the tickets are released. From then on whatever has QoS > 0 goes to the
+outbox alone and is read back as the window opens, until nothing is left there that is not in memory. An earlier return
+to memory would let a publisher's messages change places: one in memory may be lost with this node and come again behind
+one that was on disk. Messages with QoS 0 are never written, and may be overtaken by those that are. Marks stay in
+memory, in their place.
 
-Invariants: acked < first of every batch, in order, without holes; `bytes_pending` is what all batches hold.
+Bounds: WINDOW_BYTES_MAX and FRAMES_IN_FLIGHT_MAX sent and unacknowledged, MEMORY_BYTES_MAX kept in memory. Beyond it
+what nobody has to have is dropped and counted. The outbox has its own bound, which is asked about before (`has_room`):
+the messages of one turn, which all saw the same room, may go over it, and so may what is spilled.
+
+Invariants: acked < first of every batch, in ascending order; a number is missing only where a life of the sender ended;
+`bytes_pending` is what all batches hold in memory; the outbox holds what batches and runs say that it does.
 """
 
+import math
 from collections import deque
 from typing import Final, final
 
@@ -39,8 +52,11 @@ from mypy_extensions import i64
 
 from broker.core.effects import Ticket
 from broker.core.message import Message
-from cluster.forwards import MESSAGE_OVERHEAD_BYTES, Forwards, pack_forwards, pack_message
+from broker.core.storage import StorageError
+from cluster.batches import Batch, Run
+from cluster.forwards import MESSAGE_OVERHEAD_BYTES, Forwards, Mark, pack_forwards, pack_mark, pack_message
 from cluster.frames import FRAME_BYTES_MAX
+from cluster.outbox import Outbox
 
 # Returned by the receiver's acknowledgements; 8 MiB is 0.1 s of a 640 Mbit/s stream.
 WINDOW_BYTES_MAX: Final = 8 * 1024 * 1024
@@ -56,82 +72,109 @@ _BODY_BYTES_MAX: Final = FRAME_BYTES_MAX - 64
 # Without progress for so long the sender asks, by an empty frame, whether something was lost.
 PROBE_AFTER_S: Final = 2.0
 
+# Numbers of an incarnation: 2^40 messages each, as of message ids.
+_INCARNATION_SHIFT: Final = 40
 
-@final
-class Batch:
-    """Messages that travel in one frame."""
 
-    __slots__ = ("body", "count", "durable", "first", "packed_at", "tickets")
-
-    def __init__(
-        self, first: int, count: int, body: bytes, tickets: list[Ticket], durable: bool, packed_at: float
-    ) -> None:
-        self.first = first
-        self.count = count
-        self.body = body
-        self.tickets = tickets
-        # Whether a message with QoS > 0 is in it.
-        self.durable = durable
-        self.packed_at = packed_at
-
-    def last(self) -> int:
-        """Return the number of the last message."""
-        return self.first + self.count - 1
+def first_number(incarnation: int) -> int:
+    """Return the first number of this life of the sender, beyond those of every earlier one."""
+    return (incarnation << _INCARNATION_SHIFT) + 1
 
 
 @final
 class OutgoingLink:
-    """The sender's end of a stream."""
+    """The sender's end of a stream. `released` are tickets that the outbox takes over, once it is committed."""
 
-    def __init__(self, sender: bytes) -> None:
+    def __init__(self, sender: bytes, outbox: Outbox, first: int = 1, spill_after_s: float = 0.2) -> None:
+        """`outbox` is recovered; `first` is `first_number` of this life of the sender."""
+        self.outbox = outbox
         self._sender = sender
+        self._spill_after_s = spill_after_s
         self.session = 0
         self.open = False
-        self.acked = 0
+        self.acked = first - 1
+        # In memory, on the way, and in the outbox alone.
         self.bytes_pending = 0
         self.bytes_in_flight = 0
+        self.bytes_behind = 0
+        self.released: list[Ticket] = []
+        # Something could be read from the outbox as soon as this turn is committed.
+        self.wants_turn = False
         self.dropped_memory = 0
         self.dropped_not_running = 0
         self.refused = 0
         self.gaps = 0
         self.resent = 0
-        self._next_number = 1
-        self._highest_sent = 0
+        self.spills = 0
+        self._next_number = first
+        self._spilling = False
         self._acked_durable = 0
-        self._ever_open = False
         self._start = False
         self._gap = False
         self._progress_at = 0.0
-        self._waiting: deque[Batch] = deque()
+        # When tickets were acknowledged last, or began to wait; and how many wait.
+        self._acked_at = 0.0
+        self._tickets_waiting = 0
         self._sent: deque[Batch] = deque()
+        self._waiting: deque[Batch] = deque()
+        self._behind: deque[Batch | Run] = deque()
         self._writer = BytesWriter()
         self._count = 0
         self._tickets: list[Ticket] = []
         self._durable = False
         self._packed_at = 0.0
+        self._stored: list[int] = []
+        self._stored_bytes = 0
         self._publisher = ""
         self._publisher_utf8 = b""
+        if outbox.messages:
+            self._behind.append(Run(outbox.first, outbox.last, outbox.messages, outbox.bytes))
+            self.bytes_behind = outbox.bytes
+            self.acked = outbox.first - 1
+            self._next_number = max(first, outbox.last + 1)
+            self._spilling = True
+        # What earlier lives sent nobody knows any more.
+        self._highest_sent = self._next_number - 1
+        self._last_sent = self._highest_sent
+        # Up to here the outbox is committed and may be read.
+        self._readable = self._highest_sent
 
-    def has_room(self, message: Message) -> bool:
-        """Say whether a message that somebody waits for is taken; false is counted as a refusal."""
+    def has_room(self, message: Message, running: bool) -> bool:
+        """Say whether a message that the peer has to have is taken; false is counted as a refusal."""
         size: i64 = MESSAGE_OVERHEAD_BYTES + message.size() + len(message.publisher.encode())
-        if self.bytes_pending and self.bytes_pending + size > MEMORY_BYTES_MAX:
+        is_over = self.bytes_pending and self.bytes_pending + size > MEMORY_BYTES_MAX
+        if running and message.qos == 1 and not self._spilling and not is_over:
+            return True
+        if self.outbox.is_full(int(size)):
             self.refused += 1
             return False
         return True
 
-    def forward(self, message: Message, ticket: Ticket | None, running: bool, now: float) -> None:
-        """Append a message; one with a ticket in any case, as `has_room` was asked."""
-        if not running and message.qos == 0:
-            # Nothing is kept in memory for a peer that is not there and that nobody waits for.
-            self.dropped_not_running += 1
-            return
+    def forward(self, message: Message, ticket: Ticket | None, persistent: bool, running: bool, now: float) -> None:
+        """Append a message. `persistent` says that the peer has to have it: `has_room` was asked, or nobody can."""
+        qos: i64 = message.qos
+        if not running:
+            if qos == 0 or not persistent:
+                # Nothing is kept for a peer that is not there and need not have it.
+                self.dropped_not_running += 1
+                return
+            self.spill()
         if message.publisher is not self._publisher:
             self._publisher = message.publisher
             self._publisher_utf8 = message.publisher.encode()
         size: i64 = MESSAGE_OVERHEAD_BYTES + message.size() + len(self._publisher_utf8)
-        if ticket is None and self.bytes_pending and self.bytes_pending + size > MEMORY_BYTES_MAX:
-            self.dropped_memory += 1
+        if self.bytes_pending and self.bytes_pending + size > MEMORY_BYTES_MAX:
+            if qos == 0 or not persistent:
+                self.dropped_memory += 1
+                return
+            self.spill()
+        if self._spilling and qos:
+            if not persistent and self.outbox.is_full(int(size)):
+                self.dropped_memory += 1
+                return
+            self._append_behind(message)
+            if ticket is not None:
+                self.released.append(ticket)
             return
         before: i64 = len(self._writer)
         if before + size > _BODY_BYTES_MAX:
@@ -140,12 +183,66 @@ class OutgoingLink:
         if self._count == 0:
             self._packed_at = now
         pack_message(self._writer, message, self._publisher_utf8, self._sender, self._packed_at)
+        if qos:
+            self._durable = True
+            if ticket is not None:
+                if not self._tickets_waiting:
+                    self._acked_at = now
+                self._tickets_waiting += 1
+                self._tickets.append(ticket)
+            elif persistent:
+                number = self._next_number + self._count
+                self._stored_bytes += self.outbox.put(number, message)
+                self._stored.append(number)
         self._count += 1
         self.bytes_pending += len(self._writer) - before
-        if message.qos:
+
+    def mark(self, body: bytes, durable: bool, now: float) -> None:
+        """Append a mark: the receiver finds it in this place, between the messages.
+
+        Marks are numbered and sent again as messages are, and are always taken, but not kept when this node restarts.
+        """
+        if self._spilling:
+            # Here, and not where the messages of QoS 0 gather meanwhile.
+            self._seal()
+        before: i64 = len(self._writer)
+        if before + len(body) + MESSAGE_OVERHEAD_BYTES > _BODY_BYTES_MAX:
+            self._seal()
+            before = 0
+        if self._count == 0:
+            self._packed_at = now
+        pack_mark(self._writer, Mark(body, durable))
+        if durable:
             self._durable = True
-        if ticket is not None:
-            self._tickets.append(ticket)
+        self._count += 1
+        self.bytes_pending += len(self._writer) - before
+        if self._spilling:
+            self._seal()
+
+    def spill_at(self) -> float:
+        """Return when the link spills if nothing is acknowledged until then; infinity when nothing waits for it."""
+        return self._acked_at + self._spill_after_s if self._tickets_waiting else math.inf
+
+    def is_spill_due(self, running: bool, now: float) -> bool:
+        """Say whether somebody waits for a peer that does not run or has acknowledged nothing for too long."""
+        return self._tickets_waiting > 0 and (not running or now >= self._acked_at + self._spill_after_s)
+
+    def forgive(self, now: float) -> None:
+        """The peer was not heard, for a reason of this node's own: let it have its time from now on."""
+        self._acked_at = now
+
+    def spill(self) -> None:
+        """Write everything unacknowledged with QoS > 0 to the outbox, and what follows it as well."""
+        if self._spilling:
+            return
+        self._seal()
+        self._spilling = True
+        self.spills += 1
+        for batch in self._sent:
+            self._store(batch)
+        for batch in self._waiting:
+            self._store(batch)
+        self._tickets_waiting = 0
 
     def connected(self, session: int) -> None:
         """A new session begins; nothing is sent until `opened`."""
@@ -166,19 +263,21 @@ class OutgoingLink:
             self._waiting.appendleft(self._sent.pop())
         self.bytes_in_flight = 0
         tickets: list[Ticket] = []
-        if not self._ever_open or position > self._highest_sent:
-            # After a start the numbers continue where the receiver stands. A receiver that has more than was ever
-            # sent knows an older life of this store; its numbers are taken and can't be used again.
+        if position > self._highest_sent:
+            # A receiver that has more than was ever sent knows another life of this store; its numbers are taken and
+            # can't be used again.
             self._renumber(position)
         else:
             tickets = self._trim(self._waiting, position)
-        self._ever_open = True
+            self._trim_behind(position)
+        self._end_spilling()
         self._gap = position < self._acked_durable
         if self._gap:
             self.gaps += 1
             self._acked_durable = position
         self.open = True
         self._start = True
+        self._last_sent = position
         self._progress_at = now
         return tickets
 
@@ -186,23 +285,24 @@ class OutgoingLink:
         """The receiver has everything up to `number`. Return the tickets of what it acknowledged."""
         if session != self.session or not self.open or number <= self.acked:
             return []
-        if number >= self._first_waiting():
+        if number > self._last_sent:
             # Nobody can acknowledge what was not sent; the peer's fault is not ours to crash for.
             return []
         self._progress_at = now
+        self._acked_at = now
         size = self.bytes_pending
         tickets = self._trim(self._sent, number)
         self.bytes_in_flight -= size - self.bytes_pending
+        self._end_spilling()
         return tickets
 
     def take_frames(self, now: float) -> list[bytes]:
-        """Return the frames that the window lets go now."""
+        """Return the frames that the window lets go now. What earlier calls left in the outbox is committed."""
+        self.wants_turn = False
         if not self.open:
             return []
         frames: list[bytes] = []
-        if self._count and self.bytes_in_flight < WINDOW_BYTES_MAX and len(self._sent) < FRAMES_IN_FLIGHT_MAX:
-            self._seal()
-        while self._waiting and len(self._sent) < FRAMES_IN_FLIGHT_MAX:
+        while len(self._sent) < FRAMES_IN_FLIGHT_MAX and (self._waiting or self._load(now)):
             batch = self._waiting[0]
             if self.bytes_in_flight and self.bytes_in_flight + len(batch.body) > WINDOW_BYTES_MAX:
                 break
@@ -210,19 +310,24 @@ class OutgoingLink:
             if not self._sent:
                 self._progress_at = now
             self._sent.append(batch)
-            self._highest_sent = max(self._highest_sent, batch.last())
             self.bytes_in_flight += len(batch.body)
             age_ms = int(max(0.0, min((now - batch.packed_at) * 1000.0, 4294967295.0)))
+            after = -1 if self._start else self._last_sent
             frames.append(
-                pack_forwards(self.session, batch.first, batch.count, age_ms, self._start, self._gap, batch.body)
+                pack_forwards(self.session, batch.first, batch.count, age_ms, self._start, self._gap, batch.body, after)
             )
+            self._last_sent = batch.last()
             self._start = False
             self._gap = False
         if self._start:
             # Nothing to send: an empty frame still tells the receiver where the stream goes on.
-            frames.append(pack_forwards(self.session, self._first_waiting(), 0, 0, True, self._gap, b""))
+            first = self._first_waiting()
+            frames.append(pack_forwards(self.session, first, 0, 0, True, self._gap, b""))
+            self._last_sent = first - 1
             self._start = False
             self._gap = False
+        self._highest_sent = max(self._highest_sent, self._last_sent)
+        self._readable = self._next_number - 1
         return frames
 
     def take_probe(self, now: float) -> bytes:
@@ -230,49 +335,160 @@ class OutgoingLink:
         if not self.open or not self._sent or now - self._progress_at < PROBE_AFTER_S:
             return b""
         self._progress_at = now
-        return pack_forwards(self.session, self._first_waiting(), 0, 0, False, False, b"")
+        return pack_forwards(self.session, self._last_sent + 1, 0, 0, False, False, b"")
 
     def take_tickets(self) -> list[Ticket]:
-        """Give back the tickets of everything pending, which is dropped: the peer is no member any more."""
+        """Give back the tickets of everything pending and forget it: the peer is no member any more.
+
+        What is in the outbox stays there.
+        """
         self._seal()
-        tickets: list[Ticket] = []
-        for batch in list(self._sent) + list(self._waiting):
+        tickets, self.released = self.released, []
+        for batch in (*self._sent, *self._waiting):
             tickets.extend(batch.tickets)
         self._sent.clear()
         self._waiting.clear()
+        self._behind.clear()
+        self._tickets_waiting = 0
         self.bytes_pending = 0
         self.bytes_in_flight = 0
+        self.bytes_behind = 0
         self.acked = self._next_number - 1
         return tickets
 
     def validate(self) -> None:
         """Check the invariants."""
         self._seal()
-        number = self.acked + 1
-        size = 0
-        for batch in list(self._sent) + list(self._waiting):
+        behind = [each for each in self._behind if isinstance(each, Batch)]
+        runs = [each for each in self._behind if isinstance(each, Run)]
+        batches = [*self._sent, *self._waiting, *behind]
+        last = 0
+        for each in (*self._sent, *self._waiting, *self._behind):
+            assert each.first > last
+            last = each.last() if isinstance(each, Batch) else each.last
             # A batch acknowledged in part is kept as a whole.
-            assert batch.first == number or (number == self.acked + 1 and batch.first <= number <= batch.last())
-            number = batch.last() + 1
-            size += len(batch.body)
-        assert number == self._next_number
-        assert size == self.bytes_pending
+            assert last > self.acked
+        assert last < self._next_number
+        assert sum(len(batch.body) for batch in batches) == self.bytes_pending
         assert sum(len(batch.body) for batch in self._sent) == self.bytes_in_flight
+        assert sum(run.bytes for run in runs) == self.bytes_behind
+        assert sum(len(batch.tickets) for batch in batches) == self._tickets_waiting
+        assert not (self._spilling and self._tickets_waiting)
+        assert self._spilling or not self._behind
+        assert sum(len(batch.stored) for batch in batches) + sum(run.count for run in runs) == self.outbox.messages
+        assert sum(batch.stored_bytes for batch in batches) + self.bytes_behind == self.outbox.bytes
+
+    def _end_spilling(self) -> None:
+        """The link moves: if nothing is in the outbox that is not in memory, what comes next stays there, too."""
+        if self._spilling and not self._behind:
+            self._spilling = False
 
     def _first_waiting(self) -> int:
-        """Return the number behind everything sent; nothing waits unsealed ahead of it."""
-        return self._waiting[0].first if self._waiting else self._next_number
+        """Return the number behind everything sent."""
+        if self._waiting:
+            return self._waiting[0].first
+        return self._behind[0].first if self._behind else self._next_number
 
     def _seal(self) -> None:
         if self._count == 0:
             return
-        body = self._writer.getvalue()
-        self._waiting.append(Batch(self._next_number, self._count, body, self._tickets, self._durable, self._packed_at))
+        batch = Batch(
+            self._next_number,
+            self._count,
+            self._writer.getvalue(),
+            self._tickets,
+            self._durable,
+            self._packed_at,
+            self._stored,
+            self._stored_bytes,
+        )
+        if self._behind:
+            self._behind.append(batch)
+        else:
+            self._waiting.append(batch)
         self._next_number += self._count
         self._writer = BytesWriter()
         self._count = 0
         self._tickets = []
         self._durable = False
+        self._stored = []
+        self._stored_bytes = 0
+
+    def _store(self, batch: Batch) -> None:
+        """Write what is in memory alone, and release who waits for it."""
+        if not batch.durable:
+            return
+        known = set(batch.stored)
+        frame = pack_forwards(0, 1, batch.count, 0, False, False, batch.body)
+        number = batch.first
+        for message in Forwards(frame).messages(self._sender, batch.packed_at):
+            if isinstance(message, Message) and message.qos and number not in known:
+                batch.stored_bytes += self.outbox.put(number, message)
+                batch.stored.append(number)
+            number += 1
+        self.released.extend(batch.tickets)
+        batch.tickets = []
+
+    def _append_behind(self, message: Message) -> None:
+        """Write a message to the outbox, and keep nothing of it but its number."""
+        number = self._next_number
+        size = self.outbox.put(number, message)
+        self._next_number = number + 1
+        self.bytes_behind += size
+        if self._behind:
+            last = self._behind[-1]
+            if isinstance(last, Run):
+                last.last = number
+                last.count += 1
+                last.bytes += size
+                return
+        self._behind.append(Run(number, number, 1, size))
+
+    def _load(self, now: float) -> bool:
+        """Have something waiting, of what is behind or in the open batch; false when there is nothing to be had now."""
+        if self.bytes_in_flight >= WINDOW_BYTES_MAX:
+            return False
+        while self._behind:
+            head = self._behind[0]
+            if isinstance(head, Batch):
+                self._behind.popleft()
+                self._waiting.append(head)
+                return True
+            if head.first > self._readable:
+                self.wants_turn = True
+                return False
+            self._read(head, now)
+            if head.first > head.last:
+                if head.count:
+                    raise StorageError(f"the outbox lacks {head.count} messages that were put into it")
+                self._behind.popleft()
+            if self._waiting:
+                return True
+        self._seal()
+        return bool(self._waiting)
+
+    def _read(self, run: Run, now: float) -> None:
+        """Pack what comes next of a run, as far as one frame goes."""
+        last = min(run.last, self._readable)
+        writer = BytesWriter()
+        numbers: list[int] = []
+        size = 0
+        for stored in self.outbox.read(run.first, last, _BODY_BYTES_MAX):
+            if numbers and stored.number != numbers[-1] + 1:
+                break
+            pack_message(writer, stored.message, stored.message.publisher.encode(), self._sender, now)
+            numbers.append(stored.number)
+            size += stored.size
+        if numbers:
+            last = numbers[-1]
+        run.first = last + 1
+        if numbers:
+            run.count -= len(numbers)
+            run.bytes -= size
+            self.bytes_behind -= size
+            body = writer.getvalue()
+            self.bytes_pending += len(body)
+            self._waiting.append(Batch(numbers[0], len(numbers), body, [], True, now, numbers, size))
 
     def _trim(self, batches: deque[Batch], number: int) -> list[Ticket]:
         tickets: list[Ticket] = []
@@ -282,82 +498,48 @@ class OutgoingLink:
             if batch.durable:
                 self._acked_durable = batch.last()
             if batch.tickets:
+                self._tickets_waiting -= len(batch.tickets)
                 tickets.extend(batch.tickets)
+            if batch.stored:
+                self.outbox.delete(batch.stored, batch.stored_bytes)
         if number > self.acked:
             self.acked = number
         return tickets
 
+    def _trim_behind(self, number: int) -> None:
+        """Remove what an earlier life of this node sent, and the receiver has."""
+        while self._behind and not self._waiting:
+            head = self._behind[0]
+            if head.first > number:
+                return
+            if isinstance(head, Batch):
+                self._behind.popleft()
+                self._waiting.append(head)
+                self._trim(self._waiting, number)
+                continue
+            for stored, size in self.outbox.sizes(head.first, min(head.last, number)):
+                self.outbox.delete([stored], size)
+                self._acked_durable = stored
+                head.count -= 1
+                head.bytes -= size
+                self.bytes_behind -= size
+            head.first = number + 1
+            if head.first > head.last:
+                self._behind.popleft()
+
     def _renumber(self, position: int) -> None:
-        number = position + 1
-        for batch in list(self._sent) + list(self._waiting):
-            batch.first = number
-            number += batch.count
-        self._next_number = number
+        first = self._first_waiting()
+        by = position + 1 - first
+        if by > 0:
+            for each in (*self._waiting, *self._behind):
+                each.first += by
+                if isinstance(each, Run):
+                    each.last += by
+                else:
+                    each.stored = [number + by for number in each.stored]
+            self.outbox.shift(first, by)
+            self._next_number += by
+            self._readable = position
         self.acked = position
         self._highest_sent = position
         self._acked_durable = 0
-
-
-@final
-class IncomingLink:
-    """The receiver's end of a stream. `position` is the number of the last message it has."""
-
-    def __init__(self, sender: bytes, position: int) -> None:
-        self.sender = sender
-        self.position = position
-        self.session = 0
-        # Nothing is taken until a frame with START of the current session.
-        self.waiting_for_start = True
-        # What the caller owes: an acknowledgement, the position in the write batch, the position to the sender.
-        self.ack_due = False
-        self.commit_due = False
-        self.position_due = False
-        self.gaps = 0
-        self.duplicates = 0
-        self.stale = 0
-        self.messages = 0
-
-    def connected(self, session: int) -> None:
-        """The sender's Hello opened a session; it is due to hear the position."""
-        if session != self.session:
-            self.session = session
-            self.waiting_for_start = True
-        self.position_due = True
-
-    def receive(self, forwards: Forwards, now: float) -> list[Message]:
-        """Take a frame; return the messages that are new, in order. FrameError if they can't be read."""
-        if forwards.session != self.session:
-            self.stale += 1
-            return []
-        first = forwards.first
-        if not forwards.start:
-            if self.waiting_for_start:
-                self.stale += 1
-                return []
-            if first > self.position + 1:
-                self.waiting_for_start = True
-                self.position_due = True
-                return []
-        # What can't be read would be as unreadable when it is sent again at once. It is asked for again, like a START
-        # that was lost, no more often than once a heartbeat.
-        self.waiting_for_start = True
-        messages = forwards.messages(self.sender, now)
-        self.waiting_for_start = False
-        if first > self.position + 1:
-            if forwards.gap:
-                self.gaps += 1
-            self.position = first - 1
-            self.commit_due = True
-        self.ack_due = True
-        known = self.position + 1 - first
-        if known > 0:
-            self.duplicates += min(known, len(messages))
-            messages = messages[known:]
-        if messages:
-            self.position += len(messages)
-            self.messages += len(messages)
-            for message in messages:
-                if message.qos:
-                    self.commit_due = True
-                    break
-        return messages

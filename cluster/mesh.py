@@ -44,11 +44,12 @@ from cluster.commands import (
     SendBulk,
 )
 from cluster.conversation import Conversation
-from cluster.forwards import Forwards
+from cluster.forwards import Forwards, Mark
 from cluster.frames import FrameType, frame_type, unpack_hello
 from cluster.interest import PeerInterest
 from cluster.joining import Joining, JoinResult
 from cluster.keys import JOIN
+from cluster.link import first_number
 from cluster.membership import Membership
 from cluster.mesh_store import MeshStore
 from cluster.own_tables import OwnTables
@@ -85,6 +86,7 @@ class Mesh:
         self.own = OwnTables(settings.name, store_id, incarnation, storage, turn, self.registry)
         self.membership = Membership(settings.name, store_id, incarnation, settings.address)
         self._peers = Peers(settings, storage, store, self.membership, self.interest, self.registry, turn)
+        self._peers.first_number = first_number(incarnation)
         # By node name, for whoever looks; `Peers` alone changes it.
         self.peers: dict[str, Peer] = self._peers.all
         self.readiness = self._peers.readiness
@@ -103,6 +105,10 @@ class Mesh:
     def cluster_id(self) -> bytes:
         """The id of the cluster that this node belongs to, alone or with others."""
         return self._peers.cluster_id
+
+    def set_clock(self, now: float, utc_ms: int) -> None:
+        """Take a reading of both clocks, for the deadlines that are stored."""
+        self._store.clock.set(now, utc_ms)
 
     def receive(self, happened: MeshInput, now: float) -> None:
         """Take one input of the transport. Afterwards take messages and tickets, then `flush`."""
@@ -148,12 +154,12 @@ class Mesh:
         self._conversation.tell_stopping()
 
     def has_room(self, node: str, message: Message) -> bool:
-        """Say whether the link to a node takes a message that a client waits for."""
+        """Say whether the link to a node, or its outbox, takes a message that the node has to have."""
         peer = self.peers.get(node)
-        return peer is None or peer.outgoing.has_room(message)
+        return peer is None or peer.outgoing.has_room(message, peer.running)
 
-    def forward(self, node: str, message: Message, ticket: Ticket | None, now: float) -> None:
-        """Send a message to a node that wants it."""
+    def forward(self, node: str, message: Message, ticket: Ticket | None, now: float, persistent: bool = True) -> None:
+        """Send a message to a node that wants it, now or, with `persistent`, when it is back."""
         peer = self.peers.get(node)
         if peer is None:
             # It left since the route was looked up; nobody there waits for the message any more.
@@ -161,7 +167,7 @@ class Mesh:
                 self._turn.acknowledged.append(ticket)
                 self._deadline = 0.0
             return
-        peer.outgoing.forward(message, ticket, peer.running, now)
+        peer.outgoing.forward(message, ticket, persistent, peer.running, now)
 
     def change_interest(self, changes: list[InterestChange]) -> None:
         """Note changes of what this node wants; `flush` tells them."""
@@ -180,8 +186,8 @@ class Mesh:
         """Return the outcome of `join` once it is decided."""
         return self._admission.take_result()
 
-    def take_messages(self) -> list[Message]:
-        """Return the messages that peers forwarded, in order."""
+    def take_messages(self) -> list[Message | Mark]:
+        """Return the messages that peers forwarded, and the marks between them, in order."""
         return self._turn.take_messages()
 
     def take_acknowledged(self) -> list[Ticket]:
@@ -212,6 +218,12 @@ class Mesh:
         self._turn.number += 1
         stall_s = now - self._ticked_at - self._heartbeat_s
         self._ticked_at = now
+        for peer in self.peers.values():
+            if self._turn.frozen:
+                # Nothing can be written, and acknowledgements are not listened to.
+                peer.outgoing.forgive(now)
+            elif peer.outgoing.is_spill_due(peer.running, now):
+                peer.outgoing.spill()
         if now < self._deadline:
             return
         if stall_s > self._heartbeat_s:
@@ -229,7 +241,11 @@ class Mesh:
         """Return when `begin` or `tick` has something to do; 0.0 if that is now."""
         if self._replication.has_requests() and not self._turn.frozen:
             return 0.0
-        return self._deadline
+        deadline = self._deadline
+        if not self._turn.frozen:
+            for peer in self.peers.values():
+                deadline = min(deadline, peer.outgoing.spill_at())
+        return deadline
 
     def flush(self, writes: WriteBatch, now: float) -> list[MeshCommand]:
         """Append to `writes`, and return the commands to carry out, in order, once they are committed."""
@@ -249,11 +265,19 @@ class Mesh:
             if incoming.commit_due:
                 incoming.commit_due = False
                 self._store.put_position(peer.store_id, incoming.position)
+            outgoing = peer.outgoing
+            if outgoing.released:
+                # What they wait for is written in this turn; who takes them in the next one knows it committed.
+                self._turn.acknowledged.extend(outgoing.released)
+                outgoing.released = []
+                self._deadline = 0.0
             if peer.liveness.connected:
                 self._conversation.tell_position(peer)
-                if peer.outgoing.open:
-                    for frame in peer.outgoing.take_frames(now):
+                if outgoing.open:
+                    for frame in outgoing.take_frames(now):
                         self._turn.commands.append(SendBulk(peer.name, frame))
+                    if outgoing.wants_turn:
+                        self._deadline = 0.0
 
     def members_view(self) -> list[MemberView]:
         """Return every member, by name."""

@@ -11,6 +11,8 @@ start; writes go into the turn's batch, which is committed before anything of th
                                                sessions wait even for a peer that is down
               "table/..."                      see `tables`
 
+What waits for a peer on disk is in the family `outbox`, which `outbox` owns.
+
 Every value begins with a version byte; a newer one is a StorageError, and so is what can't be read, and the node does
 not start. What is read is held to the same bounds as what a peer says.
 """
@@ -20,9 +22,10 @@ from dataclasses import replace
 from typing import Final, TypeVar, final
 
 from broker.core.storage import STORE_ID_BYTES, Storage, WriteBatch
-from broker.core.stored_message import check_version, corrupt
+from broker.core.stored_message import Clock, check_version, corrupt
 from cluster.frames import pack_member, read_filter, read_member
 from cluster.membership import Member, State
+from cluster.outbox import FAMILY, Outbox
 from cluster.table_rows import forget_tables
 from cluster.turn import Turn
 from cluster.wire import FrameError, Reader, pack_bytes16
@@ -43,6 +46,8 @@ class MeshStore:
     """What the mesh reads at its start and writes in its turns."""
 
     def __init__(self, storage: Storage, turn: Turn) -> None:
+        # For deadlines of messages that wait on disk.
+        self.clock = Clock(0.0, 0)
         self._storage = storage
         self._turn = turn
         # What is stored of each member, so that only changes are written.
@@ -99,6 +104,12 @@ class MeshStore:
         self._positions[sender] = position
         self._turn.writes.put("meta", KEY_POSITION + sender, _VERSION + position.to_bytes(8, "big"))
 
+    def outbox(self, store_id: bytes, bytes_max: int) -> Outbox:
+        """Return what waits for a peer on disk."""
+        outbox = Outbox(self._storage, self._turn, self.clock, store_id, bytes_max)
+        outbox.recover()
+        return outbox
+
     def interest(self, store_id: bytes) -> list[bytes]:
         """Return the persistent filters of a peer."""
         return self._read_all("registry", KEY_INTEREST + store_id, _read_interest)
@@ -125,8 +136,10 @@ class MeshStore:
 def forget_cluster(batch: WriteBatch) -> None:
     """Make the store one that is a member of nothing: for a copy, which gets a store_id of its own.
 
-    Positions, interest and tables are a store's, which the copy is not. Removed pairs stay removed.
+    Positions, interest and outboxes are between two stores, of which the copy is neither; tables are a store's own.
+    Removed pairs stay removed.
     """
+    batch.delete_range(FAMILY, b"", b"\xff" * (STORE_ID_BYTES + 9))
     batch.delete("meta", KEY_CLUSTER_ID)
     forget_tables(batch)
     for family, prefix in (("meta", KEY_MEMBER), ("meta", KEY_POSITION), ("registry", KEY_INTEREST)):

@@ -75,6 +75,7 @@ class NodeCore:
     def set_clock(self, now: float, utc_ms: int) -> None:
         """Take a reading of both clocks."""
         self.owner.set_clock(now, utc_ms)
+        self.mesh.set_clock(now, utc_ms)
 
     def begin(self, now: float) -> None:
         """Begin a turn; what the last one wrote is committed. StorageError if what a queue goes on with can't be read.
@@ -177,6 +178,12 @@ class NodeCore:
         mesh = mesh_names(self.mesh.counters())
         mesh["cluster_nodes"] = len(members)
         mesh["cluster_nodes_running"] = sum([1 for member in members if member.running])
+        for member in members:
+            if member.name != self.mesh.membership.name:
+                mesh[f"cluster_outbox_messages{{node={member.name}}}"] = member.outbox_messages
+                mesh[f"cluster_outbox_bytes{{node={member.name}}}"] = member.outbox_bytes
+        mesh["cluster_outbox_messages"] = sum([member.outbox_messages for member in members])
+        mesh["cluster_outbox_bytes"] = sum([member.outbox_bytes for member in members])
         mesh.update(self.mesh.netsplits())
         return node_metrics(counters.named(), counters.dropped, self.owner.counts(), self.owner.totals.named(), mesh)
 
@@ -190,7 +197,7 @@ class NodeCore:
         if effects.interest:
             mesh.change_interest(effects.interest)
         for forward in effects.to_peers:
-            mesh.forward(forward.node, forward.message, forward.ticket, now)
+            mesh.forward(forward.node, forward.message, forward.ticket, now, forward.persistent)
         commands = mesh.flush(effects.writes, now)
         return NodeEffects(
             effects.writes, commands, effects.to_listeners, self.owner.take_notices() + mesh.take_notes()
@@ -217,6 +224,8 @@ class NodeCore:
             # An acknowledgement of a peer may let one out that waits behind it, for what is not committed.
             return
         for message in mesh.take_messages():
-            owner.receive_forwarded(message, now)
+            # Marks are passed over: nothing that this node knows of stands in them yet.
+            if isinstance(message, Message):
+                owner.receive_forwarded(message, now)
         for ticket in mesh.take_acknowledged():
             owner.forward_acknowledged(ticket, now)

@@ -15,8 +15,9 @@ from broker.core.rows import pack_interest
 from broker.core.storage import Storage
 from cluster.commands import Admit, ConnectPeer, DisconnectPeer, Revoke, SendControl
 from cluster.frames import MESH_VERSION_NEWEST, MESH_VERSION_OLDEST, Hello, pack_hello, pack_members
+from cluster.incoming_link import IncomingLink
 from cluster.interest import PeerInterest
-from cluster.link import IncomingLink, OutgoingLink
+from cluster.link import OutgoingLink, first_number
 from cluster.membership import Liveness, Member, Membership, State
 from cluster.mesh_store import MeshStore
 from cluster.peer_tables import PeerTables, Views
@@ -38,6 +39,8 @@ class MeshSettings:
     discovery: tuple[tuple[str, str], ...]
     readiness: str = ALL
     planned_restart_s: float = 30.0
+    spill_after_s: float = 0.2
+    outbox_bytes_max: int = 1 << 30
 
 
 @dataclass(slots=True, frozen=True)
@@ -52,6 +55,8 @@ class MemberView:
     running: bool
     link_open: bool
     link_bytes_pending: int
+    outbox_messages: int = 0
+    outbox_bytes: int = 0
 
 
 @final
@@ -59,13 +64,19 @@ class Peer:
     """Another member and everything between it and this node."""
 
     def __init__(
-        self, member: Member, own_store_id: bytes, position: int, tables: PeerTables, timeout_s: float, now: float
+        self,
+        member: Member,
+        outgoing: OutgoingLink,
+        position: int,
+        tables: PeerTables,
+        timeout_s: float,
+        now: float,
     ) -> None:
         self.name = member.name
         self.store_id = member.store_id
         self.address = member.address
         self.liveness = Liveness(timeout_s, now)
-        self.outgoing = OutgoingLink(own_store_id)
+        self.outgoing = outgoing
         self.incoming = IncomingLink(member.store_id, position)
         # Of the peer's newest control connection: the transport's id and the Hello's session, 0 before the first.
         self.connection = b""
@@ -103,6 +114,10 @@ class Peers:
         self.heartbeat_s = settings.failure_timeout_s / HEARTBEATS_PER_TIMEOUT
         self._failure_timeout_s = settings.failure_timeout_s
         self._storage = storage
+        self._spill_after_s = settings.spill_after_s
+        self._outbox_bytes_max = settings.outbox_bytes_max
+        # This node's first number in every stream; whoever makes this says which.
+        self.first_number = first_number(0)
         self._store = store
         self._views = Views(interest, registry)
         self._turn = turn
@@ -250,7 +265,9 @@ class Peers:
                     state.name.lower(),
                     running,
                     peer is not None and peer.outgoing.open,
-                    0 if peer is None else peer.outgoing.bytes_pending,
+                    0 if peer is None else peer.outgoing.bytes_pending + peer.outgoing.bytes_behind,
+                    0 if peer is None else peer.outgoing.outbox.messages,
+                    0 if peer is None else peer.outgoing.outbox.bytes,
                 )
             )
         return views
@@ -296,14 +313,25 @@ class Peers:
         filters = self.interest.add_peer(member.name, member.store_id, self._restoring)
         if self._restoring:
             tables.restore(filters, pack_interest(True))
+        outbox = self._store.outbox(member.store_id, self._outbox_bytes_max)
+        outgoing = OutgoingLink(self.membership.own().store_id, outbox, self.first_number, self._spill_after_s)
         position = self._store.position(member.store_id)
-        return Peer(member, self.membership.own().store_id, position, tables, self._failure_timeout_s, now)
+        return Peer(member, outgoing, position, tables, self._failure_timeout_s, now)
 
     def _forget(self, peer: Peer) -> None:
         del self.all[peer.name]
         if peer.incoming.commit_due:
             # Its messages of this turn are committed in this turn.
             self._store.put_position(peer.store_id, peer.incoming.position)
+        # What waits for it is not deleted: its sessions may have moved to other members.
+        peer.outgoing.spill()
+        outbox = peer.outgoing.outbox
+        if outbox.messages:
+            self._turn.counts["outbox_left"] += outbox.messages
+            self._turn.note(
+                f"{peer.name} is no member any more; {outbox.messages} messages for it ({outbox.bytes} bytes) are not "
+                "sent and stay in the store"
+            )
         _add_link_counts(self._link_counts, peer)
         self._turn.acknowledged.extend(peer.outgoing.take_tickets())
         peer.tables.forget()
@@ -322,6 +350,7 @@ def _add_link_counts(counts: dict[str, int], peer: Peer) -> None:
         "link_drop_memory": outgoing.dropped_memory,
         "link_drop_not_running": outgoing.dropped_not_running,
         "link_refused": outgoing.refused,
+        "link_spills": outgoing.spills,
         "link_gap": outgoing.gaps + incoming.gaps,
         "link_resent_frames": outgoing.resent,
         "link_duplicates": incoming.duplicates,

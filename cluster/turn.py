@@ -13,6 +13,7 @@ from broker.core.effects import Ticket
 from broker.core.message import Message
 from broker.core.storage import WriteBatch
 from cluster.commands import MeshCommand
+from cluster.forwards import Mark
 
 # Subjects are nodes and what is wrong with them; beyond this number all are forgotten and may be noted again.
 SUBJECTS_MAX: Final = 1024
@@ -25,6 +26,7 @@ COUNTS: Final = (
     "frames_while_frozen",
     "peers_died",
     "table_requests",
+    "outbox_left",
 )
 
 
@@ -38,7 +40,7 @@ class Turn:
         self.frozen = False
         self.commands: list[MeshCommand] = []
         self.writes = WriteBatch()
-        self.messages: list[Message] = []
+        self.messages: list[Message | Mark] = []
         self.acknowledged: list[Ticket] = []
         self.routes_changed = False
         self.counts: dict[str, int] = dict.fromkeys(COUNTS, 0)
@@ -75,8 +77,8 @@ class Turn:
             self.commands = []
         return commands
 
-    def take_messages(self) -> list[Message]:
-        """Return the messages that peers forwarded, in order."""
+    def take_messages(self) -> list[Message | Mark]:
+        """Return the messages that peers forwarded, and the marks between them, in order."""
         messages = self.messages
         if messages:
             self.messages = []

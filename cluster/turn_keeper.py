@@ -23,6 +23,10 @@ which turns it holds, and is settled again when
 - `is_current` says that it knows the registry rows of every running member, not older than what the last one told: a
   turn that was given back to another keeper before is told of no more, and what came of it stands in a row.
 
+A request for a client id that another member keeps, in this node's eyes, waits here: its asker sees the members before
+or after this node sees them so. If that lasts for AGREEMENT_TIMEOUT_S the asker can't reach who this node takes for the
+keeper, and is granted the turn here.
+
 A view that only lost members since the keeper was last settled leaves it what it was for the client ids that it kept
 then (see `running_view`): of these nobody else could grant a turn, so it goes on granting them at once.
 
@@ -75,6 +79,11 @@ class ClientTurn:
         self.holders: dict[tuple[str, int], float] = {}
         # When each began to wait, first come first.
         self.waiters: OrderedDict[tuple[str, int], float] = OrderedDict()
+
+
+def _waits_since(turn: ClientTurn, now: float) -> float:
+    """Return since when the next one waits, `now` if nobody does."""
+    return next(iter(turn.waiters.values()), now)
 
 
 @final
@@ -225,15 +234,14 @@ class TurnKeeper:
                 self.surveys.append(node)
         self.settle(now)
         for client_id, turn in list(self._turns.items()):
-            while turn.waiters:
-                claim, waits_since = next(iter(turn.waiters.items()))
-                if now - waits_since < REGISTRATION_TIMEOUT_S:
-                    break
-                self._drop(turn, claim)
+            while now - _waits_since(turn, now) >= REGISTRATION_TIMEOUT_S:
+                self._drop(turn, next(iter(turn.waiters)))
             for claim, asked_at in list(turn.holders.items()):
                 if claim[0] != self._view.name and now - asked_at >= RETRY_S:
                     turn.holders[claim] = now
                     self.grants.append((claim[0], claim[1], client_id, self._highest(client_id, now)))
+            if self.settled and not turn.holders and now - _waits_since(turn, now) >= AGREEMENT_TIMEOUT_S:
+                self._grant_next(client_id, turn, now)
             self._advance(client_id, turn, now)
 
     def holders(self, client_id: str) -> list[tuple[str, int]]:
@@ -281,15 +289,18 @@ class TurnKeeper:
         if not turn.waiters:
             del self._turns[client_id]
         elif self._may_grant(client_id):
-            claim, _ = turn.waiters.popitem(last=False)
-            turn.holders[claim] = now
-            self.granted += 1
-            self.grants.append((claim[0], claim[1], client_id, self._highest(client_id, now)))
+            self._grant_next(client_id, turn, now)
+
+    def _grant_next(self, client_id: str, turn: ClientTurn, now: float) -> None:
+        claim, _ = turn.waiters.popitem(last=False)
+        turn.holders[claim] = now
+        self.granted += 1
+        self.grants.append((claim[0], claim[1], client_id, self._highest(client_id, now)))
 
     def _may_grant(self, client_id: str) -> bool:
         own = self._view.name
         if self._view.keeper(client_id) != own:
-            # Its asker sees other members run than this node does; that passes.
+            # Its asker sees other members run than this node does; that passes, as a rule.
             return False
         return self.settled or (not self._grown and keeper_among(self._settled_members, client_id) == own)
 

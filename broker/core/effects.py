@@ -11,41 +11,44 @@ from broker.core.owner_records import OwnerBatch
 from broker.core.rows import RowChange
 from broker.core.storage import WriteBatch
 
-# Of a ticket whose connection ended: no connection has this number.
+# No connection has this number.
 NO_CONNECTION: Final = -1
 
 
 @final
 class Ticket:
-    """A PUBLISH that waits for other nodes before it may be acknowledged.
+    """A PUBLISH that may not be acknowledged yet: it waits for other nodes, or behind one that does.
 
-    `waiting` counts the nodes that still have to answer; `reason` is what the acknowledgement will
-    say, a PUBACK or, with `qos` 2, a PUBREC. `connection` is where it waits for its turn, NO_CONNECTION when that is
-    over. The links carry it and give it back; they never look inside.
-    The session of `client_id` holds the ticket itself while its PUBLISH is under way: a later one does not know it.
+    `waiting` counts the nodes that still have to answer; with QoS 2 none has to. `reason` is what the acknowledgement
+    will say, a PUBACK or, with `qos` 2, a PUBREC. `connection` is where it waits for its turn, or waited: by now
+    another connection may have that number, and nothing there waits for this ticket. The links carry it and give it
+    back; they never look inside.
     """
 
-    __slots__ = ("client_id", "connection", "packet_id", "qos", "reason", "waiting")
+    __slots__ = ("connection", "packet_id", "qos", "reason", "waiting")
 
-    def __init__(self, connection: int, packet_id: int, reason: int, qos: int = 1, client_id: str = "") -> None:
+    def __init__(self, connection: int, packet_id: int, reason: int, qos: int = 1) -> None:
         self.connection = connection
         self.packet_id = packet_id
         self.reason = reason
         self.qos = qos
-        self.client_id = client_id
         self.waiting: int = 0
 
 
 @final
 class Forward:
-    """A message for another node, once whatever the number of its subscribers there."""
+    """A message for another node, once whatever the number of its subscribers there.
 
-    __slots__ = ("message", "node", "ticket")
+    With `persistent` the node has to have it: unless a ticket waits for that, it is stored with the turn's writes.
+    """
 
-    def __init__(self, node: str, message: Message, ticket: Ticket | None) -> None:
+    __slots__ = ("message", "node", "persistent", "ticket")
+
+    def __init__(self, node: str, message: Message, ticket: Ticket | None, persistent: bool) -> None:
         self.node = node
         self.message = message
         self.ticket = ticket
+        self.persistent = persistent
 
 
 @final

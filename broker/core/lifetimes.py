@@ -109,8 +109,8 @@ class Lifetimes:
             return
         session.persistent = True
         self._subscribing.became_persistent(session)
-        for packet_id, ticket in session.incoming.items():
-            self._store.put_incoming(session, packet_id, ticket is not None)
+        for packet_id in session.incoming:
+            self._store.put_incoming(session, packet_id)
         for delivery in session.inflight.deliveries.values():
             self._store.put_delivery(session.number, delivery)
         for delivery in session.queue.take_loose():

@@ -27,7 +27,7 @@ DROP_REASONS: Final[dict[str, str]] = {
     "offline_qos0": "QoS 0 that waited for a client when it went offline",
     "expired": "the message expired before its delivery began",
     "max_packet_size_exceeded": "larger than the client takes",
-    "link_full": "the link to a node that wants the message was full; the publisher was told",
+    "link_full": "the outbox for a node that has to have the message was full; the publisher was told",
     "reserved_topic": "published to a topic that is not for clients",
     "topic_limit": "published to a topic of more levels or bytes than there may be; MQTT 5 was told",
     "group_ended": "the last member of the shared subscription went",
@@ -135,14 +135,16 @@ _MESH_COUNTERS: Final[dict[str, str]] = {
     "cluster_hellos_refused": "The greetings of other nodes that were refused.",
     "cluster_peers_died": "How often a member was taken for dead.",
     "cluster_table_requests": "How often this node asked a member for what differs in its tables.",
-    "cluster_link_drop_memory": "The QoS 0 messages not forwarded as the link was full.",
-    "cluster_link_drop_not_running": "The QoS 0 messages not forwarded as the member was not running.",
-    "cluster_link_refused": "The QoS 1 messages not accepted as a link was full.",
+    "cluster_link_drop_memory": "The messages that nobody has to have, not forwarded as the link was full.",
+    "cluster_link_drop_not_running": "The messages that nobody has to have, not forwarded as the member did not run.",
+    "cluster_link_refused": "The QoS 1 and 2 messages not accepted as an outbox was full.",
+    "cluster_link_spills": "How often what waited for a member in memory went to its outbox on disk.",
+    "cluster_outbox_left": "The messages in the outboxes of members when those ceased to be members.",
     "cluster_link_gap": "How often a link began anew with messages missing.",
     "cluster_link_resent_frames": "The frames that were sent again on a link.",
     "cluster_link_duplicates": "The forwarded messages that came twice and were taken once.",
     "cluster_link_stale_frames": "The frames of a link's earlier session.",
-    "cluster_link_messages_received": "The messages that other nodes forwarded to this one.",
+    "cluster_link_messages_received": "The messages that other nodes forwarded to this one, and marks between them.",
     "cluster_send_blocked": "How often a socket to another node took nothing more.",
     "cluster_reply_lost": "The replies to a node whose connection was gone.",
     "cluster_keys_refused": "The connections to the cluster's port that were refused for their key.",
@@ -151,6 +153,8 @@ _MESH_COUNTERS: Final[dict[str, str]] = {
 _MESH_GAUGES: Final[dict[str, str]] = {
     "cluster_nodes": "The members of the cluster, this node included.",
     "cluster_nodes_running": "Those of them that run.",
+    "cluster_outbox_messages": "The messages on disk that wait for other members, by member.",
+    "cluster_outbox_bytes": "The bytes that they take there.",
 }
 
 # What `QueueOwner.counts` calls its numbers -> the gauges.

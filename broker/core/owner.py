@@ -189,9 +189,6 @@ class QueueOwner:
         ticket.waiting -= 1
         if ticket.waiting:
             return
-        session = self._sessions.get(ticket.client_id)
-        if session is not None:
-            self._publishing.settle(session, ticket)
         attachment = self._attachments.get(ticket.connection)
         if attachment is not None:
             reason = self._publishing.release_pending(attachment)
@@ -199,7 +196,7 @@ class QueueOwner:
                 self._close(attachment, reason, now)
 
     def ask_room(self, has_room: Callable[[str, Message], bool]) -> None:
-        """Ask this whether a node can be sent a message that a client waits for; without it every node can."""
+        """Ask this whether a node can be sent a message that it has to have; without it every node can."""
         self._publishing.has_room = has_room
 
     def interest_changed(self) -> None:

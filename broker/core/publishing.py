@@ -5,23 +5,23 @@ retained messages and the dispatcher; other nodes are names in `Forward`s.
 
 Theory of operation
 -------------------
-A PUBLISH is acknowledged when this node has done its part and every node with persistent interest has taken the message
-(its link acknowledged). Whether their links have room is asked before anything is done: what is refused comes again,
-and nobody may have had it. Acknowledgements leave in the order of the PUBLISHes [MQTT-4.6.0-2] [MQTT-4.6.0-3]
-[MQTT311-4.6.0-2] [MQTT311-4.6.0-3], so one that waits holds back those behind it. The packet id of a QoS 2 PUBLISH is
-remembered from then until its PUBREL, as part of the session: a PUBLISH that comes again in between is answered and not
-published again [MQTT-4.3.3-10] [MQTT311-4.3.3-2], whether the message has expired or not [MQTT-4.3.3-13]. It is stored
-with the message, however long its turn to be acknowledged takes. Where other nodes have to have it, it is stored as
-under way until they do: after a restart in between, which forgets what is for them, a PUBLISH that comes again is
-forwarded, and nobody here gets it again. A PUBLISH that comes again while its first sending is under way waits in the
-new connection for the same ticket.
+A PUBLISH with QoS 1 is acknowledged when this node has done its part and every node with persistent interest has taken
+the message, or it is stored for that node; which of the two is the links' business. One with QoS 2 is always stored for
+them, in the same batch as its packet id: if one of the two were stored without the other, a PUBLISH that comes again
+after a restart would be answered as known and not reach them, or reach them twice. Whether there is room for it is
+asked before anything is done: what is refused comes again, and nobody may have had it. Acknowledgements leave in the
+order of the PUBLISHes [MQTT-4.6.0-2] [MQTT-4.6.0-3] [MQTT311-4.6.0-2] [MQTT311-4.6.0-3], so one that waits holds back
+those behind it. The packet id of a QoS 2 PUBLISH is remembered from then until its PUBREL, as part of the session: a
+PUBLISH that comes again in between is answered and not published again [MQTT-4.3.3-10] [MQTT311-4.3.3-2], whether the
+message has expired or not [MQTT-4.3.3-13]. It is stored with the message, however long its turn to be acknowledged
+takes.
 """
 
 from collections.abc import Callable
 from typing import Final, final
 
 from broker.core.dispatch import Dispatcher
-from broker.core.effects import NO_CONNECTION, Forward, Ticket
+from broker.core.effects import Forward, Ticket
 from broker.core.events import PublishReceived
 from broker.core.message import Message
 from broker.core.records import PUBACK, PUBCOMP, PUBREC
@@ -78,7 +78,7 @@ class Publishing:
         qos = message.qos
         if qos == 2 and event.packet_id in session.incoming:
             # [MQTT-4.3.3-10] Answered again, and not published again.
-            self._answer_again(attachment, event, now)
+            self._answer_again(attachment, event.packet_id)
             return 0
         _complete(message, session, event, now)
         route = self._routes.find(message.topic)
@@ -104,7 +104,7 @@ class Publishing:
         # [MQTT-3.3.4-1] [MQTT311-3.3.4-1]
         matched = self._dispatcher.deliver(message, route, now) if route.sessions or route.groups else 0
         if route.nodes:
-            asked = _ticket(attachment, event.packet_id, qos, _SUCCESS) if qos else None
+            asked = _ticket(attachment, event.packet_id, qos, _SUCCESS) if qos == 1 else None
             ticket = self._forward(message, route, asked)
         if qos:
             reason = _SUCCESS if matched or route.nodes else _NO_MATCHING_SUBSCRIBERS
@@ -116,7 +116,7 @@ class Publishing:
         self._counters.mqtt_publish_received += 1
         qos = event.message.qos
         if qos == 2 and event.packet_id in attachment.session.incoming:
-            self._answer_again(attachment, event, now)
+            self._answer_again(attachment, event.packet_id)
         else:
             self._counters.drop("expired")
             self._answer(attachment, event.packet_id, qos, _SUCCESS, None)
@@ -175,11 +175,11 @@ class Publishing:
     def _forward(self, message: Message, route: Route, ticket: Ticket | None) -> Ticket | None:
         """Forward once to each interested node; the ticket is returned when one of them must answer first."""
         for node, persistent in route.nodes:
-            if persistent and message.qos and ticket is not None:
+            if persistent and ticket is not None:
                 ticket.waiting += 1
-                self.forwards.append(Forward(node, message, ticket))
+                self.forwards.append(Forward(node, message, ticket, True))
             else:
-                self.forwards.append(Forward(node, message, None))
+                self.forwards.append(Forward(node, message, None, persistent))
         self._counters.router_matches_remote += len(route.nodes)
         return ticket if ticket is not None and ticket.waiting else None
 
@@ -187,57 +187,27 @@ class Publishing:
         """Acknowledge in turn: now, or when everything before it and its ticket are done."""
         if qos == 0:
             return
-        if qos == 2:
-            if ticket is None:
-                self._settle(attachment.session, packet_id, reason)
-            else:
-                attachment.session.incoming[packet_id] = ticket
-                if attachment.session.persistent:
-                    self._store.put_incoming(attachment.session, packet_id, True)
+        if qos == 2 and reason < _FAILURE:  # [MQTT-4.3.3-9] A refusal takes no id.
+            # [MQTT-4.3.3-8]
+            session = attachment.session
+            session.incoming.add(packet_id)
+            if session.persistent:
+                self._store.put_incoming(session, packet_id)
         if ticket is None and attachment.pending.is_empty():
             self._acknowledge(attachment, packet_id, qos, reason)
         else:
             attachment.pending.append(ticket or _ticket(attachment, packet_id, qos, reason))
 
-    def _answer_again(self, attachment: Attachment, event: PublishReceived, now: float) -> None:
+    def _answer_again(self, attachment: Attachment, packet_id: int) -> None:
         """The client sent a QoS 2 PUBLISH again: acknowledge it in its turn [MQTT-4.6.0-3]."""
-        session = attachment.session
-        packet_id = event.packet_id
-        ticket = session.incoming[packet_id]
-        if ticket is not None and not ticket.waiting:
-            # A restart forgot what was for the other nodes, and nothing else. Links are not asked for room: a refusal
-            # would have the client publish anew, here as well.
-            message = event.message
-            _complete(message, session, event, now)
-            self._number(message)
-            ticket = self._forward(message, self._routes.find(message.topic), ticket)
-        if ticket is None:
-            if packet_id in attachment.repeated:
-                return
-            if not attachment.pending.is_empty():
-                attachment.repeated.add(packet_id)
-            self._answer(attachment, packet_id, 2, _SUCCESS, None)
-        elif ticket.connection != attachment.connection:
-            ticket.connection = attachment.connection
-            attachment.pending.append(ticket)
+        if attachment.pending.is_empty():
+            self._acknowledge(attachment, packet_id, 2, _SUCCESS)
+        elif packet_id not in attachment.repeated:
+            attachment.repeated.add(packet_id)
+            attachment.pending.append(_ticket(attachment, packet_id, 2, _SUCCESS))
 
     def _acknowledge(self, attachment: Attachment, packet_id: int, qos: int, reason: int) -> None:
         attachment.outlet.batch.acknowledge(PUBREC if qos == 2 else PUBACK, attachment.connection, packet_id, reason)
-
-    def _settle(self, session: Session, packet_id: int, reason: int) -> None:
-        """A QoS 2 PUBLISH is done: until its PUBREL the id is taken; a refusal frees it."""
-        if reason >= _FAILURE:  # [MQTT-4.3.3-9]
-            session.incoming.pop(packet_id, None)
-            return
-        # [MQTT-4.3.3-8]
-        session.incoming[packet_id] = None
-        if session.persistent:
-            self._store.put_incoming(session, packet_id, False)
-
-    def settle(self, session: Session, ticket: Ticket) -> None:
-        """The other nodes have answered: if the session still knows the PUBLISH as under way, it is done."""
-        if ticket.qos == 2 and session.incoming.get(ticket.packet_id) is ticket:
-            self._settle(session, ticket.packet_id, ticket.reason)
 
     def release_pending(self, attachment: Attachment) -> int:
         """Acknowledge what waits no more; the result is the reason for which the connection has to end, 0 for none."""
@@ -252,24 +222,16 @@ class Publishing:
         return 0
 
     def leave(self, attachment: Attachment) -> None:
-        """The connection ended: what waits in it is nobody's, until the next connection asks again.
-
-        A listener that starts again counts its connections anew, so the number may soon be another connection's.
-        """
-        for ticket in attachment.pending:
-            ticket.connection = NO_CONNECTION
+        """The connection ended: what waits in it is nobody's, until the next connection asks again."""
         attachment.pending.clear()
 
     def release(self, attachment: Attachment, packet_id: int) -> None:
-        """A client's PUBREL: it is answered [MQTT-4.3.3-11]; its id is free [MQTT-4.3.3-12] if its PUBREC was sent."""
+        """A client's PUBREL: it is answered [MQTT-4.3.3-11]; its id is free [MQTT-4.3.3-12]."""
         session = attachment.session
         reason = int(Reason.PACKET_IDENTIFIER_NOT_FOUND)
-        ticket = session.incoming.get(packet_id)
-        # One that is still on its way to other nodes is not the client's to release. Of one that a restart found there
-        # the client knows better.
-        if packet_id in session.incoming and (ticket is None or not ticket.waiting):
+        if packet_id in session.incoming:
             reason = _SUCCESS
-            del session.incoming[packet_id]
+            session.incoming.remove(packet_id)
             if session.persistent:
                 self._store.delete_incoming(session, packet_id)
         attachment.outlet.batch.acknowledge(PUBCOMP, attachment.connection, packet_id, reason)
@@ -288,4 +250,4 @@ def _has_room(node: str, message: Message) -> bool:
 
 
 def _ticket(attachment: Attachment, packet_id: int, qos: int, reason: int) -> Ticket:
-    return Ticket(attachment.connection, packet_id, reason, qos, attachment.session.client_id)
+    return Ticket(attachment.connection, packet_id, reason, qos)

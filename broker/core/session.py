@@ -84,7 +84,8 @@ class Session:
         self.groups: list[SharedGroup] = []
         self.queue = DeliveryQueue(lifo)
         self.inflight = Inflight(window)
-        self.incoming: dict[int, Ticket | None] = {}
+        # The packet ids of QoS 2 PUBLISHes that the client has not released.
+        self.incoming: set[int] = set()
         # What is replayed now, and by filter what is to be replayed after it.
         self.replay: Replay | None = None
         self.replays: dict[bytes, Replay] = {}

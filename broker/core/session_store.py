@@ -6,8 +6,7 @@ reads through Storage; when something is written is the owner's decision.
     session  session u64                  version u8, flags u8 (1 user name), expiry u32, deadline u64,
                                           epoch (32 bytes), client id str, user name str; version 1 has no epoch
     session  session u64, "/", filter     version u8, options u8, identifier u32
-    session  session u64, "i", id u16     version u8: a QoS 2 PUBLISH of the client that it has not released yet; with
-                                          version 2 one that other nodes, which have to have it, may not have yet
+    session  session u64, "i", id u16     version u8: a QoS 2 PUBLISH of the client that it has not released yet
     session  group u64, "$", filter       version u8: a shared group with records; filter begins with $share
     queue    owner u64, seq u64           version u8, flags u8 (see below), packet id u16 (0: not sent), size u32,
                                           [identifiers str], [shared filter str], message id (24 bytes), [body]
@@ -25,7 +24,6 @@ from collections.abc import Callable
 from typing import Final, final
 
 from broker.core.delivery_queue import DeliveryQueue
-from broker.core.effects import NO_CONNECTION, Ticket
 from broker.core.epoch import EPOCH_BYTES, FIRST_EPOCH, pack_epoch, unpack_epoch
 from broker.core.message import NO_MESSAGE, Delivery
 from broker.core.session import Session
@@ -48,8 +46,8 @@ from broker.mqtt.topics import shared_group
 VALUE_VERSION: Final = 1
 # Of a session without its parts.
 SESSION_VERSION: Final = 2
-# Of a packet id: an older program, which would take it for done, must not read it.
-FORWARDING_VERSION: Final = 2
+# Of a packet id that an earlier program wrote: other nodes, which have to have the message, may not have it.
+_UNDER_WAY: Final = 2
 INLINE_BYTES_MAX: Final = 512
 # How much of a tail is read at once.
 LOAD_MAX: Final = 384
@@ -139,10 +137,9 @@ class SessionStore:
         """Remove one subscription."""
         self.writes.delete("session", _number(session.number) + b"/" + topic_filter)
 
-    def put_incoming(self, session: Session, packet_id: int, forwarding: bool) -> None:
-        """Write that the client's QoS 2 PUBLISH with this id was published here, or that it is done everywhere."""
-        version = FORWARDING_VERSION if forwarding else VALUE_VERSION
-        self.writes.put("session", _incoming_key(session, packet_id), bytes([version]))
+    def put_incoming(self, session: Session, packet_id: int) -> None:
+        """Write that the client's QoS 2 PUBLISH with this id was published."""
+        self.writes.put("session", _incoming_key(session, packet_id), bytes([VALUE_VERSION]))
 
     def delete_incoming(self, session: Session, packet_id: int) -> None:
         """The client released the id."""
@@ -312,7 +309,10 @@ class SessionStore:
         identifiers = b""
         shared = b""
         message = NO_MESSAGE
-        if not flags & _RELEASED:
+        if flags & _RELEASED:
+            if size:
+                raise ValueError("the size of what is forgotten")
+        else:
             if flags & _IDENTIFIERS:
                 identifiers, pos = unpack_string(value, pos)
             if flags & _SHARED:
@@ -365,7 +365,7 @@ class SessionStore:
         lifo: bool,
     ) -> None:
         is_incoming = key[8:9] == b"i"
-        newest = SESSION_VERSION if len(key) == 8 else FORWARDING_VERSION if is_incoming else VALUE_VERSION
+        newest = SESSION_VERSION if len(key) == 8 else _UNDER_WAY if is_incoming else VALUE_VERSION
         check_version(value, newest, "session")
         self.last_number = int.from_bytes(key[:8], "big")
         if len(key) == 8:
@@ -379,8 +379,9 @@ class SessionStore:
         elif is_incoming:
             session = sessions[key[:8]]
             (packet_id,) = _U16.unpack(key[9:])
-            ticket = Ticket(NO_CONNECTION, packet_id, 0, 2, session.client_id)
-            session.incoming[packet_id] = ticket if value[0] == FORWARDING_VERSION else None
+            if value[0] != _UNDER_WAY:
+                # Else it was not acknowledged, and comes again: rather twice here than never on other nodes.
+                session.incoming.add(packet_id)
         else:
             assert key[8] == _SUBSCRIPTION
             _version, options, identifier = _SUBSCRIBED.unpack_from(value)

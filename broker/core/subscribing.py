@@ -58,6 +58,8 @@ class Subscribing:
             reason = options
             if options < _FAILURE:
                 reason = self._refusal(session, topic_filter)
+            else:
+                self._dispatcher.counters.refuse("topic_limit")
             if reason >= _FAILURE:
                 reasons.append(reason)
                 continue

@@ -289,6 +289,8 @@ def build_node(config: Config, opened: OpenedStore) -> NodeCore:
             tuple(node_and_address(text) for text in config.cluster.discovery),
             config.cluster.readiness,
             config.cluster.planned_restart_s,
+            config.cluster.forward_spill_after_ms / 1000,
+            config.cluster.outbox_bytes_max,
         ),
         opened.storage,
         opened.store_id,

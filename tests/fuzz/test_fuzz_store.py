@@ -9,7 +9,9 @@ from core_helpers import Node
 from fuzzing import Target, examples, near
 from hypothesis import given
 
+from broker.core.message import Message
 from broker.core.storage import MemoryStorage, StorageError, WriteBatch
+from broker.core.stored_message import Clock
 from broker.mqtt.packets import (
     Connect,
     Puback,
@@ -20,12 +22,19 @@ from broker.mqtt.packets import (
     SubscriptionRequest,
     Will,
 )
+from cluster.outbox import Outbox
+from cluster.turn import Turn
 
-FAMILIES = ("session", "queue", "message", "retained", "will")
+FAMILIES = ("session", "queue", "message", "retained", "will", "outbox")
+PEER = b"peer of the node"
+UTC_MS = 1_700_000_000_000
 
 
 def stored() -> MemoryStorage:
-    """What a node leaves that had a session with something in its queue, a retained message and a shared group."""
+    """What a node leaves that had a session with something in its queue, a retained message and a shared group.
+
+    And something that waits for another node.
+    """
     node = Node()
     session = node.persistent("s")
     session.subscribe(b"t", 1)
@@ -43,6 +52,10 @@ def stored() -> MemoryStorage:
     publisher.publish(b"t", b"to nobody", 1, 4)
     publisher.publish(b"r", b"kept", 0, retain=True)
     node.connect("late", will=Will(b"w/t", b"gone"))
+    turn = Turn()
+    outbox = Outbox(node.storage, turn, Clock(1000.0, UTC_MS), PEER, 1 << 30)
+    outbox.put(1 << 40, Message(b"t", b"far", b"", 2, False, 2000.0, "c", bytes(16), 7))
+    node.storage.commit(turn.writes)
     return node.storage.survivor()
 
 
@@ -60,6 +73,9 @@ def check(data: bytes) -> None:
     storage.commit(batch)
     try:
         live(Node(storage=storage, incarnation=2))
+        outbox = Outbox(storage, Turn(), Clock(1000.0, UTC_MS), PEER, 1 << 30)
+        outbox.recover()
+        assert len(outbox.read(0, 1 << 62, 1 << 30)) <= outbox.messages
     except StorageError as error:
         assert str(error)
 

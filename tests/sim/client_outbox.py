@@ -77,7 +77,6 @@ class Outbox:
         while self.backlog and client.is_online() and len(self.under_way) < UNACKNOWLEDGED_MAX:
             topic, qos, padding_bytes = self.backlog.popleft()
             message = client.ledger.add(client.name, topic, qos, padding_bytes)
-            message.crashes_before = client.home.crashes
             self.world.promises(client, message)
             self.world.count(f"publishes QoS {qos}")
             packet_id = 0
@@ -133,7 +132,6 @@ class Outbox:
         if reason < REFUSED:
             message.acked = True
             message.acked_at = world.now
-            message.crashes = client.home.crashes - message.crashes_before
             world.count("acks")
         else:
             message.refused = True

@@ -7,18 +7,14 @@ SHARE_PREFIX = b"$share/"
 
 
 class Published:
-    """One message: how often it was sent, to whom it was promised, and who took it and acknowledged it.
-
-    `crashes` counts how often the publisher's home died between the first sending and the acknowledgement.
-    """
+    """One message: where and how often it was sent, to whom it was promised, and who took it and acknowledged it."""
 
     __slots__ = (
         "acked",
         "acked_at",
-        "crashes",
-        "crashes_before",
         "finishers",
         "groups",
+        "home",
         "number",
         "payload",
         "promised",
@@ -42,9 +38,9 @@ class Published:
         self.acked = False
         self.acked_at = 0.0
         self.refused = False
-        self.crashes = 0
-        self.crashes_before = 0
         self.promised = set()
+        # The node of its publisher; None for a will.
+        self.home = None
         # Shared filters of the publisher's home.
         self.groups = set()
         # Of shared groups: (member, its how manieth session).

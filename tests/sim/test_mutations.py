@@ -11,13 +11,13 @@ from world import AFTER_COMMIT
 from broker.core.events import CONNECTION_LOST
 from broker.core.netsplit_gate import NetsplitGate
 from broker.core.owner import QueueOwner
-from broker.core.publishing import Publishing
 from broker.core.rows import BUCKETS
 from broker.core.session_store import SessionStore
 from broker.core.shared_dispatch import SharedDispatcher
 from broker.core.storage import DELETE, PUT, WriteBatch
 from cluster.frames import FrameType
-from cluster.link import IncomingLink, OutgoingLink
+from cluster.incoming_link import IncomingLink
+from cluster.link import OutgoingLink
 from cluster.tables import Replica
 
 SEEDS = range(40)
@@ -75,6 +75,23 @@ def test_a_position_that_is_not_committed_is_caught():
     caught(lambda world: world.mutations.append(forget))
 
 
+def test_a_message_that_is_not_committed_to_an_outbox_is_caught():
+    def forget(node, effects):
+        # Of those that are in memory, too: a run that is read back would miss the others at once.
+        links = [peer.outgoing for peer in node.core.mesh.peers.values()]
+        spilling = any(link.bytes_behind for link in links)
+        without(effects, lambda kind, family, key, value: kind == PUT and family == "outbox" and not spilling)
+
+    assert "never arrived" in caught(lambda world: world.mutations.append(forget))
+
+
+def test_a_message_that_stays_in_an_outbox_is_caught():
+    def forget(node, effects):
+        without(effects, lambda kind, family, key, value: kind == DELETE and family == "outbox")
+
+    assert "stores what every other node has" in caught(lambda world: world.mutations.append(forget))
+
+
 def test_a_queue_record_that_is_not_committed_is_caught():
     def forget(node, effects):
         without(effects, lambda kind, family, key, value: kind == PUT and family == "queue" and node.life > 1)
@@ -101,10 +118,10 @@ def test_a_puback_before_the_link_ack_is_caught(monkeypatch):
     forward = OutgoingLink.forward
     waiting = []
 
-    def keep_ticket(self, message, ticket, running, now):
+    def keep_ticket(self, message, ticket, persistent, running, now):
         if ticket is not None:
             waiting.append(ticket)
-        return forward(self, message, None, running, now)
+        return forward(self, message, None, persistent and ticket is None, running, now)
 
     def acknowledge(node, effects):
         for ticket in waiting:
@@ -274,21 +291,26 @@ def test_a_tail_that_loses_a_message_is_caught(monkeypatch):
 
 
 @interpreted
-def test_a_pubrec_that_does_not_wait_for_other_nodes_is_caught(monkeypatch):
-    answer = Publishing._answer
+def test_qos_2_that_is_forwarded_in_memory_alone_is_caught(monkeypatch):
+    """Its packet id is known after the restart, and the message is not."""
+    forward = OutgoingLink.forward
 
-    def answer_at_once(self, attachment, packet_id, qos, reason, ticket):
-        return answer(self, attachment, packet_id, qos, reason, None if qos == 2 else ticket)
+    def forget(self, message, ticket, persistent, running, now):
+        return forward(self, message, ticket, persistent and message.qos != 2, running, now)
 
-    monkeypatch.setattr(Publishing, "_answer", answer_at_once)
+    monkeypatch.setattr(OutgoingLink, "forward", forget)
     assert "never arrived" in caught()
 
 
 @interpreted
-def test_a_ticket_that_outlives_its_connection_is_caught(monkeypatch):
-    """The next connection may have the number of the last, after a listener's end."""
-    monkeypatch.setattr(Publishing, "leave", lambda self, attachment: None)
-    assert " instead of " in caught(tormented)
+def test_numbers_that_begin_anew_with_every_start_are_caught(monkeypatch):
+    init = OutgoingLink.__init__
+
+    def begin_anew(self, sender, outbox, first, spill_after_s):
+        init(self, sender, outbox, 1, spill_after_s)
+
+    monkeypatch.setattr(OutgoingLink, "__init__", begin_anew)
+    caught()
 
 
 def test_listeners_may_die_while_a_link_is_down():

@@ -217,9 +217,10 @@ class Client:
             return
         del self.wanted[topic_filter]
         self.subscribed.pop(topic_filter, None)
-        # What is not acknowledged yet may be routed after the subscription is gone.
+        # What is not acknowledged yet, or waits at another node, may be routed after the subscription is gone.
         for message in self.ledger.published.values():
-            if not message.acked and self.name in message.promised and not self._wants(message.topic):
+            pending = not message.acked or message.home is not self.home
+            if pending and self.name in message.promised and not self._wants(message.topic):
                 message.promised.discard(self.name)
         self.send(UnsubscribeReceived, self.next_id(), [topic_filter])
 

@@ -62,7 +62,8 @@ def describe(stats):
         "deliveries",
         "shared deliveries",
         "duplicates",
-        "QoS 2 doubled by a crash",
+        "link_spills",
+        "put into outboxes",
         "wills left",
         "wills due",
         "wills published",
@@ -143,7 +144,7 @@ class Workload:
         world.stats["turns"] = world.turns
         for node in world.nodes.values():
             counted = node.link_counts()
-            for name in ("link_duplicates", "link_gap", "link_resent_frames", "link_stale_frames"):
+            for name in ("link_duplicates", "link_gap", "link_resent_frames", "link_stale_frames", "link_spills"):
                 world.count(name, counted[name])
         return Result(world)
 
@@ -325,6 +326,7 @@ class Workload:
         for node in world.nodes.values():
             contents = node.storage.snapshot()
             world.check(not contents["queue"] and not contents["message"], f"{node.name} stores what nobody waits for")
+            world.check(not contents["outbox"], f"{node.name} stores what every other node has")
 
     def _judge(self):
         world = self.world

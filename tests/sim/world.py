@@ -21,7 +21,7 @@ from broker.core.events import CreditReturned, ListenerGone, ListenerStarted, co
 from broker.core.owner import QueueOwner
 from broker.core.owner_records import unpack_owner_records
 from broker.core.settings import OwnerSettings
-from broker.core.storage import MemoryStorage, ensure_store_id, next_incarnation
+from broker.core.storage import PUT, MemoryStorage, ensure_store_id, next_incarnation
 from cluster.commands import SendBulk
 from cluster.mesh import Mesh, MeshSettings
 from cluster.node import NodeCore
@@ -392,6 +392,9 @@ class Node:
                 return
         if len(effects.writes):
             self.storage.commit(effects.writes)
+        world.count(
+            "put into outboxes", sum(each[0] == PUT and each[1] == "outbox" for each in effects.writes.operations)
+        )
         self.drops = Counter(self.core.owner.counters.dropped)
         if point == AFTER_COMMIT:
             self.kill()
@@ -419,7 +422,7 @@ class Node:
 
 def _hurts(effects):
     """Say whether a turn has something to lose: messages in its writes, or on their way to other nodes."""
-    if any(operation[1] in ("queue", "session", "will") for operation in effects.writes.operations):
+    if any(operation[1] in ("queue", "session", "will", "outbox") for operation in effects.writes.operations):
         return True
     return any(isinstance(command, SendBulk) for command in effects.commands)
 

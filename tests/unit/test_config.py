@@ -332,8 +332,6 @@ def test_what_is_wrong_is_said_with_its_place(text: str, message: str) -> None:
     ("key", "value"),
     [
         ("cluster.other_cookies", f"[{COOKIE}]"),
-        ("cluster.forward_spill_after_ms", "100"),
-        ("cluster.outbox_bytes_max", "0"),
         ("cluster.subscribe_wait", "cluster"),
         ("auth.password_file", "x"),
         ("auth.acl_file", "x"),

@@ -18,7 +18,7 @@ from broker.core.rows import (
     pack_subscription,
 )
 from cluster import forwards, frames, table_frames
-from cluster.forwards import Forwards
+from cluster.forwards import Forwards, Mark
 from cluster.membership import Member, State
 from cluster.wire import FrameError, Reader
 
@@ -273,6 +273,59 @@ def test_messages_come_out_as_they_went_in():
     assert (forwards.session, forwards.first, forwards.count) == (5, 11, 3)
     assert (forwards.start, forwards.gap) == (True, False)
     assert [fields(message) for message in forwards.messages(STORE, 100.0)] == [fields(each) for each in MESSAGES]
+
+
+def marked(after=-1):
+    """A message between two marks."""
+    writer = BytesWriter()
+    forwards.pack_mark(writer, Mark(b"before", True))
+    forwards.pack_message(writer, MESSAGES[0], b"", STORE, 0.0)
+    forwards.pack_mark(writer, Mark(b"", False))
+    return forwards.pack_forwards(5, 11, 3, 0, False, False, writer.getvalue(), after)
+
+
+def test_marks_stand_between_the_messages():
+    first, message, last = Forwards(marked()).messages(STORE, 0.0)
+    assert isinstance(first, Mark)
+    assert (first.body, first.durable) == (b"before", True)
+    assert fields(message) == fields(MESSAGES[0])
+    assert isinstance(last, Mark)
+    assert (last.body, last.durable) == (b"", False)
+
+
+def test_a_mark_is_bounded():
+    writer = BytesWriter()
+    forwards.pack_mark(writer, Mark(bytes(forwards.MARK_BYTES_MAX), False))
+    frame = forwards.pack_forwards(5, 11, 1, 0, False, False, writer.getvalue())
+    (mark,) = Forwards(frame).messages(STORE, 0.0)
+    assert len(mark.body) == forwards.MARK_BYTES_MAX
+    longer = bytearray(frame + b"x")
+    longer[forwards.HEADER_BYTES + 1 : forwards.HEADER_BYTES + 5] = (forwards.MARK_BYTES_MAX + 1).to_bytes(4, "big")
+    with pytest.raises(FrameError, match="mark"):
+        Forwards(bytes(longer)).messages(STORE, 0.0)
+    with pytest.raises(AssertionError):
+        forwards.pack_mark(BytesWriter(), Mark(bytes(forwards.MARK_BYTES_MAX + 1), False))
+
+
+@pytest.mark.parametrize(("after", "read"), [(-1, 10), (10, 10), (0, 0), (7, 7)])
+def test_a_frame_says_which_number_it_goes_on_from(after, read):
+    frame = Forwards(marked(after))
+    assert (frame.first, frame.after, len(frame.messages(STORE, 0.0))) == (11, read, 3)
+
+
+def test_a_frame_that_jumps_back_is_refused():
+    with pytest.raises(FrameError, match="jumps back"):
+        Forwards(marked(11))
+
+
+@pytest.mark.parametrize("after", [-1, 7])
+def test_every_prefix_of_forwards_with_marks_is_refused(after):
+    frame = marked(after)
+    for end in range(len(frame)):
+        with pytest.raises(FrameError):
+            Forwards(frame[:end]).messages(STORE, 0.0)
+    with pytest.raises(FrameError):
+        Forwards(frame + b"\0").messages(STORE, 0.0)
 
 
 def test_every_prefix_of_forwards_is_refused():

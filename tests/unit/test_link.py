@@ -2,21 +2,29 @@
 
 import random
 
+import pytest
+
 from broker.core.effects import Ticket
 from broker.core.message import Message
+from broker.core.storage import MemoryStorage, WriteBatch
+from broker.core.stored_message import Clock
 from cluster import link as link_module
-from cluster.forwards import Forwards
+from cluster.forwards import MARK_BYTES_MAX, Forwards, Mark
 from cluster.frames import FRAME_BYTES_MAX
+from cluster.incoming_link import IncomingLink
 from cluster.link import (
     FRAMES_IN_FLIGHT_MAX,
     MEMORY_BYTES_MAX,
     PROBE_AFTER_S,
     WINDOW_BYTES_MAX,
-    IncomingLink,
     OutgoingLink,
+    first_number,
 )
+from cluster.outbox import Outbox
+from cluster.turn import Turn
 
 STORE = b"s" * 16
+PEER = b"p" * 16
 
 
 def message(payload=b"x", qos=1, number=1):
@@ -31,7 +39,9 @@ class Stream:
     """Both ends with nothing between them but what a test loses."""
 
     def __init__(self, position=0):
-        self.outgoing = OutgoingLink(STORE)
+        self.storage = MemoryStorage()
+        self.turn = Turn()
+        self.outgoing = OutgoingLink(STORE, Outbox(self.storage, self.turn, Clock(0.0, 0), PEER, 1 << 30))
         self.incoming = IncomingLink(STORE, position)
         self.session = 0
         self.received = []
@@ -52,12 +62,23 @@ class Stream:
         tickets = []
         for payload in payloads:
             tickets.append(ticket() if waits else None)
-            self.outgoing.forward(message(payload, qos), tickets[-1], True, self.now)
+            self.outgoing.forward(message(payload, qos), tickets[-1], waits, True, self.now)
         return tickets
+
+    def mark(self, body, durable=False):
+        self.outgoing.mark(body, durable, self.now)
+
+    def frames(self):
+        """What leaves in a turn, whose writes are committed."""
+        frames = self.outgoing.take_frames(self.now)
+        self.storage.commit(self.turn.writes)
+        self.turn.writes = WriteBatch()
+        return frames
 
     def take(self, frames):
         for frame in frames:
-            self.received += [each.payload for each in self.incoming.receive(Forwards(frame), self.now)]
+            for each in self.incoming.receive(Forwards(frame), self.now):
+                self.received.append(each.body if isinstance(each, Mark) else each.payload)
 
     def acknowledge(self):
         self.incoming.ack_due = False
@@ -65,7 +86,7 @@ class Stream:
 
     def exchange(self):
         """Let everything flow until nothing moves."""
-        while frames := self.outgoing.take_frames(self.now):
+        while (frames := self.frames()) or self.outgoing.wants_turn:
             self.take(frames)
             self.acknowledge()
         self.outgoing.validate()
@@ -251,44 +272,123 @@ def test_a_message_larger_than_a_frame_or_the_window_passes_alone():
     assert stream.received == [b"1", large, b"2"]
 
 
-def test_beyond_the_memory_qos_0_is_dropped_and_counted_and_who_waits_is_refused():
+def test_beyond_the_memory_what_nobody_has_to_have_is_dropped_and_counted():
     stream = Stream()
     stream.send(*[bytes(1024 * 1024)] * 63)
     assert stream.outgoing.bytes_pending <= MEMORY_BYTES_MAX
-    big = message(bytes(2 * 1024 * 1024))
-    assert not stream.outgoing.has_room(big)
-    assert stream.outgoing.has_room(message(bytes(1000)))
-    stream.outgoing.forward(big, None, True, 0.0)
-    stream.outgoing.forward(message(big.payload, qos=0), None, True, 0.0)
-    assert stream.outgoing.refused == 1
+    big = bytes(2 * 1024 * 1024)
+    stream.outgoing.forward(message(big), None, False, True, 0.0)
+    stream.outgoing.forward(message(big, qos=0), None, True, True, 0.0)
     assert stream.outgoing.dropped_memory == 2
     stream.connect()
     stream.exchange()
     assert len(stream.received) == 63
 
 
-def test_what_was_told_that_there_is_room_is_taken():
-    """Another message of the same turn may have filled it."""
+def test_beyond_the_memory_what_somebody_waits_for_goes_to_the_outbox():
     stream = Stream()
-    big = message(bytes(MEMORY_BYTES_MAX - 1000))
-    for _ in range(2):
-        assert stream.outgoing.has_room(big)
-    for _ in range(2):
-        stream.outgoing.forward(big, ticket(), True, 0.0)
-    assert not stream.outgoing.has_room(message(b"late"))
+    large = bytes(MEMORY_BYTES_MAX - 1000)
+    tickets = stream.send(large, b"x" * 2000, waits=True)
+    assert stream.outgoing.released == tickets
+    assert stream.outgoing.outbox.messages == 2
     stream.connect()
     stream.exchange()
-    assert len(stream.received) == 2
+    assert stream.received == [large, b"x" * 2000]
+    assert stream.outgoing.outbox.bytes == 0
 
 
-def test_qos_0_for_a_peer_that_does_not_run_is_dropped_and_counted():
+def test_what_nobody_has_to_have_is_dropped_and_counted_for_a_peer_that_does_not_run():
     stream = Stream()
-    stream.outgoing.forward(message(qos=0), None, False, 0.0)
-    stream.outgoing.forward(message(b"kept"), ticket(), False, 0.0)
+    stream.outgoing.forward(message(qos=0), None, True, False, 0.0)
+    stream.outgoing.forward(message(qos=1), None, False, False, 0.0)
+    stream.outgoing.forward(message(b"kept"), ticket(), True, False, 0.0)
     stream.connect()
     stream.exchange()
     assert stream.received == [b"kept"]
-    assert stream.outgoing.dropped_not_running == 1
+    assert stream.outgoing.dropped_not_running == 2
+
+
+def test_marks_stand_between_the_messages_and_are_sent_again_with_them():
+    stream = Stream()
+    stream.connect()
+    stream.send(b"1")
+    stream.mark(b"first")
+    stream.send(b"2", qos=0)
+    stream.frames()
+    stream.mark(b"\0" * MARK_BYTES_MAX, True)
+    stream.send(b"3")
+    stream.connect()
+    stream.exchange()
+    assert stream.received == [b"1", b"first", b"2", b"\0" * MARK_BYTES_MAX, b"3"]
+    assert stream.incoming.position == 5
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_the_position_of_a_durable_mark_is_committed(durable):
+    stream = Stream()
+    stream.connect()
+    stream.mark(b"x", durable)
+    stream.exchange()
+    assert stream.incoming.commit_due == durable
+
+
+def test_marks_keep_their_place_while_the_link_spills():
+    stream = Stream()
+    stream.send(b"1", waits=True)
+    stream.mark(b"a")
+    stream.outgoing.spill()
+    stream.send(b"2", waits=True)
+    stream.send(b"0", qos=0)
+    stream.mark(b"b")
+    stream.send(b"3", waits=True)
+    stream.mark(b"c")
+    assert stream.outgoing.outbox.messages == 3
+    stream.frames()
+    stream.connect()
+    stream.exchange()
+    assert stream.received == [b"1", b"a", b"2", b"0", b"b", b"3", b"c"]
+    stream.outgoing.validate()
+
+
+def restarted(*kept):
+    """A stream whose sender left something in its outbox when it died, and lost what it had in memory between."""
+    stream = Stream()
+    for payload in kept:
+        stream.send(b"lost")
+        stream.outgoing.forward(message(payload, 2), None, True, True, 0.0)
+    stream.outgoing.take_frames(0.0)
+    stream.storage.commit(stream.turn.writes)
+    stream.turn = Turn()
+    outbox = Outbox(stream.storage, stream.turn, Clock(0.0, 0), PEER, 1 << 30)
+    outbox.recover()
+    stream.outgoing = OutgoingLink(STORE, outbox, first_number(2))
+    return stream
+
+
+def test_numbers_that_are_missing_are_no_loss():
+    stream = restarted(b"1", b"2")
+    stream.send(b"3")
+    stream.connect()
+    for _ in range(3):
+        stream.take(stream.frames())
+        assert not stream.incoming.position_due, "it would start over for nothing"
+        stream.acknowledge()
+    assert stream.received == [b"1", b"2", b"3"]
+    assert stream.incoming.position == first_number(2)
+    assert stream.incoming.gaps == stream.outgoing.gaps == 0
+
+
+def test_what_is_lost_before_missing_numbers_is_sent_again():
+    stream = restarted(b"1", b"2")
+    stream.send(b"3")
+    stream.connect()
+    first, _lost = stream.frames()
+    (third,) = stream.frames()
+    stream.take([first, third])
+    assert stream.incoming.position_due
+    stream.position()
+    stream.exchange()
+    assert stream.received == [b"1", b"2", b"3"]
 
 
 def test_the_tickets_of_a_member_that_is_gone_come_back():
@@ -315,7 +415,8 @@ def test_any_losses_and_restarts_leave_the_order_and_double_nothing(monkeypatch)
             choice = rng.random()
             if choice < 0.5:
                 sent.append(b"%d" % step)
-                tickets += stream.send(sent[-1], qos=rng.choice([0, 1]), waits=True)
+                qos = rng.choice([0, 1])
+                tickets += [each for each in stream.send(sent[-1], qos=qos, waits=qos == 1) if each is not None]
                 wire += stream.outgoing.take_frames(stream.now)
             elif choice < 0.8 and wire:
                 frame = wire.pop(0)

@@ -17,6 +17,7 @@ from cluster import commands as say
 from cluster import forwards, frames, table_frames
 from cluster.admission import INVITATIONS_MAX
 from cluster.keys import JOIN
+from cluster.link import first_number
 from cluster.mesh import Mesh, MeshSettings
 from cluster.node import NodeCore
 from cluster.wire import NUMBER_MAX
@@ -293,8 +294,8 @@ def test_forwards_that_can_not_be_read_are_not_asked_for_at_full_speed():
     network.run(10)
     assert 2 <= broken_ones <= 11, "at most once a heartbeat"
     network.lose = lambda command: False
-    assert network.run(5, lambda: len(nodes[0].acknowledged) == 1)
-    assert payloads(nodes[1]) == [b"hi"]
+    assert network.run(5, lambda: payloads(nodes[1]) == [b"hi"])
+    assert len(nodes[0].acknowledged) == 1
 
 
 def test_messages_and_their_acknowledgements_make_nothing_due():
@@ -553,21 +554,74 @@ def test_forwards_survive_lost_frames_and_reconnects_in_order(seed):
             network.cut.add(frozenset(("node1@h", "node2@h")))
             network.run(1)
             network.cut.clear()
-    assert network.run(60, lambda: nodes[0].acknowledged == tickets)
-    assert payloads(nodes[1]) == sent
+    assert network.run(60, lambda: payloads(nodes[1]) == sent and nodes[0].acknowledged == tickets)
 
 
-def test_a_forward_for_a_peer_that_is_down_waits_and_is_acknowledged_when_it_is_back():
+def test_a_forward_for_a_peer_that_is_down_is_acknowledged_at_once_and_waits_on_disk():
     network, nodes = cluster(count=2)
     network.kill("node2@h")
     network.run(10)
     ticket = Ticket(1, 1, 0)
     nodes[0].mesh.forward("node2@h", message(b"kept"), ticket, network.now)
     nodes[0].mesh.forward("node2@h", message(b"gone", qos=0), None, network.now)
+    nodes[0].mesh.forward("node2@h", message(b"gone"), None, network.now, False)
+    network.run(0.02)
+    assert nodes[0].acknowledged == [ticket]
+    assert nodes[0].mesh.counters()["link_drop_not_running"] == 2
+    (view,) = [view for view in nodes[0].mesh.members_view() if view.name == "node2@h"]
+    assert view.outbox_messages == 1
+    assert view.link_bytes_pending == view.outbox_bytes > 0
+    network.kill("node1@h")
+    nodes[0].start()
     nodes[1].start()
-    assert network.run(5, lambda: nodes[0].acknowledged == [ticket])
-    assert payloads(nodes[1]) == [b"kept"]
-    assert nodes[0].mesh.counters()["link_drop_not_running"] == 1
+    assert network.run(5, lambda: payloads(nodes[1]) == [b"kept"])
+    assert network.run(5, lambda: not nodes[0].storage.snapshot()["outbox"])
+
+
+def test_the_outbox_of_a_member_that_was_removed_is_told_of_and_stays():
+    network, nodes = cluster(count=2)
+    network.kill("node2@h")
+    network.run(10)
+    ticket = Ticket(1, 1, 0)
+    nodes[0].mesh.forward("node2@h", message(b"kept"), ticket, network.now)
+    network.run(0.02)
+    peers = nodes[0].mesh._peers
+    peers.merge([], [("node2@h", nodes[1].store_id)], network.now)
+    network.run(0.1)
+    assert "node2@h" not in nodes[0].mesh.peers
+    assert nodes[0].acknowledged == [ticket]
+    assert nodes[0].mesh.counters()["outbox_left"] == 1
+    assert any("node2@h is no member any more; 1 messages for it" in note for note in nodes[0].notes)
+    assert len(nodes[0].storage.snapshot()["outbox"]) == 1
+
+
+def test_a_peer_that_acknowledges_nothing_costs_no_publisher_more_than_its_time():
+    network, nodes = cluster(count=2)
+    network.run(1)
+    network.cut.add(frozenset(("node1@h", "node2@h")))
+    ticket = Ticket(1, 1, 0)
+    nodes[0].mesh.forward("node2@h", message(), ticket, network.now)
+    assert nodes[0].mesh.next_deadline() <= network.now + 0.2
+    network.run(0.15)
+    assert nodes[0].acknowledged == []
+    network.run(0.1)
+    assert nodes[0].acknowledged == [ticket]
+    assert nodes[0].mesh.counters()["link_spills"] == 1
+    network.cut.clear()
+    assert network.run(5, lambda: payloads(nodes[1]) == [b"hi"])
+    assert network.run(5, lambda: not nodes[0].storage.snapshot()["outbox"])
+
+
+def test_a_frozen_node_spills_nothing_and_gives_its_peers_their_time_afterwards():
+    network, nodes = cluster(count=2)
+    network.run(1)
+    nodes[0].mesh.forward("node2@h", message(), Ticket(1, 1, 0), network.now)
+    nodes[0].mesh.freeze(True)
+    network.run(2)
+    nodes[0].mesh.freeze(False)
+    assert nodes[0].acknowledged == []
+    assert network.run(0.15, lambda: len(nodes[0].acknowledged) == 1)
+    assert nodes[0].mesh.counters()["link_spills"] == 0
 
 
 def test_positions_survive_restarts_of_both_sides():
@@ -596,8 +650,9 @@ def test_an_acknowledgement_is_taken_with_the_position_that_it_promises():
     commands = nodes[1].mesh.flush(batch, network.now)
     sent = [command.frame for command in commands if isinstance(command, say.SendControl)]
     acks = [frame for frame in sent if frame[1] == frames.FrameType.LINK_ACK]
-    assert [frames.unpack_position(frame).position for frame in acks] == [1]
-    assert batch.operations == [(0, "meta", b"position/" + nodes[0].store_id, b"\x01" + (1).to_bytes(8, "big"))]
+    position = first_number(1)
+    assert [frames.unpack_position(frame).position for frame in acks] == [position]
+    assert batch.operations == [(0, "meta", b"position/" + nodes[0].store_id, b"\x01" + position.to_bytes(8, "big"))]
 
 
 def test_an_address_that_changed_is_told_by_hello():
@@ -634,12 +689,13 @@ def test_a_frozen_node_lives_on_and_acknowledges_nothing():
     waiting = nodes[1].mesh.flush(WriteBatch(), network.now)
     nodes[1].mesh.freeze(True)
     network.run(4 * TIMEOUT_S)
-    assert nodes[0].acknowledged == []
+    outbox = nodes[0].mesh.peers["node2@h"].outgoing.outbox
+    assert outbox.messages == 1
     assert network.one_cluster()
     nodes[1].mesh.freeze(False)
     for command in waiting:
         network.execute(nodes[1], command)
-    assert network.run(5, lambda: len(nodes[0].acknowledged) == 1)
+    assert network.run(5, lambda: outbox.messages == 0)
     assert payloads(nodes[1]) == [b"hi"]
 
 

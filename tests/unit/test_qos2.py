@@ -432,12 +432,12 @@ def test_without_retry_interval_nothing_is_sent_again(node):
 # With other nodes.
 
 
-def test_a_publish_that_waits_for_other_nodes_and_comes_again(start):
+def test_a_publish_that_other_nodes_have_to_have_waits_for_none_of_them(start):
+    """It is theirs with the same commit that takes its packet id."""
     node = start(interest=StubInterest({b"a": [("n2", True)]}))
     publisher = node.connect("p", 5)
     for dup in (False, True):
         publisher.send(Publish(b"a", b"x", 2, dup=dup, packet_id=5))
-    assert publisher.take() == []
-    assert len(node.forwards) == 1
-    node.acknowledge_forwards(0)
-    assert publisher.take() == [Pubrec(5)]
+    assert publisher.take() == [Pubrec(5)] * 2
+    (forward,) = node.forwards
+    assert (forward.ticket, forward.persistent) == (None, True)

@@ -43,6 +43,9 @@ from broker.core.records import (
     SUBACK,
     UNSUBACK,
     put_string,
+    put_u8,
+    put_u16,
+    put_u32,
     string_at,
 )
 from broker.core.will import Will
@@ -338,6 +341,60 @@ def test_a_string_that_is_too_long_is_never_packed(size):
         put_string(writer, bytes(size))
         assert string_at(writer.getvalue(), 0) == (bytes(size), size + 2)
     else:
-        with pytest.raises(AssertionError, match=f"a string of {size} bytes"):
+        with pytest.raises(AssertionError, match=f"{size} in a u16"):
             put_string(writer, bytes(size))
         assert writer.getvalue() == b""
+
+
+@pytest.mark.parametrize(("put", "bits"), [(put_u8, 8), (put_u16, 16), (put_u32, 32)])
+def test_a_number_that_does_not_fit_is_never_packed(put, bits):
+    writer = BytesWriter()
+    for number in (0, 1, (1 << bits - 1) - 1, 1 << bits - 1, (1 << bits) - 1):
+        put(writer, number)
+        assert int.from_bytes(writer.getvalue()[-bits // 8 :], "big") == number
+    packed = writer.getvalue()
+    for number in (1 << bits, (1 << bits) + 1, -1, -(1 << bits - 1), 1 << 62):
+        with pytest.raises(AssertionError, match=f"{number} in a u{bits}"):
+            put(writer, number)
+    assert writer.getvalue() == packed
+
+
+TOO_LONG = b"t" * 0x10000
+
+
+@pytest.mark.parametrize(
+    "append",
+    [
+        lambda batch: batch.publish(1, 0, 0, False, TOO_LONG, b"", b"", -1),
+        lambda batch: batch.publish(1, 0x10000, 1, False, b"t", b"", b"", -1),
+        lambda batch: batch.publish(1, 0, 0, False, b"t", b"", b"", 1 << 32),
+        lambda batch: batch.acknowledge(PUBACK, 1, 0x10000, 0),
+        lambda batch: batch.subscribe(1, 1, 0, [(TOO_LONG, 0)]),
+        lambda batch: batch.subscribe(1, 1, 1 << 32, []),
+        lambda batch: batch.unsubscribe(1, 1, [TOO_LONG]),
+        lambda batch: batch.detach(1, 0, 1 << 32, []),
+        lambda batch: batch.detach(1, 0, -1, [1] * 0x10000),
+        lambda batch: batch.attach(Attach(1, "c" * 0x10000, 5)),
+        lambda batch: batch.attach(Attach(1, "c", 5, user_name="u" * 0x10000)),
+        lambda batch: batch.attach(Attach(1, "c", 5, will=Will(TOO_LONG, b""))),
+    ],
+)
+def test_what_does_not_fit_a_listeners_record_fails_at_the_listener(append):
+    with pytest.raises(AssertionError, match="in a u"):
+        append(ListenerBatch(0, 1, 1))
+
+
+@pytest.mark.parametrize(
+    "append",
+    [
+        lambda batch: batch.deliver_head(Message(TOO_LONG, b""), b"", -1, 0),
+        lambda batch: batch.deliver_head(Message(b"t", b""), b"", 1 << 32, 0),
+        lambda batch: batch.target(1, 0x10000, 0),
+        lambda batch: batch.acknowledge(PUBACK, 1, 0x10000, 0),
+        lambda batch: batch.connack(1, 0, False, 0x10000),
+        lambda batch: batch.suback(1, 1, [0x100]),
+    ],
+)
+def test_what_does_not_fit_an_owners_record_fails_at_the_owner(append):
+    with pytest.raises(AssertionError, match="in a u"):
+        append(OwnerBatch())

@@ -529,6 +529,28 @@ def test_a_request_at_a_node_that_does_not_keep_it_in_its_own_eyes_waits_there()
     assert two.outcome(token) == "held"
 
 
+def test_who_can_not_reach_the_keeper_is_served_by_the_next_best():
+    """Reason: a connection between two members may be down for long, and all others work."""
+    network, (one, two, three) = cluster(notice_s=0.1)
+    network.strict = False
+    network.partition(two, three)
+    network.run(3.0)
+    client_id = next(
+        name
+        for name in map(str, range(100))
+        if two.registration.keeper(name) == one.name and one.registration.keeper(name) == three.name
+    )
+    first = two.request(client_id)
+    second = two.request(client_id)
+    network.run(AGREEMENT_TIMEOUT_S - 0.1)
+    assert two.outcome(first) == "waiting"
+    network.run(RETRY_S + 0.2)
+    assert (two.outcome(first), two.outcome(second)) == ("held", "waiting")
+    two.release(first)
+    network.run(RETRY_S + 0.2)
+    assert two.outcome(second) == "held"
+
+
 # The keeper against what is malformed, late or too much.
 
 

@@ -1,4 +1,4 @@
-"""cluster.tables and table_rows: whatever happens on the way, a replica becomes what its owner has, and only what differs is sent."""
+"""cluster.tables and table_rows: whatever happens on the way, a replica becomes what its owner has, at little cost."""
 
 from collections import deque
 

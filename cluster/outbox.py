@@ -1,0 +1,134 @@
+"""The outbox: what waits on disk for one other node, in the order of the stream to it.
+
+Owns the family `outbox`, of one peer each, and counts what is in it. It knows nothing of the link that writes it, or of
+who waits for what: what is put is the store's as soon as the turn's batch is committed, and read back only then.
+
+    outbox  peer's store_id, stream number u64    version u8, message id (24 bytes), body
+
+What a body is, `stored_message` says; its deadline is a UTC one, and becomes what is left of it when it is sent. Reads
+seek to the number that they are asked for, and never pass what was deleted before.
+
+Invariant, once everything is committed: `messages` and `bytes` are what the store holds of the peer.
+"""
+
+from typing import Final, final
+
+from broker.core.message import Message
+from broker.core.storage import STORE_ID_BYTES, Storage
+from broker.core.stored_message import (
+    MESSAGE_KEY_BYTES,
+    UNREADABLE,
+    Clock,
+    check_version,
+    corrupt,
+    pack_message,
+    unpack_message,
+)
+from cluster.turn import Turn
+
+FAMILY: Final = "outbox"
+VALUE_VERSION: Final = 1
+_VERSION: Final = bytes([VALUE_VERSION])
+_KEY_BYTES: Final = STORE_ID_BYTES + 8
+
+
+@final
+class Stored:
+    """A message that was read back: its number in the stream, and how many bytes it takes in the store."""
+
+    __slots__ = ("message", "number", "size")
+
+    def __init__(self, number: int, message: Message, size: int) -> None:
+        self.number = number
+        self.message = message
+        self.size = size
+
+
+@final
+class Outbox:
+    """What is stored for the peer with this store id. At most `bytes_max`, if whoever writes asks `is_full` before."""
+
+    def __init__(self, storage: Storage, turn: Turn, clock: Clock, peer: bytes, bytes_max: int) -> None:
+        self.messages = 0
+        self.bytes = 0
+        # The numbers of the first and the last message that a start found; there are none while `last` < `first`.
+        self.first = 1
+        self.last = 0
+        self._storage = storage
+        self._turn = turn
+        self._clock = clock
+        self._peer = peer
+        self._bytes_max = bytes_max
+
+    def recover(self) -> None:
+        """Count what an earlier life of this node left."""
+        for key, value in self._storage.scan(FAMILY, self._peer, self._key((1 << 64) - 1)):
+            check_version(value, VALUE_VERSION, FAMILY)
+            if len(key) != _KEY_BYTES:
+                raise corrupt(FAMILY, key, AssertionError("a key of another length"))
+            number = _number(key)
+            if not self.messages:
+                self.first = number
+            self.last = number
+            self.messages += 1
+            self.bytes += len(key) + len(value)
+
+    def is_full(self, size: int) -> bool:
+        """Say whether a message of about `size` bytes is too much. An empty outbox takes one of any size."""
+        return self.bytes > 0 and self.bytes + size > self._bytes_max
+
+    def put(self, number: int, message: Message) -> int:
+        """Write a message into the turn's batch; return how many bytes it takes."""
+        value = _VERSION + message.key() + pack_message(message, self._clock)
+        self._turn.writes.put(FAMILY, self._key(number), value)
+        size = _KEY_BYTES + len(value)
+        self.messages += 1
+        self.bytes += size
+        return size
+
+    def delete(self, numbers: list[int], size: int) -> None:
+        """Remove messages, which take `size` bytes together: the peer has them."""
+        for number in numbers:
+            self._turn.writes.delete(FAMILY, self._key(number))
+        self.messages -= len(numbers)
+        self.bytes -= size
+
+    def read(self, first: int, last: int, bytes_max: int) -> list[Stored]:
+        """Return the messages from `first` to `last`, as many as `bytes_max` allows, at least one if there is one.
+
+        Everything that was written up to `last` must be committed.
+        """
+        found: list[Stored] = []
+        total = 0
+        for key, value in self._storage.scan(FAMILY, self._key(first), self._key(last + 1)):
+            size = len(key) + len(value)
+            if found and total + size > bytes_max:
+                break
+            total += size
+            check_version(value, VALUE_VERSION, FAMILY)
+            try:
+                message = unpack_message(value[1 : 1 + MESSAGE_KEY_BYTES], value, 1 + MESSAGE_KEY_BYTES, self._clock)
+            except UNREADABLE as error:
+                raise corrupt(FAMILY, key, error) from None
+            found.append(Stored(_number(key), message, size))
+        return found
+
+    def sizes(self, first: int, last: int) -> list[tuple[int, int]]:
+        """Return the number and the bytes of each message from `first` to `last`; all must be committed."""
+        rows = self._storage.scan(FAMILY, self._key(first), self._key(last + 1))
+        return [(_number(key), len(key) + len(value)) for key, value in rows]
+
+    def shift(self, first: int, by: int) -> None:
+        """Give all messages from `first` on numbers that are larger by `by`; all must be committed."""
+        rows = list(self._storage.scan(FAMILY, self._key(first), self._key((1 << 64) - 1)))
+        for key, _ in rows:
+            self._turn.writes.delete(FAMILY, key)
+        for key, value in rows:
+            self._turn.writes.put(FAMILY, self._key(_number(key) + by), value)
+
+    def _key(self, number: int) -> bytes:
+        return self._peer + number.to_bytes(8, "big")
+
+
+def _number(key: bytes) -> int:
+    return int.from_bytes(key[STORE_ID_BYTES:], "big")
