@@ -21,7 +21,9 @@ Invariant: every stamp that `now` gives is above all that it gave and all that `
 
 from typing import Final, final
 
-LOGICAL_BITS: Final = 16
+from broker.core.epoch import STAMP_LOGICAL_BITS
+
+LOGICAL_BITS: Final = STAMP_LOGICAL_BITS
 AHEAD_MS_MAX: Final = 60_000
 
 

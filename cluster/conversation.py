@@ -1,11 +1,11 @@
 """Conversation: what members say to each other on their control connections, and what each sentence does.
 
-Owns the greeting, heartbeats, gossip, the exchange of interest and of the links' positions. It knows nothing of
-strangers (`admission`) or of the messages that the links carry.
+Owns the greeting, heartbeats, gossip and the links' positions; what is said of tables goes to `replication`. It knows
+nothing of strangers (`admission`) or of the messages that the links carry.
 
 A control connection begins with Hello, which is repeated until POSITIONS answers it; then heartbeats follow. Nothing
-is lost for good when a frame is: a heartbeat carries the position (an acknowledgement), the version and checksum of
-interest and the digest of the membership, and whoever sees a difference asks or tells.
+is lost for good when a frame is: a heartbeat carries the position (an acknowledgement), where the tables stand and the
+digest of the membership, and whoever sees a difference asks or tells.
 """
 
 import math
@@ -19,22 +19,18 @@ from cluster.frames import (
     Heartbeat,
     Hello,
     pack_heartbeat,
-    pack_interest_request,
     pack_link_ack,
     pack_positions,
     pack_stopping,
     unpack_heartbeat,
-    unpack_interest_delta,
-    unpack_interest_snapshot,
     unpack_members,
     unpack_position,
     unpack_refused,
 )
-from cluster.interest import InterestTable
 from cluster.joining import Joining
 from cluster.membership import State
-from cluster.mesh_store import MeshStore
 from cluster.peers import Peer, Peers
+from cluster.replication import Replication
 from cluster.turn import Turn
 from cluster.wire import FrameError
 
@@ -51,10 +47,9 @@ _LIFE_SHIFT: Final = 32
 class Conversation:
     """This node's half of every control connection."""
 
-    def __init__(self, peers: Peers, store: MeshStore, joining: Joining, turn: Turn, incarnation: int) -> None:
+    def __init__(self, peers: Peers, replication: Replication, joining: Joining, turn: Turn, incarnation: int) -> None:
         self._peers = peers
-        self._interest: InterestTable = peers.interest
-        self._store = store
+        self._replication = replication
         self._joining = joining
         self._turn = turn
         self._heartbeat_s = peers.heartbeat_s
@@ -63,12 +58,15 @@ class Conversation:
         self._handlers: dict[int, Callable[[Peer, bytes, float], None]] = {
             FrameType.HEARTBEAT: self._receive_heartbeat,
             FrameType.MEMBERS: self._receive_members,
-            FrameType.INTEREST_DELTA: self._receive_interest_delta,
-            FrameType.INTEREST_SNAPSHOT: self._receive_interest_snapshot,
-            FrameType.INTEREST_REQUEST: self._receive_interest_request,
             FrameType.POSITIONS: self._receive_positions,
             FrameType.LINK_ACK: self._receive_link_ack,
             FrameType.STOPPING: self._receive_stopping,
+        }
+        self._table_handlers: dict[int, Callable[[Peer, bytes, float], bool]] = {
+            FrameType.TABLE_DELTA: replication.receive_delta,
+            FrameType.TABLE_REQUEST: replication.receive_request,
+            FrameType.TABLE_ROWS: replication.receive_rows,
+            FrameType.TABLE_DONE: replication.receive_done,
         }
 
     def connected(self, peer: Peer, now: float) -> None:
@@ -82,8 +80,6 @@ class Conversation:
         peer.heartbeat_at = now + self._heartbeat_s
         if peer.session:
             peer.incoming.position_due = True
-            peer.requested_at = -math.inf
-            self._repair_interest(peer, now)
 
     def key_refused(self, peer: Peer, now: float) -> None:
         """The peer does not admit this node's key; the transport leaves it at that."""
@@ -109,8 +105,7 @@ class Conversation:
             peer.session = hello.session
             self._peers.readiness.greeted(peer.name, hello.session >> _LIFE_SHIFT, now)
             peer.link_open = False
-            peer.knows_interest = 0
-            peer.requested_at = -math.inf
+            peer.tables.greeted()
             # This node's own key may have been refused because the peer was only starting.
             if peer.retry_at < math.inf:
                 peer.retry_at = now
@@ -118,14 +113,18 @@ class Conversation:
         if hello.incarnation > member.incarnation:
             told = replace(member, incarnation=hello.incarnation, address=hello.address, state=State.ALIVE)
             self._peers.merge([told], [], now)
-        peer.interest = (hello.interest_incarnation, hello.interest_version, hello.interest_checksum)
         peer.incoming.connected(hello.session)
         peer.liveness.heard(hello.counter, now, greeting)
         self._peers.update_running(peer)
-        self._repair_interest(peer, now)
 
     def receive(self, peer: Peer, kind: int, frame: bytes, now: float) -> None:
         """Take a frame of the peer's newest control connection; FrameError if it can't be read."""
+        of_tables = self._table_handlers.get(kind)
+        if of_tables is not None:
+            if of_tables(peer, frame, now):
+                # It waits to hear that its table is known.
+                self._heartbeat(peer, now)
+            return
         handler = self._handlers.get(kind)
         if handler is None:
             raise FrameError(f"unexpected frame type {kind}")
@@ -156,12 +155,6 @@ class Conversation:
             deadline = min(deadline, now + self._heartbeat_s)
         return deadline
 
-    def tell_interest(self) -> None:
-        """Tell everybody what changed of this node's own wishes."""
-        for delta in self._interest.take_deltas():
-            for peer in self._peers.all.values():
-                self._peers.send(peer, delta)
-
     def tell_stopping(self) -> None:
         """Tell everybody that this node stops as it was told to: they need not take it for a net split."""
         for peer in self._peers.all.values():
@@ -186,8 +179,6 @@ class Conversation:
     def _receive_heartbeat(self, peer: Peer, frame: bytes, now: float) -> None:
         heartbeat = unpack_heartbeat(frame)
         peer.liveness.heard(heartbeat.counter, now)
-        peer.interest = (heartbeat.interest_incarnation, heartbeat.interest_version, heartbeat.interest_checksum)
-        peer.knows_interest = heartbeat.known_interest_version
         peer.link_open = heartbeat.link_open
         self._turn.acknowledged.extend(peer.outgoing.acknowledged(heartbeat.your_session, heartbeat.position, now))
         if heartbeat.link_open and peer.incoming.waiting_for_start:
@@ -201,44 +192,12 @@ class Conversation:
         if heartbeat.membership_digest != self._peers.membership.digest():
             self._peers.send_members(peer, now)
         self._peers.update_running(peer)
-        self._repair_interest(peer, now)
+        if self._replication.hear(peer, heartbeat.tables, now):
+            self._heartbeat(peer, now)
 
     def _receive_members(self, peer: Peer, frame: bytes, now: float) -> None:
         members = unpack_members(frame)
         self._peers.merge(members.members, members.removed, now)
-
-    def _receive_interest_delta(self, peer: Peer, frame: bytes, now: float) -> None:
-        delta = unpack_interest_delta(frame)
-        known = self._interest.known_version(peer.name)
-        if not self._interest.receive_delta(peer.name, delta):
-            self._request_interest(peer, now)
-            return
-        if self._interest.known_version(peer.name) == known:
-            # An old one, which changed nothing and must not change the store either.
-            return
-        for wish in delta.wishes:
-            if wish.wanted and wish.persistent:
-                self._store.put_interest(peer.store_id, wish.topic_filter)
-            else:
-                self._store.delete_interest(peer.store_id, wish.topic_filter)
-        self._turn.routes_changed = True
-
-    def _receive_interest_snapshot(self, peer: Peer, frame: bytes, now: float) -> None:
-        # A long one is not asked for again while it arrives.
-        peer.requested_at = now
-        if not self._interest.receive_snapshot(peer.name, unpack_interest_snapshot(frame)):
-            return
-        self._store.clear_interest(peer.store_id)
-        for topic_filter in self._interest.persistent_filters(peer.name):
-            self._store.put_interest(peer.store_id, topic_filter)
-        self._turn.routes_changed = True
-        # It waits to hear that its wishes are known.
-        self._heartbeat(peer, now)
-
-    def _receive_interest_request(self, peer: Peer, frame: bytes, now: float) -> None:
-        self.tell_interest()
-        for part in self._interest.snapshot():
-            self._peers.send(peer, part)
 
     def _receive_positions(self, peer: Peer, frame: bytes, now: float) -> None:
         position = unpack_position(frame)
@@ -266,35 +225,15 @@ class Conversation:
         if not outgoing.open:
             self._peers.send(peer, self._peers.hello(outgoing.session, False))
             return
-        incarnation, version = self._interest.known_version(peer.name)
-        known = version + 1 if incarnation and incarnation == peer.interest[0] else 0
-        position = peer.incoming.position
-        if self._turn.frozen:
-            # What the store does not hold is not known here yet. Neither number takes anything back at the peer.
-            known = 0
-            position = 0
+        # What the store does not hold is not known here yet. A lower number takes nothing back at the peer.
+        position = 0 if self._turn.frozen else peer.incoming.position
         heartbeat = Heartbeat(
             outgoing.session,
             self._turn.number,
             self._peers.membership.digest(),
-            self._interest.incarnation,
-            self._interest.version,
-            self._interest.checksum,
-            known,
             peer.incoming.session,
             position,
             outgoing.open,
+            self._replication.positions(peer),
         )
         self._peers.send(peer, pack_heartbeat(heartbeat))
-
-    def _repair_interest(self, peer: Peer, now: float) -> None:
-        incarnation, version, checksum = peer.interest
-        if not self._interest.current(peer.name, incarnation, version, checksum):
-            self._request_interest(peer, now)
-
-    def _request_interest(self, peer: Peer, now: float) -> None:
-        # A snapshot that was asked for may be on its way.
-        if peer.liveness.connected and now - peer.requested_at >= 2 * self._heartbeat_s:
-            peer.requested_at = now
-            self._turn.count("interest_requests")
-            self._peers.send(peer, pack_interest_request())

@@ -10,27 +10,24 @@ Integers, number, text and bytes16 are as in `wire`; a pair is text name, 16 byt
     frame      = u8 version (FRAME_VERSION), u8 type, body
     member     = pair, number incarnation, u8 state, text address
     members    = u32 count, member*, u32 count, removed pair*
-    wish       = u8 flags (1 wanted, 2 persistent), bytes16 topic filter
+    position   = u8 table, u64 generation, number version, u64 checksum: how far a table was told (see `tables`),
+                 u64 version plus one of yours that I know, 0 when it is not wholly known
 
     HELLO             pair, number incarnation, u64 session, u64 loop counter, bytes16 cluster id, text address,
-                      u8 oldest, u8 newest mesh version, u8 flags (1 automatic, 2 clustered),
-                      u64 interest incarnation, u64 interest version, u64 interest checksum
+                      u8 oldest, u8 newest mesh version, u8 flags (1 automatic, 2 clustered)
     WELCOME           bytes16 cluster id, members, u32 count, text name of a running member*
     REFUSED           u8 reason (Refusal), text
-    HEARTBEAT         u64 session, u64 loop counter, u64 membership digest,
-                      u64 interest incarnation, u64 interest version, u64 interest checksum,
-                      u64 version of your interest that I know, u64 your session, u64 position, u8 flags (1 link open)
+    HEARTBEAT         u64 session, u64 loop counter, u64 membership digest, u64 your session, u64 position,
+                      u8 flags (1 link open), u8 count, position*
     MEMBERS           members
-    INTEREST_DELTA    u64 incarnation, number version, u32 count, wish*
-    INTEREST_SNAPSHOT u64 incarnation, number version, u32 part, u8 flags (1 last), u32 count, wish*
-    INTEREST_REQUEST  nothing
     POSITIONS         u64 your session, number position
     LINK_ACK          u64 your session, number position
     STOPPING          nothing
     FORWARDS          see `forwards`, which packs them: they are what is hot
+    TABLE_*           see `table_frames`
     TURN_REQUEST, TURN_GRANT, TURN_RELEASE, TURN_SURVEY, TURNS_HELD: see `registration_frames`
 
-A name is a node name and an address an address, as `wire` demands of them; a topic filter is what MQTT calls one.
+A name is a node name and an address an address, as `wire` demands of them.
 
 A HELLO names the mesh versions that its sender speaks and keeps its layout for ever, so that two nodes too far apart
 can say so. A frame of another version than FRAME_VERSION is a FrameError.
@@ -45,7 +42,7 @@ from broker.core.message import ORIGIN_BYTES
 from broker.mqtt.reasons import ProtocolError
 from broker.mqtt.topics import check_filter, unmounted
 from cluster.membership import Member, State
-from cluster.wire import FrameError, Reader, pack_bytes16, pack_text, pack_u32, pack_u64
+from cluster.wire import NUMBER_MAX, FrameError, Reader, pack_bytes16, pack_text, pack_u32, pack_u64
 
 FRAME_VERSION: Final = 1
 
@@ -53,13 +50,14 @@ FRAME_VERSION: Final = 1
 MESH_VERSION_OLDEST: Final = 1
 MESH_VERSION_NEWEST: Final = 1
 
-# A frame of several messages or wishes is at most this long; a single larger message has a frame to itself.
+# A frame of several messages or rows is at most this long; a single larger message has a frame to itself.
 FRAME_BYTES_MAX: Final = 256 * 1024
 
 # The largest MQTT packet has 256 MiB; what it says takes little more room here.
 ANY_FRAME_BYTES_MAX: Final = 257 * 1024 * 1024
 
-_HEARTBEAT: Final = struct.Struct(">QQQQQQQQQB")
+_HEARTBEAT: Final = struct.Struct(">QQQQQBB")
+_TABLE: Final = struct.Struct(">BQQQQ")
 
 
 class FrameType(IntEnum):
@@ -70,12 +68,13 @@ class FrameType(IntEnum):
     REFUSED = 3
     HEARTBEAT = 4
     MEMBERS = 5
-    INTEREST_DELTA = 6
-    INTEREST_SNAPSHOT = 7
-    INTEREST_REQUEST = 8
     POSITIONS = 9
     LINK_ACK = 10
     FORWARDS = 11
+    TABLE_DELTA = 12
+    TABLE_REQUEST = 13
+    TABLE_ROWS = 14
+    TABLE_DONE = 15
     TURN_REQUEST = 20
     TURN_GRANT = 21
     TURN_RELEASE = 22
@@ -110,9 +109,6 @@ class Hello:
     newest: int
     automatic: bool
     clustered: bool
-    interest_incarnation: int
-    interest_version: int
-    interest_checksum: int
 
 
 @dataclass(slots=True, frozen=True)
@@ -134,19 +130,27 @@ class Refused:
 
 
 @dataclass(slots=True, frozen=True)
+class TablePosition:
+    """How far I have told a table; `known` is the version plus one of yours that I know wholly, 0 if I don't."""
+
+    table: int
+    generation: int
+    version: int
+    checksum: int
+    known: int
+
+
+@dataclass(slots=True, frozen=True)
 class Heartbeat:
     """I turn, and this is where I stand. `session` is mine, `your_session` and `position` are of what I received."""
 
     session: int
     counter: int
     membership_digest: int
-    interest_incarnation: int
-    interest_version: int
-    interest_checksum: int
-    known_interest_version: int
     your_session: int
     position: int
     link_open: bool
+    tables: list[TablePosition]
 
 
 @dataclass(slots=True, frozen=True)
@@ -155,35 +159,6 @@ class Members:
 
     members: list[Member]
     removed: list[tuple[str, bytes]]
-
-
-@dataclass(slots=True, frozen=True)
-class Wish:
-    """A node's wish for a filter."""
-
-    topic_filter: bytes
-    wanted: bool
-    persistent: bool
-
-
-@dataclass(slots=True, frozen=True)
-class InterestDelta:
-    """Changes that lead from the version before to `version`."""
-
-    incarnation: int
-    version: int
-    wishes: list[Wish]
-
-
-@dataclass(slots=True, frozen=True)
-class InterestSnapshot:
-    """One part of all wishes at `version`; parts count from 0."""
-
-    incarnation: int
-    version: int
-    part: int
-    last: bool
-    wishes: list[Wish]
 
 
 @dataclass(slots=True, frozen=True)
@@ -203,11 +178,13 @@ def frame_type(frame: bytes) -> int:
     return frame[1]
 
 
-def _head(kind: FrameType) -> bytearray:
+def frame_head(kind: FrameType) -> bytearray:
+    """Return the beginning of a frame of ours."""
     return bytearray((FRAME_VERSION, int(kind)))
 
 
-def _body(frame: bytes, kind: FrameType) -> Reader:
+def frame_body(frame: bytes, kind: FrameType) -> Reader:
+    """Return what reads a frame behind its type; FrameError if it is of another one."""
     if frame_type(frame) != kind:
         raise FrameError(f"frame type {frame[1]} where {kind.name} was expected")
     return Reader(frame, 2)
@@ -215,12 +192,11 @@ def _body(frame: bytes, kind: FrameType) -> Reader:
 
 def pack_hello(hello: Hello) -> bytes:
     """Pack a HELLO frame."""
-    frame = _head(FrameType.HELLO)
+    frame = frame_head(FrameType.HELLO)
     frame += pack_text(hello.name) + hello.store_id
     frame += pack_u64(hello.incarnation) + pack_u64(hello.session) + pack_u64(hello.counter)
     frame += pack_bytes16(hello.cluster_id) + pack_text(hello.address)
     frame += bytes((hello.oldest, hello.newest, (1 if hello.automatic else 0) | (2 if hello.clustered else 0)))
-    frame += pack_u64(hello.interest_incarnation) + pack_u64(hello.interest_version) + pack_u64(hello.interest_checksum)
     return bytes(frame)
 
 
@@ -239,9 +215,6 @@ def unpack_hello(frame: bytes) -> Hello:
     oldest = reader.u8()
     newest = reader.u8()
     flags = reader.u8()
-    interest_incarnation = reader.u64()
-    interest_version = reader.u64()
-    interest_checksum = reader.u64()
     if frame[0] == FRAME_VERSION:
         reader.end()
     return Hello(
@@ -256,9 +229,6 @@ def unpack_hello(frame: bytes) -> Hello:
         newest,
         flags & 1 != 0,
         flags & 2 != 0,
-        interest_incarnation,
-        interest_version,
-        interest_checksum,
     )
 
 
@@ -307,7 +277,7 @@ def _read_members(reader: Reader) -> tuple[list[Member], list[tuple[str, bytes]]
 
 def pack_welcome(welcome: Welcome) -> bytes:
     """Pack a WELCOME frame."""
-    frame = _head(FrameType.WELCOME)
+    frame = frame_head(FrameType.WELCOME)
     frame += pack_bytes16(welcome.cluster_id) + _pack_members(welcome.members, welcome.removed)
     frame += pack_u32(len(welcome.running))
     for name in welcome.running:
@@ -317,7 +287,7 @@ def pack_welcome(welcome: Welcome) -> bytes:
 
 def unpack_welcome(frame: bytes) -> Welcome:
     """Unpack a WELCOME frame."""
-    reader = _body(frame, FrameType.WELCOME)
+    reader = frame_body(frame, FrameType.WELCOME)
     cluster_id = reader.bytes16()
     members, removed = _read_members(reader)
     running = []
@@ -329,12 +299,12 @@ def unpack_welcome(frame: bytes) -> Welcome:
 
 def pack_refused(reason: Refusal, text: str) -> bytes:
     """Pack a REFUSED frame."""
-    return bytes(_head(FrameType.REFUSED) + bytes((int(reason),)) + pack_text(text))
+    return bytes(frame_head(FrameType.REFUSED) + bytes((int(reason),)) + pack_text(text))
 
 
 def unpack_refused(frame: bytes) -> Refused:
     """Unpack a REFUSED frame."""
-    reader = _body(frame, FrameType.REFUSED)
+    reader = frame_body(frame, FrameType.REFUSED)
     reason = reader.u8()
     text = reader.text()
     reader.end()
@@ -343,12 +313,12 @@ def unpack_refused(frame: bytes) -> Refused:
 
 def pack_members(members: list[Member], removed: list[tuple[str, bytes]]) -> bytes:
     """Pack a MEMBERS frame."""
-    return bytes(_head(FrameType.MEMBERS) + _pack_members(members, removed))
+    return bytes(frame_head(FrameType.MEMBERS) + _pack_members(members, removed))
 
 
 def unpack_members(frame: bytes) -> Members:
     """Unpack a MEMBERS frame."""
-    reader = _body(frame, FrameType.MEMBERS)
+    reader = frame_body(frame, FrameType.MEMBERS)
     members, removed = _read_members(reader)
     reader.end()
     return Members(members, removed)
@@ -356,50 +326,32 @@ def unpack_members(frame: bytes) -> Members:
 
 def pack_heartbeat(heartbeat: Heartbeat) -> bytes:
     """Pack a HEARTBEAT frame."""
-    return bytes(_head(FrameType.HEARTBEAT)) + _HEARTBEAT.pack(
+    frame = frame_head(FrameType.HEARTBEAT) + _HEARTBEAT.pack(
         heartbeat.session,
         heartbeat.counter,
         heartbeat.membership_digest,
-        heartbeat.interest_incarnation,
-        heartbeat.interest_version,
-        heartbeat.interest_checksum,
-        heartbeat.known_interest_version,
         heartbeat.your_session,
         heartbeat.position,
         1 if heartbeat.link_open else 0,
+        len(heartbeat.tables),
     )
+    for each in heartbeat.tables:
+        frame += _TABLE.pack(each.table, each.generation, each.version, each.checksum, each.known)
+    return bytes(frame)
 
 
 def unpack_heartbeat(frame: bytes) -> Heartbeat:
     """Unpack a HEARTBEAT frame."""
-    reader = _body(frame, FrameType.HEARTBEAT)
-    fields = _HEARTBEAT.unpack(reader.take(_HEARTBEAT.size))
+    reader = frame_body(frame, FrameType.HEARTBEAT)
+    session, counter, digest, your_session, position, flags, count = _HEARTBEAT.unpack(reader.take(_HEARTBEAT.size))
+    tables = []
+    for _ in range(count):
+        table, generation, version, checksum, known = _TABLE.unpack(reader.take(_TABLE.size))
+        if version > NUMBER_MAX:
+            raise FrameError(f"{version} is out of range")
+        tables.append(TablePosition(table, generation, version, checksum, known))
     reader.end()
-    return Heartbeat(
-        fields[0],
-        fields[1],
-        fields[2],
-        fields[3],
-        fields[4],
-        fields[5],
-        fields[6],
-        fields[7],
-        fields[8],
-        fields[9] & 1 != 0,
-    )
-
-
-def pack_wish(topic_filter: bytes, wanted: bool, persistent: bool) -> bytes:
-    """Pack one wish."""
-    return bytes(((1 if wanted else 0) | (2 if persistent else 0),)) + pack_bytes16(topic_filter)
-
-
-def _read_wishes(reader: Reader) -> list[Wish]:
-    wishes = []
-    for _ in range(reader.u32()):
-        flags = reader.u8()
-        wishes.append(Wish(read_filter(reader), flags & 1 != 0, flags & 2 != 0))
-    return wishes
+    return Heartbeat(session, counter, digest, your_session, position, flags & 1 != 0, tables)
 
 
 def read_filter(reader: Reader) -> bytes:
@@ -412,62 +364,19 @@ def read_filter(reader: Reader) -> bytes:
     return topic_filter
 
 
-def pack_interest_delta(incarnation: int, version: int, wishes: list[bytes]) -> bytes:
-    """Pack an INTEREST_DELTA frame of packed wishes."""
-    frame = _head(FrameType.INTEREST_DELTA)
-    frame += pack_u64(incarnation) + pack_u64(version) + pack_u32(len(wishes))
-    return bytes(frame) + b"".join(wishes)
-
-
-def unpack_interest_delta(frame: bytes) -> InterestDelta:
-    """Unpack an INTEREST_DELTA frame."""
-    reader = _body(frame, FrameType.INTEREST_DELTA)
-    incarnation = reader.u64()
-    version = reader.number()
-    wishes = _read_wishes(reader)
-    reader.end()
-    return InterestDelta(incarnation, version, wishes)
-
-
-def pack_interest_snapshot(incarnation: int, version: int, part: int, last: bool, wishes: list[bytes]) -> bytes:
-    """Pack an INTEREST_SNAPSHOT frame of packed wishes."""
-    frame = _head(FrameType.INTEREST_SNAPSHOT)
-    frame += (
-        pack_u64(incarnation) + pack_u64(version) + pack_u32(part) + bytes((1 if last else 0,)) + pack_u32(len(wishes))
-    )
-    return bytes(frame) + b"".join(wishes)
-
-
-def unpack_interest_snapshot(frame: bytes) -> InterestSnapshot:
-    """Unpack an INTEREST_SNAPSHOT frame."""
-    reader = _body(frame, FrameType.INTEREST_SNAPSHOT)
-    incarnation = reader.u64()
-    version = reader.number()
-    part = reader.u32()
-    last = reader.u8() & 1 != 0
-    wishes = _read_wishes(reader)
-    reader.end()
-    return InterestSnapshot(incarnation, version, part, last, wishes)
-
-
-def pack_interest_request() -> bytes:
-    """Pack an INTEREST_REQUEST frame."""
-    return bytes(_head(FrameType.INTEREST_REQUEST))
-
-
 def pack_stopping() -> bytes:
     """Pack a STOPPING frame: I stop as I was told to, and shall be back."""
-    return bytes(_head(FrameType.STOPPING))
+    return bytes(frame_head(FrameType.STOPPING))
 
 
 def pack_positions(session: int, position: int) -> bytes:
     """Pack a POSITIONS frame."""
-    return bytes(_head(FrameType.POSITIONS)) + pack_u64(session) + pack_u64(position)
+    return bytes(frame_head(FrameType.POSITIONS)) + pack_u64(session) + pack_u64(position)
 
 
 def pack_link_ack(session: int, position: int) -> bytes:
     """Pack a LINK_ACK frame."""
-    return bytes(_head(FrameType.LINK_ACK)) + pack_u64(session) + pack_u64(position)
+    return bytes(frame_head(FrameType.LINK_ACK)) + pack_u64(session) + pack_u64(position)
 
 
 def unpack_position(frame: bytes) -> Position:

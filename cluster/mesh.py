@@ -3,7 +3,8 @@
 Owns the conduct of the parts that decide: each input goes to the part that it concerns, and what they bring out leaves
 in the order of the turn. It knows nothing of sockets (it answers with `MeshCommand`s) and nothing of sessions
 (messages and tickets are handed through). Below it `admission` decides who becomes a member, `conversation` what
-members say to each other, `peers` who they are, `mesh_store` what a restart finds again.
+members say to each other, `replication` how they hold each other's tables, `peers` who they are, `mesh_store` what a
+restart finds again.
 
 Theory of operation
 -------------------
@@ -12,8 +13,8 @@ The node of a frame is what its connection's key says. A control connection begi
 number that grows with every connection and restart; the newest session's connection is the only one that counts, and
 bulk frames name their session. So no frame of an older connection is ever taken for news.
 
-    A: PeerConnected -> Hello(session)                      B: Hello -> POSITIONS(session, position), asks for interest
-    A: POSITIONS     -> link open, FORWARDS(start), Heartbeat
+    A: PeerConnected -> Hello(session)                      B: Hello -> POSITIONS(session, position)
+    A: POSITIONS     -> link open, FORWARDS(start), Heartbeat(tables)    B: Heartbeat -> asks for what differs
 
 A frame that can't be read is its sender's fault: it is counted, noted once, and changes nothing. Frames that
 acknowledge leave after the commit of the batch that `flush` writes into.
@@ -29,6 +30,7 @@ from typing import Final, final
 
 from broker.core.effects import InterestChange, Ticket
 from broker.core.message import Message
+from broker.core.rows import RowChange
 from broker.core.storage import Storage, WriteBatch
 from cluster.admission import Admission
 from cluster.commands import (
@@ -44,13 +46,16 @@ from cluster.commands import (
 from cluster.conversation import Conversation
 from cluster.forwards import Forwards, Mark
 from cluster.frames import FrameType, frame_type, unpack_hello
-from cluster.interest import InterestTable
+from cluster.interest import PeerInterest
 from cluster.joining import Joining, JoinResult
 from cluster.keys import JOIN
 from cluster.link import first_number
 from cluster.membership import Membership
 from cluster.mesh_store import MeshStore
+from cluster.own_tables import OwnTables
 from cluster.peers import MemberView, MeshSettings, Peer, Peers
+from cluster.registry import Registry
+from cluster.replication import Replication
 from cluster.turn import Turn
 from cluster.wire import FrameError
 
@@ -76,16 +81,19 @@ class Mesh:
         """Restore what the store knows; `incarnation` counts this store's openings, `new_cluster_id` is random."""
         turn = Turn()
         store = MeshStore(storage, turn)
-        self.interest = InterestTable(incarnation)
+        self.interest = PeerInterest(store, turn)
+        self.registry = Registry(settings.name)
+        self.own = OwnTables(settings.name, store_id, incarnation, storage, turn, self.registry)
         self.membership = Membership(settings.name, store_id, incarnation, settings.address)
-        self._peers = Peers(settings, store, self.membership, self.interest, turn)
+        self._peers = Peers(settings, storage, store, self.membership, self.interest, self.registry, turn)
         self._peers.first_number = first_number(incarnation)
         # By node name, for whoever looks; `Peers` alone changes it.
         self.peers: dict[str, Peer] = self._peers.all
         self.readiness = self._peers.readiness
         self._joining = Joining(settings.name, list(settings.discovery))
         self._admission = Admission(self._peers, self._joining, turn)
-        self._conversation = Conversation(self._peers, store, self._joining, turn, incarnation)
+        self._replication = Replication(self._peers, self.own, turn)
+        self._conversation = Conversation(self._peers, self._replication, self._joining, turn, incarnation)
         self._turn = turn
         self._store = store
         self._heartbeat_s = self._peers.heartbeat_s
@@ -162,8 +170,12 @@ class Mesh:
         peer.outgoing.forward(message, ticket, persistent, peer.running, now)
 
     def change_interest(self, changes: list[InterestChange]) -> None:
-        """Note changes of this node's own wishes; `flush` tells them."""
-        self.interest.apply_changes(changes)
+        """Note changes of what this node wants; `flush` tells them."""
+        self.own.change_interest(changes)
+
+    def change_rows(self, changes: list[RowChange]) -> None:
+        """Note changes of this node's sessions; `flush` writes and tells them."""
+        self.own.change(changes)
 
     def join(self, node: str, address: str, now: float) -> None:
         """Begin to join the cluster of `node`; `take_join_result` has the outcome within JOIN_TIMEOUT_S."""
@@ -196,6 +208,11 @@ class Mesh:
             self._joining.notes = []
         return notes
 
+    def begin(self) -> None:
+        """Begin a turn: answer who asked for tables. Unless the mesh is frozen, what was written is committed."""
+        if not self._turn.frozen:
+            self._replication.begin()
+
     def tick(self, now: float) -> None:
         """Do what is due. Call it every turn of the loop: it also counts the turns."""
         self._turn.number += 1
@@ -221,7 +238,9 @@ class Mesh:
             self._deadline = min(self._deadline, self._conversation.deadline(peer, now))
 
     def next_deadline(self) -> float:
-        """Return when `tick` has something to do; 0.0 if that is now."""
+        """Return when `begin` or `tick` has something to do; 0.0 if that is now."""
+        if self._replication.has_requests() and not self._turn.frozen:
+            return 0.0
         deadline = self._deadline
         if not self._turn.frozen:
             for peer in self.peers.values():
@@ -240,7 +259,7 @@ class Mesh:
 
     def _tell_progress(self, now: float) -> None:
         """Tell each peer what is new, what was received and what is for it."""
-        self._conversation.tell_interest()
+        self._replication.tell()
         for peer in self.peers.values():
             incoming = peer.incoming
             if incoming.commit_due:
@@ -276,6 +295,8 @@ class Mesh:
         """Check the invariants."""
         self.membership.validate()
         self.interest.validate()
+        self.registry.validate()
+        self.own.validate()
         self._peers.validate()
 
     def _receive_frame(self, node: str, connection: bytes, frame: bytes, now: float) -> None:

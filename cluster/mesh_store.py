@@ -9,6 +9,7 @@ start; writes go into the turn's batch, which is committed before anything of th
               "position/<sender store_id>"     u64: the last message of that stream that this node has
     registry  "interest/<store_id><filter>"    a peer's persistent filter, so that after a restart messages for its
                                                sessions wait even for a peer that is down
+              "table/..."                      see `tables`
 
 What waits for a peer on disk is in the family `outbox`, which `outbox` owns.
 
@@ -25,6 +26,7 @@ from broker.core.stored_message import Clock, check_version, corrupt
 from cluster.frames import pack_member, read_filter, read_member
 from cluster.membership import Member, State
 from cluster.outbox import FAMILY, Outbox
+from cluster.table_rows import forget_tables
 from cluster.turn import Turn
 from cluster.wire import FrameError, Reader, pack_bytes16
 
@@ -134,10 +136,12 @@ class MeshStore:
 def forget_cluster(batch: WriteBatch) -> None:
     """Make the store one that is a member of nothing: for a copy, which gets a store_id of its own.
 
-    Positions, interest and outboxes are between two stores, of which the copy is neither. Removed pairs stay removed.
+    Positions, interest and outboxes are between two stores, of which the copy is neither; tables are a store's own.
+    Removed pairs stay removed.
     """
     batch.delete_range(FAMILY, b"", b"\xff" * (STORE_ID_BYTES + 9))
     batch.delete("meta", KEY_CLUSTER_ID)
+    forget_tables(batch)
     for family, prefix in (("meta", KEY_MEMBER), ("meta", KEY_POSITION), ("registry", KEY_INTEREST)):
         batch.delete_range(family, prefix, _after(prefix))
 

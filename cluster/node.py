@@ -17,7 +17,7 @@ behind those that wait already; `thaw` once all are carried out.
 from collections import deque
 from typing import Final, final
 
-from broker.core.effects import Effects
+from broker.core.effects import Effects, InterestChange
 from broker.core.events import Event
 from broker.core.message import Message
 from broker.core.metrics import mesh_names, node_metrics
@@ -68,7 +68,8 @@ class NodeCore:
         self._frozen = False
         owner.ask_room(mesh.has_room)
         for topic_filter, persistent in owner.local_interest():
-            mesh.interest.change(topic_filter, True, persistent)
+            mesh.change_interest([InterestChange(topic_filter, True, persistent)])
+        mesh.own.restore(owner.local_rows)
         self._tell_readiness()
 
     def set_clock(self, now: float, utc_ms: int) -> None:
@@ -84,6 +85,7 @@ class NodeCore:
         self._now = now
         if not self._frozen:
             self.owner.begin(now)
+            self.mesh.begin()
 
     def receive_event(self, event: Event, now: float) -> None:
         """Take one event from a listener."""
@@ -190,6 +192,8 @@ class NodeCore:
         mesh = self.mesh
         now = self._now
         effects: Effects = self.owner.take_effects()
+        if effects.rows:
+            mesh.change_rows(effects.rows)
         if effects.interest:
             mesh.change_interest(effects.interest)
         for forward in effects.to_peers:

@@ -11,14 +11,18 @@ import math
 from dataclasses import dataclass
 from typing import Final, final
 
+from broker.core.rows import pack_interest
+from broker.core.storage import Storage
 from cluster.commands import Admit, ConnectPeer, DisconnectPeer, Revoke, SendControl
 from cluster.frames import MESH_VERSION_NEWEST, MESH_VERSION_OLDEST, Hello, pack_hello, pack_members
 from cluster.incoming_link import IncomingLink
-from cluster.interest import InterestTable
+from cluster.interest import PeerInterest
 from cluster.link import OutgoingLink, first_number
 from cluster.membership import Liveness, Member, Membership, State
 from cluster.mesh_store import MeshStore
+from cluster.peer_tables import PeerTables, Views
 from cluster.readiness import ALL, Readiness
+from cluster.registry import Registry
 from cluster.turn import Turn
 
 # A failure timeout has so many heartbeats.
@@ -59,7 +63,15 @@ class MemberView:
 class Peer:
     """Another member and everything between it and this node."""
 
-    def __init__(self, member: Member, outgoing: OutgoingLink, position: int, timeout_s: float, now: float) -> None:
+    def __init__(
+        self,
+        member: Member,
+        outgoing: OutgoingLink,
+        position: int,
+        tables: PeerTables,
+        timeout_s: float,
+        now: float,
+    ) -> None:
         self.name = member.name
         self.store_id = member.store_id
         self.address = member.address
@@ -70,12 +82,9 @@ class Peer:
         self.connection = b""
         self.session = 0
         self.running = False
-        # What the peer said last: its interest's (incarnation, version, checksum), and of this node's interest the
-        # version it knows plus one.
-        self.interest = (0, 0, 0)
-        self.knows_interest = 0
+        self.tables = tables
+        # What the peer said last of its link to this node.
         self.link_open = False
-        self.requested_at = -math.inf
         self.members_sent_at = -math.inf
         self.heartbeat_at = now
         self.starts_missed = 0
@@ -88,7 +97,14 @@ class Peers:
     """All peers. `all` is by node name and belongs to this class alone to change."""
 
     def __init__(
-        self, settings: MeshSettings, store: MeshStore, membership: Membership, interest: InterestTable, turn: Turn
+        self,
+        settings: MeshSettings,
+        storage: Storage,
+        store: MeshStore,
+        membership: Membership,
+        interest: PeerInterest,
+        registry: Registry,
+        turn: Turn,
     ) -> None:
         self.all: dict[str, Peer] = {}
         self.membership = membership
@@ -97,12 +113,16 @@ class Peers:
         self.readiness = Readiness(settings.readiness, settings.planned_restart_s, settings.failure_timeout_s)
         self.heartbeat_s = settings.failure_timeout_s / HEARTBEATS_PER_TIMEOUT
         self._failure_timeout_s = settings.failure_timeout_s
+        self._storage = storage
         self._spill_after_s = settings.spill_after_s
         self._outbox_bytes_max = settings.outbox_bytes_max
         # This node's first number in every stream; whoever makes this says which.
         self.first_number = first_number(0)
         self._store = store
+        self._views = Views(interest, registry)
         self._turn = turn
+        # What the store holds of members is read at the start alone; of one that comes later it holds nothing.
+        self._restoring = False
         # Links of members that are gone leave their counts here.
         self._link_counts: dict[str, int] = {}
 
@@ -113,11 +133,10 @@ class Peers:
                 self.membership.merge(member)
         for name, store_id in self._store.removed():
             self.membership.merge_removed(name, store_id)
-        for member in self.membership.others():
-            for topic_filter in self._store.interest(member.store_id):
-                self.interest.restore(member.name, topic_filter)
         self.cluster_id = self._store.cluster_id(fresh_cluster_id)
+        self._restoring = True
         self._update(now)
+        self._restoring = False
         self.update_readiness(now)
 
     def adopt(self, cluster_id: bytes) -> None:
@@ -182,9 +201,6 @@ class Peers:
                 MESH_VERSION_NEWEST,
                 automatic,
                 not self.membership.alone(),
-                self.interest.incarnation,
-                self.interest.version,
-                self.interest.checksum,
             )
         )
 
@@ -205,8 +221,7 @@ class Peers:
             self._turn.count("peers_died")
             self._tell_state(peer)
         self._turn.note(f"{peer.name} is {'running' if running else 'not running'}")
-        if self.interest.set_running(peer.name, running):
-            self._turn.routes_changed = True
+        self.interest.set_running(peer.name, running)
 
     def update_readiness(self, now: float) -> None:
         """Draw the conclusions of who runs for this node itself."""
@@ -219,17 +234,15 @@ class Peers:
             self._turn.note(self.readiness.reason or "this node is ready")
 
     def is_complete(self, name: str) -> bool:
-        """Say whether links are open both ways, and both sides know each other's wishes."""
+        """Say whether links are open both ways, and both sides know each other's tables."""
         peer = self.all.get(name)
-        if peer is None:
-            return False
-        incarnation, version, checksum = peer.interest
         return (
-            peer.running
+            peer is not None
+            and peer.running
             and peer.outgoing.open
             and peer.link_open
-            and peer.knows_interest > 0
-            and self.interest.current(name, incarnation, version, checksum)
+            and peer.tables.knows_ours()
+            and peer.tables.is_current()
         )
 
     def views(self) -> list[MemberView]:
@@ -273,6 +286,7 @@ class Peers:
             assert peer.store_id == self.membership.members[peer.name].store_id
             assert not peer.outgoing.open or peer.liveness.connected
             peer.outgoing.validate()
+            peer.tables.validate()
         self.readiness.validate()
 
     def _update(self, now: float) -> None:
@@ -285,11 +299,7 @@ class Peers:
         for name, member in others.items():
             peer = self.all.get(name)
             if peer is None:
-                outbox = self._store.outbox(member.store_id, self._outbox_bytes_max)
-                own_store_id = self.membership.own().store_id
-                outgoing = OutgoingLink(own_store_id, outbox, self.first_number, self._spill_after_s)
-                position = self._store.position(member.store_id)
-                self.all[name] = Peer(member, outgoing, position, self._failure_timeout_s, now)
+                self.all[name] = self._new(member, now)
                 self._turn.commands.append(Admit(name))
                 self._turn.commands.append(ConnectPeer(name, member.address))
             elif peer.address != member.address:
@@ -297,6 +307,16 @@ class Peers:
                 self.disconnected(peer, now)
                 self._turn.commands.append(ConnectPeer(name, member.address))
         self._store.put_members([member for member in self.members() if member.name != self.membership.name])
+
+    def _new(self, member: Member, now: float) -> Peer:
+        tables = PeerTables(member.name, member.store_id, self._storage, self._turn, self._views)
+        filters = self.interest.add_peer(member.name, member.store_id, self._restoring)
+        if self._restoring:
+            tables.restore(filters, pack_interest(True))
+        outbox = self._store.outbox(member.store_id, self._outbox_bytes_max)
+        outgoing = OutgoingLink(self.membership.own().store_id, outbox, self.first_number, self._spill_after_s)
+        position = self._store.position(member.store_id)
+        return Peer(member, outgoing, position, tables, self._failure_timeout_s, now)
 
     def _forget(self, peer: Peer) -> None:
         del self.all[peer.name]
@@ -314,9 +334,8 @@ class Peers:
             )
         _add_link_counts(self._link_counts, peer)
         self._turn.acknowledged.extend(peer.outgoing.take_tickets())
+        peer.tables.forget()
         self.interest.forget(peer.name)
-        self._turn.routes_changed = True
-        self._store.clear_interest(peer.store_id)
         self._turn.commands.append(Revoke(peer.name))
         self._turn.commands.append(DisconnectPeer(peer.name))
 

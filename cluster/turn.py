@@ -25,7 +25,7 @@ COUNTS: Final = (
     "hellos_refused",
     "frames_while_frozen",
     "peers_died",
-    "interest_requests",
+    "table_requests",
     "outbox_left",
 )
 

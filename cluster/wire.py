@@ -3,9 +3,9 @@
 Owns their packing and reading, and their bounds: a peer may be another program, and nothing it says is longer, larger
 or of another form than is stated here. It knows no frame; `frames` is made of it.
 
-Integers are big-endian; text and bytes16 are a u16 length and as many bytes; a number is a u64, at most NUMBER_MAX:
-what is counted on from here. A node name is name@host and an address host:port, as the configuration demands of them:
-what they are used for (keys that are admitted, connections, texts) relies on it.
+Integers are big-endian; text and bytes16 are a u16 length and as many bytes, a bytes32 a u32 length and as many; a
+number is a u64, at most NUMBER_MAX: what is counted on from here. A node name is name@host and an address host:port, as
+the configuration demands of them: what they are used for (keys that are admitted, connections, texts) relies on it.
 """
 
 from typing import Final, final
@@ -57,6 +57,10 @@ class Reader:
     def bytes16(self) -> bytes:
         """Read a u16 length and as many bytes."""
         return self.take(self.u16())
+
+    def bytes32(self) -> bytes:
+        """Read a u32 length and as many bytes."""
+        return self.take(self.u32())
 
     def text(self) -> str:
         """Read a u16 length and as many bytes of UTF-8."""
@@ -120,6 +124,11 @@ def pack_u64(value: int) -> bytes:
 def pack_bytes16(value: bytes) -> bytes:
     """Pack a u16 length and as many bytes."""
     return pack_u16(len(value)) + value
+
+
+def pack_bytes32(value: bytes) -> bytes:
+    """Pack a u32 length and as many bytes."""
+    return pack_u32(len(value)) + value
 
 
 def pack_text(value: str) -> bytes:

@@ -8,6 +8,7 @@ from typing import Final, final
 
 from broker.core.message import Message
 from broker.core.owner_records import OwnerBatch
+from broker.core.rows import RowChange
 from broker.core.storage import WriteBatch
 
 # No connection has this number.
@@ -64,12 +65,16 @@ class InterestChange:
 
 @final
 class Effects:
-    """One turn's duties: commit `writes`, tell the peers, then the listeners (index -> records)."""
+    """One turn's duties: commit `writes` with what `rows` adds to them, tell the peers, then the listeners.
 
-    __slots__ = ("interest", "to_listeners", "to_peers", "writes")
+    `to_listeners` is by their index.
+    """
+
+    __slots__ = ("interest", "rows", "to_listeners", "to_peers", "writes")
 
     def __init__(self) -> None:
         self.writes = WriteBatch()
+        self.rows: list[RowChange] = []
         self.interest: list[InterestChange] = []
         self.to_peers: list[Forward] = []
         self.to_listeners: dict[int, OwnerBatch] = {}

@@ -1,44 +1,48 @@
-"""Epochs: which of two homes of a client id is the later one.
+"""Epochs: which of several homes of one client id is the newest.
 
-Every registration of a client id at another node raises the counter; two that raised it at the same time without
-hearing of each other differ by the hybrid time in ms and, at last, by the store of the home. So epochs are totally
-ordered, and every node agrees on the later one.
+Owns their order and their packed form. It knows nothing of who raises one.
+
+An epoch is (counter, stamp, store_id): each registration takes a counter above that of the highest epoch it heard of.
+Two that heard of the same one, in two halves of a divided cluster, have the same counter; then the later stamp of the
+hybrid clock decides, then the store_id. So any two nodes that know of the same epochs choose the same home.
+
+Packed, epochs are compared as they are unpacked: where there are very many they stay packed.
 """
 
 import struct
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
-EPOCH_BYTES: Final = 28
-_EPOCH: Final = struct.Struct(">IQ16s")
+# A stamp is UTC milliseconds with so many bits of a logical count below.
+STAMP_LOGICAL_BITS: Final = 16
+EPOCH_BYTES: Final = 32
+_EPOCH: Final = struct.Struct(">QQ16s")
 
 
-@dataclass(slots=True, frozen=True)
-class Epoch:
-    """When a session came to its home: the count of homes, hybrid UTC time in ms, the home's store_id (16 bytes)."""
+class Epoch(NamedTuple):
+    """One registration of a client id; `store_id` is its home's. Compares as it orders."""
 
     counter: int
-    hlc: int
+    stamp: int
     store_id: bytes
 
-    def is_after(self, other: "Epoch") -> bool:
-        """Say whether this is later than another."""
-        if self.counter != other.counter:
-            return self.counter > other.counter
-        if self.hlc != other.hlc:
-            return self.hlc > other.hlc
-        return self.store_id > other.store_id
 
-    def pack(self) -> bytes:
-        """Return EPOCH_BYTES."""
-        return _EPOCH.pack(self.counter, self.hlc, self.store_id)
-
-
-# What a record without an epoch has: it is before those of all that have one.
+# Below every other: the client id has no home that is known.
+NO_EPOCH: Final = Epoch(0, 0, bytes(16))
+# What a stored session without an epoch has: it is before all of the same counter that have one.
 FIRST_EPOCH: Final = Epoch(1, 0, bytes(16))
 
 
+def first_epoch(utc_ms: int, store_id: bytes) -> Epoch:
+    """Return the epoch of a client id's first session, which began at that time."""
+    return Epoch(FIRST_EPOCH.counter, utc_ms << STAMP_LOGICAL_BITS, store_id)
+
+
+def pack_epoch(epoch: Epoch) -> bytes:
+    """Pack an epoch: u64 counter, u64 stamp, 16 bytes store_id."""
+    return _EPOCH.pack(epoch.counter, epoch.stamp, epoch.store_id)
+
+
 def unpack_epoch(data: bytes, pos: int) -> Epoch:
-    """Return the epoch at data[pos:]; struct.error if it ends too early."""
-    counter, hlc, store_id = _EPOCH.unpack_from(data, pos)
-    return Epoch(counter, hlc, store_id)
+    """Return the epoch that is packed at data[pos:]; struct.error if it ends too early."""
+    counter, stamp, store_id = _EPOCH.unpack_from(data, pos)
+    return Epoch(counter, stamp, store_id)

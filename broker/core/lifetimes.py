@@ -14,9 +14,11 @@ import math
 from typing import Final, final
 
 from broker.core.dispatch import Dispatcher
+from broker.core.epoch import FIRST_EPOCH, first_epoch
 from broker.core.events import NEVER_EXPIRES_S, Attach
 from broker.core.publishing import Publishing
 from broker.core.session import Session
+from broker.core.session_rows import SessionRows
 from broker.core.session_store import SessionStore
 from broker.core.settings import OwnerSettings
 from broker.core.subscribing import Subscribing
@@ -34,15 +36,19 @@ class Lifetimes:
         settings: OwnerSettings,
         store: SessionStore,
         subscribing: Subscribing,
+        rows: SessionRows,
         dispatcher: Dispatcher,
         publishing: Publishing,
         wills: Wills,
+        store_id: bytes,
     ) -> None:
         self.sessions: dict[str, Session] = {}
         self._settings = settings
         self._counters = dispatcher.counters
         self._store = store
         self._subscribing = subscribing
+        self._rows = rows
+        self._store_id = store_id
         self._dispatcher = dispatcher
         self._publishing = publishing
         self._wills = wills
@@ -53,6 +59,8 @@ class Lifetimes:
         self._counters.queue_initialized_from_storage += len(sessions)
         for session in sessions:
             self.sessions[session.client_id] = session
+            if session.epoch == FIRST_EPOCH:
+                session.epoch = first_epoch(0, self._store_id)
             if session.expiry_s == 0:
                 # It was to end with a connection that is gone.
                 self.end(session, now, will_waits=True)
@@ -62,12 +70,13 @@ class Lifetimes:
             else:
                 self._schedule(session)
 
-    def begin(self, event: Attach) -> Session:
+    def begin(self, event: Attach, now: float) -> Session:
         """Begin a session for a client id that has none [MQTT-3.1.2-6]."""
         number = self._store.take_number()
         session = Session(
             number, event.client_id, event.user_name, event.session_expiry_s, 0, self._settings.queue_lifo
         )
+        session.epoch = first_epoch(self._store.clock.to_utc_ms(now), self._store_id)
         self.sessions[event.client_id] = session
         self._counters.queue_setup += 1
         return session
@@ -144,6 +153,7 @@ class Lifetimes:
         """End a session and publish its will, unless that is to wait for the client all the same."""
         del self.sessions[session.client_id]
         self._counters.queue_teardown += 1
+        self._rows.ended(session)
         self._subscribing.end_session(session, now)
         self._dispatcher.session_ended(session, now)
         if session.persistent:

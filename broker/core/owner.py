@@ -16,7 +16,7 @@ session that waits has a reason to.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final, final
 
 from broker.core.counters import ListenerTotals
@@ -52,6 +52,7 @@ from broker.core.publishing import Publishing
 from broker.core.retained import RetainedStore
 from broker.core.routes import Interest, Routes
 from broker.core.session import Attachment, Session
+from broker.core.session_rows import SessionRows
 from broker.core.session_store import SessionStore
 from broker.core.settings import OwnerSettings
 from broker.core.storage import Storage
@@ -78,7 +79,8 @@ class QueueOwner:
         self._store = SessionStore(storage)
         self._routes = Routes(interest)
         self._dispatcher = Dispatcher(settings, self._store, self.retained)
-        self._subscribing = Subscribing(settings, self._store, self._routes, self._dispatcher)
+        self._rows = SessionRows()
+        self._subscribing = Subscribing(settings, self._store, self._routes, self._rows, self._dispatcher)
         self._publishing = Publishing(
             settings, self._store, self._routes, self._dispatcher, self.retained, store_id, incarnation
         )
@@ -86,7 +88,14 @@ class QueueOwner:
         self.counters = self._dispatcher.counters
         self.totals = ListenerTotals()
         self._lifetimes = Lifetimes(
-            settings, self._store, self._subscribing, self._dispatcher, self._publishing, self._wills
+            settings,
+            self._store,
+            self._subscribing,
+            self._rows,
+            self._dispatcher,
+            self._publishing,
+            self._wills,
+            store_id,
         )
         self._sessions = self._lifetimes.sessions
         self.transfers = Transfers(
@@ -203,6 +212,10 @@ class QueueOwner:
         """Return every (filter, persistent) that sessions of this node want."""
         return self._subscribing.wishes.snapshot()
 
+    def local_rows(self) -> Iterator[tuple[int, bytes, bytes]]:
+        """Iterate (table, row, value) of what the other nodes have to know of this node's sessions."""
+        return self._rows.snapshot(self._sessions.values())
+
     def depart(self, client_id: str, now: float) -> Departure | None:
         """Close the client's connection and freeze its session, which is another node's; None when there is none."""
         session = self._sessions.get(client_id)
@@ -259,6 +272,7 @@ class QueueOwner:
         """Return what has to be done, and begin a new turn."""
         effects = Effects()
         effects.writes = self._store.take_writes()
+        effects.rows, self._rows.changes = self._rows.changes, []
         effects.interest, self._subscribing.interest = self._subscribing.interest, []
         effects.to_peers, self._publishing.forwards = self._publishing.forwards, []
         for outlet in self._outlets.values():
@@ -315,7 +329,7 @@ class QueueOwner:
         self._wills.discard(event.client_id)
         present = session is not None
         if session is None:
-            session = self._lifetimes.begin(event)
+            session = self._lifetimes.begin(event, now)
         attachment = Attachment(event.connection, outlet, session, event.version, event.packet_bytes_max)
         session.attach(attachment)
         session.user_name = event.user_name
@@ -325,6 +339,7 @@ class QueueOwner:
         session.inflight.ahead = self._ahead(session.inflight.window)
         self._attachments[event.connection] = attachment
         self._lifetimes.set_expiry(session, event.session_expiry_s)
+        self._rows.tell(session)
         if event.will is not None:
             # [MQTT-3.1.2-7] [MQTT311-3.1.2-8] [MQTT311-3.1.2-12] No connection has another one's will.
             self._wills.leave(event.client_id, event.user_name, event.will)
@@ -373,6 +388,7 @@ class QueueOwner:
             self.counters.drop("offline_qos0", dropped)
         if session_expiry_s >= 0 and session_expiry_s != session.expiry_s:
             self._lifetimes.set_expiry(session, session_expiry_s)
+            self._rows.tell(session)
         self._execute_will(session, reason, now)
         if session.expiry_s == 0:
             self._lifetimes.end(session, now, will_waits=reason == Reason.SERVER_SHUTTING_DOWN)

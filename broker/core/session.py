@@ -19,7 +19,7 @@ from typing import final
 from broker.core.arrival import Arrival
 from broker.core.delivery_queue import DeliveryQueue
 from broker.core.effects import Ticket
-from broker.core.epoch import FIRST_EPOCH, Epoch
+from broker.core.epoch import FIRST_EPOCH
 from broker.core.fifo import Fifo
 from broker.core.inflight import Inflight
 from broker.core.outlet import Outlet
@@ -66,6 +66,7 @@ class Session:
         "replays",
         "scheduled_at",
         "subscriptions",
+        "told",
         "user_name",
     )
 
@@ -76,6 +77,9 @@ class Session:
         self.client_id = client_id
         self.user_name = user_name
         self.expiry_s = expiry_s
+        # When it came to this node, and the value of its row that the other nodes were told, b"" before the first.
+        self.epoch = FIRST_EPOCH
+        self.told: bytes = b""
         self.expires_at: float = 0.0
         # When the owner looks at it next for that; 0.0 for not at all.
         self.scheduled_at: float = 0.0

@@ -4,7 +4,7 @@ It owns the layout of the families `session`, `queue` and `message`, and the tur
 reads through Storage; when something is written is the owner's decision.
 
     session  session u64                  version u8, flags u8 (1 user name), expiry u32, deadline u64,
-                                          client id str, user name str
+                                          epoch (32 bytes), client id str, user name str; version 1 has no epoch
     session  session u64, "/", filter     version u8, options u8, identifier u32
     session  session u64, "i", id u16     version u8: a QoS 2 PUBLISH of the client that it has not released yet
     session  session u64, "d"             version u8: the session goes to another node
@@ -27,6 +27,7 @@ from typing import Final, final
 
 from broker.core.arrival import unpack_arrival
 from broker.core.delivery_queue import DeliveryQueue
+from broker.core.epoch import EPOCH_BYTES, FIRST_EPOCH, pack_epoch, unpack_epoch
 from broker.core.message import NO_MESSAGE, Delivery
 from broker.core.session import Session
 from broker.core.shared import SharedGroup
@@ -46,6 +47,8 @@ from broker.core.subscription import QOS_MASK, Subscription, subscription
 from broker.mqtt.topics import shared_group
 
 VALUE_VERSION: Final = 1
+# Of a session without its parts.
+SESSION_VERSION: Final = 2
 # Of a packet id that an earlier program wrote: other nodes, which have to have the message, may not have it.
 _UNDER_WAY: Final = 2
 INLINE_BYTES_MAX: Final = 512
@@ -115,12 +118,12 @@ class SessionStore:
     def put_session(self, session: Session) -> None:
         """Write the session without its subscriptions and queue [MQTT-3.1.2-23] [MQTT311-4.1.0-1]."""
         head = _SESSION.pack(
-            VALUE_VERSION,
+            SESSION_VERSION,
             0 if session.user_name is None else 1,
             session.expiry_s,
             self.clock.to_utc_ms(session.expires_at),
         )
-        value = head + string(session.client_id) + string(session.user_name or "")
+        value = head + pack_epoch(session.epoch) + string(session.client_id) + string(session.user_name or "")
         self.writes.put("session", _number(session.number), value)
 
     def delete_session(self, session: Session) -> None:
@@ -399,7 +402,8 @@ class SessionStore:
         lifo: bool,
     ) -> None:
         is_incoming = key[8:9] == b"i"
-        check_version(value, _UNDER_WAY if is_incoming else VALUE_VERSION, "session")
+        newest = SESSION_VERSION if len(key) == 8 else _UNDER_WAY if is_incoming else VALUE_VERSION
+        check_version(value, newest, "session")
         self.last_number = int.from_bytes(key[:8], "big")
         if len(key) == 8:
             sessions[key] = self._unpack_session(key, value, window, lifo)
@@ -494,8 +498,13 @@ class SessionStore:
         self._storage.commit(batch)
 
     def _unpack_session(self, key: bytes, value: bytes, window: int, lifo: bool) -> Session:
-        _version, flags, expiry_s, deadline_ms = _SESSION.unpack_from(value)
-        client_id, pos = unpack_string(value, _SESSION.size)
+        version, flags, expiry_s, deadline_ms = _SESSION.unpack_from(value)
+        pos: int = _SESSION.size
+        epoch = FIRST_EPOCH
+        if version > 1:
+            epoch = unpack_epoch(value, pos)
+            pos += EPOCH_BYTES
+        client_id, pos = unpack_string(value, pos)
         user_name, pos = unpack_string(value, pos)
         session = Session(
             int.from_bytes(key, "big"),
@@ -506,6 +515,7 @@ class SessionStore:
             lifo,
         )
         session.persistent = True
+        session.epoch = epoch
         session.expires_at = self.clock.to_monotonic(deadline_ms)
         return session
 

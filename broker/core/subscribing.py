@@ -11,6 +11,7 @@ from broker.core.effects import InterestChange
 from broker.core.events import SubscribeReceived, UnsubscribeReceived
 from broker.core.routes import Routes
 from broker.core.session import Attachment, Session
+from broker.core.session_rows import SessionRows
 from broker.core.session_store import SessionStore
 from broker.core.settings import OwnerSettings
 from broker.core.shared import SharedGroup
@@ -35,6 +36,7 @@ class Subscribing:
         settings: OwnerSettings,
         store: SessionStore,
         routes: Routes,
+        rows: SessionRows,
         dispatcher: Dispatcher,
     ) -> None:
         # What the other nodes have to hear; the owner takes it.
@@ -44,6 +46,7 @@ class Subscribing:
         self._settings = settings
         self._store = store
         self._routes = routes
+        self._rows = rows
         self._dispatcher = dispatcher
 
     def subscribe(self, attachment: Attachment, event: SubscribeReceived, now: float) -> None:
@@ -86,14 +89,15 @@ class Subscribing:
 
     def _set(self, session: Session, topic_filter: bytes, wanted: Subscription, now: float) -> bool:
         """Make or replace a subscription [MQTT-3.8.4-3] [MQTT311-3.8.4-3]; true when it is new."""
-        new = topic_filter not in session.subscriptions
+        before = session.subscriptions.get(topic_filter)
         session.subscriptions[topic_filter] = wanted
+        self._rows.subscribed(session, topic_filter, before, wanted)
         if session.persistent:
             self._store.put_subscription(session, topic_filter, wanted)
         self._route(session, topic_filter, wanted)
         if topic_filter.startswith(SHARE_PREFIX) and session.attachment is not None:
             self._dispatcher.drain(session.attachment, now)
-        return new
+        return before is None
 
     def _route(self, session: Session, topic_filter: bytes, wanted: Subscription) -> None:
         if not topic_filter.startswith(SHARE_PREFIX):
@@ -123,7 +127,7 @@ class Subscribing:
                 reasons.append(Reason.NO_SUBSCRIPTION_EXISTED)
                 continue
             reasons.append(_SUCCESS)
-            del session.subscriptions[topic_filter]
+            self._rows.unsubscribed(session, topic_filter, session.subscriptions.pop(topic_filter))
             session.end_replay(topic_filter)
             self._unroute(session, topic_filter, now)
             if session.persistent:

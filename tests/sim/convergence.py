@@ -7,9 +7,8 @@ from collections import Counter
 
 from broker.core.owner import QueueOwner
 from broker.core.routes import NoInterest
-from cluster.interest import wish_hash
+from broker.core.rows import RowKind, Table, row_subject, unpack_interest
 
-MASK = (1 << 64) - 1
 # A queue record's flags for a body of its own, and for a released delivery that has none.
 APART_MASK = 8 | 16
 
@@ -31,21 +30,44 @@ def membership_converged(world):
 def interest_converged(world):
     """Return "" if every node knows exactly what every other wants, else what is wrong."""
     for node in world.nodes.values():
-        wishes = node.core.owner.local_interest()
-        own = node.core.mesh.interest
-        checksum = sum(wish_hash(topic_filter, persistent) for topic_filter, persistent in wishes) & MASK
-        if own.checksum != checksum:
+        wishes = dict(node.core.owner.local_interest())
+        rows = node.core.mesh.own.all[Table.PASSING].rows.scan()
+        told = {row_subject(row): unpack_interest(value) for _, row, value in rows if row[0] == RowKind.INTEREST}
+        if told != wishes:
             return f"{node.name} tells others something else than it wants"
-        stored = sorted(topic_filter for topic_filter, persistent in wishes if persistent)
+        stored = sorted(topic_filter for topic_filter, persistent in wishes.items() if persistent)
         for other in world.nodes.values():
-            if other is node:
-                continue
-            table = other.core.mesh.interest
-            if not table.current(node.name, own.incarnation, own.version, own.checksum):
-                return f"{other.name} does not know what {node.name} wants"
-            if sorted(table.persistent_filters(node.name)) != stored:
+            if other is not node and sorted(other.core.mesh.interest.persistent_filters(node.name)) != stored:
                 return f"{other.name} has other persistent filters of {node.name} than that has"
     return ""
+
+
+def tables_converged(world):
+    """Return "" if every node holds exactly the tables of every other, else what is wrong."""
+    for node in world.nodes.values():
+        for number, own in node.core.mesh.own.all.items():
+            for other in world.nodes.values():
+                if other is node:
+                    continue
+                peer = other.core.mesh.peers.get(node.name)
+                if peer is None or not peer.tables.replicas[number].is_at(own.position()):
+                    return f"{other.name} does not know table {number} of {node.name}"
+    registries = {frozenset(node.core.mesh.registry.rows()) for node in world.nodes.values()}
+    return "" if len(registries) == 1 else "the nodes know different homes of client ids"
+
+
+def check_tables(world, node):
+    """What is told of sessions is what they are, and the sums of all tables are those of their rows."""
+    told = {}
+    for number, own in node.core.mesh.own.all.items():
+        own.validate_rows()
+        of_sessions = (RowKind.SESSION, RowKind.SUBSCRIPTION)
+        told.update({(number, row): value for _, row, value in own.rows.scan() if row[0] in of_sessions})
+    found = {(table, row): value for table, row, value in node.core.owner.local_rows()}
+    world.check(told == found, f"{node.name} tells others something else of its sessions than is so")
+    for peer in node.core.mesh.peers.values():
+        for replica in peer.tables.replicas.values():
+            replica.validate_rows()
 
 
 def links_idle(world):

@@ -11,13 +11,14 @@ from world import AFTER_COMMIT
 from broker.core.events import CONNECTION_LOST
 from broker.core.netsplit_gate import NetsplitGate
 from broker.core.owner import QueueOwner
+from broker.core.rows import BUCKETS
 from broker.core.session_store import SessionStore
 from broker.core.shared_dispatch import SharedDispatcher
 from broker.core.storage import DELETE, PUT, WriteBatch
 from cluster.frames import FrameType
 from cluster.incoming_link import IncomingLink
-from cluster.interest import InterestTable
 from cluster.link import OutgoingLink
+from cluster.tables import Replica
 
 SEEDS = range(40)
 
@@ -163,27 +164,27 @@ def test_a_receiver_that_takes_what_follows_a_hole_is_caught(monkeypatch):
 
 def lose_some_interest(world):
     def lost(frame):
-        return len(frame) > 1 and frame[1] == FrameType.INTEREST_DELTA and world.rng.random() < 0.3
+        return len(frame) > 1 and frame[1] == FrameType.TABLE_DELTA and world.rng.random() < 0.3
 
     world.network.lose_frame = lost
 
 
 @interpreted
 def test_interest_that_is_lost_and_never_repaired_is_caught(monkeypatch):
-    current = InterestTable.current
+    hear = Replica.hear
 
-    def never_wrong(self, node, incarnation, version, checksum):
-        known, _ = self.known_version(node)
-        return known == incarnation or current(self, node, incarnation, version, checksum)
+    def never_wrong(self, position):
+        return (self.fresh == BUCKETS and self.generation == position.generation) or hear(self, position)
 
-    receive_delta = InterestTable.receive_delta
+    receive_delta = Replica.receive_delta
 
-    def no_hole(self, node, delta):
-        receive_delta(self, node, delta)
-        return True
+    def no_hole(self, delta):
+        if self.fresh == BUCKETS and self.generation == delta.generation:
+            self.version = delta.version - 1
+        return receive_delta(self, delta)
 
-    monkeypatch.setattr(InterestTable, "current", never_wrong)
-    monkeypatch.setattr(InterestTable, "receive_delta", no_hole)
+    monkeypatch.setattr(Replica, "hear", never_wrong)
+    monkeypatch.setattr(Replica, "receive_delta", no_hole)
     caught(lose_some_interest)
 
 

@@ -293,6 +293,7 @@ class Workload:
             convergence.membership_converged(world)
             or convergence.clients_idle(world, self.clients)
             or convergence.interest_converged(world)
+            or convergence.tables_converged(world)
             or convergence.links_idle(world)
             or convergence.online_queues_empty(world)
         )
@@ -308,6 +309,7 @@ class Workload:
         for node in self.world.nodes.values():
             node.core.validate()
             convergence.check_store(self.world, node)
+            convergence.check_tables(self.world, node)
 
     def _restart(self):
         world = self.world

@@ -17,6 +17,7 @@ from broker.core.listener_records import LISTENER_HEADER_BYTES, ListenerHeader, 
 from broker.core.owner import QueueOwner
 from broker.core.owner_records import owner_frame
 from broker.core.routes import Interest, NoInterest
+from broker.core.rows import RowChange, row_hash
 from broker.core.settings import OwnerSettings
 from broker.core.storage import MemoryStorage
 from broker.mqtt.codec import decode, encode, split
@@ -186,6 +187,8 @@ class Node:
         self.interest = interest or NoInterest()
         self.owner = QueueOwner(self.settings, self.storage, self.interest, store_id, incarnation)
         self.owner.recover(now, utc_ms)
+        # What the other nodes know of this one's sessions: (table, row) -> value.
+        self.rows = {(table, row): value for table, row, value in self.owner.local_rows()}
         self.turns: list[Effects] = []
         self.forwards: list[Forward] = []
         self.interest_changes: list[InterestChange] = []
@@ -279,7 +282,7 @@ class Node:
 
     def turn(self) -> bool:
         """Carry out what the owner decided; true when it was anything."""
-        effects = self.owner.take_effects()
+        effects = self.take_effects()
         self.owner.validate()
         self.storage.commit(effects.writes)
         self.forwards.extend(effects.to_peers)
@@ -295,6 +298,25 @@ class Node:
         if busy:
             self.turns.append(effects)
         return busy or self.owner.next_deadline() == 0.0
+
+    def change_rows(self, changes: list[RowChange]) -> None:
+        """Apply what the other nodes hear; each change has to say rightly what was there before."""
+        for change in changes:
+            before = self.rows.pop((change.table, change.row), None)
+            assert change.was == (0 if before is None else row_hash(change.row, before)), change.row
+            if change.value is not None:
+                self.rows[change.table, change.row] = change.value
+
+    def take_effects(self) -> Effects:
+        """What the owner decided, for a test to look at."""
+        effects = self.owner.take_effects()
+        self.change_rows(effects.rows)
+        return effects
+
+    def told_rows(self) -> dict[tuple[int, bytes], bytes]:
+        """What the other nodes know of the sessions."""
+        self.take_effects()
+        return dict(self.rows)
 
     def release_credit(self, index: int) -> None:
         """A listener that was stuck gets on with its work."""
@@ -357,8 +379,10 @@ class Node:
         return [key for key, _ in self.storage.scan(family, b"", b"")]
 
     def validate(self) -> None:
-        """The owner's invariants, and that store and memory agree."""
+        """The owner's invariants, and that store and memory agree, and what the other nodes know."""
         self.owner.validate()
+        told = self.told_rows()
+        assert told == {(table, row): value for table, row, value in self.owner.local_rows()}
         sessions = {key[:8] for key in self.stored("session") if len(key) == 8}
         parts = {key[:8] for key in self.stored("session") if key[8:9] in (b"/", b"i")}
         assert parts <= sessions, "a subscription of no session"

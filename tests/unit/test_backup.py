@@ -17,6 +17,7 @@ from broker.runtime.backup import BackupError, backup, restore
 from broker.runtime.rocks_storage import OpenedStore, RocksStorage, open_store
 from broker.runtime.run_dir import RunDir
 from cluster.mesh_store import KEY_CLUSTER_ID, KEY_INTEREST, KEY_MEMBER, KEY_POSITION, KEY_REMOVED
+from cluster.table_rows import KEY_TABLE
 
 ROWS = {
     ("session", b"\0\0\0\0\0\0\0\1"): b"\1session",
@@ -29,6 +30,7 @@ CLUSTER_ROWS = {
     ("meta", KEY_MEMBER + b"node2@h"): b"\1member",
     ("meta", KEY_POSITION + bytes(16)): b"\1position",
     ("registry", KEY_INTEREST + bytes(16) + b"a/#"): b"\1",
+    ("registry", KEY_TABLE + bytes(16) + b"\2\0\0\2\0\1c"): b"\1row",
 }
 
 

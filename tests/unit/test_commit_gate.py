@@ -172,6 +172,12 @@ class GatedNode(Node):
         self.gate.receive(ListenerStarted(index, self.generations[index]), self.now)
         self.settle()
 
+    def told_rows(self) -> dict[tuple[int, bytes], bytes]:
+        tables = self.mesh.own.all
+        return {
+            (number, row): value for number in tables for _, row, value in tables[number].rows.scan() if row[0] != 1
+        }
+
     def validate(self) -> None:
         """And every connection of the owner is one of a listener."""
         super().validate()

@@ -6,25 +6,69 @@ import pytest
 import recorded_frames
 from librt.strings import BytesWriter
 
+from broker.core.epoch import Epoch, pack_epoch
 from broker.core.message import Message
-from cluster import forwards, frames
+from broker.core.rows import (
+    RowKind,
+    SessionRow,
+    pack_ended,
+    pack_interest,
+    pack_row,
+    pack_session,
+    pack_subscription,
+)
+from cluster import forwards, frames, table_frames
 from cluster.forwards import Forwards, Mark
 from cluster.membership import Member, State
 from cluster.wire import FrameError, Reader
 
 STORE = bytes(range(16))
 OTHER = bytes(range(16, 32))
-HELLO = frames.Hello(
-    "nöde1@a", STORE, 1 << 20, 7 << 32 | 1, 99, b"c" * 16, "10.0.0.1:44053", 1, 3, True, False, 7, 2**64 - 1, 5
-)
+HELLO = frames.Hello("nöde1@a", STORE, 1 << 20, 7 << 32 | 1, 99, b"c" * 16, "10.0.0.1:44053", 1, 3, True, False)
 MEMBERS = [
     Member("a@a", STORE, 2**63 - 1, "10.0.0.1:1", State.ALIVE),
     Member("b@b", OTHER, 3, "[::1]:2", State.LEAVING),
 ]
 REMOVED = [("x@x", OTHER)]
-HEARTBEAT = frames.Heartbeat(1, 2, 2**64 - 1, 4, 5, 6, 7, 8, 9, True)
-WISHES = [frames.pack_wish(b"a/#", True, True), frames.pack_wish("ü/+".encode(), False, False)]
-UNPACKED_WISHES = [frames.Wish(b"a/#", True, True), frames.Wish("ü/+".encode(), False, False)]
+POSITIONS = [frames.TablePosition(1, 4, 5, 2**64 - 1, 0), frames.TablePosition(2, 2**64 - 1, 6, 7, 8)]
+HEARTBEAT = frames.Heartbeat(1, 2, 2**64 - 1, 8, 9, True, POSITIONS)
+EPOCH = Epoch(2, 2**40, OTHER)
+INTEREST = (pack_row(RowKind.INTEREST, "ü/+".encode()), pack_interest(True))
+ENTRIES = [
+    INTEREST,
+    (pack_row(RowKind.SESSION, b"client"), pack_session(SessionRow(EPOCH, True, 60, "ü"))),
+    (pack_row(RowKind.SUBSCRIPTION, b"client", b"a/#"), pack_subscription(9, 268_435_455)),
+    (pack_row(RowKind.ENDED, b"client"), pack_ended(pack_epoch(EPOCH))),
+    (pack_row(200, b"subject", b"key"), b"of a newer program"),
+]
+CHANGES = [
+    table_frames.Change(INTEREST[0], 0, INTEREST[1]),
+    table_frames.Change(ENTRIES[1][0], 2**64 - 1, ENTRIES[1][1]),
+    table_frames.Change(ENTRIES[2][0], 7, None),
+]
+DELTA = table_frames.TableDelta(1, 2**64 - 1, 2, CHANGES)
+REQUEST = table_frames.TableRequest(2, 7, 1022, [2**64 - 1, 3])
+ROWS = table_frames.TableRows(
+    3, 7, 1, [table_frames.Piece(5, False, True, ENTRIES[:2]), table_frames.Piece(1023, True, False, ENTRIES[2:])]
+)
+DONE = table_frames.TableDone(2, 7, 2, 2**64 - 1, 5, 1024)
+
+
+def pack_rows(rows):
+    """Pack a TABLE_ROWS frame as an owner does."""
+    pieces = [
+        table_frames.pack_piece(
+            piece.bucket, piece.first, piece.last, [table_frames.pack_entry(row, value) for row, value in piece.rows]
+        )
+        for piece in rows.pieces
+    ]
+    return table_frames.pack_table_rows(rows.table, rows.round, rows.part, pieces)
+
+
+def pack_delta(delta):
+    changes = [table_frames.pack_change(change.row, change.was, change.value) for change in delta.changes]
+    return table_frames.pack_table_delta(delta.table, delta.generation, delta.version, changes)
+
 
 TABLE = [
     (frames.pack_hello(HELLO), frames.unpack_hello, HELLO),
@@ -40,18 +84,12 @@ TABLE = [
     ),
     (frames.pack_members(MEMBERS, REMOVED), frames.unpack_members, frames.Members(MEMBERS, REMOVED)),
     (frames.pack_heartbeat(HEARTBEAT), frames.unpack_heartbeat, HEARTBEAT),
-    (
-        frames.pack_interest_delta(1, 2, WISHES),
-        frames.unpack_interest_delta,
-        frames.InterestDelta(1, 2, UNPACKED_WISHES),
-    ),
-    (
-        frames.pack_interest_snapshot(1, 2, 3, True, WISHES),
-        frames.unpack_interest_snapshot,
-        frames.InterestSnapshot(1, 2, 3, True, UNPACKED_WISHES),
-    ),
     (frames.pack_positions(2**64 - 1, 5), frames.unpack_position, frames.Position(2**64 - 1, 5)),
     (frames.pack_link_ack(1, 5), frames.unpack_position, frames.Position(1, 5)),
+    (pack_delta(DELTA), table_frames.unpack_table_delta, DELTA),
+    (table_frames.pack_table_request(REQUEST), table_frames.unpack_table_request, REQUEST),
+    (pack_rows(ROWS), table_frames.unpack_table_rows, ROWS),
+    (table_frames.pack_table_done(DONE), table_frames.unpack_table_done, DONE),
 ]
 # Their recordings stand in the order of this table.
 
@@ -87,8 +125,8 @@ def test_numbers_that_could_not_be_counted_on_are_refused():
             frames.unpack_hello: HELLO.incarnation,
             frames.unpack_members: 2**63 - 1,
             frames.unpack_welcome: 2**63 - 1,
-            frames.unpack_interest_delta: 2,
-            frames.unpack_interest_snapshot: 2,
+            table_frames.unpack_table_delta: 2,
+            table_frames.unpack_table_done: 5,
             frames.unpack_position: 5,
         }
         if unpack in numbers:
@@ -122,9 +160,41 @@ def test_what_is_no_address_is_refused(address):
 
 
 @pytest.mark.parametrize("topic_filter", [b"", b"a#", b"a/#/b", b"a\0", b"\xff"])
-def test_a_wish_for_what_is_no_filter_is_refused(topic_filter):
-    with pytest.raises(FrameError, match="no topic filter"):
-        frames.unpack_interest_delta(frames.pack_interest_delta(1, 1, [frames.pack_wish(topic_filter, True, True)]))
+def test_a_row_of_what_is_no_filter_is_refused(topic_filter):
+    for row, value in (
+        (pack_row(RowKind.INTEREST, topic_filter), INTEREST[1]),
+        (pack_row(RowKind.SUBSCRIPTION, b"c", topic_filter), ENTRIES[2][1]),
+    ):
+        with pytest.raises(FrameError, match="is no row"):
+            table_frames.check_row(row, value)
+        with pytest.raises(FrameError, match="is no row"):
+            table_frames.check_row(row, None)
+
+
+@pytest.mark.parametrize(("row", "value"), ENTRIES[:-1])
+def test_a_row_with_a_value_of_another_kind_is_refused(row, value):
+    for wrong in (b"", value[:-1], value + b"x", b"\x02" + value[1:]):
+        with pytest.raises(FrameError, match="is no row"):
+            table_frames.check_row(row, wrong)
+    for end in range(len(row)):
+        if end < 3 + row[2]:
+            with pytest.raises(FrameError, match="ends within its subject"):
+                table_frames.check_row(row[:end], value)
+
+
+def test_tables_and_buckets_that_are_not_there_are_refused():
+    for frame, unpack, at in (
+        (pack_delta(DELTA), table_frames.unpack_table_delta, 2),
+        (table_frames.pack_table_request(REQUEST), table_frames.unpack_table_request, 2),
+        (pack_rows(ROWS), table_frames.unpack_table_rows, 2),
+        (table_frames.pack_table_done(DONE), table_frames.unpack_table_done, 2),
+        (pack_rows(ROWS), table_frames.unpack_table_rows, 15),
+        (table_frames.pack_table_done(DONE), table_frames.unpack_table_done, -2),
+    ):
+        broken = bytearray(frame)
+        broken[at] = 0xEE
+        with pytest.raises(FrameError, match="there is no"):
+            unpack(bytes(broken))
 
 
 def test_a_message_without_a_topic_is_refused():

@@ -10,16 +10,27 @@ from mesh_network import TIMEOUT_S, Network, cluster, message, payloads
 
 from broker.core.effects import Ticket
 from broker.core.owner import QueueOwner
+from broker.core.rows import RowKind, pack_interest, pack_row
 from broker.core.settings import OwnerSettings
 from broker.core.storage import MemoryStorage, WriteBatch
 from cluster import commands as say
-from cluster import forwards, frames
+from cluster import forwards, frames, table_frames
 from cluster.admission import INVITATIONS_MAX
 from cluster.keys import JOIN
 from cluster.link import first_number
 from cluster.mesh import Mesh, MeshSettings
 from cluster.node import NodeCore
 from cluster.wire import NUMBER_MAX
+
+
+def wish(topic_filter):
+    """The row of a node's persistent wish, and its value."""
+    return pack_row(RowKind.INTEREST, topic_filter), pack_interest(True)
+
+
+def wish_delta(generation, version, topic_filter):
+    row, value = wish(topic_filter)
+    return table_frames.pack_table_delta(1, generation, version, [table_frames.pack_change(row, 0, value)])
 
 
 def test_a_join_ends_when_the_member_can_send_and_receive_everything():
@@ -88,7 +99,7 @@ def test_a_removed_pair_is_refused():
 
 def test_versions_too_far_apart_are_refused_with_a_text():
     network, nodes = cluster(count=2)
-    hello = frames.Hello("new@h", b"n" * 16, 1, 0, 0, b"x", "new@h:1", 7, 9, False, False, 1, 0, 0)
+    hello = frames.Hello("new@h", b"n" * 16, 1, 0, 0, b"x", "new@h:1", 7, 9, False, False)
     # Its frames have another version, too; a Hello can be read nevertheless.
     frame = b"\x07" + frames.pack_hello(hello)[1:]
     mesh = nodes[0].mesh
@@ -102,7 +113,7 @@ def test_the_join_key_carries_nothing_but_hello():
     mesh = nodes[0].mesh
     for frame in (
         frames.pack_members([], [("node2@h", nodes[1].store_id)]),
-        frames.pack_interest_delta(1, 1, [frames.pack_wish(b"#", True, True)]),
+        wish_delta(1, 1, b"#"),
         forwards.pack_forwards(1, 1, 0, 0, True, False, b""),
         b"\x01",
         b"",
@@ -117,9 +128,7 @@ def test_a_hello_under_another_members_key_is_refused():
     network, nodes = cluster()
     mesh = nodes[0].mesh
     before = mesh.peers["node3@h"].connection
-    hello = frames.Hello(
-        "node3@h", nodes[2].store_id, 99 << 20, 2**60, 0, mesh.cluster_id, "x:1", 1, 1, False, True, 1, 0, 0
-    )
+    hello = frames.Hello("node3@h", nodes[2].store_id, 99 << 20, 2**60, 0, mesh.cluster_id, "x:1", 1, 1, False, True)
     mesh.receive(say.FrameReceived("node2@h", b"evil", frames.pack_hello(hello)), network.now)
     assert mesh.peers["node3@h"].connection == before
     assert mesh.counters()["hellos_refused"] == 1
@@ -153,11 +162,12 @@ def every_frame(nodes):
     own = mesh.membership.own()
     members = [mesh.membership.members[name] for name in sorted(mesh.membership.members)]
     hello = frames.Hello(
-        own.name, own.store_id, own.incarnation, link.session, 1, mesh.cluster_id, "a:1", 1, 1, False, True, 1, 0, 0
+        own.name, own.store_id, own.incarnation, link.session, 1, mesh.cluster_id, "a:1", 1, 1, False, True
     )
     session = nodes[1].mesh.peers[own.name].outgoing.session
-    heartbeat = frames.Heartbeat(link.session, 2, 3, 1, 1, 5, 1, session, 1, True)
-    wishes = [frames.pack_wish(b"a/#", True, True), frames.pack_wish(b"b", False, False)]
+    tables = [frames.TablePosition(1, 1, 1, 5, 1), frames.TablePosition(2, 1, 1, 5, 1)]
+    heartbeat = frames.Heartbeat(link.session, 2, 3, session, 1, True, tables)
+    entry = table_frames.pack_entry(*wish(b"a/#"))
     writer = BytesWriter()
     for each in (message(), message(b"", 0, 0)):
         forwards.pack_message(writer, each, b"client", own.store_id, 0.0)
@@ -167,9 +177,10 @@ def every_frame(nodes):
         frames.pack_refused(frames.Refusal.FINAL, "no"),
         frames.pack_heartbeat(heartbeat),
         frames.pack_members(members, []),
-        frames.pack_interest_delta(1, 1, wishes),
-        frames.pack_interest_snapshot(1, 1, 0, True, wishes),
-        frames.pack_interest_request(),
+        wish_delta(1, 1, b"a/#"),
+        table_frames.pack_table_request(table_frames.TableRequest(1, 1, 1020, [0] * 4)),
+        table_frames.pack_table_rows(1, 1, 0, [table_frames.pack_piece(5, True, True, [entry])]),
+        table_frames.pack_table_done(table_frames.TableDone(1, 1, 1, 1, 1, 1024)),
         frames.pack_positions(heartbeat.your_session, 0),
         frames.pack_link_ack(heartbeat.your_session, 0),
         forwards.pack_forwards(link.session, 1, 2, 0, True, False, writer.getvalue()),
@@ -221,9 +232,10 @@ def test_the_largest_numbers_that_a_peer_may_say_can_be_counted_on():
     own = mesh.membership.own()
     rumour = frames.Member(own.name, own.store_id, largest, own.address, frames.State.DEAD)
     ours = peer.outgoing.session
+    tables = [frames.TablePosition(table, 2**64 - 1, largest, 0, 2**64 - 1) for table in (1, 2)]
     for frame in (
-        frames.pack_interest_snapshot(1, largest, 0, True, []),
-        frames.pack_heartbeat(frames.Heartbeat(2**64 - 1, 2**64 - 1, 2**64 - 1, 1, largest, 0, 0, ours, largest, True)),
+        frames.pack_heartbeat(frames.Heartbeat(2**64 - 1, 2**64 - 1, 2**64 - 1, ours, largest, True, tables)),
+        wish_delta(2**64 - 1, largest, b"a"),
         frames.pack_members([rumour], []),
         frames.pack_positions(ours, largest),
         forwards.pack_forwards(peer.incoming.session, largest, 0, 0, True, False, b""),
@@ -242,7 +254,7 @@ def test_the_largest_numbers_that_a_peer_may_say_can_be_counted_on():
 def test_a_node_that_calls_itself_join_can_not_take_the_join_key_away():
     network = Network()
     node = network.add("node1@h")
-    hello = frames.Hello("join", b"n" * 16, 1, 0, 0, b"x", "new@h:1", 1, 1, False, False, 1, 0, 0)
+    hello = frames.Hello("join", b"n" * 16, 1, 0, 0, b"x", "new@h:1", 1, 1, False, False)
     node.mesh.receive(say.FrameReceived(JOIN, b"join/node1@h/1/x", frames.pack_hello(hello)), network.now)
     assert node.mesh.counters()["frames_malformed"] == 1
     assert not node.mesh.flush(WriteBatch(), network.now)
@@ -252,7 +264,7 @@ def test_invitations_are_bounded():
     network = Network()
     node = network.add("node1@h")
     for number in range(INVITATIONS_MAX + 1):
-        hello = frames.Hello(f"n{number}@h", b"n" * 16, 1, 0, 0, b"x", "h:1", 1, 1, False, False, 1, 0, 0)
+        hello = frames.Hello(f"n{number}@h", b"n" * 16, 1, 0, 0, b"x", "h:1", 1, 1, False, False)
         node.mesh.receive(say.FrameReceived(JOIN, b"%d" % number, frames.pack_hello(hello)), network.now)
     replies = [each for each in node.mesh.flush(WriteBatch(), network.now) if isinstance(each, say.Reply)]
     assert [each.frame[1] for each in replies] == [frames.FrameType.WELCOME] * INVITATIONS_MAX + [
@@ -307,7 +319,7 @@ def test_messages_and_their_acknowledgements_make_nothing_due():
 def test_frames_of_an_old_connection_are_ignored():
     network, nodes = cluster()
     mesh = nodes[0].mesh
-    delta = frames.pack_interest_delta(1, 1, [frames.pack_wish(b"ghost", True, True)])
+    delta = wish_delta(1, 1, b"ghost")
     mesh.receive(say.FrameReceived("node2@h", b"an older one", delta), network.now)
     assert mesh.counters()["frames_of_old_connections"] == 1
     assert mesh.interest.match(b"ghost") == []
@@ -370,7 +382,7 @@ def test_two_operators_who_join_two_nodes_to_each_other_get_one_cluster():
 def test_an_invitation_that_nobody_takes_up_ends():
     network = Network()
     node = network.add("node1@h")
-    hello = frames.Hello("new@h", b"n" * 16, 1, 0, 0, b"x", "new@h:1", 1, 1, False, False, 1, 0, 0)
+    hello = frames.Hello("new@h", b"n" * 16, 1, 0, 0, b"x", "new@h:1", 1, 1, False, False)
     node.mesh.receive(say.FrameReceived(JOIN, b"join/node1@h/1/x", frames.pack_hello(hello)), network.now)
     network.run(1)
     assert "new@h" in node.admitted
@@ -475,7 +487,12 @@ def test_a_partition_heals_and_others_opinions_change_nothing():
 
 def test_interest_spreads_and_lost_frames_are_repaired():
     network, nodes = cluster()
-    drop = {frames.FrameType.INTEREST_DELTA, frames.FrameType.INTEREST_REQUEST}
+    drop = {
+        frames.FrameType.TABLE_DELTA,
+        frames.FrameType.TABLE_REQUEST,
+        frames.FrameType.TABLE_ROWS,
+        frames.FrameType.TABLE_DONE,
+    }
     network.lose = lambda command: (
         isinstance(command, say.SendControl) and command.frame[1] in drop and network.rng.random() < 0.5
     )
@@ -488,21 +505,23 @@ def test_interest_spreads_and_lost_frames_are_repaired():
             assert node.mesh.interest.match(b"t/%d" % number) == [("node1@h", number % 2 == 0)]
 
 
-def test_a_long_snapshot_is_not_asked_for_again_while_it_arrives():
+def test_a_long_answer_is_not_asked_for_again_while_it_arrives():
     network, nodes = cluster(count=2)
     mesh = nodes[0].mesh
     connection = mesh.peers["node2@h"].connection
-    heartbeat = frames.pack_heartbeat(frames.Heartbeat(1, 0, 0, 9, 1, 1, 0, 0, 0, True))
-    before = mesh.counters()["interest_requests"]
+    there = [frames.TablePosition(1, 9, 1, 1, 0)]
+    heartbeat = frames.pack_heartbeat(frames.Heartbeat(1, 0, 0, 0, 0, True, there))
+    before = mesh.counters()["table_requests"]
     for part in range(30):
         network.now += 0.5
-        snapshot = frames.pack_interest_snapshot(9, 1, part, False, [frames.pack_wish(b"%d" % part, True, False)])
-        mesh.receive(say.FrameReceived("node2@h", connection, snapshot), network.now)
+        entry = table_frames.pack_entry(*wish(b"%d" % part))
+        rows = table_frames.pack_table_rows(1, 1, part, [table_frames.pack_piece(1, part == 0, False, [entry])])
+        mesh.receive(say.FrameReceived("node2@h", connection, rows), network.now)
         mesh.receive(say.FrameReceived("node2@h", connection, heartbeat), network.now)
-    assert mesh.counters()["interest_requests"] == before
+    assert mesh.counters()["table_requests"] == before
     network.now += TIMEOUT_S
     mesh.receive(say.FrameReceived("node2@h", connection, heartbeat), network.now)
-    assert mesh.counters()["interest_requests"] == before + 1
+    assert mesh.counters()["table_requests"] == before + 1
 
 
 def test_persistent_interest_of_a_peer_that_is_down_survives_the_own_restart():

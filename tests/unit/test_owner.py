@@ -1019,7 +1019,7 @@ def test_a_forwarded_message_is_delivered_here_and_never_forwarded_again(start):
     offline.drop()
     message = Message(b"a", LARGE, qos=1, origin=b"n2" * 8, number=77, publisher="far away")
     node.owner.receive_forwarded(message, node.now)
-    effects = node.owner.take_effects()
+    effects = node.take_effects()
     assert effects.to_peers == []
     assert sorted(operation[1] for operation in effects.writes.operations) == ["message", "queue", "queue"]
     assert any(isinstance(record, Deliver) for record in records_of(effects))
@@ -1182,14 +1182,14 @@ def test_the_end_of_an_older_listener_is_old_news(node):
     assert owner.counts()["num_online"] == 1
     owner.receive(ListenerGone(1, 2), node.now)
     assert owner.counts()["num_online"] == 0
-    owner.take_effects()
+    node.take_effects()
 
 
 def test_a_listener_that_starts_again_has_no_connections_of_the_last(node):
     node.persistent("c", listener=1)
     node.owner.receive(ListenerStarted(1, 2), node.now)
     assert node.owner.counts()["num_online"] == 0
-    node.owner.take_effects()
+    node.take_effects()
 
 
 # Anything at all.

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker.core.delivery_queue import HEAD_MAX
+from broker.core.epoch import FIRST_EPOCH, Epoch
 from broker.core.message import Delivery, Message
 from broker.core.session import Session
 from broker.core.session_store import INLINE_BYTES_MAX, LOAD_MAX, SessionStore
@@ -85,6 +86,7 @@ def keys(storage, family):
 def test_sessions(number, client_id, user_name, expiry_s, subscriptions, incoming):
     store = store_on()
     session = Session(number, client_id, user_name, expiry_s, 20)
+    session.epoch = Epoch(number, number, ORIGIN)
     store.put_session(session)
     for topic_filter, (options, identifier) in subscriptions.items():
         store.put_subscription(session, topic_filter, subscription(options, identifier))
@@ -93,6 +95,7 @@ def test_sessions(number, client_id, user_name, expiry_s, subscriptions, incomin
     (found,), groups, after = recovered(store)
     assert (found.number, found.client_id, found.user_name) == (number, client_id, user_name)
     assert (found.expiry_s, found.expires_at, found.persistent) == (expiry_s, 0.0, True)
+    assert found.epoch == session.epoch
     assert {name: (sub.options, sub.identifier) for name, sub in found.subscriptions.items()} == subscriptions
     assert found.incoming == incoming
     assert found.inflight.window == 20
@@ -399,6 +402,15 @@ def test_a_newer_version_is_refused(family):
         store_on(store._storage).recover(20, False, lambda text: None)
 
 
+def test_a_session_without_an_epoch_is_of_the_first():
+    """Reason: a store that was written before sessions had epochs."""
+    store = store_on()
+    store.writes.put("session", bytes(7) + b"\x05", b"\x01\x01\0\0\0\x3c" + bytes(8) + b"\0\1c\0\1u")
+    (found,), _, _ = recovered(store)
+    assert (found.number, found.client_id, found.user_name, found.expiry_s) == (5, "c", "u", 60)
+    assert found.epoch == FIRST_EPOCH
+
+
 def test_a_delivery_without_its_message_is_corruption():
     store = store_on()
     session = session_in(store)
@@ -431,6 +443,7 @@ ORPHAN = bytes(7) + b"\x99"
         ("session", ORPHAN + b"i\0\1", b"\x01"),
         ("session", ORPHAN, b"\x01"),
         ("session", ORPHAN, b""),
+        ("session", ORPHAN, b"\x02" + bytes(13 + 31)),
         ("session", ORPHAN, b"\x01" + bytes(13) + b"\0\x09short"),
         ("session", ORPHAN, b"\x01" + bytes(13) + b"\0\1\xff\0\0"),
         ("session", ORPHAN + b"?", b"\x01"),

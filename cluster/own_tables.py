@@ -1,0 +1,165 @@
+"""Own tables: what this node tells the others of itself.
+
+Owns the tables of this node: the rows that the queue-owner reports, and the ENDED rows that the registry calls for. It
+knows nothing of peers or frames' ways; `replication` carries what it packs.
+
+The rows of LASTING follow from the sessions in the store, and are committed in the same batch. At a start both are
+compared, so that a store of an older program, or one whose sessions ended with the start, is put right.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Final, final
+
+from broker.core.effects import InterestChange
+from broker.core.rows import (
+    BUCKETS,
+    SUM_MASK,
+    RowChange,
+    RowKind,
+    Table,
+    bucket_of,
+    pack_ended,
+    pack_interest,
+    pack_row,
+    row_hash,
+    row_subject,
+)
+from broker.core.storage import Storage
+from cluster.registry import Registry
+from cluster.table_rows import MemoryRows, StoredRows
+from cluster.tables import OwnTable
+from cluster.turn import Turn
+
+# What the registry makes something of.
+REGISTERED: Final = (RowKind.SESSION, RowKind.ENDED)
+# What follows from sessions.
+_DERIVED: Final = (RowKind.SESSION, RowKind.SUBSCRIPTION)
+
+
+@final
+class OwnTables:
+    """The tables of this node by number."""
+
+    def __init__(
+        self, node: str, store_id: bytes, incarnation: int, storage: Storage, turn: Turn, registry: Registry
+    ) -> None:
+        self._node = node
+        self._registry = registry
+        self._complete = False
+        self._passing = MemoryRows()
+        lasting = OwnTable(Table.LASTING, incarnation, StoredRows(storage, turn, store_id, Table.LASTING))
+        self.all: dict[int, OwnTable] = {
+            int(Table.PASSING): OwnTable(Table.PASSING, incarnation, self._passing),
+            int(Table.LASTING): lasting,
+        }
+        lasting.restore()
+        for bucket, row, value in lasting.rows.scan():
+            if row[0] == RowKind.ENDED:
+                registry.set_row(node, Table.LASTING, bucket, row, value)
+
+    def restore(self, rows: Callable[[], Iterator[tuple[int, bytes, bytes]]]) -> None:
+        """Put the tables in line with the (table, row, value) that follow from the sessions; `rows` is asked twice."""
+        lasting = self.all[Table.LASTING]
+        differing = [0] * BUCKETS
+        for table, row, value in rows():
+            bucket = bucket_of(row_subject(row))
+            if table == Table.LASTING:
+                differing[bucket] += row_hash(row, value)
+            else:
+                self.all[table].change(bucket, row, 0, value)
+            if row[0] == RowKind.SESSION:
+                self._registry.set_row(self._node, table, bucket, row, value)
+        for bucket, row, value in lasting.rows.scan():
+            if row[0] in _DERIVED:
+                differing[bucket] -= row_hash(row, value)
+        wrong: dict[int, dict[bytes, bytes]] = {}
+        for bucket, difference in enumerate(differing):
+            if difference & SUM_MASK:
+                wrong[bucket] = {}
+        if wrong:
+            self._correct(lasting, wrong, rows())
+
+    def change_interest(self, changes: list[InterestChange]) -> None:
+        """Note what the sessions of this node want."""
+        table = self.all[Table.PASSING]
+        for change in changes:
+            bucket = bucket_of(change.topic_filter)
+            row = pack_row(RowKind.INTEREST, change.topic_filter)
+            known = self._passing.get(bucket, row)
+            value = pack_interest(change.persistent) if change.wanted else None
+            table.change(bucket, row, 0 if known is None else row_hash(row, known), value)
+
+    def change(self, changes: list[RowChange]) -> None:
+        """Note changes as the queue-owner reports them; the writes belong into the batch of what they follow from."""
+        for change in changes:
+            row = change.row
+            subject = row_subject(row)
+            bucket = bucket_of(subject)
+            self.all[change.table].change(bucket, row, change.was, change.value)
+            if row[0] not in REGISTERED:
+                continue
+            if change.value is not None:
+                self._registry.set_row(self._node, change.table, bucket, row, change.value)
+                continue
+            if not self._registry.is_alone(bucket, subject):
+                self._end_if_older(subject, change.table == Table.LASTING)
+            self._registry.remove_row(self._node, change.table, bucket, row)
+
+    def end(self, subject: bytes, epoch: bytes) -> None:
+        """Say that the sessions of a client id before this packed epoch are over."""
+        known = self._registry.own_end(subject)
+        if epoch > known:
+            row = pack_row(RowKind.ENDED, subject)
+            bucket = bucket_of(subject)
+            value = pack_ended(epoch)
+            self.all[Table.LASTING].change(bucket, row, row_hash(row, pack_ended(known)) if known else 0, value)
+            self._registry.set_row(self._node, Table.LASTING, bucket, row, value)
+
+    def settle(self, complete: bool) -> None:
+        """See which ENDED rows have to come, and which may go; `complete`: every member's tables are known here.
+
+        A session that is not stored ends with its node, which can't say so any more: it has its row while it lives.
+        """
+        doubtful = self._registry.take_doubtful()
+        for subject in doubtful:
+            self._end_if_older(subject, False)
+        if complete and not self._complete:
+            doubtful = self._registry.own_ended()
+        self._complete = complete
+        if complete:
+            for subject in doubtful:
+                self._forget_end(subject)
+
+    def validate(self) -> None:
+        """Check the invariants."""
+        for table in self.all.values():
+            table.validate()
+
+    def _correct(
+        self, lasting: OwnTable, wrong: dict[int, dict[bytes, bytes]], rows: Iterator[tuple[int, bytes, bytes]]
+    ) -> None:
+        """Make the rows of these buckets those that follow from the sessions."""
+        for table, row, value in rows:
+            bucket = bucket_of(row_subject(row))
+            if table == Table.LASTING and bucket in wrong:
+                wrong[bucket][row] = value
+        for bucket, wanted in wrong.items():
+            for row, value in lasting.rows.read(bucket):
+                if row[0] in _DERIVED:
+                    lasting.change(bucket, row, row_hash(row, value), wanted.pop(row, None))
+            for row, value in wanted.items():
+                lasting.change(bucket, row, 0, value)
+
+    def _end_if_older(self, subject: bytes, stored: bool) -> None:
+        """If another node has an older session than this one's, say that it is over."""
+        epoch = self._registry.own_epoch(subject, stored)
+        if epoch and self._registry.has_older_elsewhere(subject, epoch):
+            self.end(subject, epoch)
+
+    def _forget_end(self, subject: bytes) -> None:
+        epoch = self._registry.own_end(subject)
+        if epoch and not self._registry.has_older_elsewhere(subject, epoch):
+            row = pack_row(RowKind.ENDED, subject)
+            bucket = bucket_of(subject)
+            self.all[Table.LASTING].change(bucket, row, row_hash(row, pack_ended(epoch)), None)
+            self._registry.remove_row(self._node, Table.LASTING, bucket, row)

@@ -1,0 +1,108 @@
+"""Peer tables: what this node holds of one peer's tables, and what is made of their rows.
+
+Owns the replicas of a peer, the ones in the store and those in memory, and hands each row to the view that wants it. It
+knows nothing of connections; `replication` says when what is asked for.
+"""
+
+import math
+from typing import final
+
+from broker.core.rows import RowKind, Table, pack_row, row_rest, unpack_subscription
+from broker.core.storage import Storage
+from broker.core.subscription import Subscription, subscription
+from cluster.frames import TablePosition
+from cluster.interest import PeerInterest
+from cluster.own_tables import REGISTERED
+from cluster.registry import Registry
+from cluster.table_rows import MemoryRows, StoredRows
+from cluster.tables import Replica
+from cluster.turn import Turn
+
+
+@final
+class Views:
+    """Which view wants a row."""
+
+    def __init__(self, interest: PeerInterest, registry: Registry) -> None:
+        self._interest = interest
+        self._registry = registry
+
+    def bucket_replaced(self, node: str, table: int, bucket: int) -> None:
+        """A bucket is told anew; of interest every row that went is told."""
+        self._registry.bucket_replaced(node, table, bucket)
+
+    def set_row(self, node: str, table: int, bucket: int, row: bytes, value: bytes) -> None:
+        """A row is there."""
+        if row[0] in REGISTERED:
+            self._registry.set_row(node, table, bucket, row, value)
+        elif row[0] == RowKind.INTEREST and table == Table.PASSING:
+            self._interest.set_row(node, row, value)
+
+    def remove_row(self, node: str, table: int, bucket: int, row: bytes) -> None:
+        """A row is gone."""
+        if row[0] in REGISTERED:
+            self._registry.remove_row(node, table, bucket, row)
+        elif row[0] == RowKind.INTEREST and table == Table.PASSING:
+            self._interest.remove_row(node, row)
+
+
+@final
+class PeerTables:
+    """The tables of one peer, by number."""
+
+    def __init__(self, node: str, store_id: bytes, storage: Storage, turn: Turn, views: Views) -> None:
+        self._node = node
+        self._lasting = StoredRows(storage, turn, store_id, Table.LASTING)
+        self.replicas: dict[int, Replica] = {
+            int(Table.PASSING): Replica(node, Table.PASSING, MemoryRows(), views),
+            int(Table.LASTING): Replica(node, Table.LASTING, self._lasting, views),
+        }
+        # What the peer said last of each table, and when this node asked for it last or heard a part of it.
+        self.told: dict[int, TablePosition] = {}
+        self.asked_at: dict[int, float] = {}
+
+    def restore(self, filters: list[bytes], interest: bytes) -> None:
+        """Begin with what the store holds of the peer, and with the filters that are remembered with the value."""
+        self.replicas[Table.LASTING].restore()
+        for topic_filter in filters:
+            self.replicas[Table.PASSING].restore_row(pack_row(RowKind.INTEREST, topic_filter), interest)
+
+    def greeted(self) -> None:
+        """A new conversation begins; what was said in the last one, and asked for, is void."""
+        self.told = {}
+        self.asked_at = {}
+
+    def may_ask(self, table: int, now: float, patience_s: float) -> bool:
+        """Say whether it is time to ask for a table; if it was asked for, an answer may be on its way."""
+        return now - self.asked_at.get(table, -math.inf) >= patience_s
+
+    def is_current(self) -> bool:
+        """Say whether this node knows exactly what the peer told last of all tables."""
+        return all(table in self.told and replica.is_at(self.told[table]) for table, replica in self.replicas.items())
+
+    def knows_ours(self) -> bool:
+        """Say whether the peer said last that it knows all tables of this node."""
+        return all(table in self.told and self.told[table].known > 0 for table in self.replicas)
+
+    def known_version(self, table: int) -> int:
+        """Return what to tell the peer: the version plus one that is known of its table, 0 if it is not known."""
+        told = self.told.get(table)
+        return 0 if told is None else self.replicas[table].known_version(told.generation)
+
+    def subscriptions_of(self, client_id: str) -> list[tuple[bytes, Subscription]]:
+        """Return (filter, subscription) of a persistent session of the peer, as they are committed here."""
+        found = []
+        for row, value in self._lasting.read_from(pack_row(RowKind.SUBSCRIPTION, client_id.encode())):
+            options, identifier = unpack_subscription(value)
+            found.append((row_rest(row), subscription(options, identifier)))
+        return found
+
+    def forget(self) -> None:
+        """Remove everything: the peer is no member any more."""
+        for replica in self.replicas.values():
+            replica.forget()
+
+    def validate(self) -> None:
+        """Check the invariants."""
+        for replica in self.replicas.values():
+            replica.validate()

@@ -1,0 +1,284 @@
+"""The registry: which node is the home of a client id.
+
+Owns the view that the SESSION and ENDED rows of all nodes make, this node's among them. It knows nothing of how rows
+come here, and decides nothing: who sees that a session of this node is superseded ends it, or moves it.
+
+Theory of operation
+-------------------
+A client id has one home in a cluster at peace. After a partition, or while a session moves, several nodes hold a row:
+the one with the latest epoch is the home, and the owner of an older row removes it when it sees the later one.
+
+A row that is gone needs no tombstone, for nobody but its owner brings it back. What ended a session elsewhere does: a
+session that is discarded at one node while its old home is away would rise when that comes back. So whoever ends a
+session, or holds one that does not survive a restart, while another node has an older one keeps an ENDED row: it says
+before which epoch sessions are over, and goes when no other node has such a row any more.
+
+Invariants: the homes of a client id are on different nodes, or in different tables of one; the bucket of a client id
+holds it.
+"""
+
+from collections.abc import Iterator
+from typing import final
+
+from broker.core.epoch import Epoch, unpack_epoch
+from broker.core.rows import (
+    BUCKETS,
+    RowKind,
+    Table,
+    bucket_of,
+    is_persistent_session,
+    row_subject,
+    session_epoch,
+    unpack_ended,
+)
+
+
+@final
+class Home:
+    """One node's row of a client id; `table` is LASTING for a persistent session, else PASSING.
+
+    Epochs are compared as they are packed: there are very many homes.
+    """
+
+    __slots__ = ("next", "node", "packed", "persistent", "table")
+
+    def __init__(self, node: str, table: int, packed: bytes, persistent: bool) -> None:
+        self.node = node
+        self.table = table
+        self.packed = packed
+        self.persistent = persistent
+        # The same client id elsewhere. Nearly all have one home.
+        self.next: Home | None = None
+
+    @property
+    def epoch(self) -> Epoch:
+        """When the session came to the node."""
+        return unpack_epoch(self.packed, 0)
+
+    def __repr__(self) -> str:
+        return f"Home({self.node!r}, {self.table}, {self.epoch}, persistent={self.persistent})"
+
+
+@final
+class Registry:
+    """The homes of all client ids. `own` is this node's name.
+
+    Where a bucket goes with a subject it is the subject's: it has been reckoned already.
+    """
+
+    def __init__(self, own: str) -> None:
+        self._own = own
+        self._homes: list[dict[bytes, Home]] = [{} for _ in range(BUCKETS)]
+        # client id -> node -> before which epoch, packed, sessions are over.
+        self._ended: dict[bytes, dict[str, bytes]] = {}
+        # Own rows that may have been superseded, and client ids whose own ENDED row may have to come or to go.
+        self._superseded: dict[bytes, bool] = {}
+        self._doubtful: dict[bytes, bool] = {}
+
+    def find(self, client_id: str) -> Home | None:
+        """Return the home of a client id, the latest one where there are several; None if it has no session."""
+        subject = client_id.encode()
+        found = self._homes[bucket_of(subject)].get(subject)
+        if found is None or (found.next is None and subject not in self._ended):
+            return found
+        latest = _latest(found)
+        return None if self._last_end(subject) > latest.packed else latest
+
+    def homes(self, client_id: str) -> list[Home]:
+        """Return every node's row of a client id."""
+        return self._of(client_id.encode())
+
+    def clients_of(self, node: str) -> Iterator[tuple[str, Home]]:
+        """Iterate (client id, home) over the sessions whose home is the node, except those that are superseded.
+
+        The registry must not change meanwhile.
+        """
+        for homes in self._homes:
+            for subject in homes:
+                client_id = subject.decode()
+                found = self.find(client_id)
+                if found is not None and found.node == node:
+                    yield client_id, found
+
+    def highest_epoch(self, client_id: str) -> Epoch | None:
+        """Return the latest epoch that is known of a client id, of a session or of what ended one."""
+        subject = client_id.encode()
+        highest = self._last_end(subject)
+        for home in self._of(subject):
+            highest = max(highest, home.packed)
+        return unpack_epoch(highest, 0) if highest else None
+
+    def ended(self, client_id: str) -> Epoch | None:
+        """Return before which epoch all sessions of a client id are over."""
+        last = self._last_end(client_id.encode())
+        return unpack_epoch(last, 0) if last else None
+
+    def take_superseded(self) -> list[str]:
+        """Return the client ids, once, whose session at this node is over because of a later epoch elsewhere."""
+        found = [subject.decode() for subject in self._superseded if self._is_superseded(subject)]
+        self._superseded = {}
+        return found
+
+    def rows(self) -> set[tuple[str, str, int, Epoch]]:
+        """Return (client id, node, table, epoch) of every row, to be compared between nodes."""
+        return {
+            (subject.decode(), home.node, home.table, home.epoch)
+            for homes in self._homes
+            for subject in homes
+            for home in self._of(subject)
+        }
+
+    # For own ENDED rows; epochs are packed, b"" is before all.
+
+    def take_doubtful(self) -> list[bytes]:
+        """Return the client ids whose own ENDED row may have to come or to go."""
+        if not self._doubtful:
+            return []
+        found = list(self._doubtful)
+        self._doubtful = {}
+        return found
+
+    def own_ended(self) -> list[bytes]:
+        """Return the client ids of which this node has an ENDED row."""
+        return [subject for subject, nodes in self._ended.items() if self._own in nodes]
+
+    def own_end(self, subject: bytes) -> bytes:
+        """Return the epoch of this node's own ENDED row."""
+        return self._ended.get(subject, {}).get(self._own, b"")
+
+    def own_epoch(self, subject: bytes, stored: bool) -> bytes:
+        """Return the epoch of this node's session of a client id, `stored` or not, b"" if there is none such."""
+        for home in self._of(subject):
+            if home.node == self._own and home.persistent == stored:
+                return home.packed
+        return b""
+
+    def has_older_elsewhere(self, subject: bytes, epoch: bytes) -> bool:
+        """Say whether another node holds a session of an older epoch."""
+        return any(home.node != self._own and epoch > home.packed for home in self._of(subject))
+
+    def is_alone(self, bucket: int, subject: bytes) -> bool:
+        """Say whether a client id has one home at most, and nothing of it ended."""
+        home = self._homes[bucket].get(subject)
+        return (home is None or home.next is None) and subject not in self._ended
+
+    # The rows of tables.
+
+    def bucket_replaced(self, node: str, table: int, bucket: int) -> None:
+        """Forget what a table's bucket held."""
+        homes = self._homes[bucket]
+        for subject in [each for each, home in homes.items() if _has(home, node, table)]:
+            self._remove_home(homes, subject, node, table)
+        if table != Table.LASTING:
+            return
+        # Few things end while another node has them still.
+        for subject in [each for each, nodes in self._ended.items() if node in nodes and bucket_of(each) == bucket]:
+            self._remove_end(subject, node)
+
+    def set_row(self, node: str, table: int, bucket: int, row: bytes, value: bytes) -> None:
+        """A SESSION or ENDED row is there."""
+        subject = row_subject(row)
+        if row[0] == RowKind.ENDED:
+            self._ended.setdefault(subject, {})[node] = unpack_ended(value)
+        else:
+            homes = self._homes[bucket]
+            home = Home(node, table, session_epoch(value), is_persistent_session(value))
+            if subject in homes:
+                _unlink(homes, subject, node, table)
+                home.next = homes.get(subject)
+            homes[subject] = home
+            if home.next is None and subject not in self._ended:
+                return
+        # Something stands beside something else.
+        self._doubtful[subject] = True
+        if self._is_superseded(subject):
+            self._superseded[subject] = True
+
+    def remove_row(self, node: str, table: int, bucket: int, row: bytes) -> None:
+        """A SESSION or ENDED row is gone."""
+        if row[0] == RowKind.ENDED:
+            self._remove_end(row_subject(row), node)
+        else:
+            self._remove_home(self._homes[bucket], row_subject(row), node, table)
+
+    def validate(self) -> None:
+        """Check the invariants."""
+        for bucket, homes in enumerate(self._homes):
+            for subject in homes:
+                assert bucket_of(subject) == bucket
+                places = [(home.node, home.table) for home in self._of(subject)]
+                assert len(set(places)) == len(places)
+        assert all(self._ended.values())
+
+    def _of(self, subject: bytes) -> list[Home]:
+        found = []
+        home = self._homes[bucket_of(subject)].get(subject)
+        while home is not None:
+            found.append(home)
+            home = home.next
+        return found
+
+    def _last_end(self, subject: bytes) -> bytes:
+        last = b""
+        for epoch in self._ended.get(subject, {}).values():
+            last = max(last, epoch)
+        return last
+
+    def _is_superseded(self, subject: bytes) -> bool:
+        homes = self._of(subject)
+        own = b""
+        for home in homes:
+            if home.node == self._own:
+                own = max(own, home.packed)
+        if not own:
+            return False
+        if any(home.node != self._own and home.packed > own for home in homes):
+            return True
+        return any(node != self._own and epoch > own for node, epoch in self._ended.get(subject, {}).items())
+
+    def _remove_home(self, homes: dict[bytes, Home], subject: bytes, node: str, table: int) -> None:
+        _unlink(homes, subject, node, table)
+        if subject in homes or subject in self._ended:
+            self._doubtful[subject] = True
+
+    def _remove_end(self, subject: bytes, node: str) -> None:
+        nodes = self._ended.get(subject)
+        if nodes is not None and nodes.pop(node, None) is not None:
+            if not nodes:
+                del self._ended[subject]
+            self._doubtful[subject] = True
+
+
+def _latest(home: Home) -> Home:
+    latest = home
+    other = home.next
+    while other is not None:
+        if other.packed > latest.packed:
+            latest = other
+        other = other.next
+    return latest
+
+
+def _unlink(homes: dict[bytes, Home], subject: bytes, node: str, table: int) -> None:
+    """Remove one node's row of a client id, if it is there."""
+    before: Home | None = None
+    home = homes.get(subject)
+    while home is not None:
+        if home.node == node and home.table == table:
+            if before is not None:
+                before.next = home.next
+            elif home.next is not None:
+                homes[subject] = home.next
+            else:
+                del homes[subject]
+            return
+        before = home
+        home = home.next
+
+
+def _has(home: Home | None, node: str, table: int) -> bool:
+    while home is not None:
+        if home.node == node and home.table == table:
+            return True
+        home = home.next
+    return False

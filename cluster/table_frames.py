@@ -1,0 +1,241 @@
+"""Table frames: what nodes say to each other of their tables.
+
+Owns how these frames look, and that what is in them are rows; `tables` decides what is said. Integers and bytes16 are
+as in `wire`, a bytes32 is a u32 length and as many bytes; rows and values are as in `broker.core.rows`.
+
+    change = u8 flags (1 there was a value, 2 there is one), bytes32 row, [u64 hash of what was], [bytes32 value]
+    piece  = u16 bucket, u8 flags (1 first of the bucket, 2 last), u32 count, (bytes32 row, bytes32 value)*
+
+    TABLE_DELTA    u8 table, u64 generation, number version, u32 count, change*
+    TABLE_REQUEST  u8 table, u32 round, u16 first bucket, u64 sum of each bucket from the first on
+    TABLE_ROWS     u8 table, u32 round, u32 part, u32 count, piece*
+    TABLE_DONE     u8 table, u32 round, u32 parts, u64 generation, number version, u16 first bucket not looked at
+
+Of a kind that this program knows every row is checked; others are held and handed on as they are.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from broker.core.rows import (
+    BUCKETS,
+    RowKind,
+    Table,
+    is_row,
+    row_rest,
+    row_subject,
+    unpack_ended,
+    unpack_interest,
+    unpack_session,
+    unpack_subscription,
+)
+from broker.core.stored_message import UNREADABLE
+from broker.mqtt.topics import check_filter, unmounted
+from cluster.frames import FrameType, frame_body, frame_head
+from cluster.wire import FrameError, Reader, pack_bytes32, pack_u16, pack_u32, pack_u64
+
+_WAS: Final = 1
+_IS: Final = 2
+_FIRST: Final = 1
+_LAST: Final = 2
+
+
+@dataclass(slots=True, frozen=True)
+class Change:
+    """One row's change: `was` is the hash of what was there, 0 for nothing; `value` is None for a row that ended."""
+
+    row: bytes
+    was: int
+    value: bytes | None
+
+
+@dataclass(slots=True, frozen=True)
+class TableDelta:
+    """Changes that lead from the version before to `version`."""
+
+    table: int
+    generation: int
+    version: int
+    changes: list[Change]
+
+
+@dataclass(slots=True, frozen=True)
+class TableRequest:
+    """Send me what differs; `sums` are mine, of the buckets from `first` on. The answers name `round`."""
+
+    table: int
+    round: int
+    first: int
+    sums: list[int]
+
+
+@dataclass(slots=True, frozen=True)
+class Piece:
+    """Rows of one bucket, all of them if it is the first piece and the last."""
+
+    bucket: int
+    first: bool
+    last: bool
+    rows: list[tuple[bytes, bytes]]
+
+
+@dataclass(slots=True, frozen=True)
+class TableRows:
+    """One frame of an answer; parts count from 0."""
+
+    table: int
+    round: int
+    part: int
+    pieces: list[Piece]
+
+
+@dataclass(slots=True, frozen=True)
+class TableDone:
+    """The end of an answer of `parts` frames: the buckets up to `next` are now as they are at `version`."""
+
+    table: int
+    round: int
+    parts: int
+    generation: int
+    version: int
+    next: int
+
+
+def pack_change(row: bytes, was: int, value: bytes | None) -> bytes:
+    """Pack one Change."""
+    packed = bytes(((_WAS if was else 0) | (0 if value is None else _IS),)) + pack_bytes32(row)
+    if was:
+        packed += pack_u64(was)
+    return packed if value is None else packed + pack_bytes32(value)
+
+
+def pack_table_delta(table: int, generation: int, version: int, changes: list[bytes]) -> bytes:
+    """Pack a TABLE_DELTA frame of packed changes."""
+    head = frame_head(FrameType.TABLE_DELTA) + bytes((table,))
+    return bytes(head) + pack_u64(generation) + pack_u64(version) + pack_u32(len(changes)) + b"".join(changes)
+
+
+def unpack_table_delta(frame: bytes) -> TableDelta:
+    """Unpack a TABLE_DELTA frame."""
+    reader = frame_body(frame, FrameType.TABLE_DELTA)
+    table = _table(reader)
+    generation = reader.u64()
+    version = reader.number()
+    changes = []
+    for _ in range(reader.u32()):
+        flags = reader.u8()
+        row = reader.bytes32()
+        was = reader.u64() if flags & _WAS else 0
+        value = reader.bytes32() if flags & _IS else None
+        check_row(row, value)
+        changes.append(Change(row, was, value))
+    reader.end()
+    return TableDelta(table, generation, version, changes)
+
+
+def pack_table_request(request: TableRequest) -> bytes:
+    """Pack a TABLE_REQUEST frame."""
+    head = frame_head(FrameType.TABLE_REQUEST) + bytes((request.table,))
+    head += pack_u32(request.round) + pack_u16(request.first)
+    return bytes(head) + b"".join([pack_u64(each) for each in request.sums])
+
+
+def unpack_table_request(frame: bytes) -> TableRequest:
+    """Unpack a TABLE_REQUEST frame."""
+    reader = frame_body(frame, FrameType.TABLE_REQUEST)
+    table = _table(reader)
+    round_ = reader.u32()
+    first = reader.u16()
+    sums = [reader.u64() for _ in range(BUCKETS - first)]
+    reader.end()
+    return TableRequest(table, round_, first, sums)
+
+
+def pack_piece(bucket: int, first: bool, last: bool, rows: list[bytes]) -> bytes:
+    """Pack one piece of packed rows."""
+    flags = (_FIRST if first else 0) | (_LAST if last else 0)
+    return pack_u16(bucket) + bytes((flags,)) + pack_u32(len(rows)) + b"".join(rows)
+
+
+def pack_entry(row: bytes, value: bytes) -> bytes:
+    """Pack one row of a piece."""
+    return pack_bytes32(row) + pack_bytes32(value)
+
+
+def pack_table_rows(table: int, round_: int, part: int, pieces: list[bytes]) -> bytes:
+    """Pack a TABLE_ROWS frame of packed pieces."""
+    head = frame_head(FrameType.TABLE_ROWS) + bytes((table,))
+    return bytes(head) + pack_u32(round_) + pack_u32(part) + pack_u32(len(pieces)) + b"".join(pieces)
+
+
+def unpack_table_rows(frame: bytes) -> TableRows:
+    """Unpack a TABLE_ROWS frame."""
+    reader = frame_body(frame, FrameType.TABLE_ROWS)
+    table = _table(reader)
+    round_ = reader.u32()
+    part = reader.u32()
+    pieces = []
+    for _ in range(reader.u32()):
+        bucket = reader.u16()
+        if bucket >= BUCKETS:
+            raise FrameError(f"there is no bucket {bucket}")
+        flags = reader.u8()
+        rows = []
+        for _ in range(reader.u32()):
+            row = reader.bytes32()
+            value = reader.bytes32()
+            check_row(row, value)
+            rows.append((row, value))
+        pieces.append(Piece(bucket, flags & _FIRST != 0, flags & _LAST != 0, rows))
+    reader.end()
+    return TableRows(table, round_, part, pieces)
+
+
+def pack_table_done(done: TableDone) -> bytes:
+    """Pack a TABLE_DONE frame."""
+    head = frame_head(FrameType.TABLE_DONE) + bytes((done.table,))
+    head += pack_u32(done.round) + pack_u32(done.parts) + pack_u64(done.generation) + pack_u64(done.version)
+    return bytes(head + pack_u16(done.next))
+
+
+def unpack_table_done(frame: bytes) -> TableDone:
+    """Unpack a TABLE_DONE frame."""
+    reader = frame_body(frame, FrameType.TABLE_DONE)
+    table = _table(reader)
+    round_ = reader.u32()
+    parts = reader.u32()
+    generation = reader.u64()
+    version = reader.number()
+    first = reader.u16()
+    reader.end()
+    if first > BUCKETS:
+        raise FrameError(f"there is no bucket {first}")
+    return TableDone(table, round_, parts, generation, version, first)
+
+
+def check_row(row: bytes, value: bytes | None) -> None:
+    """Raise FrameError if this is no row, or no value of one of its kind."""
+    if not is_row(row):
+        raise FrameError("a row that ends within its subject")
+    kind = row[0]
+    subject = row_subject(row)
+    try:
+        if kind == RowKind.INTEREST:
+            check_filter(unmounted(subject))
+            assert not row_rest(row) and (value is None or unpack_interest(value) in (True, False))
+        elif kind == RowKind.SUBSCRIPTION:
+            check_filter(unmounted(row_rest(row)))
+            assert subject.decode() and (value is None or unpack_subscription(value))
+        elif kind == RowKind.SESSION:
+            assert subject.decode() and not row_rest(row) and (value is None or unpack_session(value))
+        elif kind == RowKind.ENDED:
+            assert subject.decode() and not row_rest(row) and (value is None or unpack_ended(value))
+    except UNREADABLE as error:
+        raise FrameError(f"{row[:80]!r} is no row of kind {kind}: {error}") from None
+
+
+def _table(reader: Reader) -> int:
+    table = reader.u8()
+    if table not in (Table.PASSING, Table.LASTING, Table.RETAINED):
+        raise FrameError(f"there is no table {table}")
+    return table
