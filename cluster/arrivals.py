@@ -22,7 +22,7 @@ Invariants: a request is open, or has a result that was not taken; `needs` is ab
 import math
 from typing import Final, final
 
-from broker.core.epoch import Epoch
+from broker.core.epoch import Epoch, pack_epoch
 from broker.core.owner import QueueOwner
 from broker.core.session import Session
 from broker.core.transfer import SessionHead
@@ -34,9 +34,10 @@ from cluster.move_frames import (
     HEAD_TAKEN,
     NOTHING,
     OVER,
+    REFUSED,
     Item,
-    Mark,
     MoveAck,
+    Switch,
     Take,
     frame,
     pack_move_ack,
@@ -73,8 +74,9 @@ class Arrivals:
         self._site = site
         self._registry = registry
         self._asked: dict[str, Asked] = {}
-        # Client ids whose session is here as far as it has to be, or was nowhere.
-        self._ready: list[str] = []
+        # Client id, and whether its session is here as far as it has to be, or was nowhere; false if it is another
+        # user's.
+        self._ready: list[tuple[str, bool]] = []
         self._deadline: float = math.inf
         # Old home -> client id -> what is to be answered when the turn's wishes are told.
         self._answers: dict[bytes, dict[str, MoveAck]] = {}
@@ -87,9 +89,9 @@ class Arrivals:
 
     # What is wanted.
 
-    def ask(self, client_id: str, epoch: Epoch, old_home: bytes, clean_start: bool, now: float) -> None:
+    def ask(self, take: Take, old_home: bytes, now: float) -> None:
         """Ask an old home for a session, or to forget it; `take_ready` has the client id when that is done."""
-        self._asked[client_id] = Asked(Take(client_id, epoch, clean_start), old_home)
+        self._asked[take.client_id] = Asked(take, old_home)
         self._deadline = now
 
     def forget(self, client_id: str) -> None:
@@ -102,8 +104,8 @@ class Arrivals:
         self._owner.transfers.set_present(session, old_home, False, now)
         return session
 
-    def take_ready(self) -> list[str]:
-        """Return the client ids that were asked for and have come as far as they have to."""
+    def take_ready(self) -> list[tuple[str, bool]]:
+        """Return the client ids that were asked for and have come as far as they have to, or (false) are refused."""
         ready = self._ready
         if ready:
             self._ready = []
@@ -116,20 +118,20 @@ class Arrivals:
         for item in items:
             if item.kind == HEAD:
                 self._head(node, item, now)
-            elif item.kind == NOTHING:
+            elif item.kind in (NOTHING, REFUSED):
                 asked = self._asked.get(item.client_id)
                 if asked is not None and asked.take.epoch == item.epoch:
-                    self._finish(item.client_id)
+                    self._finish(item.client_id, item.kind == NOTHING)
             else:
                 self._go_on(node, item, now)
 
-    def confirmed(self, member: bytes, mark: Mark, now: float) -> None:
+    def confirmed(self, mark: Switch, now: float) -> None:
         """A member's stream has come to where it knows a version of this node's wishes."""
         version = (mark.generation, mark.version)
         for client_id, needs in self._needs.items():
             session = self._owner.session(client_id)
             if session is not None and (0, 0) < needs <= version:
-                self._owner.transfers.set_cut(session, member, mark.number, now)
+                self._owner.transfers.set_cut(session, mark.member, mark.number, now)
 
     def running(self, node: bytes, runs: bool, now: float) -> None:
         """A member runs, or does not any more."""
@@ -182,15 +184,14 @@ class Arrivals:
         client_id = item.client_id
         asked = self._asked.get(client_id)
         session = self._owner.session(client_id)
-        ended = self._registry.ended_by_own(client_id)
-        if ended is not None and ended.is_after(item.old_epoch):
+        if self._registry.own_end(client_id.encode()) > pack_epoch(item.old_epoch):
             # Its client began anew here, or what it had here is over.
             self._answer(node, item, DISCARDED)
             return
         assert item.head is not None
         if session is None:
             home = self._registry.find(client_id)
-            if home is not None and home.epoch.is_after(item.epoch):
+            if home is not None and home.epoch > item.epoch:
                 # It has found another home meanwhile, of which the old one will hear.
                 return
             self._begin(item.head, item.epoch, node, True, now)
@@ -208,6 +209,8 @@ class Arrivals:
         session = self._owner.transfers.begin_arrival(head, epoch, donor, heir, cut, now)
         self._needs[head.client_id] = (0, 0)
         self._check_due = True
+        # Who applies the version that has its wishes says so, though others may have wished the same before.
+        self._site.touch()
         return session
 
     def _go_on(self, node: bytes, item: Item, now: float) -> None:
@@ -258,11 +261,11 @@ class Arrivals:
             return
         donor = session.arrival.donors.get(node) if session.arrival is not None else None
         if donor is None or donor.watermark >= asked.inflight_seq:
-            self._finish(client_id)
+            self._finish(client_id, True)
 
-    def _finish(self, client_id: str) -> None:
+    def _finish(self, client_id: str, found: bool) -> None:
         del self._asked[client_id]
-        self._ready.append(client_id)
+        self._ready.append((client_id, found))
 
     def _ask(self, now: float) -> None:
         takes: dict[bytes, list[bytes]] = {}
@@ -284,7 +287,7 @@ class Arrivals:
             session = self._owner.session(client_id)
             if session is None or session.arrival is None:
                 del self._needs[client_id]
-            elif complete and not session.arrival.donors and not self._registry.is_elsewhere(client_id):
+            elif complete and not session.arrival.donors and len(self._registry.homes(client_id)) <= 1:
                 transfers.end_arrival(session, now)
                 del self._needs[client_id]
 

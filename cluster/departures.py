@@ -29,19 +29,22 @@ from typing import Final, final
 
 from broker.core.epoch import Epoch
 from broker.core.owner import QueueOwner
+from broker.core.session import Session
 from broker.core.transfer import Departure
 from cluster.frames import FRAME_BYTES_MAX, FrameType
 from cluster.move_frames import (
     DISCARDED,
     HEAD_TAKEN,
+    NOTHING,
     OVER,
-    Mark,
+    REFUSED,
     MoveAck,
+    Switch,
     Take,
     frame,
     pack_deliveries,
     pack_head,
-    pack_nothing,
+    pack_no,
     pack_state,
     pack_switch,
 )
@@ -52,6 +55,8 @@ CHUNK_BYTES: Final = 128 * 1024
 SESSIONS_AT_ONCE: Final = 256
 # What was not answered for so long is said again.
 RETRY_S: Final = 0.5
+# So long a session that is still arriving waits for the rest when it is to go on. Less than a CONNECT waits.
+PATIENCE_S: Final = 3.0
 
 
 @final
@@ -120,37 +125,60 @@ class Departures:
         # Leavings about which something has to be said, or may have.
         self._due: dict[str, Leaving] = {}
         self._load_due = False
+        # Client id -> since when a session that is still arriving is asked for.
+        self._patience: dict[str, float] = {}
         self._switch_at: float = math.inf
         self._retry_at: float = math.inf
+
+    def restore(self, client_id: str, departure: Departure) -> None:
+        """Go on with a stub that was found in the store; whose it is, the registry says."""
+        session = departure.session
+        self.leavings[client_id] = Leaving(departure, session.epoch, session.epoch)
 
     # What happens.
 
     def take(self, node: bytes, take: Take, old_epoch: Epoch, now: float) -> None:
         """A node asks for a client's session to be its home under a later epoch than `old_epoch`, the one here."""
         leaving = self.leavings.get(take.client_id)
-        if leaving is not None and not take.epoch.is_after(leaving.epoch):
+        if leaving is not None and take.epoch <= leaving.epoch:
             if leaving.epoch == take.epoch:
                 # It asks again: the head may have been lost.
                 leaving.spoke_at = -math.inf
                 self._due[take.client_id] = leaving
             return
+        held = leaving.departure.session if leaving is not None else self._owner.session(take.client_id)
+        if held is not None and held.user_name and held.user_name != take.user_name:
+            # [MQTT-3.1.3-8] [MQTT311-3.1.3-9] Nobody reads, ends or takes over what belongs to another user.
+            self._put(node, pack_no(REFUSED, take.client_id, take.epoch))
+            return
+        if held is not None and self._is_arriving(held, take, now):
+            return
         if take.clean_start:
             if leaving is not None:
                 self._end(leaving, now)
             self._owner.discard(take.client_id, now)
-            self._put(node, pack_nothing(take.client_id, take.epoch))
+            self._put(node, pack_no(NOTHING, take.client_id, take.epoch))
             return
         if leaving is None:
             self.leave(take.client_id, old_epoch, take.epoch, True, now)
             if take.client_id not in self.leavings:
-                self._put(node, pack_nothing(take.client_id, take.epoch))
+                self._put(node, pack_no(NOTHING, take.client_id, take.epoch))
             return
-        self._leave_queues(leaving)
-        leaving.epoch = take.epoch
-        leaving.home = node
-        self._owner.transfers.rewind(leaving.departure)
-        leaving.begin_again()
-        self._enter(leaving, True)
+        self._retarget(leaving, take.epoch, True)
+
+    def _is_arriving(self, session: Session, take: Take, now: float) -> bool:
+        """Say whether a session has to come here as a whole before it goes on; it is asked for again.
+
+        What has not come after PATIENCE_S comes from its old home by itself.
+        """
+        if session.arrival is None or not session.arrival.has_present_donor():
+            self._patience.pop(take.client_id, None)
+            return False
+        since = self._patience.setdefault(take.client_id, now)
+        if now - since < PATIENCE_S:
+            return True
+        del self._patience[take.client_id]
+        return False
 
     def leave(self, client_id: str, old_epoch: Epoch, epoch: Epoch, urgent: bool, now: float) -> None:
         """Freeze a client's session, which is to have another home, and offer it there."""
@@ -159,6 +187,30 @@ class Departures:
             return
         leaving = Leaving(departure, old_epoch, epoch)
         self.leavings[client_id] = leaving
+        self._enter(leaving, urgent)
+
+    def come_back(self, client_id: str, epoch: Epoch) -> bool:
+        """The client is back at this node, and nobody else is known to have its session; false if there is no stub."""
+        leaving = self.leavings.get(client_id)
+        if leaving is None:
+            return False
+        self._leave_queues(leaving)
+        del self.leavings[client_id]
+        self._owner.transfers.come_back(leaving.departure, epoch)
+        return True
+
+    def retarget(self, client_id: str, epoch: Epoch) -> None:
+        """The registry knows a home of this epoch for a session that leaves."""
+        leaving = self.leavings.get(client_id)
+        if leaving is not None and epoch > leaving.epoch:
+            self._retarget(leaving, epoch, False)
+
+    def _retarget(self, leaving: Leaving, epoch: Epoch, urgent: bool) -> None:
+        self._leave_queues(leaving)
+        leaving.epoch = epoch
+        leaving.home = epoch.store_id
+        self._owner.transfers.rewind(leaving.departure)
+        leaving.begin_again()
         self._enter(leaving, urgent)
 
     def acknowledged(self, node: bytes, ack: MoveAck, now: float) -> None:
@@ -196,15 +248,15 @@ class Departures:
             leaving.told.pop(origin, None)
             self._switch_at = 0.0
 
-    def switched(self, member: bytes, mark: Mark) -> None:
+    def switched(self, mark: Switch) -> None:
         """A member's stream has come to where it sends to a home directly."""
         version = (mark.generation, mark.version)
         for client_id, leaving in self.leavings.items():
-            if leaving.home != mark.home or member in leaving.switched:
+            if leaving.home != mark.home or mark.member in leaving.switched:
                 continue
             if leaving.head_taken and version >= leaving.needs:
                 self._due[client_id] = leaving
-                leaving.switched[member] = (mark.number, leaving.departure.session.next_seq - 1)
+                leaving.switched[mark.member] = (mark.number, leaving.departure.session.next_seq - 1)
 
     def changed(self) -> None:
         """The members, who of them runs, or what is known of their wishes has changed."""

@@ -81,6 +81,10 @@ class FrameType(IntEnum):
     TURN_SURVEY = 23
     TURNS_HELD = 24
     STOPPING = 30
+    MOVE_TAKE = 40
+    MOVE = 41
+    MOVE_ACK = 42
+    SWITCH = 43
 
 
 class Refusal(IntEnum):

@@ -26,6 +26,7 @@ taken for lost on the way, which the conversation repairs afterwards as it alway
 Invariants: those of the parts.
 """
 
+from collections.abc import Callable
 from typing import Final, final
 
 from broker.core.effects import InterestChange, Ticket
@@ -52,6 +53,7 @@ from cluster.keys import JOIN
 from cluster.link import first_number
 from cluster.membership import Membership
 from cluster.mesh_store import MeshStore
+from cluster.move_frames import CONFIRMED, Switch, pack_mark
 from cluster.own_tables import OwnTables
 from cluster.peers import MemberView, MeshSettings, Peer, Peers
 from cluster.registry import Registry
@@ -59,6 +61,16 @@ from cluster.replication import Replication
 from cluster.turn import Turn
 from cluster.wire import FrameError
 
+_MOVES: Final = (
+    FrameType.MOVE_TAKE,
+    FrameType.MOVE_ACK,
+    FrameType.SWITCH,
+    FrameType.TURN_REQUEST,
+    FrameType.TURN_GRANT,
+    FrameType.TURN_RELEASE,
+    FrameType.TURN_SURVEY,
+    FrameType.TURNS_HELD,
+)
 _FORWARDS: Final = bytes([FrameType.FORWARDS])
 _HEARTBEAT: Final = bytes([FrameType.HEARTBEAT])
 
@@ -87,6 +99,7 @@ class Mesh:
         self.membership = Membership(settings.name, store_id, incarnation, settings.address)
         self._peers = Peers(settings, storage, store, self.membership, self.interest, self.registry, turn)
         self._peers.first_number = first_number(incarnation)
+        self._next_number: Callable[[], int] = _no_number
         # By node name, for whoever looks; `Peers` alone changes it.
         self.peers: dict[str, Peer] = self._peers.all
         self.readiness = self._peers.readiness
@@ -119,8 +132,7 @@ class Mesh:
             try:
                 self._receive_frame(happened.node, happened.connection, happened.frame, now)
             except FrameError as error:
-                self._turn.count("frames_malformed")
-                self._turn.note_once(f"frame of {happened.node}", f"malformed frame from {happened.node}: {error}")
+                self.note_malformed(happened.node, error)
             return
         self._deadline = 0.0
         if isinstance(happened, PeerConnected) and happened.node == JOIN:
@@ -185,6 +197,57 @@ class Mesh:
     def take_join_result(self) -> JoinResult | None:
         """Return the outcome of `join` once it is decided."""
         return self._admission.take_result()
+
+    def ask_number(self, next_number: Callable[[], int]) -> None:
+        """Ask this which number the next message that is published here has at least."""
+        self._next_number = next_number
+
+    def note_malformed(self, node: str, error: FrameError) -> None:
+        """A member said what can't be read."""
+        self._turn.count("frames_malformed")
+        self._turn.note_once(f"frame of {node}", f"malformed frame from {node}: {error}")
+
+    def mark(self, store_id: bytes, body: bytes, now: float) -> None:
+        """Append a mark to the stream to a member, behind all that was forwarded so far."""
+        for peer in self.peers.values():
+            if peer.store_id == store_id:
+                peer.outgoing.mark(body, True, now)
+
+    def take_moves(self) -> list[tuple[str, bytes]]:
+        """Return what the members say of turns and moves: (node name, frame)."""
+        moves = self._turn.moves
+        if moves:
+            self._turn.moves = []
+        return moves
+
+    def take_running_changed(self) -> bool:
+        """Say whether other members run than at the last call, or others are members."""
+        changed = self._turn.running_changed
+        self._turn.running_changed = False
+        return changed
+
+    def take_tables_changed(self) -> bool:
+        """Say whether more may be known of other nodes than at the last call."""
+        changed = self._turn.tables_changed
+        self._turn.tables_changed = False
+        return changed
+
+    def tell(self, node: str, frame: bytes) -> None:
+        """Send a frame on the control connection, or lose it."""
+        self._peers.send(self.peers[node], frame)
+
+    def send(self, node: str, frame: bytes) -> None:
+        """Send a frame on the bulk connection, or lose it."""
+        if self.peers[node].outgoing.open:
+            self._turn.commands.append(SendBulk(node, frame))
+
+    def tell_tables(self) -> None:
+        """Tell everybody what changed of this node's tables; afterwards their versions are those of what was told."""
+        self._replication.tell()
+
+    def is_complete(self) -> bool:
+        """Say whether every member runs, and this node knows all that each said of itself."""
+        return self._replication.is_complete()
 
     def take_messages(self) -> list[Message | Mark]:
         """Return the messages that peers forwarded, and the marks between them, in order."""
@@ -302,6 +365,11 @@ class Mesh:
     def _receive_frame(self, node: str, connection: bytes, frame: bytes, now: float) -> None:
         peer = self.peers.get(node)
         kind = frame[1] if len(frame) > 1 else 0
+        if kind == FrameType.MOVE and connection and peer is not None:
+            # It comes on the bulk connection, and says itself what it is about.
+            frame_type(frame)
+            self._turn.moves.append((node, frame))
+            return
         if kind == FrameType.FORWARDS and connection and peer is not None:
             frame_type(frame)
             # It comes on the bulk connection, and names its session.
@@ -327,6 +395,25 @@ class Mesh:
                 self._conversation.hello_refused(peer, frame)
         elif connection != peer.connection:
             self._turn.count("frames_of_old_connections")
+        elif kind in _MOVES:
+            frame_type(frame)
+            self._turn.moves.append((node, frame))
         else:
             self._conversation.receive(peer, frame_type(frame), frame, now)
+            self._confirm(peer, now)
         self._admission.settle(now)
+
+    def _confirm(self, peer: Peer, now: float) -> None:
+        """Say in the stream to a peer, before anything that is routed by it, which version of its wishes is known."""
+        known = peer.tables.wishes_version()
+        if known != peer.confirmed:
+            peer.confirmed = known
+            self._turn.tables_changed = True
+            if known > (0, 0):
+                own = self.membership.own().store_id
+                switch = Switch(CONFIRMED, own, peer.store_id, known[0], known[1], self._next_number())
+                peer.outgoing.mark(pack_mark(switch), True, now)
+
+
+def _no_number() -> int:
+    return 0

@@ -7,16 +7,19 @@ Grammar
 Integers, text and bytes16 are as in `wire`; an epoch is as in `broker.core.epoch`. An item begins with the client id
 (bytes16) and the epoch of the new home, which together name the move.
 
-    MOVE_TAKE     u32 count, (client id, epoch, u8 flags: 1 clean start)*        control, to the old home
+    MOVE_TAKE     u32 count, (client id, epoch, u8 flags: 1 clean start, 2 user name, bytes16 user name)*
+                                                                                 control, to the old home
     MOVE          (u8 kind, client id, epoch, body)*                            bulk, to the new home
       HEAD        1  epoch of the old home, u32 length, head
       DELIVERIES  2  u64 last place before, u32 count, delivery*
       STATE       3  u8 flags (1 ended), u16 count, (16 bytes origin, u64 number)*
       NOTHING     4
+      REFUSED     5  the session is another user's
     MOVE_ACK      (client id, epoch, u8 flags: 1 head taken, 2 over, 4 discarded, u64 watermark, u64 generation,
                   u64 version, u16 count, 16 bytes origin that is not passed*)*  control, to the old home
-    SWITCH        u32 count, (16 bytes store_id of the home, u64 generation, u64 version)*   control, to any member
-    mark          u8 kind, 16 bytes store_id of the home, u64 generation, u64 version, u64 number  in a stream
+    SWITCH        u32 count, (16 bytes store_id of the home, u64 generation, u64 version)*       control, to any member
+    mark          u8 kind, 16 bytes store_id of who says it, 16 bytes store_id of the home, u64 generation,
+                  u64 version, u64 number                                       in a stream
       CONFIRMED   1  to the home itself, whenever a version of its wishes is applied
       SWITCHED    2  to who asked by a SWITCH
 
@@ -33,11 +36,12 @@ packed, and again when it is read: clocks of two nodes need not agree.
 import struct
 from typing import Final, final
 
-from broker.core.epoch import EPOCH_BYTES, Epoch, unpack_epoch
+from broker.core.epoch import Epoch, pack_epoch
 from broker.core.message import NO_MESSAGE, Delivery
 from broker.core.stored_message import MESSAGE_KEY_BYTES, UNREADABLE, Clock, pack_message, unpack_message
 from broker.core.transfer import SessionHead
 from broker.core.wills import pack_left_will, unpack_left_will
+from cluster.epoch import read_epoch
 from cluster.frames import FRAME_VERSION
 from cluster.wire import FrameError, Reader, pack_bytes16, pack_u16, pack_u32, pack_u64
 
@@ -48,7 +52,9 @@ HEAD: Final = 1
 DELIVERIES: Final = 2
 STATE: Final = 3
 NOTHING: Final = 4
+REFUSED: Final = 5
 CLEAN_START: Final = 1
+NAMED: Final = 2
 HEAD_TAKEN: Final = 1
 OVER: Final = 2
 DISCARDED: Final = 4
@@ -63,7 +69,7 @@ _USER_NAME: Final = 1
 _WILL: Final = 2
 _DELIVERY: Final = struct.Struct(">QBHI")
 _HEAD: Final = struct.Struct(">IQHQI")
-_MARK: Final = struct.Struct(">B16sQQQ")
+_MARK: Final = struct.Struct(">B16s16sQQQ")
 _STORE_ID_BYTES: Final = 16
 
 
@@ -76,12 +82,13 @@ def relative_clock(now: float) -> Clock:
 class Take:
     """Give me this client's session: I am to be its home."""
 
-    __slots__ = ("clean_start", "client_id", "epoch")
+    __slots__ = ("clean_start", "client_id", "epoch", "user_name")
 
-    def __init__(self, client_id: str, epoch: Epoch, clean_start: bool) -> None:
+    def __init__(self, client_id: str, epoch: Epoch, clean_start: bool, user_name: str | None) -> None:
         self.client_id = client_id
         self.epoch = epoch
         self.clean_start = clean_start
+        self.user_name = user_name
 
 
 @final
@@ -122,13 +129,14 @@ class MoveAck:
 
 
 @final
-class Mark:
-    """Messages from `number` on are routed with the wishes of a home up to a version of its table, or a later one."""
+class Switch:
+    """From `number` on `member` routes with the wishes of `home` up to a version of its table, or a later one."""
 
-    __slots__ = ("generation", "home", "kind", "number", "version")
+    __slots__ = ("generation", "home", "kind", "member", "number", "version")
 
-    def __init__(self, kind: int, home: bytes, generation: int, version: int, number: int) -> None:
+    def __init__(self, kind: int, member: bytes, home: bytes, generation: int, version: int, number: int) -> None:
         self.kind = kind
+        self.member = member
         self.home = home
         self.generation = generation
         self.version = version
@@ -141,21 +149,18 @@ def frame(kind: int, parts: list[bytes]) -> bytes:
 
 
 def _name(client_id: str, epoch: Epoch) -> bytes:
-    return pack_bytes16(client_id.encode()) + epoch.pack()
+    return pack_bytes16(client_id.encode()) + pack_epoch(epoch)
 
 
 def _read_name(reader: Reader) -> tuple[str, Epoch]:
     client_id = reader.text()
-    return client_id, _read_epoch(reader)
-
-
-def _read_epoch(reader: Reader) -> Epoch:
-    return unpack_epoch(reader.take(EPOCH_BYTES), 0)
+    return client_id, read_epoch(reader)
 
 
 def pack_take(take: Take) -> bytes:
     """Pack one item of a MOVE_TAKE."""
-    return _name(take.client_id, take.epoch) + bytes((CLEAN_START if take.clean_start else 0,))
+    flags = (CLEAN_START if take.clean_start else 0) | (0 if take.user_name is None else NAMED)
+    return _name(take.client_id, take.epoch) + bytes((flags,)) + pack_bytes16((take.user_name or "").encode())
 
 
 def unpack_takes(data: bytes) -> list[Take]:
@@ -164,7 +169,9 @@ def unpack_takes(data: bytes) -> list[Take]:
     takes = []
     for _ in range(reader.u32()):
         client_id, epoch = _read_name(reader)
-        takes.append(Take(client_id, epoch, reader.u8() & CLEAN_START != 0))
+        flags = reader.u8()
+        user_name = reader.text()
+        takes.append(Take(client_id, epoch, flags & CLEAN_START != 0, user_name if flags & NAMED else None))
     reader.end()
     return takes
 
@@ -192,7 +199,7 @@ def pack_head(client_id: str, epoch: Epoch, old_epoch: Epoch, head: SessionHead,
         will = pack_left_will(head.will, clock)
         parts.append(pack_u32(len(will)) + will)
     body = b"".join(parts)
-    return b"".join((bytes((HEAD,)), _name(client_id, epoch), old_epoch.pack(), pack_u32(len(body)), body))
+    return b"".join((bytes((HEAD,)), _name(client_id, epoch), pack_epoch(old_epoch), pack_u32(len(body)), body))
 
 
 def _read_head(client_id: str, data: bytes, now: float) -> SessionHead:
@@ -253,9 +260,9 @@ def pack_state(client_id: str, epoch: Epoch, passed: list[tuple[bytes, int]], en
     return b"".join(parts)
 
 
-def pack_nothing(client_id: str, epoch: Epoch) -> bytes:
-    """Pack a NOTHING: there is no session."""
-    return bytes((NOTHING,)) + _name(client_id, epoch)
+def pack_no(kind: int, client_id: str, epoch: Epoch) -> bytes:
+    """Pack a NOTHING or REFUSED."""
+    return bytes((kind,)) + _name(client_id, epoch)
 
 
 def unpack_move(data: bytes, now: float) -> list[Item]:
@@ -275,7 +282,7 @@ def _read_items(data: bytes, now: float) -> list[Item]:
         client_id, epoch = _read_name(reader)
         item = Item(kind, client_id, epoch)
         if kind == HEAD:
-            item.old_epoch = _read_epoch(reader)
+            item.old_epoch = read_epoch(reader)
             item.head = _read_head(client_id, reader.take(reader.u32()), now)
         elif kind == DELIVERIES:
             item.after = reader.u64()
@@ -283,7 +290,7 @@ def _read_items(data: bytes, now: float) -> list[Item]:
         elif kind == STATE:
             item.ended = reader.u8() & ENDED != 0
             item.passed = [(reader.take(_STORE_ID_BYTES), reader.number()) for _ in range(reader.u16())]
-        elif kind != NOTHING:
+        elif kind not in (NOTHING, REFUSED):
             raise FrameError(f"unknown item {kind} in a MOVE")
         items.append(item)
     return items
@@ -323,14 +330,14 @@ def unpack_switches(data: bytes) -> list[tuple[bytes, int, int]]:
     return found
 
 
-def pack_mark(mark: Mark) -> bytes:
+def pack_mark(mark: Switch) -> bytes:
     """Pack a mark."""
-    return _MARK.pack(mark.kind, mark.home, mark.generation, mark.version, mark.number)
+    return _MARK.pack(mark.kind, mark.member, mark.home, mark.generation, mark.version, mark.number)
 
 
-def unpack_mark(data: bytes) -> Mark:
+def unpack_mark(data: bytes) -> Switch:
     """Read a mark; FrameError if it is none that is known."""
     if len(data) != _MARK.size or data[0] not in (CONFIRMED, SWITCHED):
         raise FrameError("unknown mark")
-    kind, home, generation, version, number = _MARK.unpack(data)
-    return Mark(kind, home, generation, version, number)
+    kind, member, home, generation, version, number = _MARK.unpack(data)
+    return Switch(kind, member, home, generation, version, number)

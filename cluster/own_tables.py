@@ -115,6 +115,15 @@ class OwnTables:
             self.all[Table.LASTING].change(bucket, row, row_hash(row, pack_ended(known)) if known else 0, value)
             self._registry.set_row(self._node, Table.LASTING, bucket, row, value)
 
+    def wishes_version(self) -> tuple[int, int]:
+        """Return (generation, version) of what this node wants, as told so far."""
+        table = self.all[Table.PASSING]
+        return table.generation, table.version
+
+    def touch_wishes(self) -> None:
+        """Have the next version of this node's wishes told, although nothing changed."""
+        self.all[Table.PASSING].touch()
+
     def settle(self, complete: bool) -> None:
         """See which ENDED rows have to come, and which may go; `complete`: every member's tables are known here.
 

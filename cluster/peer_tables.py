@@ -7,9 +7,10 @@ knows nothing of connections; `replication` says when what is asked for.
 import math
 from typing import final
 
-from broker.core.rows import RowKind, Table, pack_row, row_rest, unpack_subscription
+from broker.core.rows import BUCKETS, RowKind, Table, pack_row, row_rest, unpack_session, unpack_subscription
 from broker.core.storage import Storage
 from broker.core.subscription import Subscription, subscription
+from broker.core.transfer import SessionHead
 from cluster.frames import TablePosition
 from cluster.interest import PeerInterest
 from cluster.own_tables import REGISTERED
@@ -59,6 +60,7 @@ class PeerTables:
         }
         # What the peer said last of each table, and when this node asked for it last or heard a part of it.
         self.told: dict[int, TablePosition] = {}
+        self.told_at: float = -math.inf
         self.asked_at: dict[int, float] = {}
 
     def restore(self, filters: list[bytes], interest: bytes) -> None:
@@ -84,6 +86,11 @@ class PeerTables:
         """Say whether the peer said last that it knows all tables of this node."""
         return all(table in self.told and self.told[table].known > 0 for table in self.replicas)
 
+    def wishes_version(self) -> tuple[int, int]:
+        """Return (generation, version) of the peer's wishes, (0, 0) while they are not known as a whole."""
+        replica = self.replicas[Table.PASSING]
+        return (replica.generation, replica.version) if replica.fresh == BUCKETS else (0, 0)
+
     def known_version(self, table: int) -> int:
         """Return what to tell the peer: the version plus one that is known of its table, 0 if it is not known."""
         told = self.told.get(table)
@@ -96,6 +103,19 @@ class PeerTables:
             options, identifier = unpack_subscription(value)
             found.append((row_rest(row), subscription(options, identifier)))
         return found
+
+    def head_of(self, client_id: str) -> SessionHead | None:
+        """Return what is known of a persistent session of the peer, as it is committed here."""
+        rows = self._lasting.read_from(pack_row(RowKind.SESSION, client_id.encode()))
+        if not rows:
+            return None
+        session = unpack_session(rows[0][1])
+        head = SessionHead(client_id, session.user_name, session.expiry_s)
+        head.subscriptions = [
+            (topic_filter, wanted.options, wanted.identifier)
+            for topic_filter, wanted in self.subscriptions_of(client_id)
+        ]
+        return head
 
     def forget(self) -> None:
         """Remove everything: the peer is no member any more."""

@@ -87,6 +87,8 @@ class Peer:
         self.link_open = False
         self.members_sent_at = -math.inf
         self.heartbeat_at = now
+        # The version of its wishes that this node has confirmed in the stream to it.
+        self.confirmed = (0, 0)
         self.starts_missed = 0
         self.refusals = 0
         self.retry_at = math.inf
@@ -217,6 +219,7 @@ class Peers:
         if running == peer.running:
             return
         peer.running = running
+        self._turn.running_changed = True
         if not running:
             self._turn.count("peers_died")
             self._tell_state(peer)
@@ -306,6 +309,7 @@ class Peers:
                 peer.address = member.address
                 self.disconnected(peer, now)
                 self._turn.commands.append(ConnectPeer(name, member.address))
+        self._turn.running_changed = True
         self._store.put_members([member for member in self.members() if member.name != self.membership.name])
 
     def _new(self, member: Member, now: float) -> Peer:

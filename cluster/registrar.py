@@ -26,12 +26,14 @@ import math
 from collections.abc import Callable
 from typing import Final, final
 
-from broker.core.epoch import Epoch
-from broker.core.events import Attach, Detach
+from broker.core.epoch import NO_EPOCH, Epoch
+from broker.core.events import Attach
 from broker.core.owner import QueueOwner
 from broker.core.transfer import SessionHead
 from broker.mqtt.reasons import Reason
 from cluster.arrivals import Arrivals
+from cluster.departures import Departures
+from cluster.move_frames import Take
 from cluster.registration import Granted, Registration
 from cluster.registry import Registry
 from cluster.site import Site
@@ -63,6 +65,7 @@ class Registrar:
         registration: Registration,
         registry: Registry,
         arrivals: Arrivals,
+        departures: Departures,
         remembered: Callable[[str, bytes], SessionHead | None],
         stamp: Callable[[], int],
     ) -> None:
@@ -75,6 +78,7 @@ class Registrar:
         self._registration = registration
         self._registry = registry
         self._arrivals = arrivals
+        self._departures = departures
         self._remembered = remembered
         self._stamp = stamp
         self._waiting: dict[int, Waiting] = {}
@@ -94,16 +98,14 @@ class Registrar:
         self._registration.request(event.client_id, event.connection, now)
         self._go_on(now)
 
-    def detach(self, event: Detach, now: float) -> bool:
-        """Take the end of a connection; false if it does not wait here."""
-        waiting = self._waiting.get(event.connection)
-        if waiting is None:
-            return False
-        self._forget(waiting, now)
-        return True
+    def detach(self, connection: int, now: float) -> None:
+        """A connection that is not attached ended."""
+        waiting = self._waiting.get(connection)
+        if waiting is not None:
+            self._forget(waiting, now)
 
-    def listener_gone(self, listener: int, now: float) -> None:
-        """The connections of a listener ended."""
+    def lose_listener(self, listener: int, now: float) -> None:
+        """All connections of a listener ended."""
         for waiting in [each for each in self._waiting.values() if each.event.connection >> 32 == listener]:
             self._forget(waiting, now)
 
@@ -113,7 +115,8 @@ class Registrar:
             return
         for waiting in [each for each in self._waiting.values() if each.epoch is not None and each.old_home == node]:
             self._arrivals.forget(waiting.event.client_id)
-            self._resolve(waiting, now)
+            latest = self._registry.highest_epoch(waiting.event.client_id) or NO_EPOCH
+            self._resolve(waiting, latest, now)
 
     def tick(self, now: float) -> None:
         """Go on where something has come, and refuse what has waited for too long."""
@@ -123,7 +126,7 @@ class Registrar:
         self._deadline = math.inf
         for waiting in list(self._waiting.values()):
             if waiting.deadline <= now:
-                self._refuse(waiting, now)
+                self._refuse(waiting, Reason.SERVER_UNAVAILABLE, now)
             else:
                 self._deadline = min(self._deadline, waiting.deadline)
 
@@ -148,39 +151,37 @@ class Registrar:
             if waiting is None:
                 continue
             if isinstance(result, Granted):
-                known = self._registry.highest_epoch(result.client_id)
-                granted = result.epoch
-                latest = granted if known is None or (granted is not None and granted.is_after(known)) else known
-                counter = 1 if latest is None else latest.counter + 1
-                waiting.epoch = Epoch(counter, self._stamp(), self._site.store_id())
-                self._resolve(waiting, now, latest)
+                latest = max(result.epoch, self._registry.highest_epoch(result.client_id) or NO_EPOCH)
+                waiting.epoch = Epoch(latest.counter + 1, self._stamp(), self._site.store_id())
+                self._resolve(waiting, latest, now)
             else:
-                self._refuse(waiting, now)
-        for client_id in self._arrivals.take_ready():
+                self._refuse(waiting, Reason.SERVER_UNAVAILABLE, now)
+        for client_id, found in self._arrivals.take_ready():
             ready = self._by_client.get(client_id)
-            if ready is not None and ready.epoch is not None:
+            if ready is None or ready.epoch is None:
+                continue
+            if found:
                 self._finish(ready, now)
+            else:
+                self._refuse(ready, Reason.CLIENT_IDENTIFIER_NOT_VALID, now)
 
-    def _resolve(self, waiting: Waiting, now: float, latest: Epoch | None = None) -> None:
-        """Decide where the session is, and have it or ask for it."""
+    def _resolve(self, waiting: Waiting, latest: Epoch, now: float) -> None:
+        """Decide where the session is, by the latest epoch that is known of it, and have it or ask for it."""
         event = waiting.event
         assert waiting.epoch is not None
-        home = self._registry.find(event.client_id)
-        if latest is None:
-            latest = self._registry.highest_epoch(event.client_id)
-        own = self._site.store_id()
-        old_home = b"" if latest is None else latest.store_id
-        if home is not None and home.epoch == latest and home.epoch.store_id == own:
-            old_home = own
-        if old_home in (b"", own) or self._owner.session(event.client_id) is not None and old_home == own:
+        if latest.store_id in (NO_EPOCH.store_id, self._site.store_id()):
+            if self._owner.session(event.client_id) is None:
+                self._departures.come_back(event.client_id, waiting.epoch)
             self._finish(waiting, now)
-        elif self._site.is_running(old_home):
-            waiting.old_home = old_home
-            self._arrivals.ask(event.client_id, waiting.epoch, old_home, event.clean_start, now)
+        elif self._site.is_running(latest.store_id):
+            waiting.old_home = latest.store_id
+            take = Take(event.client_id, waiting.epoch, event.clean_start, event.user_name)
+            self._arrivals.ask(take, latest.store_id, now)
         else:
-            head = None if event.clean_start else self._remembered(event.client_id, old_home)
-            if head is not None and self._owner.session(event.client_id) is None:
-                self._arrivals.revive(head, waiting.epoch, old_home, now)
+            if not event.clean_start and self._owner.session(event.client_id) is None:
+                head = self._remembered(event.client_id, latest.store_id)
+                if head is not None:
+                    self._arrivals.revive(head, waiting.epoch, latest.store_id, now)
             self._finish(waiting, now)
 
     def _finish(self, waiting: Waiting, now: float) -> None:
@@ -193,8 +194,8 @@ class Registrar:
         del self._by_client[event.client_id]
         self._registration.release(event.connection, epoch, now)
 
-    def _refuse(self, waiting: Waiting, now: float) -> None:
-        self._owner.refuse(waiting.event, Reason.SERVER_UNAVAILABLE)
+    def _refuse(self, waiting: Waiting, reason: int, now: float) -> None:
+        self._owner.refuse(waiting.event, reason)
         self._forget(waiting, now)
 
     def _forget(self, waiting: Waiting, now: float) -> None:
@@ -202,4 +203,4 @@ class Registrar:
         del self._waiting[event.connection]
         del self._by_client[event.client_id]
         self._arrivals.forget(event.client_id)
-        self._registration.release(event.connection, None, now)
+        self._registration.release(event.connection, NO_EPOCH, now)

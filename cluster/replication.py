@@ -72,6 +72,7 @@ class Replication:
     def hear(self, peer: Peer, positions: list[TablePosition], now: float) -> bool:
         """Take what a heartbeat says; true if this node knows a table now that it did not know."""
         learnt = False
+        peer.tables.told_at = now
         for position in positions:
             replica = peer.tables.replicas.get(position.table)
             if replica is None:

@@ -24,6 +24,9 @@ class Site(Protocol):
     def version(self) -> tuple[int, int]:
         """Return (generation, version) of this node's wishes, as told so far."""
 
+    def touch(self) -> None:
+        """Have the next version of this node's wishes told, although nothing changed."""
+
     def known_version(self, store_id: bytes) -> tuple[int, int]:
         """Return (generation, version) of a member's wishes as they are known here; (0, 0) if they aren't."""
 
@@ -32,6 +35,3 @@ class Site(Protocol):
 
     def send(self, store_id: bytes, frame: bytes) -> None:
         """Send a frame on the bulk connection, or lose it."""
-
-    def mark(self, store_id: bytes, body: bytes) -> None:
-        """Append a mark to the stream to a member, behind all that was published here."""

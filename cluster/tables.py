@@ -68,6 +68,7 @@ class OwnTable:
         self.sums = [0] * BUCKETS
         self._total = 0
         self._changes: list[tuple[bytes, int, bytes | None]] = []
+        self._touched = False
 
     def restore(self) -> None:
         """Reckon the sums of what the rows hold."""
@@ -92,18 +93,23 @@ class OwnTable:
 
         Without somebody who hears them (`wanted`) the version grows all the same: whoever comes finds it by its sums.
         """
-        if not self._changes:
+        if not self._changes and not self._touched:
             return []
+        self._touched = False
         changes, self._changes = self._changes, []
         self.checksum = self._total
         if not wanted:
             self.version += 1
             return []
         frames: list[bytes] = []
-        for part in _split([pack_change(row, was, value) for row, was, value in changes]):
+        for part in _split([pack_change(row, was, value) for row, was, value in changes]) or [[]]:
             self.version += 1
             frames.append(pack_table_delta(self.table, self.generation, self.version, part))
         return frames
+
+    def touch(self) -> None:
+        """Tell a version more, although nothing changed: whoever applies it says so."""
+        self._touched = True
 
     def position(self, known: int = 0) -> TablePosition:
         """Return where the table stands; `known` is what to say of the other's."""

@@ -42,6 +42,11 @@ class Turn:
         self.writes = WriteBatch()
         self.messages: list[Message | Mark] = []
         self.acknowledged: list[Ticket] = []
+        # What the members say of turns and moves: (node name, frame).
+        self.moves: list[tuple[str, bytes]] = []
+        # Who runs changed, or what is known of other nodes.
+        self.running_changed = True
+        self.tables_changed = True
         self.routes_changed = False
         self.counts: dict[str, int] = dict.fromkeys(COUNTS, 0)
         self._notes: list[str] = []

@@ -20,11 +20,16 @@ An old home that is not there holds up nobody.
 
 Each old home (a donor) numbers its deliveries by their places, so its `watermark` is the last place that was taken.
 
+A session that comes back to a node where its stub still stood has had everything directly all the time (`direct_from`):
+of what its other home has left only those deliveries count that it got from here.
+
 Invariant: the gate is closed exactly while a donor that is there has not passed on everything below a cut.
 """
 
 import struct
 from typing import Final, final
+
+from broker.core.epoch import Epoch
 
 VALUE_VERSION: Final = 1
 # A home's places begin with its epoch's counter; below are the places of those that had the session before.
@@ -32,9 +37,14 @@ PLACE_BITS: Final = 40
 # Homes of the same epoch counter, which a partition makes: their places are put below the winner's, one range each.
 RIVALS_MAX: Final = 31
 _RIVAL_BITS: Final = 34
-_HEAD: Final = struct.Struct(">BHH")
+_HEAD: Final = struct.Struct(">BHHQQ")
 _CUT: Final = struct.Struct(">16sQ")
 _DONOR: Final = struct.Struct(">16sQBBH")
+
+
+def first_place(epoch: Epoch) -> int:
+    """Return the place before the first that a home gives."""
+    return epoch.counter << PLACE_BITS
 
 
 @final
@@ -58,12 +68,16 @@ class Donor:
 
 @final
 class Arrival:
-    """What is still to come to one session; `first_seq` is the first place of its present home."""
+    """What is still to come to one session; `first_seq` is the first place of its present home.
 
-    __slots__ = ("cuts", "donors", "first_seq")
+    `direct_from`, unless it is 0, says that everything came directly that has this or a later place elsewhere.
+    """
 
-    def __init__(self, counter: int) -> None:
-        self.first_seq: int = counter << PLACE_BITS
+    __slots__ = ("cuts", "direct_from", "donors", "first_seq")
+
+    def __init__(self, first_seq: int) -> None:
+        self.first_seq = first_seq
+        self.direct_from: int = 0
         self.cuts: dict[bytes, int] = {}
         self.donors: dict[bytes, Donor] = {}
 
@@ -77,6 +91,15 @@ class Arrival:
 
     def takes(self, origin: bytes, number: int) -> bool:
         """Say whether a message that came directly is for the session."""
+        if self.direct_from:
+            return True
+        cut = self.cuts.get(origin)
+        return cut is not None and number >= cut
+
+    def has_had(self, origin: bytes, number: int, seq: int) -> bool:
+        """Say whether a delivery of an old home, by its place there, came directly as well."""
+        if self.direct_from:
+            return seq >= self.direct_from
         cut = self.cuts.get(origin)
         return cut is not None and number >= cut
 
@@ -91,8 +114,14 @@ class Arrival:
         below: int = (RIVALS_MAX + 1 - min(donor.rival, RIVALS_MAX)) << _RIVAL_BITS
         return self.first_seq - below + rank
 
+    def has_present_donor(self) -> bool:
+        """Say whether an old home that is there has not said its last word."""
+        return any(donor.present for donor in self.donors.values())
+
     def is_gated(self) -> bool:
         """Say whether what came directly has to wait."""
+        if self.direct_from:
+            return False
         for donor in self.donors.values():
             if donor.present:
                 for origin, cut in self.cuts.items():
@@ -102,7 +131,7 @@ class Arrival:
 
     def pack(self) -> bytes:
         """Return the stored form."""
-        parts = [_HEAD.pack(VALUE_VERSION, len(self.cuts), len(self.donors)), self.first_seq.to_bytes(8, "big")]
+        parts = [_HEAD.pack(VALUE_VERSION, len(self.cuts), len(self.donors), self.first_seq, self.direct_from)]
         for origin, number in self.cuts.items():
             parts.append(_CUT.pack(origin, number))
         for store_id, donor in self.donors.items():
@@ -113,11 +142,10 @@ class Arrival:
 
 def unpack_arrival(value: bytes) -> Arrival:
     """Return what `pack` packed; struct.error when it is cut."""
-    _version, cuts, donors = _HEAD.unpack_from(value)
+    _version, cuts, donors, first_seq, direct_from = _HEAD.unpack_from(value)
     pos: int = _HEAD.size
-    arrival = Arrival(0)
-    arrival.first_seq = int.from_bytes(value[pos : pos + 8], "big")
-    pos += 8
+    arrival = Arrival(first_seq)
+    arrival.direct_from = direct_from
     for _ in range(cuts):
         origin, number = _CUT.unpack_from(value, pos)
         arrival.cuts[origin] = number

@@ -149,6 +149,14 @@ class DeliveryQueue:
         self.tail_seq = 0
         self._head_max = 0
 
+    def keep_in_memory(self, lifo: bool, last_seq: int) -> None:
+        """The queue stays here after all; `last_seq` is the last place that was given."""
+        self.lifo = lifo
+        self._head_max = HEAD_MAX
+        if lifo:
+            self.tail_seq = last_seq
+            self.oldest_seq = 0
+
     def remove(self, seq: int, size: int) -> None:
         """The oldest of the tail was removed from the store."""
         self.tail_seq = seq + 1

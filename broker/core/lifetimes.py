@@ -13,8 +13,9 @@ import heapq
 import math
 from typing import Final, final
 
+from broker.core.arrival import first_place
 from broker.core.dispatch import Dispatcher
-from broker.core.epoch import FIRST_EPOCH, first_epoch
+from broker.core.epoch import FIRST_EPOCH, Epoch, first_epoch
 from broker.core.events import NEVER_EXPIRES_S, Attach
 from broker.core.publishing import Publishing
 from broker.core.session import Session
@@ -70,13 +71,14 @@ class Lifetimes:
             else:
                 self._schedule(session)
 
-    def begin(self, event: Attach, now: float) -> Session:
+    def begin(self, event: Attach, epoch: Epoch) -> Session:
         """Begin a session for a client id that has none [MQTT-3.1.2-6]."""
         number = self._store.take_number()
         session = Session(
             number, event.client_id, event.user_name, event.session_expiry_s, 0, self._settings.queue_lifo
         )
-        session.epoch = first_epoch(self._store.clock.to_utc_ms(now), self._store_id)
+        session.epoch = epoch
+        session.next_seq = first_place(epoch) + 1
         self.sessions[event.client_id] = session
         self._counters.queue_setup += 1
         return session

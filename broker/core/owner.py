@@ -17,12 +17,13 @@ session that waits has a reason to.
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, Final, final
+from typing import Any, Final, Protocol, final
 
 from broker.core.counters import ListenerTotals
 from broker.core.degraded import Degraded
 from broker.core.dispatch import Dispatcher
 from broker.core.effects import Effects, Ticket
+from broker.core.epoch import Epoch, first_epoch
 from broker.core.events import (
     CONNECTION_LOST,
     NEVER_EXPIRES_S,
@@ -66,6 +67,19 @@ _SUCCESS: Final = 0
 _RETRY_CHECK_S: Final = 1.0
 
 
+class Registrar(Protocol):
+    """Who sees to it that a client id has one home in the cluster."""
+
+    def attach(self, event: Attach, now: float) -> None:
+        """Take a CONNECT, and have the owner attach or refuse it, now or later."""
+
+    def detach(self, connection: int, now: float) -> None:
+        """A connection that is not attached ended."""
+
+    def lose_listener(self, listener: int, now: float) -> None:
+        """All connections of a listener ended."""
+
+
 @final
 class QueueOwner:
     """Everything of one node that survives a connection. Call `take_effects` after every turn."""
@@ -99,17 +113,19 @@ class QueueOwner:
         )
         self._sessions = self._lifetimes.sessions
         self.transfers = Transfers(
-            settings, self._store, self._subscribing, self._dispatcher, self._wills, self._lifetimes
+            settings, self._store, self._subscribing, self._dispatcher, self._wills, self._rows, self._lifetimes
         )
         self._attachments: dict[int, Attachment] = {}
         self._outlets: dict[int, Outlet] = {}
         self._retry_at: float = math.inf
+        self._store_id = store_id
+        self._registrar: Registrar | None = None
         self.netsplit = NetsplitGate(
             settings, self._attachments, self._outlets, self.counters, self._receive_held, self._close, self.is_behind
         )
         self.degraded = Degraded(self._attachments, self._outlets, self.counters, self.receive, self.netsplit)
         self._handlers: dict[type, Callable[[Any, float], None]] = {
-            Attach: self._attach,
+            Attach: self._attach_asked,
             Detach: self._detach_received,
             PubackReceived: self._puback,
             PubrecReceived: self._pubrec,
@@ -200,6 +216,10 @@ class QueueOwner:
             if reason:
                 self._close(attachment, reason, now)
 
+    def register_with(self, registrar: Registrar) -> None:
+        """Leave it to the registrar when a CONNECT is attached; without one that is at once."""
+        self._registrar = registrar
+
     def ask_room(self, has_room: Callable[[str, Message], bool]) -> None:
         """Ask this whether a node can be sent a message that it has to have; without it every node can."""
         self._publishing.has_room = has_room
@@ -214,7 +234,8 @@ class QueueOwner:
 
     def local_rows(self) -> Iterator[tuple[int, bytes, bytes]]:
         """Iterate (table, row, value) of what the other nodes have to know of this node's sessions."""
-        return self._rows.snapshot(self._sessions.values())
+        stubs = [departure.session for departure in self.transfers.departures.values()]
+        return self._rows.snapshot([*self._sessions.values(), *stubs])
 
     def depart(self, client_id: str, now: float) -> Departure | None:
         """Close the client's connection and freeze its session, which is another node's; None when there is none."""
@@ -238,6 +259,10 @@ class QueueOwner:
         departure = self.transfers.departures.get(client_id)
         if departure is not None:
             self.transfers.end_departure(departure, now)
+
+    def is_committed(self) -> bool:
+        """Say whether nothing was written since `take_effects`."""
+        return not len(self._store.writes)
 
     def next_number(self) -> int:
         """Return the number that the next message published here has at least."""
@@ -305,7 +330,20 @@ class QueueOwner:
 
     # Connections.
 
-    def _attach(self, event: Attach, now: float) -> None:
+    def _attach_asked(self, event: Attach, now: float) -> None:
+        if self._registrar is not None:
+            self._registrar.attach(event, now)
+        else:
+            self.attach(event, first_epoch(self._store.clock.to_utc_ms(now), self._store_id), now)
+
+    def refuse(self, event: Attach, reason: int) -> None:
+        """Answer a CONNECT that comes to nothing."""
+        outlet = self._outlets.get(event.connection >> 32)
+        if outlet is not None:
+            outlet.batch.connack(event.connection, reason, False)
+
+    def attach(self, event: Attach, epoch: Epoch, now: float) -> None:
+        """Attach a CONNECT's connection to its client's session here; a new session has the epoch."""
         outlet = self._outlets[event.connection >> 32]
         limit = self.settings.max_connections
         session = self._sessions.get(event.client_id)  # [MQTT-3.1.3-2] [MQTT311-3.1.3-2]
@@ -329,7 +367,7 @@ class QueueOwner:
         self._wills.discard(event.client_id)
         present = session is not None
         if session is None:
-            session = self._lifetimes.begin(event, now)
+            session = self._lifetimes.begin(event, epoch)
         attachment = Attachment(event.connection, outlet, session, event.version, event.packet_bytes_max)
         session.attach(attachment)
         session.user_name = event.user_name
@@ -366,6 +404,8 @@ class QueueOwner:
 
     def _detach_received(self, event: Detach, now: float) -> None:
         attachment = self._attachments.get(event.connection)
+        if attachment is None and self._registrar is not None:
+            self._registrar.detach(event.connection, now)
         if attachment is not None:
             attachment.session.inflight.set_fresh(event.unsent)
             self._detach(attachment, event.reason, event.session_expiry_s, now)
@@ -495,6 +535,8 @@ class QueueOwner:
             del self._outlets[event.listener]
 
     def _lose_connections(self, listener: int, now: float) -> None:
+        if self._registrar is not None:
+            self._registrar.lose_listener(listener, now)
         for attachment in list(self._attachments.values()):
             if attachment.connection >> 32 == listener:
                 self._detach(attachment, CONNECTION_LOST, -1, now)

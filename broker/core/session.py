@@ -104,8 +104,6 @@ class Session:
         self.gate: int = 0
         # Whether it goes to another node, or has gone: then it is nobody's session here.
         self.departing = False
-        # Since when this node is the home of the client id.
-        self.epoch: Epoch = FIRST_EPOCH
         self.attachment: Attachment | None = None
 
     def attach(self, attachment: "Attachment") -> None:

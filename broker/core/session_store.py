@@ -25,7 +25,7 @@ import struct
 from collections.abc import Callable
 from typing import Final, final
 
-from broker.core.arrival import unpack_arrival
+from broker.core.arrival import first_place, unpack_arrival
 from broker.core.delivery_queue import DeliveryQueue
 from broker.core.epoch import EPOCH_BYTES, FIRST_EPOCH, pack_epoch, unpack_epoch
 from broker.core.message import NO_MESSAGE, Delivery
@@ -153,6 +153,10 @@ class SessionStore:
     def put_departing(self, session: Session) -> None:
         """Write that the session goes to another node."""
         self.writes.put("session", _number(session.number) + b"d", bytes([VALUE_VERSION]))
+
+    def delete_departing(self, session: Session) -> None:
+        """The session stays."""
+        self.writes.delete("session", _number(session.number) + b"d")
 
     def put_arrival(self, session: Session) -> None:
         """Write what the session may still get from other nodes."""
@@ -387,9 +391,8 @@ class SessionStore:
         self._recover_queues(sessions, groups, progress)
         self._sweep(progress)
         for session in sessions.values():
-            if session.arrival is not None:
-                # Its own places begin there, however few of them are taken.
-                session.next_seq = max(session.next_seq, session.arrival.first_seq + 1)
+            # Its own places begin there, however few of them are taken.
+            session.next_seq = max(session.next_seq, first_place(session.epoch) + 1)
         return list(sessions.values()), by_filter
 
     def _recover_row(

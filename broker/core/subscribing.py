@@ -115,6 +115,7 @@ class Subscribing:
         """Take over a subscription of a session that came from another node."""
         session.subscriptions[topic_filter] = wanted
         self._store.put_subscription(session, topic_filter, wanted)
+        self._rows.subscribed(session, topic_filter, None, wanted)
         self._route(session, topic_filter, wanted)
 
     def unsubscribe(self, attachment: Attachment, event: UnsubscribeReceived, now: float) -> None:

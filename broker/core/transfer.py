@@ -24,12 +24,13 @@ an arrival of its own only as long as nobody has asked for it.
 from collections import deque
 from typing import final
 
-from broker.core.arrival import Arrival
+from broker.core.arrival import PLACE_BITS, Arrival, first_place
 from broker.core.dispatch import Dispatcher
 from broker.core.epoch import Epoch
 from broker.core.lifetimes import Lifetimes
 from broker.core.message import NO_MESSAGE, Delivery
 from broker.core.session import Session
+from broker.core.session_rows import SessionRows
 from broker.core.session_store import SessionStore
 from broker.core.settings import OwnerSettings
 from broker.core.subscribing import Subscribing
@@ -95,6 +96,7 @@ class Transfers:
         subscribing: Subscribing,
         dispatcher: Dispatcher,
         wills: Wills,
+        rows: SessionRows,
         lifetimes: Lifetimes,
     ) -> None:
         self.departures: dict[str, Departure] = {}
@@ -103,6 +105,7 @@ class Transfers:
         self._subscribing = subscribing
         self._dispatcher = dispatcher
         self._wills = wills
+        self._rows = rows
         self._lifetimes = lifetimes
 
     def restore(self, sessions: list[Session]) -> None:
@@ -189,6 +192,28 @@ class Transfers:
         while sent and sent[0].seq <= watermark:
             self._remove(departure.session, sent.popleft())
 
+    def come_back(self, departure: Departure, epoch: Epoch) -> Session:
+        """The client is back before its session has another home: the stub is its session again, of a new epoch."""
+        session = departure.session
+        del self.departures[session.client_id]
+        session.departing = False
+        self._store.delete_departing(session)
+        session.queue.keep_in_memory(self._settings.queue_lifo, session.next_seq - 1)
+        arrival = Arrival(first_place(epoch))
+        # What the other home may have got of the session was directed here as well.
+        arrival.direct_from = first_place(session.epoch) + (1 << PLACE_BITS)
+        session.epoch = epoch
+        session.next_seq = max(session.next_seq, first_place(epoch) + 1)
+        session.arrival = arrival
+        self._dispatcher.arriving[session] = arrival
+        self._lifetimes.adopt(session)
+        self._store.put_session(session)
+        self._store.put_arrival(session)
+        self._rows.tell(session)
+        if departure.will is not None:
+            self._wills.adopt(departure.will, departure.will.due)
+        return session
+
     def is_drained(self, departure: Departure) -> bool:
         """Say whether nothing is left to be moved."""
         return not departure.sent and departure.session.queue.is_empty() and not len(departure.session.inflight)
@@ -198,6 +223,7 @@ class Transfers:
         session = departure.session
         self.head_taken(departure)
         del self.departures[session.client_id]
+        self._rows.ended(session)
         self._subscribing.end_session(session, now)
         if len(session.queue):
             self._dispatcher.counters.drop("session_ended", len(session.queue))
@@ -230,7 +256,7 @@ class Transfers:
         session.persistent = True
         session.expires_at = head.expires_at
         session.epoch = epoch
-        arrival = Arrival(epoch.counter)
+        arrival = Arrival(first_place(epoch))
         arrival.cuts[cut[0]] = cut[1]
         if donor:
             arrival.donor(donor).heir = heir
@@ -240,6 +266,7 @@ class Transfers:
         self._dispatcher.arriving[session] = arrival
         self._lifetimes.adopt(session)
         self._store.put_session(session)
+        self._rows.tell(session)
         for topic_filter, options, identifier in head.subscriptions:
             self._subscribing.adopt(session, topic_filter, subscription(options, identifier))
         for packet_id in head.incoming:
@@ -257,7 +284,8 @@ class Transfers:
     def add_donor(self, session: Session, donor: bytes, now: float) -> None:
         """Another old home has something left of the session, which has a life of its own here."""
         if session.arrival is None:
-            session.arrival = Arrival(session.epoch.counter)
+            session.arrival = Arrival(first_place(session.epoch))
+            session.arrival.direct_from = first_place(session.epoch)
             self._dispatcher.arriving[session] = session.arrival
         if donor not in session.arrival.donors:
             session.arrival.donor(donor)
@@ -276,6 +304,7 @@ class Transfers:
                 continue
             donor.watermark = delivery.seq
             message = delivery.message
+            known = arrival.has_had(message.origin, message.number, delivery.seq)
             delivery.seq = arrival.place(donor, delivery.seq)
             if delivery.packet_id and donor.heir:
                 session.inflight.restore(delivery)
@@ -284,7 +313,7 @@ class Transfers:
             if delivery.released or message is NO_MESSAGE:
                 continue
             delivery.packet_id = 0
-            if arrival.takes(message.origin, message.number):
+            if known:
                 # It came directly as well.
                 continue
             if message.expires_at and message.expires_at <= now:

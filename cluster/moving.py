@@ -1,0 +1,287 @@
+"""Moving: the parts that register client ids and move sessions, joined with the owner and the mesh.
+
+Owns the order in which they are told things, and is their `Site`: it translates between the names by which the mesh
+knows members and the store ids by which sessions know their homes. It decides nothing itself but who leaves: a session
+of this node of which the registry knows a later home goes there.
+
+Theory of operation
+-------------------
+A turn: `load` when everything is committed; `receive` for each frame and mark, in their order; `tick`; then, when the
+turn's forwards are in the streams, `answer`, and when its tables are told, `flush`. What is said there leaves with the
+commit of the turn.
+"""
+
+from collections.abc import Callable
+from typing import Final, final
+
+from broker.core.epoch import NO_EPOCH, Epoch
+from broker.core.owner import QueueOwner
+from broker.core.transfer import SessionHead
+from cluster.arrivals import Arrivals
+from cluster.clock import HybridClock
+from cluster.departures import Departures
+from cluster.frames import FrameType
+from cluster.mesh import Mesh
+from cluster.move_frames import (
+    CONFIRMED,
+    SWITCHED,
+    Switch,
+    pack_mark,
+    unpack_mark,
+    unpack_move,
+    unpack_move_acks,
+    unpack_switches,
+    unpack_takes,
+)
+from cluster.registrar import Registrar
+from cluster.registration import Registration
+
+_LIFE_SHIFT: Final = 32
+
+
+@final
+class MeshSite:
+    """The mesh as those see it who know members by their store ids."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self._mesh = mesh
+        self._own = mesh.membership.own().store_id
+        self._names: dict[bytes, str] = {}
+        self.update()
+
+    def update(self) -> None:
+        """The members have changed."""
+        self._names = {peer.store_id: name for name, peer in self._mesh.peers.items()}
+
+    def store_id(self) -> bytes:
+        """Return this node's store id."""
+        return self._own
+
+    def others(self) -> list[bytes]:
+        """Return the other members, whether they run or not."""
+        return list(self._names)
+
+    def is_running(self, store_id: bytes) -> bool:
+        """Say whether a member runs."""
+        name = self._names.get(store_id)
+        return store_id == self._own or (name is not None and self._mesh.peers[name].running)
+
+    def is_complete(self) -> bool:
+        """Say whether all members run, and all that they say of themselves is known here."""
+        return self._mesh.is_complete()
+
+    def version(self) -> tuple[int, int]:
+        """Return (generation, version) of this node's wishes, as told so far."""
+        return self._mesh.own.wishes_version()
+
+    def touch(self) -> None:
+        """Have the next version of this node's wishes told, although nothing changed."""
+        self._mesh.own.touch_wishes()
+
+    def known_version(self, store_id: bytes) -> tuple[int, int]:
+        """Return (generation, version) of a member's wishes as they are known here; (0, 0) if they aren't."""
+        name = self._names.get(store_id)
+        return (0, 0) if name is None else self._mesh.peers[name].tables.wishes_version()
+
+    def tell(self, store_id: bytes, frame: bytes) -> None:
+        """Send a frame on the control connection, or lose it."""
+        name = self._names.get(store_id)
+        if name is not None:
+            self._mesh.tell(name, frame)
+
+    def send(self, store_id: bytes, frame: bytes) -> None:
+        """Send a frame on the bulk connection, or lose it."""
+        name = self._names.get(store_id)
+        if name is not None:
+            self._mesh.send(name, frame)
+
+
+@final
+class Moving:
+    """Registration and moves of one node."""
+
+    def __init__(self, owner: QueueOwner, mesh: Mesh, incarnation: int) -> None:
+        self._owner = owner
+        self._mesh = mesh
+        self._clock = HybridClock()
+        self._utc_ms: int = 0
+        self._now: float = 0.0
+        self.site = MeshSite(mesh)
+        self.registration = Registration(
+            mesh.membership.name, self.site.store_id(), incarnation, self._highest_epoch, self._is_current
+        )
+        self.departures = Departures(owner, self.site)
+        self.arrivals = Arrivals(owner, self.site, mesh.registry)
+        self.registrar = Registrar(
+            owner,
+            self.site,
+            self.registration,
+            mesh.registry,
+            self.arrivals,
+            self.departures,
+            self._remembered,
+            self._stamp,
+        )
+        # By store id, whether a member ran when it was looked at last.
+        self._ran: dict[bytes, bool] = {}
+        # (asker, home, generation, version): who is to be told when this node knows a version of a home's wishes.
+        self._switches: dict[tuple[bytes, bytes], tuple[int, int]] = {}
+        self._frames: Final[dict[int, Callable[[str, bytes, bytes, float], None]]] = {
+            FrameType.MOVE: self._receive_move,
+            FrameType.MOVE_TAKE: self._receive_takes,
+            FrameType.MOVE_ACK: self._receive_acks,
+            FrameType.SWITCH: self._receive_switches,
+        }
+        for client_id, departure in owner.transfers.departures.items():
+            self.departures.restore(client_id, departure)
+
+    def set_clock(self, utc_ms: int) -> None:
+        """Take a reading of the wall clock."""
+        self._utc_ms = utc_ms
+
+    def load(self, now: float) -> None:
+        """Read what leaves this node. Everything that was written must be committed."""
+        if self.departures.wants_load():
+            self.departures.load(now)
+
+    def receive(self, node: str, frame: bytes, now: float) -> None:
+        """Take a frame of a member; FrameError if it can't be read."""
+        self._now = now
+        peer = self._mesh.peers.get(node)
+        if peer is None:
+            return
+        receive = self._frames.get(frame[1])
+        if receive is None:
+            self.registration.receive(node, frame, now)
+        else:
+            receive(node, peer.store_id, frame, now)
+
+    def receive_mark(self, body: bytes, now: float) -> None:
+        """Take a mark out of the stream of a member; FrameError if it can't be read."""
+        switch = unpack_mark(body)
+        if switch.kind == CONFIRMED and switch.home == self.site.store_id():
+            self.arrivals.confirmed(switch, now)
+        elif switch.kind == SWITCHED:
+            self.departures.switched(switch)
+
+    def tick(self, now: float) -> None:
+        """Draw the conclusions of what changed, and do what is due."""
+        self._now = now
+        if self._mesh.take_running_changed():
+            self._update_running(now)
+        if self._mesh.take_tables_changed():
+            self.registration.check_current(now)
+            self.arrivals.changed()
+            self.departures.changed()
+        self._leave_superseded(now)
+        self.registration.tick(now)
+        self.arrivals.tick(now)
+        self.registrar.tick(now)
+        self.departures.tick(now)
+
+    def next_deadline(self) -> float:
+        """Return when `load` or `tick` has something to do."""
+        return min(
+            self.registration.next_deadline(),
+            self.arrivals.next_deadline(),
+            self.registrar.next_deadline(),
+            self.departures.next_deadline(),
+        )
+
+    def answer(self, now: float) -> None:
+        """Say in the streams, behind all that was published here in this turn, whose wishes are known."""
+        for (asker, home), version in list(self._switches.items()):
+            own = self.site.store_id()
+            known = self.site.version() if home == own else self.site.known_version(home)
+            if known >= version:
+                del self._switches[asker, home]
+                switch = Switch(SWITCHED, own, home, known[0], known[1], self._owner.next_number())
+                self._mesh.mark(asker, pack_mark(switch), now)
+
+    def flush(self) -> None:
+        """Send what was gathered; this node's tables are told."""
+        self.arrivals.flush()
+        self.departures.flush()
+        for node, frame in self.registration.take_frames():
+            if node in self._mesh.peers:
+                self._mesh.tell(node, frame)
+
+    def counts(self) -> dict[str, int]:
+        """Return what is counted."""
+        return {**self.arrivals.counts(), **self.departures.counts(), **self.registration.counters()}
+
+    def validate(self) -> None:
+        """Check the invariants of all parts."""
+        self.registration.validate()
+        self.arrivals.validate()
+        self.departures.validate()
+        self.registrar.validate()
+
+    def _update_running(self, now: float) -> None:
+        self.site.update()
+        running = {peer.store_id: peer.running for peer in self._mesh.peers.values()}
+        for name, peer in self._mesh.peers.items():
+            if peer.running:
+                self.registration.member_started(name, peer.store_id, peer.session >> _LIFE_SHIFT, now)
+            else:
+                self.registration.member_stopped(name, now)
+        for store_id in [each for each in self._ran if each not in running]:
+            running[store_id] = False
+        for store_id, runs in running.items():
+            if runs != self._ran.get(store_id, False):
+                self.arrivals.running(store_id, runs, now)
+                self.registrar.running(store_id, runs, now)
+                if runs:
+                    self.departures.home_is_back(store_id)
+        self._ran = {peer.store_id: peer.running for peer in self._mesh.peers.values()}
+        self.departures.changed()
+
+    def _leave_superseded(self, now: float) -> None:
+        for client_id in self._mesh.registry.take_superseded():
+            home = self._mesh.registry.find(client_id)
+            session = self._owner.session(client_id)
+            if session is None:
+                if home is not None and home.epoch.store_id != self.site.store_id():
+                    self.departures.retarget(client_id, home.epoch)
+            elif home is None or not session.persistent:
+                # It ended elsewhere, or has nothing that could be moved.
+                self._owner.discard(client_id, now)
+            elif home.epoch > session.epoch:
+                self.departures.leave(client_id, session.epoch, home.epoch, False, now)
+
+    def _highest_epoch(self, client_id: str) -> Epoch:
+        return self._mesh.registry.highest_epoch(client_id) or NO_EPOCH
+
+    def _is_current(self, since: float) -> bool:
+        for peer in self._mesh.peers.values():
+            if peer.running and (not peer.tables.is_current() or peer.tables.told_at < since):
+                return False
+        return True
+
+    def _stamp(self) -> int:
+        return self._clock.now(self._utc_ms)
+
+    def _remembered(self, client_id: str, store_id: bytes) -> SessionHead | None:
+        for peer in self._mesh.peers.values():
+            if peer.store_id == store_id:
+                return peer.tables.head_of(client_id)
+        return None
+
+    def _receive_move(self, node: str, store_id: bytes, frame: bytes, now: float) -> None:
+        self.arrivals.receive(store_id, unpack_move(frame, now), now)
+
+    def _receive_takes(self, node: str, store_id: bytes, frame: bytes, now: float) -> None:
+        for take in unpack_takes(frame):
+            session = self._owner.session(take.client_id)
+            if session is not None and session.epoch >= take.epoch:
+                # It is this node's by a later epoch: who asks will hear of that.
+                continue
+            self.departures.take(store_id, take, NO_EPOCH if session is None else session.epoch, now)
+
+    def _receive_acks(self, node: str, store_id: bytes, frame: bytes, now: float) -> None:
+        for ack in unpack_move_acks(frame):
+            self.departures.acknowledged(store_id, ack, now)
+
+    def _receive_switches(self, node: str, store_id: bytes, frame: bytes, now: float) -> None:
+        for home, generation, version in unpack_switches(frame):
+            self._switches[store_id, home] = (generation, version)
