@@ -91,6 +91,7 @@ class Mesh:
         now: float,
     ) -> None:
         """Restore what the store knows; `incarnation` counts this store's openings, `new_cluster_id` is random."""
+        self.incarnation = incarnation
         turn = Turn()
         store = MeshStore(storage, turn)
         self.interest = PeerInterest(store, turn)

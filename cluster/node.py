@@ -28,6 +28,8 @@ from broker.core.systree import Systree
 from cluster.commands import MeshCommand, MeshInput
 from cluster.joining import JoinResult
 from cluster.mesh import MemberView, Mesh
+from cluster.moving import Moving
+from cluster.wire import FrameError
 
 # How long it takes at most to notice that a listener is not behind any more, but stalls.
 BEHIND_S: Final = 0.1
@@ -70,12 +72,16 @@ class NodeCore:
         for topic_filter, persistent in owner.local_interest():
             mesh.change_interest([InterestChange(topic_filter, True, persistent)])
         mesh.own.restore(owner.local_rows)
+        mesh.ask_number(owner.next_number)
+        self.moving = Moving(owner, mesh, mesh.incarnation)
+        owner.register_with(self.moving.registrar)
         self._tell_readiness()
 
     def set_clock(self, now: float, utc_ms: int) -> None:
         """Take a reading of both clocks."""
         self.owner.set_clock(now, utc_ms)
         self.mesh.set_clock(now, utc_ms)
+        self.moving.set_clock(utc_ms)
 
     def begin(self, now: float) -> None:
         """Begin a turn; what the last one wrote is committed. StorageError if what a queue goes on with can't be read.
@@ -86,6 +92,8 @@ class NodeCore:
         if not self._frozen:
             self.owner.begin(now)
             self.mesh.begin()
+            if self.owner.is_committed():
+                self.moving.load(now)
 
     def receive_event(self, event: Event, now: float) -> None:
         """Take one event from a listener."""
@@ -119,6 +127,7 @@ class NodeCore:
         self._collect(now)
         self._tell_readiness()
         self.owner.tick(now)
+        self.moving.tick(now)
         if self._systree is not None and now >= self._systree.next_deadline():
             self._publish_systree(self._systree, now)
 
@@ -131,7 +140,7 @@ class NodeCore:
         """Return when `tick` has something to do; infinity if never, 0.0 if now."""
         if self._frozen:
             return self.mesh.next_deadline()
-        deadline = min(self.owner.next_deadline(), self.mesh.next_deadline())
+        deadline = min(self.owner.next_deadline(), self.mesh.next_deadline(), self.moving.next_deadline())
         if self._systree is not None:
             deadline = min(deadline, self._systree.next_deadline())
         if self._held:
@@ -198,6 +207,10 @@ class NodeCore:
             mesh.change_interest(effects.interest)
         for forward in effects.to_peers:
             mesh.forward(forward.node, forward.message, forward.ticket, now, forward.persistent)
+        if not self._frozen:
+            self.moving.answer(now)
+            mesh.tell_tables()
+            self.moving.flush()
         commands = mesh.flush(effects.writes, now)
         return NodeEffects(
             effects.writes, commands, effects.to_listeners, self.owner.take_notices() + mesh.take_notes()
@@ -207,11 +220,18 @@ class NodeCore:
         """Check the invariants of both."""
         self.owner.validate()
         self.mesh.validate()
+        self.moving.validate()
 
     def _tell_readiness(self) -> None:
         """Tell the owner whether this node reaches the members that it needs; not while the store takes no writes."""
         readiness = self.mesh.readiness
         self.owner.netsplit.set_ready(readiness.ready, readiness.reason)
+
+    def _receive_mark(self, body: bytes, now: float) -> None:
+        try:
+            self.moving.receive_mark(body, now)
+        except FrameError as error:
+            self.mesh.note_malformed("a member", error)
 
     def _collect(self, now: float) -> None:
         """Hand over to the owner what the mesh has for it."""
@@ -224,8 +244,14 @@ class NodeCore:
             # An acknowledgement of a peer may let one out that waits behind it, for what is not committed.
             return
         for message in mesh.take_messages():
-            # Marks are passed over: nothing that this node knows of stands in them yet.
             if isinstance(message, Message):
                 owner.receive_forwarded(message, now)
+            else:
+                self._receive_mark(message.body, now)
+        for node, frame in mesh.take_moves():
+            try:
+                self.moving.receive(node, frame, now)
+            except FrameError as error:
+                mesh.note_malformed(node, error)
         for ticket in mesh.take_acknowledged():
             owner.forward_acknowledged(ticket, now)
