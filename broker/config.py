@@ -137,7 +137,7 @@ class MqttConfig:
     allowed_protocol_versions: str = _key(protocol_version_list, "3,4,5,131,132", "as CONNECT says them")
     override_max_online_messages: bool = _key(switch, False, "an absent session's backlog may exceed the online limit")
     max_queued_bytes: int = _key(
-        whole(0, 2**62), 0, "topics, properties and payloads queued for a session; 0: no limit"
+        whole(0, 2**62), 0, "topics, properties and payloads held for a session, queued or in flight; 0: no limit"
     )
     queue_type: str = _key(choice("fifo", "lifo"), "fifo", "fifo drops the newest when full, lifo the oldest")
     upgrade_outgoing_qos: bool = _key(switch, False, "deliver at the subscription's QoS, even if published with less")
@@ -147,7 +147,7 @@ class MqttConfig:
     topic_alias_max_broker: int = _key(whole(0, 65535), 0, "topic aliases set for a v5 client that takes them")
     max_subscriptions_per_client: int = _key(whole(0, 2**31 - 1), 0, "0: no limit")
     max_retained_messages: int = _key(whole(0, 2**31 - 1), 0, "retained messages of a node; 0: no limit")
-    max_retained_bytes: int = _key(whole(0, 2**62), 0, "their topics, properties and payloads; 0: no limit")
+    max_retained_bytes: int = _key(whole(0, 2**62), 0, "about what they take in memory; 0: no limit")
     max_last_will_delay: str = _key(will_delay, "client", "client, or <n>s, h, d, w, m or y at most")
     suppress_lwt_on_session_takeover: bool = _key(switch, False, "no will when the client connects again meanwhile")
     max_connections: int = _key(whole(0, 2**31 - 1), 0, "connected clients of a node; 0: no limit")

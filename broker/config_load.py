@@ -31,13 +31,7 @@ SERVED_LISTENER_TYPES: Final = ("mqtt", "http")
 # default is refused. Accepted and not obeyed would be worse.
 NOT_SERVED: Final = {
     "cluster.other_cookies": "nodes admit only those that have cluster.cookie",
-    "cluster.readiness": "a node is ready by itself, whatever the other members do",
-    "cluster.planned_restart_s": "a member that stops counts as not running at once",
     "cluster.subscribe_wait": "a SUBACK does not wait for other nodes",
-    "cluster.allow_register_during_netsplit": "clients are served whether or not all members can be reached",
-    "cluster.allow_publish_during_netsplit": "clients are served whether or not all members can be reached",
-    "cluster.allow_subscribe_during_netsplit": "clients are served whether or not all members can be reached",
-    "cluster.allow_unsubscribe_during_netsplit": "clients are served whether or not all members can be reached",
     "auth.password_file": "nothing asks clients for a password",
     "auth.acl_file": "whoever may connect may publish and subscribe to everything",
     "auth.plugins": "nothing asks plugins",

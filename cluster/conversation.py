@@ -22,6 +22,7 @@ from cluster.frames import (
     pack_interest_request,
     pack_link_ack,
     pack_positions,
+    pack_stopping,
     unpack_heartbeat,
     unpack_interest_delta,
     unpack_interest_snapshot,
@@ -42,6 +43,8 @@ REFUSED_RETRY_S: Final = 0.2
 REFUSED_RETRY_MAX_S: Final = 3.0
 # After so many refusals of its key or its Hello it introduces itself with the join key.
 REFUSALS_BEFORE_INTRODUCTION: Final = 3
+# A session number is the count of the node's starts, and below that of its connections.
+_LIFE_SHIFT: Final = 32
 
 
 @final
@@ -56,7 +59,7 @@ class Conversation:
         self._turn = turn
         self._heartbeat_s = peers.heartbeat_s
         # Sessions of this node grow over its restarts, too.
-        self._session = incarnation << 32
+        self._session = incarnation << _LIFE_SHIFT
         self._handlers: dict[int, Callable[[Peer, bytes, float], None]] = {
             FrameType.HEARTBEAT: self._receive_heartbeat,
             FrameType.MEMBERS: self._receive_members,
@@ -65,6 +68,7 @@ class Conversation:
             FrameType.INTEREST_REQUEST: self._receive_interest_request,
             FrameType.POSITIONS: self._receive_positions,
             FrameType.LINK_ACK: self._receive_link_ack,
+            FrameType.STOPPING: self._receive_stopping,
         }
 
     def connected(self, peer: Peer, now: float) -> None:
@@ -103,6 +107,7 @@ class Conversation:
         greeting = hello.session > peer.session
         if greeting:
             peer.session = hello.session
+            self._peers.readiness.greeted(peer.name, hello.session >> _LIFE_SHIFT, now)
             peer.link_open = False
             peer.knows_interest = 0
             peer.requested_at = -math.inf
@@ -156,6 +161,11 @@ class Conversation:
         for delta in self._interest.take_deltas():
             for peer in self._peers.all.values():
                 self._peers.send(peer, delta)
+
+    def tell_stopping(self) -> None:
+        """Tell everybody that this node stops as it was told to: they need not take it for a net split."""
+        for peer in self._peers.all.values():
+            self._peers.send(peer, pack_stopping())
 
     def tell_position(self, peer: Peer) -> None:
         """Tell how far the peer's stream has come, if that is due; it leaves after the commit of what it promises."""
@@ -244,6 +254,10 @@ class Conversation:
     def _receive_link_ack(self, peer: Peer, frame: bytes, now: float) -> None:
         position = unpack_position(frame)
         self._turn.acknowledged.extend(peer.outgoing.acknowledged(position.session, position.position, now))
+
+    def _receive_stopping(self, peer: Peer, frame: bytes, now: float) -> None:
+        self._turn.note(f"{peer.name} stops as planned")
+        self._peers.readiness.announced(peer.name, peer.session >> _LIFE_SHIFT, now)
 
     def _heartbeat(self, peer: Peer, now: float) -> None:
         """Say that this node turns; until the peer has answered the Hello, repeat that instead."""

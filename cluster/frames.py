@@ -26,7 +26,9 @@ Integers, number, text and bytes16 are as in `wire`; a pair is text name, 16 byt
     INTEREST_REQUEST  nothing
     POSITIONS         u64 your session, number position
     LINK_ACK          u64 your session, number position
+    STOPPING          nothing
     FORWARDS          see `forwards`, which packs them: they are what is hot
+    TURN_REQUEST, TURN_GRANT, TURN_RELEASE, TURN_SURVEY, TURNS_HELD: see `registration_frames`
 
 A name is a node name and an address an address, as `wire` demands of them; a topic filter is what MQTT calls one.
 
@@ -74,6 +76,12 @@ class FrameType(IntEnum):
     POSITIONS = 9
     LINK_ACK = 10
     FORWARDS = 11
+    TURN_REQUEST = 20
+    TURN_GRANT = 21
+    TURN_RELEASE = 22
+    TURN_SURVEY = 23
+    TURNS_HELD = 24
+    STOPPING = 30
 
 
 class Refusal(IntEnum):
@@ -390,13 +398,18 @@ def _read_wishes(reader: Reader) -> list[Wish]:
     wishes = []
     for _ in range(reader.u32()):
         flags = reader.u8()
-        topic_filter = reader.bytes16()
-        try:
-            check_filter(unmounted(topic_filter))
-        except ProtocolError as error:
-            raise FrameError(f"{topic_filter[:80]!r} is no topic filter: {error}") from None
-        wishes.append(Wish(topic_filter, flags & 1 != 0, flags & 2 != 0))
+        wishes.append(Wish(read_filter(reader), flags & 1 != 0, flags & 2 != 0))
     return wishes
+
+
+def read_filter(reader: Reader) -> bytes:
+    """Read a topic filter."""
+    topic_filter = reader.bytes16()
+    try:
+        check_filter(unmounted(topic_filter))
+    except ProtocolError as error:
+        raise FrameError(f"{topic_filter[:80]!r} is no topic filter: {error}") from None
+    return topic_filter
 
 
 def pack_interest_delta(incarnation: int, version: int, wishes: list[bytes]) -> bytes:
@@ -440,6 +453,11 @@ def unpack_interest_snapshot(frame: bytes) -> InterestSnapshot:
 def pack_interest_request() -> bytes:
     """Pack an INTEREST_REQUEST frame."""
     return bytes(_head(FrameType.INTEREST_REQUEST))
+
+
+def pack_stopping() -> bytes:
+    """Pack a STOPPING frame: I stop as I was told to, and shall be back."""
+    return bytes(_head(FrameType.STOPPING))
 
 
 def pack_positions(session: int, position: int) -> bytes:

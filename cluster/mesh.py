@@ -82,6 +82,7 @@ class Mesh:
         self._peers.first_number = first_number(incarnation)
         # By node name, for whoever looks; `Peers` alone changes it.
         self.peers: dict[str, Peer] = self._peers.all
+        self.readiness = self._peers.readiness
         self._joining = Joining(settings.name, list(settings.discovery))
         self._admission = Admission(self._peers, self._joining, turn)
         self._conversation = Conversation(self._peers, store, self._joining, turn, incarnation)
@@ -139,6 +140,10 @@ class Mesh:
     def is_bulk(self, happened: MeshInput) -> bool:
         """Say whether an input brings forwarded messages, which may be received later than what comes after it."""
         return isinstance(happened, FrameReceived) and happened.frame[1:2] == _FORWARDS
+
+    def announce_stop(self) -> None:
+        """Tell the others that this node stops, and shall be back: they wait for it before they count it as missing."""
+        self._conversation.tell_stopping()
 
     def has_room(self, node: str, message: Message) -> bool:
         """Say whether the link to a node, or its outbox, takes a message that the node has to have."""
@@ -210,7 +215,8 @@ class Mesh:
         self._admission.tick(now)
         for peer in self.peers.values():
             self._conversation.tick(peer, now)
-        self._deadline = self._admission.deadline()
+        self._peers.update_readiness(now)
+        self._deadline = min(self._admission.deadline(), self.readiness.next_deadline())
         for peer in self.peers.values():
             self._deadline = min(self._deadline, self._conversation.deadline(peer, now))
 
@@ -261,6 +267,10 @@ class Mesh:
     def counters(self) -> dict[str, int]:
         """Return the counts of the mesh and, added up, of its links."""
         return {**self._turn.counts, **self._peers.link_counts()}
+
+    def netsplits(self) -> dict[str, int]:
+        """Return how many net splits were detected and resolved."""
+        return {"netsplit_detected": self.readiness.detected, "netsplit_resolved": self.readiness.resolved}
 
     def validate(self) -> None:
         """Check the invariants."""

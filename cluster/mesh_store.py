@@ -1,7 +1,7 @@
 """The mesh's part of the store: what survives a restart of this node, and how it is found again.
 
-Owns the keys and values; it knows nothing of liveness, connections or frames. Reads go to the storage, writes into
-the turn's batch, which is committed before anything of the turn leaves.
+Owns the keys and values; it knows nothing of liveness, connections or frames. Reads go to the storage, and only at the
+start; writes go into the turn's batch, which is committed before anything of the turn leaves.
 
     meta      "cluster_id"                     the cluster's id
               "member/<name>"                  a member, packed as in a frame; whether it is heard is not for the store
@@ -12,19 +12,23 @@ the turn's batch, which is committed before anything of the turn leaves.
 
 What waits for a peer on disk is in the family `outbox`, which `outbox` owns.
 
-Every value begins with a version byte; a newer one is a StorageError, and the node does not start.
+Every value begins with a version byte; a newer one is a StorageError, and so is what can't be read, and the node does
+not start. What is read is held to the same bounds as what a peer says.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Final, final
+from typing import Final, TypeVar, final
 
-from broker.core.storage import STORE_ID_BYTES, Storage, StorageError, WriteBatch
-from broker.core.stored_message import Clock
-from cluster.frames import pack_member, read_member
+from broker.core.storage import STORE_ID_BYTES, Storage, WriteBatch
+from broker.core.stored_message import Clock, check_version, corrupt
+from cluster.frames import pack_member, read_filter, read_member
 from cluster.membership import Member, State
 from cluster.outbox import FAMILY, Outbox
 from cluster.turn import Turn
-from cluster.wire import FrameError, Reader
+from cluster.wire import FrameError, Reader, pack_bytes16
+
+T = TypeVar("T")
 
 VALUE_VERSION: Final = 1
 _VERSION: Final = bytes([VALUE_VERSION])
@@ -46,12 +50,14 @@ class MeshStore:
         self._turn = turn
         # What is stored of each member, so that only changes are written.
         self._members: dict[str, bytes] = {}
+        # By sender. A member comes at any time, when the store may not be readable.
+        self._positions: dict[bytes, int] = dict(self._read_all("meta", KEY_POSITION, _read_position))
 
     def cluster_id(self, fresh: bytes) -> bytes:
         """Return the cluster's id; a store that has none gets `fresh`."""
         stored = self._storage.get("meta", KEY_CLUSTER_ID)
         if stored is not None:
-            return _value(stored)
+            return _read("meta", KEY_CLUSTER_ID, b"", stored, _read_cluster_id)
         self.put_cluster_id(fresh)
         return fresh
 
@@ -61,15 +67,9 @@ class MeshStore:
 
     def members(self) -> list[Member]:
         """Return the members that are stored."""
-        found = []
-        for _, stored in self._storage.scan("meta", KEY_MEMBER, _after(KEY_MEMBER)):
-            try:
-                member = read_member(Reader(_value(stored), 0))
-            except FrameError as error:
-                raise StorageError(f"the store's member data is corrupt: {error}") from None
-            self._members[member.name] = stored
-            found.append(member)
-        return found
+        members = self._read_all("meta", KEY_MEMBER, _read_member)
+        self._members = {member.name: _VERSION + pack_member(member) for member in members}
+        return members
 
     def put_members(self, members: list[Member]) -> None:
         """Store exactly these members, which don't include this node."""
@@ -87,24 +87,19 @@ class MeshStore:
 
     def removed(self) -> list[tuple[str, bytes]]:
         """Return the removed pairs."""
-        found = []
-        for key, stored in self._storage.scan("meta", KEY_REMOVED, _after(KEY_REMOVED)):
-            _value(stored)
-            rest = key[len(KEY_REMOVED) :]
-            found.append((rest[STORE_ID_BYTES:].decode(), rest[:STORE_ID_BYTES]))
-        return found
+        return self._read_all("meta", KEY_REMOVED, _read_removed)
 
     def put_removed(self, name: str, store_id: bytes) -> None:
         """Remember for ever that the pair was removed."""
         self._turn.writes.put("meta", KEY_REMOVED + store_id + name.encode(), _VERSION)
 
     def position(self, sender: bytes) -> int:
-        """Return the number of the last message of the sender's stream that was committed here."""
-        stored = self._storage.get("meta", KEY_POSITION + sender)
-        return 0 if stored is None else int.from_bytes(_value(stored), "big")
+        """Return the number of the last message of the sender's stream that this node has."""
+        return self._positions.get(sender, 0)
 
     def put_position(self, sender: bytes, position: int) -> None:
         """Store the position, in the batch that holds the messages up to it."""
+        self._positions[sender] = position
         self._turn.writes.put("meta", KEY_POSITION + sender, _VERSION + position.to_bytes(8, "big"))
 
     def outbox(self, store_id: bytes, bytes_max: int) -> Outbox:
@@ -115,12 +110,7 @@ class MeshStore:
 
     def interest(self, store_id: bytes) -> list[bytes]:
         """Return the persistent filters of a peer."""
-        prefix = KEY_INTEREST + store_id
-        found = []
-        for key, stored in self._storage.scan("registry", prefix, _after(prefix)):
-            _value(stored)
-            found.append(key[len(prefix) :])
-        return found
+        return self._read_all("registry", KEY_INTEREST + store_id, _read_interest)
 
     def put_interest(self, store_id: bytes, topic_filter: bytes) -> None:
         """Store a persistent filter of a peer."""
@@ -134,6 +124,11 @@ class MeshStore:
         """Forget all filters of a peer."""
         prefix = KEY_INTEREST + store_id
         self._turn.writes.delete_range("registry", prefix, _after(prefix))
+
+    def _read_all(self, family: str, prefix: bytes, read: Callable[[bytes, Reader], T]) -> list[T]:
+        """Return what is stored under keys that begin with `prefix`; `read` gets the rest of the key, and the value."""
+        rows = self._storage.scan(family, prefix, _after(prefix))
+        return [_read(family, key, key[len(prefix) :], stored, read) for key, stored in rows]
 
 
 def forget_cluster(batch: WriteBatch) -> None:
@@ -153,7 +148,38 @@ def _after(prefix: bytes) -> bytes:
     return stripped[:-1] + bytes([stripped[-1] + 1])
 
 
-def _value(stored: bytes) -> bytes:
-    if len(stored) < 1 or stored[0] > VALUE_VERSION:
-        raise StorageError("the store holds cluster data of a newer version of zvmq")
-    return stored[1:]
+def _read(family: str, key: bytes, name: bytes, stored: bytes, read: Callable[[bytes, Reader], T]) -> T:
+    try:
+        reader = Reader(stored, 1)
+        check_version(stored, VALUE_VERSION, family)
+        found = read(name, reader)
+        reader.end()
+    except FrameError as error:
+        raise corrupt(family, key, error) from None
+    return found
+
+
+def _read_cluster_id(_name: bytes, reader: Reader) -> bytes:
+    return reader.rest()
+
+
+def _read_member(name: bytes, reader: Reader) -> Member:
+    member = read_member(reader)
+    if member.name.encode() != name:
+        raise FrameError(f"the member {member.name}")
+    return member
+
+
+def _read_removed(name: bytes, _reader: Reader) -> tuple[str, bytes]:
+    store_id = Reader(name, 0).take(STORE_ID_BYTES)
+    return Reader(pack_bytes16(name[STORE_ID_BYTES:]), 0).node_name(), store_id
+
+
+def _read_position(name: bytes, reader: Reader) -> tuple[bytes, int]:
+    if len(name) != STORE_ID_BYTES:
+        raise FrameError("a store's id has another length")
+    return name, reader.number()
+
+
+def _read_interest(name: bytes, _reader: Reader) -> bytes:
+    return read_filter(Reader(pack_bytes16(name), 0))

@@ -69,6 +69,7 @@ class NodeCore:
         owner.ask_room(mesh.has_room)
         for topic_filter, persistent in owner.local_interest():
             mesh.interest.change(topic_filter, True, persistent)
+        self._tell_readiness()
 
     def set_clock(self, now: float, utc_ms: int) -> None:
         """Take a reading of both clocks."""
@@ -76,7 +77,10 @@ class NodeCore:
         self.mesh.set_clock(now, utc_ms)
 
     def begin(self, now: float) -> None:
-        """Begin a turn; what the last one wrote is committed."""
+        """Begin a turn; what the last one wrote is committed. StorageError if what a queue goes on with can't be read.
+
+        `freeze` it then: what was read counts, and `thaw` reads on.
+        """
         self._now = now
         if not self._frozen:
             self.owner.begin(now)
@@ -111,6 +115,7 @@ class NodeCore:
             self._collect(now)
         self.mesh.tick(now)
         self._collect(now)
+        self._tell_readiness()
         self.owner.tick(now)
         if self._systree is not None and now >= self._systree.next_deadline():
             self._publish_systree(self._systree, now)
@@ -139,16 +144,22 @@ class NodeCore:
         self.owner.degraded.wait(waiting.to_listeners)
 
     def thaw(self, now: float) -> None:
-        """Everything that waited is committed and carried out."""
+        """Everything that waited is committed and carried out; StorageError, and it stays frozen, if reading fails."""
         self._now = now
+        self.owner.begin(now)
         self._frozen = False
         self.mesh.freeze(False)
         self.owner.degraded.end(now)
         self._collect(now)
+        self._tell_readiness()
 
     def join(self, node: str, address: str, now: float) -> None:
         """Begin to join the cluster of `node` at host:port."""
         self.mesh.join(node, address, now)
+
+    def announce_stop(self) -> None:
+        """Tell the other members that this node stops, as it was told to."""
+        self.mesh.announce_stop()
 
     def take_join_result(self) -> JoinResult | None:
         """Return the outcome of `join` once it is decided."""
@@ -161,16 +172,6 @@ class NodeCore:
     def metrics(self) -> dict[str, int]:
         """Return every metric of this node, in the order in which they are shown."""
         counters = self.owner.counters
-        counted = {
-            "mqtt_publish_received": counters.mqtt_publish_received,
-            "mqtt_publish_sent": counters.mqtt_publish_sent,
-            "queue_message_in": counters.queue_message_in,
-            "queue_message_out": counters.queue_message_out,
-            "router_matches_local": counters.router_matches_local,
-            "router_matches_remote": counters.router_matches_remote,
-            "will_published": counters.will_published,
-            **{f"limit_refused{{limit={limit}}}": count for limit, count in sorted(counters.refused.items())},
-        }
         members = self.mesh.members_view()
         mesh = mesh_names(self.mesh.counters())
         mesh["cluster_nodes"] = len(members)
@@ -181,7 +182,8 @@ class NodeCore:
                 mesh[f"cluster_outbox_bytes{{node={member.name}}}"] = member.outbox_bytes
         mesh["cluster_outbox_messages"] = sum([member.outbox_messages for member in members])
         mesh["cluster_outbox_bytes"] = sum([member.outbox_bytes for member in members])
-        return node_metrics(counted, counters.dropped, self.owner.counts(), self.owner.totals.named(), mesh)
+        mesh.update(self.mesh.netsplits())
+        return node_metrics(counters.named(), counters.dropped, self.owner.counts(), self.owner.totals.named(), mesh)
 
     def take_effects(self) -> NodeEffects:
         """Return what is to be done since the last call."""
@@ -201,6 +203,11 @@ class NodeCore:
         """Check the invariants of both."""
         self.owner.validate()
         self.mesh.validate()
+
+    def _tell_readiness(self) -> None:
+        """Tell the owner whether this node reaches the members that it needs; not while the store takes no writes."""
+        readiness = self.mesh.readiness
+        self.owner.netsplit.set_ready(readiness.ready, readiness.reason)
 
     def _collect(self, now: float) -> None:
         """Hand over to the owner what the mesh has for it."""

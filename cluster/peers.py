@@ -18,6 +18,7 @@ from cluster.interest import InterestTable
 from cluster.link import OutgoingLink, first_number
 from cluster.membership import Liveness, Member, Membership, State
 from cluster.mesh_store import MeshStore
+from cluster.readiness import ALL, Readiness
 from cluster.turn import Turn
 
 # A failure timeout has so many heartbeats.
@@ -32,6 +33,8 @@ class MeshSettings:
     address: str
     failure_timeout_s: float
     discovery: tuple[tuple[str, str], ...]
+    readiness: str = ALL
+    planned_restart_s: float = 30.0
     spill_after_s: float = 0.2
     outbox_bytes_max: int = 1 << 30
 
@@ -91,6 +94,7 @@ class Peers:
         self.membership = membership
         self.interest = interest
         self.cluster_id = b""
+        self.readiness = Readiness(settings.readiness, settings.planned_restart_s, settings.failure_timeout_s)
         self.heartbeat_s = settings.failure_timeout_s / HEARTBEATS_PER_TIMEOUT
         self._failure_timeout_s = settings.failure_timeout_s
         self._spill_after_s = settings.spill_after_s
@@ -114,6 +118,7 @@ class Peers:
                 self.interest.restore(member.name, topic_filter)
         self.cluster_id = self._store.cluster_id(fresh_cluster_id)
         self._update(now)
+        self.update_readiness(now)
 
     def adopt(self, cluster_id: bytes) -> None:
         """Become a member of this cluster."""
@@ -203,6 +208,16 @@ class Peers:
         if self.interest.set_running(peer.name, running):
             self._turn.routes_changed = True
 
+    def update_readiness(self, now: float) -> None:
+        """Draw the conclusions of who runs for this node itself."""
+        running: dict[str, bool] = {}
+        for name, member in self.membership.members.items():
+            if member.state < State.LEAVING:
+                peer = self.all.get(name)
+                running[name] = peer is None or peer.running
+        if self.readiness.update(running, now):
+            self._turn.note(self.readiness.reason or "this node is ready")
+
     def is_complete(self, name: str) -> bool:
         """Say whether links are open both ways, and both sides know each other's wishes."""
         peer = self.all.get(name)
@@ -258,6 +273,7 @@ class Peers:
             assert peer.store_id == self.membership.members[peer.name].store_id
             assert not peer.outgoing.open or peer.liveness.connected
             peer.outgoing.validate()
+        self.readiness.validate()
 
     def _update(self, now: float) -> None:
         """Bring peers and store in line with the membership."""

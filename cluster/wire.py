@@ -88,6 +88,10 @@ class Reader:
             raise FrameError(f"{address[:ADDRESS_BYTES_MAX]!r} is no address")
         return address
 
+    def rest(self) -> bytes:
+        """Read what is left."""
+        return self.take(len(self._data) - self._position)
+
     def end(self) -> None:
         """Refuse anything left."""
         if self._position != len(self._data):

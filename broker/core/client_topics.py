@@ -25,7 +25,17 @@ _SHARE: Final = SHARE_PREFIX[:-1]
 class ClientTopics:
     """What a topic must be like. One of up to `bytes_free` bytes is within all limits, for the many that are short."""
 
-    __slots__ = ("_refused_before", "bridge", "bytes_free", "bytes_max", "levels_max", "mountpoint", "prefix")
+    __slots__ = (
+        "_filters_refused_before",
+        "_refused_before",
+        "bridge",
+        "bytes_free",
+        "bytes_max",
+        "levels_max",
+        "mountpoint",
+        "prefix",
+        "refuses_filters",
+    )
 
     def __init__(self, limits: ConnectionLimits, mountpoint: str) -> None:
         # Whether the client is another broker, which has to tell before it subscribes.
@@ -39,6 +49,9 @@ class ClientTopics:
         # A topic has one level more than separators at most.
         self.bytes_free: int = min(self.bytes_max, self.levels_max - 1)
         self._refused_before = False
+        # Whether the last SUBSCRIBE had a filter that is over a limit.
+        self.refuses_filters = False
+        self._filters_refused_before = False
 
     def are_exceeded(self, topic: bytes) -> bool:
         """Say whether a name, or a filter that is not shared, is longer or deeper than it may be."""
@@ -54,13 +67,26 @@ class ClientTopics:
             f"{self.bytes_max} bytes: they are dropped"
         )
 
+    def refuse_filters(self, client_id: str) -> str:
+        """Return what an operator should read of such filters, "" when there is nothing new."""
+        if self._filters_refused_before:
+            return ""
+        self._filters_refused_before = True
+        return (
+            f"client {client_id!r} subscribes to filters of more than {self.levels_max} levels or "
+            f"{self.bytes_max} bytes: they are refused"
+        )
+
     def requests(self, packet: packets.Subscribe) -> list[tuple[bytes, int]]:
         """Return the filters of a SUBSCRIBE, each with its options for the owner, or a reason why it can't be had."""
         requests: list[tuple[bytes, int]] = []
+        self.refuses_filters = False
         for request in packet.filters:
             topic_filter = request.topic_filter
-            if self._is_refused(topic_filter):
+            is_over = self._is_over(topic_filter)
+            if is_over or topic_filter == _SHARE:
                 # Well-formed, and not for this client [MQTT-3.9.3-2] [MQTT311-3.9.3-2].
+                self.refuses_filters = self.refuses_filters or is_over
                 requests.append((topic_filter, int(Reason.TOPIC_FILTER_INVALID)))
                 continue
             options = request.qos | request.retain_handling << RETAIN_HANDLING_SHIFT
@@ -72,13 +98,9 @@ class ClientTopics:
             requests.append((mounted(topic_filter, self.prefix), options))
         return requests
 
-    def _is_refused(self, topic_filter: bytes) -> bool:
+    def _is_over(self, topic_filter: bytes) -> bool:
         shared = shared_group(topic_filter)
-        return (
-            len(topic_filter) > self.bytes_max
-            or self.are_exceeded(topic_filter if shared is None else shared[1])
-            or topic_filter == _SHARE
-        )
+        return len(topic_filter) > self.bytes_max or self.are_exceeded(topic_filter if shared is None else shared[1])
 
     def filters(self, packet: packets.Unsubscribe) -> list[bytes]:
         """Return the filters of an UNSUBSCRIBE; for one that is too long with the prefix, one that nobody can have."""

@@ -72,6 +72,7 @@ class Connection:
         "_counters",
         "_gate",
         "_greeting",
+        "_is_full",
         "_limits",
         "_publishing",
         "_session_expiry_s",
@@ -87,6 +88,8 @@ class Connection:
         "number",
         "output",
         "own_aliases",
+        "said_at",
+        "said_bytes",
         "state",
         "version",
         "waits_for_turn",
@@ -119,6 +122,9 @@ class Connection:
         # that; see ListenerCore.
         self.has_more = False
         self.waits_for_turn = False
+        # How much the client has said of late, for ListenerCore to tell the modest from others.
+        self.said_bytes: float = 0.0
+        self.said_at: float = now
         # What an operator should read in the log of this connection; whoever logs it takes it.
         self.notice = ""
         self.want_read = True
@@ -130,6 +136,8 @@ class Connection:
         self._counters = counters
         self._authenticator = authenticator
         self._topics = ClientTopics(limits, mountpoint)
+        # Whether a subscription was refused because there are too many.
+        self._is_full = False
         # From the CONNECT to the CONNACK.
         self._greeting: Greeting | None = None
         # None when the CONNECT named no method.
@@ -144,7 +152,9 @@ class Connection:
         self._session_expiry_s: int = 0
         self._answer_bytes_max: int = 0
 
-    def receive_data(self, data: bytes, now: float, make_client_id: Callable[[], str]) -> None:
+    def receive_data(
+        self, data: bytes, now: float, make_client_id: Callable[[], str], packets_max: i64 = PACKETS_PER_TURN
+    ) -> None:
         """Work off bytes from the client. `make_client_id` names a client that has no id of its own."""
         if self.state == CLOSED:
             return
@@ -161,13 +171,13 @@ class Connection:
         elif self.state == ATTACHING:
             self._buffer = PacketBuffer(data, 0)
             return
-        if self._work_off(data, make_client_id):
+        if self._work_off(data, make_client_id, packets_max):
             self._heard(now)
 
-    def _work_off(self, data: bytes, make_client_id: Callable[[], str]) -> bool:
+    def _work_off(self, data: bytes, make_client_id: Callable[[], str], packets_max: i64 = PACKETS_PER_TURN) -> bool:
         """Take packets, and close for a fault; true when there was one that counts for the keep-alive."""
         try:
-            return self._parse(data, make_client_id)
+            return self._parse(data, make_client_id, packets_max)
         except ProtocolError as error:
             if self.state == WAITING and begins_as_mqtt_5(data):
                 # [MQTT-4.13.1-1] Whatever is wrong with the rest, MQTT 5 is told in a CONNACK. [MQTT311-3.1.4-1] MQTT 3
@@ -175,21 +185,28 @@ class Connection:
                 # UTF-8 but not allowed") and of a user name.
                 self.version = 5
             self._counters.fault(error.reason)
+            if error.reason == Reason.PACKET_TOO_LARGE:
+                self.notice = self.notice or self._too_large()
             self.close(error.reason, error.text)
             return False
+
+    def _too_large(self) -> str:
+        if self.state == ATTACHED:
+            return f"client {self.client_id!r} sends a packet of more than {self._limits.packet_bytes_max} bytes"
+        return f"a client that connects sends a packet of more than {self._limits.connect_bytes_max} bytes"
 
     def _heard(self, now: float) -> None:
         self.last_received = now
         self._unfinished_bytes = 0
 
-    def _parse(self, data: bytes, make_client_id: Callable[[], str]) -> bool:
+    def _parse(self, data: bytes, make_client_id: Callable[[], str], packets_max: i64) -> bool:
         """Take every packet that is whole, as `_work_off` does."""
         pos: i64 = 0
         size: i64 = len(data)
         packet_bytes_max: i64 = self._limits.packet_bytes_max
         taken: i64 = 0
         while pos < size:
-            if taken == PACKETS_PER_TURN:
+            if taken == packets_max:
                 self._buffer = PacketBuffer(data[pos:], 0)
                 self.has_more = True
                 break
@@ -210,7 +227,7 @@ class Connection:
                 # The time for a CONNECT runs from the beginning, however busily its bytes trickle in.
                 self._greet(data, first, start, end, make_client_id)
                 if self.state != AUTHENTICATING:
-                    if end < size:
+                    if end < size and self.state != CLOSED:
                         self._buffer = PacketBuffer(data[end:], 0)
                     return False
                 pos = end
@@ -256,8 +273,7 @@ class Connection:
         if isinstance(packet, packets.Auth):
             self._authenticate(packet)
         elif isinstance(packet, packets.Disconnect):
-            self.state = CLOSED
-            self.want_read = False
+            self._end()
         else:
             # [MQTT-3.1.2-30] Nothing but AUTH and DISCONNECT before the CONNACK.
             raise ProtocolError(Reason.PROTOCOL_ERROR, "only AUTH goes on with an authentication")
@@ -326,7 +342,8 @@ class Connection:
         if packet.properties:
             # [MQTT-3.3.2-4] [MQTT-3.3.2-15] [MQTT-3.3.2-16] [MQTT-3.3.2-17] [MQTT-3.3.2-20]
             topic, properties, expiry_s = self._publishing.read_properties(packet)
-        if self._publishing.count(qos, self.version):
+        size: i64 = len(topic) + len(properties) + len(packet.payload)
+        if self._publishing.count(packet.packet_id, qos, self.version, size):
             self._stop_reading()
         self._counters.mqtt_publish_bytes_received += len(packet.payload)
         topics = self._topics
@@ -358,6 +375,8 @@ class Connection:
     def _subscribe(self, packet: packets.Subscribe) -> None:
         identifier = int_property(packet.properties, Property.SUBSCRIPTION_IDENTIFIER, 0)
         self._batch.subscribe(self.number, packet.packet_id, identifier, self._topics.requests(packet))
+        if self._topics.refuses_filters:
+            self.notice = self.notice or self._topics.refuse_filters(self.client_id)
 
     def _unsubscribe(self, packet: packets.Unsubscribe) -> None:
         self._batch.unsubscribe(self.number, packet.packet_id, self._topics.filters(packet))
@@ -372,8 +391,7 @@ class Connection:
             # Section 3.14.2.2.2: a session that was to end with the connection can't be prolonged.
             raise ProtocolError(Reason.PROTOCOL_ERROR, "session expiry interval of a session that ends now")
         self._batch.detach(self.number, packet.reason, expiry_s, self._unsent())
-        self.state = CLOSED
-        self.want_read = False
+        self._end()
 
     def _unexpected(self, packet: Any) -> None:
         raise ProtocolError(Reason.PROTOCOL_ERROR, f"{type(packet).__name__} is not for a client to send now")
@@ -385,7 +403,8 @@ class Connection:
         if self.state != ATTACHING:  # [MQTT-3.2.0-2]
             return
         if answer.reason:
-            self.close(answer.reason, "")
+            # [MQTT-3.2.2-19] As far as there is room, and whatever the client wants to know of problems.
+            self.close(answer.reason, answer.text)
             return
         greeting = self._greeting
         assert greeting is not None
@@ -412,7 +431,7 @@ class Connection:
     def receive_acknowledgement(self, answer: Answer) -> None:
         """The owner took responsibility for a PUBLISH or refused it, or goes on with a QoS 2 exchange."""
         kind = answer.kind
-        if self._publishing.acknowledged(kind, answer.reason) and self.state == ATTACHED:
+        if self._publishing.acknowledged(kind, answer.packet_id, answer.reason) and self.state == ATTACHED:
             self.want_read = True
         if kind == PUBREL and self.window is not None:
             self.window.released(answer.packet_id)
@@ -420,6 +439,9 @@ class Connection:
 
     def receive_suback(self, answer: Answer) -> None:
         """The owner subscribed."""
+        if Reason.QUOTA_EXCEEDED in answer.reasons and not self._is_full:
+            self._is_full = True
+            self.notice = f"client {self.client_id!r} has all the subscriptions that it may have: more are refused"
         self._append(encode_answer(answer, self.version))
 
     def receive_unsuback(self, answer: Answer) -> None:
@@ -449,7 +471,14 @@ class Connection:
         """The socket is closed, for that reason; the owner is told unless it knows already."""
         if self.state in (ATTACHING, ATTACHED):
             self._batch.detach(self.number, reason, -1, self._unsent())
+        self._end()
+
+    def _end(self) -> None:
+        """Read nothing more, and keep nothing of what was read."""
         self.state = CLOSED
+        self.want_read = False
+        self.has_more = False
+        self._buffer = None
 
     def _unsent(self) -> list[int]:
         return [] if self.window is None else self.window.unsent()
@@ -462,11 +491,11 @@ class Connection:
         if self.state == CLOSED:
             return
         state = self.state
-        if not owner_knows:
+        if owner_knows:
+            self._end()
+        else:
             # That this side stops is no fault of the client's: its will is given more time.
             self.lost(reason if reason == Reason.SERVER_SHUTTING_DOWN else CONNECTION_LOST)
-        self.state = CLOSED
-        self.want_read = False
         if state != ATTACHED:
             self._counters.connacks[refusal(reason)] += 1
         said = farewell(self.version, state == ATTACHED, reason, text, self._answer_bytes_max)

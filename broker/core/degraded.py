@@ -41,6 +41,7 @@ from broker.core.events import (
     PublishReceived,
     connection_key,
 )
+from broker.core.netsplit_gate import NetsplitGate
 from broker.core.outlet import Outlet
 from broker.core.owner_records import Answer, Deliver, OwnerBatch, unpack_owner_records
 from broker.core.records import CLOSE, CONNACK, PUBACK, PUBREC
@@ -61,11 +62,13 @@ class Degraded:
         outlets: dict[int, Outlet],
         counters: Counters,
         receive_as_usual: Callable[[Event, float], None],
+        netsplit: NetsplitGate,
     ) -> None:
         self._attachments = attachments
         self._outlets = outlets
         self._counters = counters
         self._receive_as_usual = receive_as_usual
+        self._netsplit = netsplit
         # Connections for which deliveries or the CONNACK wait, and which of them read again at the end.
         self._behind: set[int] = set()
         self._resumed: set[int] = set()
@@ -140,6 +143,10 @@ class Degraded:
         if attachment is None:
             return True
         message = event.message
+        if self._netsplit.is_holding(connection):
+            # Behind what waits until the node is ready, which nothing may overtake.
+            self.hold(event)
+            return False
         if message.qos == 0:
             if message.retain or connection in self._unpublished:
                 self.hold(event)

@@ -61,15 +61,20 @@ class DeliveryQueue:
         """Return how many could be taken now."""
         return len(self._head) + len(self._loose)
 
-    def has_room(self, messages_max: int, bytes_max: int, size: int) -> bool:
-        """Say whether another delivery of `size` bytes fits; a negative limit is none."""
+    def has_room(self, messages_max: int, bytes_max: int, size: int, inflight_bytes: int = 0) -> bool:
+        """Say whether another delivery of `size` bytes fits; a negative limit is none.
+
+        The limit in bytes is for what is in flight as well; a single delivery fits, whatever its size.
+        """
         if messages_max >= 0 and len(self) >= messages_max:
             return False
-        return bytes_max < 0 or self.bytes + size <= bytes_max or not len(self)
+        held = self.bytes + inflight_bytes
+        return bytes_max < 0 or held + size <= bytes_max or not held
 
-    def note_room(self, messages_max: int, bytes_max: int) -> None:
+    def note_room(self, messages_max: int, bytes_max: int, inflight_bytes: int = 0) -> None:
         """An offer found room: below half of its limits the queue has come out of its trouble."""
-        if self.dropping and not (0 <= messages_max < 2 * len(self) or 0 <= bytes_max < 2 * self.bytes):
+        held = self.bytes + inflight_bytes
+        if self.dropping and not (0 <= messages_max < 2 * len(self) or 0 <= bytes_max < 2 * held):
             self.dropping = False
 
     def is_over(self, messages_max: int, bytes_max: int) -> bool:

@@ -22,11 +22,13 @@ AHEAD_BYTES_MAX: Final = 256
 class Inflight:
     """Deliveries by packet id, in the order in which they were first sent."""
 
-    __slots__ = ("_next_id", "_outstanding", "_resend", "ahead", "deliveries", "window")
+    __slots__ = ("_next_id", "_outstanding", "_resend", "ahead", "bytes", "deliveries", "window")
 
     def __init__(self, window: int) -> None:
         self.deliveries: dict[int, Delivery] = {}
         self.window = window
+        # The sum of their sizes.
+        self.bytes: int = 0
         # How many may be under way when the listener holds back those that are over the window; 0 for no running ahead.
         self.ahead: int = 0
         self._next_id: int = 1
@@ -67,11 +69,13 @@ class Inflight:
         delivery.sent = True
         delivery.sent_at = now
         self._outstanding += 1
+        self.bytes += delivery.size
         self.deliveries[packet_id] = delivery
         return packet_id
 
     def restore(self, delivery: Delivery) -> None:
         """Take back a delivery that was in flight under its stored packet id; in the order of their places."""
+        self.bytes += delivery.size
         self.deliveries[delivery.packet_id] = delivery
         self._next_id = delivery.packet_id % PACKET_ID_MAX + 1
 
@@ -84,9 +88,15 @@ class Inflight:
         delivery = self.deliveries.get(packet_id)
         if delivery is not None:
             del self.deliveries[packet_id]
+            self.bytes -= delivery.size
             if delivery.sent:
                 self._outstanding -= 1
         return delivery
+
+    def forget_message(self, delivery: Delivery) -> None:
+        """The client has the message of a QoS 2 delivery: what is left of it is its packet id."""
+        self.bytes -= delivery.size
+        delivery.size = 0
 
     def set_fresh(self, packet_ids: list[int]) -> None:
         """Take note of what was held back: it goes out for the first time on the next connection."""
@@ -146,3 +156,10 @@ class Inflight:
                 self._outstanding += 1
                 return delivery
         return None
+
+    def validate(self) -> None:
+        """Check what is kept by the way."""
+        assert self.bytes == sum(delivery.size for delivery in self.deliveries.values())
+        for packet_id, delivery in self.deliveries.items():
+            assert delivery.packet_id == packet_id
+            assert not delivery.released or not delivery.size

@@ -11,18 +11,24 @@ behind all of it. Therefore a client that fills SHARE_BYTES at once, or has more
 is not read again before it gets another turn; turns go round, while no more than BUSY_BYTES are under way to the owner.
 Others are read at any time, up to the whole window. Should they alone keep the owner busy, one turn is given every
 TURN_WAIT_S all the same.
+
+A client is modest while it says no more than MODEST_BYTES_PER_S, and somewhat more at once. For MODEST_S after one has
+said something there is one turn in a PACE_S, and a turn of another client is of PACED_PACKETS: what modest ones say
+finds nearly nothing in its way then, here and at the owner, and whoever floods does not take all of the processor's
+time.
 """
 
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final, final
 
 from mypy_extensions import i64
 
 from broker.core.authentication import NO_METHODS, Authenticator
-from broker.core.connection import ATTACHED, CLOSED, Connection
+from broker.core.connection import ATTACHED, CLOSED, PACKETS_PER_TURN, Connection
 from broker.core.connection_limits import ConnectGate, ConnectionLimits
 from broker.core.counters import ListenerCounters, pack_counters
+from broker.core.listener_notices import ListenerNotices
 from broker.core.listener_records import ListenerBatch
 from broker.core.owner_records import FRAME_BYTES_MAX, Answer, Deliver, OwnerHeader, unpack_owner_records
 from broker.core.records import (
@@ -48,6 +54,13 @@ SHARE_BYTES: Final = 16 * 1024
 # Above RETURN_BYTES and LAZY_BYTES_MAX together, or a turn could wait for credit that is never returned.
 BUSY_BYTES: Final = 128 * 1024
 TURN_WAIT_S: Final = 0.1
+# What a modest client says, on average and at once.
+MODEST_BYTES_PER_S: Final = 160 * 1024
+MODEST_BYTES_MAX: Final = 16 * 1024
+# How long the others are paced for the sake of a modest one that has said something, and how.
+MODEST_S: Final = 0.05
+PACE_S: Final = 0.001
+PACED_PACKETS: Final = 256
 _EXPIRY_PROPERTY: Final = b"\x02"
 
 
@@ -74,9 +87,13 @@ class ListenerCore:
         self._authenticator = authenticator
         self._next_number: int = 1
         self._dirty: list[Connection] = []
-        self._notices: list[str] = []
-        self._turns: deque[Connection] = deque()
+        self._notices = ListenerNotices(limits)
+        # By number, in the order of their turns: who leaves is found at once.
+        self._turns: OrderedDict[int, Connection] = OrderedDict()
         self._turn_given_at: float = 0.0
+        # Until when those who are not modest are paced, and for the sake of which connection.
+        self._paced_until: float = 0.0
+        self._paced_for: int = 0
         self._credit_bytes: int = WINDOW_BYTES
         self._consumed_bytes: int = 0
 
@@ -110,18 +127,35 @@ class ListenerCore:
             # Without an owner there is nobody to ask, and no state to be right about.
             connection.close(Reason.SERVER_UNAVAILABLE, "", owner_knows=True)
         else:
-            connection.receive_data(data, now, self._make_client_id)
+            is_modest = self._is_modest(connection, len(data), now)
+            if not is_modest and self._paced_for == connection.number:
+                # Nobody is paced for its own sake.
+                self._paced_until = 0.0
+            is_paced = not is_modest and now < self._paced_until
+            packets_max = PACED_PACKETS if is_paced else PACKETS_PER_TURN
+            connection.receive_data(data, now, self._make_client_id, packets_max)
+            if is_modest and data and connection.state == ATTACHED and not connection.has_more:
+                self._paced_until = now + MODEST_S
+                self._paced_for = connection.number
             if connection.notice:
-                self._notices.append(connection.notice)
-                connection.notice = ""
+                self._take_notice(connection)
         if connection.output or connection.state == CLOSED:
             self._mark(connection)
         if len(data) >= SHARE_BYTES or connection.has_more:
             self._wait_for_turn(connection)
 
+    def _is_modest(self, connection: Connection, data_bytes: int, now: float) -> bool:
+        """Take note that a client says so much; true as long as it is modest."""
+        said_bytes = max(0.0, connection.said_bytes - (now - connection.said_at) * MODEST_BYTES_PER_S) + data_bytes
+        # What a client said before is forgotten soon, however much it was.
+        connection.said_bytes = min(said_bytes, 2.0 * MODEST_BYTES_MAX)
+        connection.said_at = now
+        return said_bytes < MODEST_BYTES_MAX
+
     def lost(self, connection: Connection) -> None:
         """Forget a connection whose socket is closed."""
         connection.lost()
+        self._turns.pop(connection.number, None)
         self.connections.pop(connection.number, None)
         self.counters.socket_close += 1
 
@@ -129,6 +163,7 @@ class ListenerCore:
         """Close connections that have been silent for too long; call it about once a second."""
         blocked = self.is_blocked()
         self._gate.begin_second()
+        self._notices.begin_second(self.counters)
         for connection in self.connections.values():
             if blocked:
                 # No client is read: none is to blame for its silence.
@@ -140,29 +175,39 @@ class ListenerCore:
             self.batch.counters(pack_counters(self.counters.values()))
 
     def _wait_for_turn(self, connection: Connection) -> None:
-        if not connection.waits_for_turn:
+        if not connection.waits_for_turn and connection.state != CLOSED:
             connection.waits_for_turn = True
-            self._turns.append(connection)
+            self._turns[connection.number] = connection
 
     def take_turns(self, now: float) -> list[Connection]:
         """Give those their turn who have waited longest, as far as the owner keeps up; return them."""
         given: list[Connection] = []
+        if self.turn_wait_s(now) > 0:
+            return given
         room_bytes: int = BUSY_BYTES - self._under_way_bytes()
         for _ in range(len(self._turns)):
             if room_bytes <= 0 and (self.is_blocked() or now < self._turn_given_at + TURN_WAIT_S):
                 break
+            _number, connection = self._turns.popitem(last=False)
+            connection.waits_for_turn = False
+            if connection.state == CLOSED:
+                continue
             room_bytes -= TURN_BYTES
             self._turn_given_at = now
-            connection = self._turns.popleft()
-            connection.waits_for_turn = False
             given.append(connection)
             if connection.has_more:
                 self.receive_data(connection, b"", now)
+            if now < self._paced_until:
+                break
         return given
 
     def wants_turn(self) -> bool:
-        """Say whether somebody who waits for a turn may have it now."""
+        """Say whether somebody who waits for a turn may have it, in `turn_wait_s`."""
         return len(self._turns) > 0 and self._under_way_bytes() < BUSY_BYTES
+
+    def turn_wait_s(self, now: float) -> float:
+        """Return how long the next turn is put off for the sake of modest clients, 0 for not at all."""
+        return max(0.0, self._turn_given_at + PACE_S - now) if now < self._paced_until else 0.0
 
     def _under_way_bytes(self) -> int:
         return WINDOW_BYTES - self._credit_bytes + self.batch.size()
@@ -183,9 +228,11 @@ class ListenerCore:
 
     def take_notices(self) -> list[str]:
         """Return what an operator should read in the log, since the last call."""
-        notices = self._notices
-        self._notices = []
-        return notices
+        return self._notices.take()
+
+    def _take_notice(self, connection: Connection) -> None:
+        self._notices.of_client(connection.notice)
+        connection.notice = ""
 
     def _mark(self, connection: Connection) -> None:
         if not connection.dirty:
@@ -261,6 +308,8 @@ class ListenerCore:
             connection.receive_unsuback(answer)
         else:
             connection.close(answer.reason, "", owner_knows=True)
+        if connection.notice:
+            self._take_notice(connection)
         self._mark(connection)
 
     def _deliver(self, record: Deliver) -> None:

@@ -33,8 +33,10 @@ DROP_REASONS: Final[dict[str, str]] = {
     "group_ended": "the last member of the shared subscription went",
     "session_ended": "the session that it waited for ended, by its time or by Clean Start",
     "store_failing": "the store takes no writes; the publisher was told",
+    "not_ready": "QoS 0 that was published while the node did not reach the members that it needs",
 }
 _DROP: Final = "queue_message_drop"
+_REFUSED: Final = "limit_refused"
 
 
 @final
@@ -92,15 +94,15 @@ _OWNER_COUNTERS: Final[dict[str, str]] = {
     "queue_message_out": "The messages that were taken out of queues to be sent.",
     _DROP: "The deliveries that were dropped, by reason.",
     "queue_message_expired": "The deliveries that were dropped because the message expired.",
-    "queue_message_unhandled": "The messages that were for no session, as it ended meanwhile.",
+    "queue_message_unhandled": "The messages that waited for a session that ended.",
     "client_expired": "The sessions that ended because their client stayed away for too long.",
     "router_matches_local": "The sessions of this node that messages were for.",
     "router_matches_remote": "The nodes that messages were forwarded to.",
     "will_published": "The wills that were published.",
-    "limit_refused": "The requests that a limit refused, by its name.",
-    "mqtt_publish_error": "The PUBLISH packets that were refused because the node is not ready.",
-    "mqtt_subscribe_error": "The SUBSCRIBE packets that were refused because the node is not ready.",
-    "mqtt_unsubscribe_error": "The UNSUBSCRIBE packets that were refused because the node is not ready.",
+    _REFUSED: "The requests that a limit refused, by its name.",
+    "mqtt_publish_error": "The PUBLISH packets that were dropped, or had to wait, as the node was not ready.",
+    "mqtt_subscribe_error": "The SUBSCRIBE packets that were refused as the node was not ready.",
+    "mqtt_unsubscribe_error": "The UNSUBSCRIBE packets that had to wait as the node was not ready.",
     "mqtt_puback_invalid_error": "The PUBACK packets for nothing that was in flight.",
     "mqtt_pubrec_invalid_error": "The PUBREC packets for nothing that was in flight.",
     "mqtt_pubcomp_invalid_error": "The PUBCOMP packets for nothing that was in flight.",
@@ -112,11 +114,12 @@ _OWNER_GAUGES: Final[dict[str, str]] = {
     "sessions_online": "The sessions with a connection.",
     "sessions_offline": "The sessions without a connection.",
     "queue_messages": "The deliveries that wait in queues or for their acknowledgement.",
-    "queue_message_bytes": "The bytes of the messages that wait.",
+    "queue_message_bytes": "The bytes of the messages that wait in queues or for their acknowledgement.",
     "router_subscriptions": "The subscriptions of this node's sessions.",
     "shared_subscriptions": "Those of them that are shared.",
     "retain_messages": "The retained messages.",
     "retain_memory": "The bytes of the retained messages.",
+    "netsplit_held": "The packets of clients that wait until the node is ready.",
 }
 
 _MESH_COUNTERS: Final[dict[str, str]] = {
@@ -160,6 +163,7 @@ _COUNTS: Final[dict[str, str]] = {
     "num_offline": "sessions_offline",
     "num_subscriptions": "router_subscriptions",
     "queued_messages": "queue_messages",
+    "queued_bytes": "queue_message_bytes",
 }
 
 
@@ -228,6 +232,8 @@ def node_metrics(
         found[drop_name(reason)] = dropped[reason]
     found[_DROP] = sum(dropped.values())
     found["queue_message_expired"] = dropped.get("expired", 0)
+    found["queue_message_unhandled"] = dropped.get("session_ended", 0)
+    found[_REFUSED] = sum([count for name, count in counted.items() if base_name(name) == _REFUSED])
     found.update(listeners)
     if listeners:
         found[_CONNACK] = sum(count for name, count in listeners.items() if base_name(name) == _CONNACK)

@@ -5,17 +5,16 @@ clocks. Other nodes exist for it only as names in `Forward` effects and as `Inte
 
 Theory of operation
 -------------------
-A connection attaches to a session and detaches from it; this module owns the two ends of that, and when a session's
-time is over. What a client publishes is `publishing`'s, what it subscribes to `subscribing`'s, what it is sent
-`dispatch`'s business. Writes go into the turn's batch, which the shell commits before anything else of the turn leaves,
-so an acknowledgement never runs ahead of what it promises.
+A connection attaches to a session and detaches from it; this module owns the two ends of that. Which sessions there
+are, and when the time of one is over, is `lifetimes`', what a client publishes `publishing`'s, what it subscribes to
+`subscribing`'s, what it is sent `dispatch`'s business. Writes go into the turn's batch, which the shell commits before
+anything else of the turn leaves, so an acknowledgement never runs ahead of what it promises.
 
 Invariants, checked by `validate`: an attachment and its session point at each other; every subscription is in the tree
 once; a queue and a window hold together no delivery twice; stored deliveries exist for persistent sessions only; a
 session that waits has a reason to.
 """
 
-import heapq
 import math
 from collections.abc import Callable
 from typing import Any, Final, final
@@ -45,7 +44,9 @@ from broker.core.events import (
     UnsubscribeReceived,
 )
 from broker.core.inflight import AHEAD_MAX, PACKET_ID_MAX
+from broker.core.lifetimes import Lifetimes
 from broker.core.message import Message
+from broker.core.netsplit_gate import NetsplitGate
 from broker.core.outlet import Outlet
 from broker.core.publishing import Publishing
 from broker.core.retained import RetainedStore
@@ -58,7 +59,6 @@ from broker.core.subscribing import Subscribing
 from broker.core.wills import Wills
 from broker.mqtt.reasons import Reason
 
-_STALE_DEADLINES_MAX: Final = 64
 _SUCCESS: Final = 0
 # How often a turn looks for deliveries to send again, where `retry_interval` asks for it.
 _RETRY_CHECK_S: Final = 1.0
@@ -84,12 +84,17 @@ class QueueOwner:
         self._wills = Wills(self._store)
         self.counters = self._dispatcher.counters
         self.totals = ListenerTotals()
-        self._sessions: dict[str, Session] = {}
+        self._lifetimes = Lifetimes(
+            settings, self._store, self._subscribing, self._dispatcher, self._publishing, self._wills
+        )
+        self._sessions = self._lifetimes.sessions
         self._attachments: dict[int, Attachment] = {}
         self._outlets: dict[int, Outlet] = {}
-        self._expiries: list[tuple[float, int, Session]] = []
         self._retry_at: float = math.inf
-        self.degraded = Degraded(self._attachments, self._outlets, self.counters, self.receive)
+        self.netsplit = NetsplitGate(
+            settings, self._attachments, self._outlets, self.counters, self._receive_held, self._close, self.is_behind
+        )
+        self.degraded = Degraded(self._attachments, self._outlets, self.counters, self.receive, self.netsplit)
         self._handlers: dict[type, Callable[[Any, float], None]] = {
             Attach: self._attach,
             Detach: self._detach_received,
@@ -121,16 +126,7 @@ class QueueOwner:
         self._wills.recover(
             self._storage, now, float(settings.leave_will_grace_s), float(settings.max_last_will_delay_s), lasting
         )
-        for session in sessions:
-            self._sessions[session.client_id] = session
-            if session.expiry_s == 0:
-                # It was to end with a connection that is gone.
-                self._end_session(session, now, will_waits=True)
-            elif session.expires_at == 0.0:
-                # It was connected when the node went down: its time runs from now.
-                self._start_expiry(session, now)
-            else:
-                self._schedule(session)
+        self._lifetimes.restore(sessions, now)
 
     def set_clock(self, now: float, utc_ms: int) -> None:
         """Take a reading of both clocks, for the deadlines that are stored; each turn has its own."""
@@ -141,17 +137,35 @@ class QueueOwner:
 
         What is told between two turns may have written something; then the next turn, which is due at once, reads.
         """
-        if self._dispatcher.wants_load() and not len(self._store.writes):
+        if len(self._store.writes):
+            return
+        self._store.committed()
+        if self._dispatcher.wants_load():
             self._dispatcher.load(now)
+        self.netsplit.work_off(now)
 
     def receive(self, event: Event, now: float) -> None:
         """Do what one event asks for."""
+        if not self.netsplit.is_open and self.netsplit.receive(event, now):
+            return
+        self._receive(event, now)
+
+    def _receive(self, event: Event, now: float) -> None:
         if isinstance(event, PublishReceived):
             attachment = self._attachments.get(event.connection)
             if attachment is not None:
                 self._close_for(attachment, self._publishing.publish(attachment, event, now), now)
         else:
             self._handlers[type(event)](event, now)
+
+    def _receive_held(self, event: Event, now: float) -> None:
+        """Do what an event asks for that had to wait until the node was ready."""
+        if isinstance(event, PublishReceived) and 0.0 < event.message.expires_at <= now:
+            attachment = self._attachments.get(event.connection)
+            if attachment is not None:
+                self._publishing.publish_expired(attachment, event, now)
+        else:
+            self._receive(event, now)
 
     def receive_degraded(self, event: Event, now: float) -> bool:
         """Do what one event asks for while the store takes no writes; false: it has to wait for the store."""
@@ -186,17 +200,7 @@ class QueueOwner:
 
     def tick(self, now: float) -> None:
         """End the sessions whose time is over, and publish the wills that are due."""
-        while self._expiries and self._expiries[0][0] <= now:
-            deadline, _number, session = heapq.heappop(self._expiries)
-            if session.scheduled_at != deadline:
-                continue
-            session.scheduled_at = 0.0
-            if self._sessions.get(session.client_id) is not session or session.expires_at == 0.0:
-                continue
-            if session.expires_at <= now:
-                self._end_session(session, now)  # [MQTT-4.1.0-2]
-            else:
-                self._schedule(session)
+        self._lifetimes.expire(now)
         for left in self._wills.take_due(now):
             self._publishing.publish_will(left, now)
         if self.retained.next_deadline() <= now:
@@ -212,8 +216,8 @@ class QueueOwner:
         """Return when `begin` or `tick` has something to do, in monotonic seconds; infinity when never."""
         if self._dispatcher.wants_load():
             return 0.0
-        deadline = min(self._wills.next_deadline(), self.retained.next_deadline(), self._retry_at)
-        return min(self._expiries[0][0], deadline) if self._expiries else deadline
+        due_at = min(self._lifetimes.next_deadline(), self.netsplit.next_deadline())
+        return min(due_at, self._wills.next_deadline(), self.retained.next_deadline(), self._retry_at)
 
     def take_effects(self) -> Effects:
         """Return what has to be done, and begin a new turn."""
@@ -228,21 +232,25 @@ class QueueOwner:
 
     def take_notices(self) -> list[str]:
         """Return what an operator should read in the log, since the last call."""
-        notices = self._dispatcher.notices
-        self._dispatcher.notices = []
-        return notices
+        return self._dispatcher.sender.take_notices()
 
     def counts(self) -> dict[str, int]:
         """Return sessions and queues as `node status` shows them."""
         online = len(self._attachments)
-        queued = sum(len(session.queue) + len(session.inflight) for session in self._sessions.values())
+        sessions = self._sessions.values()
+        groups = self._subscribing.groups.values()
+        queued = sum(len(session.queue) + len(session.inflight) for session in sessions)
+        queued_bytes = sum(session.queue.bytes + session.inflight.bytes for session in sessions)
         return {
             "num_online": online,
             "num_offline": len(self._sessions) - online,
             "num_subscriptions": self._subscribing.count(),
-            "queued_messages": queued + sum(len(group.queue) for group in self._subscribing.groups.values()),
+            "queued_messages": queued + sum(len(group.queue) for group in groups),
+            "queued_bytes": queued_bytes + sum(group.queue.bytes for group in groups),
             "retain_messages": len(self.retained),
-            "shared_subscriptions": sum(len(group.members) for group in self._subscribing.groups.values()),
+            "retain_memory": self.retained.bytes,
+            "shared_subscriptions": sum(len(group.members) for group in groups),
+            "netsplit_held": self.netsplit.held_count,
         }
 
     # Connections.
@@ -251,6 +259,10 @@ class QueueOwner:
         outlet = self._outlets[event.connection >> 32]
         limit = self.settings.max_connections
         session = self._sessions.get(event.client_id)  # [MQTT-3.1.3-2] [MQTT311-3.1.3-2]
+        if session is not None and session.user_name and session.user_name != event.user_name:
+            # [MQTT-3.1.3-8] [MQTT311-3.1.3-9] Nobody reads, ends or takes over what belongs to another user.
+            outlet.batch.connack(event.connection, Reason.CLIENT_IDENTIFIER_NOT_VALID, False)
+            return
         if limit >= 0 and len(self._attachments) >= limit and (session is None or session.attachment is None):
             self.counters.refuse("max_connections")
             outlet.batch.connack(event.connection, Reason.QUOTA_EXCEEDED, False)
@@ -261,26 +273,22 @@ class QueueOwner:
             session = self._sessions.get(event.client_id)
         if session is not None and event.clean_start:
             # [MQTT-3.1.2-4] [MQTT-3.1.4-4] [MQTT311-3.1.2-6] [MQTT311-3.1.4-3] Clean Start discards what was there.
-            self._end_session(session, now)
+            self._lifetimes.end(session, now)
             session = None
         # [MQTT-3.1.3-9] Back in time, or the session's end has published it.
         self._wills.discard(event.client_id)
         present = session is not None
-        if session is None:  # [MQTT-3.1.2-6]
-            number = self._store.take_number()
-            session = Session(
-                number, event.client_id, event.user_name, event.session_expiry_s, 0, self.settings.queue_lifo
-            )
-            self._sessions[event.client_id] = session
+        if session is None:
+            session = self._lifetimes.begin(event)
         attachment = Attachment(event.connection, outlet, session, event.version, event.packet_bytes_max)
-        session.attachment = attachment
+        session.attach(attachment)
         session.user_name = event.user_name
         # [MQTT-4.1.0-1] [MQTT311-4.1.0-2] It does not end while it is connected.
         session.expires_at = 0.0
         session.inflight.window = self._window(event)
         session.inflight.ahead = self._ahead(session.inflight.window)
         self._attachments[event.connection] = attachment
-        self._set_expiry(session, event.session_expiry_s)
+        self._lifetimes.set_expiry(session, event.session_expiry_s)
         if event.will is not None:
             # [MQTT-3.1.2-7] [MQTT311-3.1.2-8] [MQTT311-3.1.2-12] No connection has another one's will.
             self._wills.leave(event.client_id, event.user_name, event.will)
@@ -320,19 +328,20 @@ class QueueOwner:
         session = attachment.session
         del self._attachments[attachment.connection]
         self._publishing.leave(attachment)
+        self.netsplit.forget(attachment.connection)
         self._dispatcher.waiting.pop(session, None)
         self._dispatcher.loading.pop(session, None)
-        session.attachment = None
+        session.detach()
         dropped = session.queue.drop_qos0()
         if dropped:
             self.counters.drop("offline_qos0", dropped)
         if session_expiry_s >= 0 and session_expiry_s != session.expiry_s:
-            self._set_expiry(session, session_expiry_s)
+            self._lifetimes.set_expiry(session, session_expiry_s)
         self._execute_will(session, reason, now)
         if session.expiry_s == 0:
-            self._end_session(session, now, will_waits=reason == Reason.SERVER_SHUTTING_DOWN)
+            self._lifetimes.end(session, now, will_waits=reason == Reason.SERVER_SHUTTING_DOWN)
             return
-        self._start_expiry(session, now)
+        self._lifetimes.start_expiry(session, now)
         for group in list(session.groups):
             self._dispatcher.member_gone(group, now)
 
@@ -358,52 +367,6 @@ class QueueOwner:
             self._publishing.publish_will(left, now)
         else:
             self._wills.schedule(session.client_id, now + delay_s)
-
-    def _start_expiry(self, session: Session, now: float) -> None:
-        if session.expiry_s != NEVER_EXPIRES_S:
-            session.expires_at = now + session.expiry_s
-            self._schedule(session)
-            self._store.put_session(session)
-
-    def _schedule(self, session: Session) -> None:
-        """Have `tick` look at the session no later than when it expires; one entry serves all its reconnects."""
-        if session.scheduled_at == 0.0 or session.expires_at < session.scheduled_at:
-            session.scheduled_at = session.expires_at
-            heapq.heappush(self._expiries, (session.expires_at, session.number, session))
-        if len(self._expiries) > 2 * len(self._sessions) + _STALE_DEADLINES_MAX:
-            # Sessions that ended long before their time would otherwise stay until it comes.
-            self._expiries = [(left.scheduled_at, left.number, left) for left in self._sessions.values()]
-            self._expiries = [entry for entry in self._expiries if entry[0] != 0.0]
-            heapq.heapify(self._expiries)
-
-    def _set_expiry(self, session: Session, expiry_s: int) -> None:
-        """Set how long the session outlives its connection; once it is to, it is stored until it ends."""
-        session.expiry_s = expiry_s
-        if session.persistent or expiry_s > 0:
-            self._store.put_session(session)
-        if session.persistent or expiry_s == 0:
-            return
-        session.persistent = True
-        self._subscribing.became_persistent(session)
-        for packet_id in session.incoming:
-            self._store.put_incoming(session, packet_id)
-        for delivery in session.inflight.deliveries.values():
-            self._store.put_delivery(session.number, delivery)
-        for delivery in session.queue.take_loose():
-            if delivery.qos:
-                self._store.put_delivery(session.number, delivery)
-            session.queue.push(delivery)
-
-    def _end_session(self, session: Session, now: float, will_waits: bool = False) -> None:
-        del self._sessions[session.client_id]
-        self._subscribing.end_session(session, now)
-        self._dispatcher.session_ended(session, now)
-        if session.persistent:
-            self._store.delete_session(session)
-        left = None if will_waits else self._wills.take(session.client_id)
-        if left is not None:
-            # [MQTT-3.1.2-8] The session ends before the delay does.
-            self._publishing.publish_will(left, now)
 
     # What clients say.
 
@@ -488,6 +451,7 @@ class QueueOwner:
         outlet = self._outlets.get(event.listener)
         if outlet is not None and outlet.return_credit(event.credit_bytes, now):
             self._dispatcher.resume(outlet, now)
+            self.netsplit.resume()
 
     def validate(self) -> None:
         """Check the invariants; an AssertionError is a bug of ours."""
@@ -497,68 +461,16 @@ class QueueOwner:
             assert self._sessions[attachment.session.client_id] is attachment.session
             assert self._outlets[connection >> 32] is attachment.outlet
             assert attachment.pending.is_empty() or attachment.pending.first().waiting > 0
-        plain = 0
-        shared = 0
-        for client_id, session in self._sessions.items():
-            assert session.client_id == client_id
-            assert session.attachment is not None or session.persistent
-            assert session.persistent or session.expiry_s == 0
-            assert len(session.groups) == sum(1 for name in session.subscriptions if name.startswith(b"$share/"))
-            plain += len(session.subscriptions) - len(session.groups)
-            shared += len(session.groups)
-            self._validate_deliveries(session)
+        self._lifetimes.validate()
+        shared = sum(len(session.groups) for session in self._sessions.values())
+        plain = sum(len(session.subscriptions) for session in self._sessions.values()) - shared
         assert plain == len(self._routes)
         assert self._subscribing.wishes.total() == plain
         assert plain + shared == self._subscribing.count()
-        for group in self._subscribing.groups.values():
-            assert group.members
-            assert group.lasting == sum(1 for session in group.members if session.persistent)
-            assert group.stored or not group.kept
-            group.queue.validate()
-            assert (group in self._dispatcher.waiting_groups) == (not group.queue.is_empty())
-        self._validate_kept()
+        self._dispatcher.shared.validate(self._sessions.values())
         self._wills.validate()
+        self.netsplit.validate()
         self.retained.validate()
-
-    def _validate_kept(self) -> None:
-        """What groups keep is in flight, and stands in the store ahead of their queues."""
-        in_flight = {of for session in self._sessions.values() for of in session.inflight.deliveries.values()}
-        for group in self._subscribing.groups.values():
-            head = group.queue.head()
-            for delivery, record in group.kept.items():
-                assert delivery in in_flight
-                assert delivery.shared == group.shared_filter
-                assert record.stored
-                assert head is None or record.seq < head.seq
-
-    def _validate_deliveries(self, session: Session) -> None:
-        for packet_id, delivery in session.inflight.deliveries.items():
-            assert delivery.packet_id == packet_id
-            assert delivery.stored == session.persistent
-        session.queue.validate()
-        assert session.persistent or not session.queue.tail_count
-        attachment = session.attachment
-        if attachment is not None and not attachment.paused:
-            self._validate_waiting(session, attachment)
-
-    def _validate_waiting(self, session: Session, attachment: Attachment) -> None:
-        """A session that has something to be sent has a reason why it is not."""
-        if not attachment.outlet.open and session in self._dispatcher.waiting:
-            return
-        inflight = session.inflight
-        if inflight.is_resending():
-            assert inflight.is_full()
-            return
-        if session in self._dispatcher.loading or session.replay_due:
-            return
-        head = session.queue.head()
-        assert len(session.queue) == 0 or (head is not None and head.qos > 0 and not inflight.has_room(head))
-        if len(session.queue):
-            return
-        assert not session.has_replays() or inflight.is_full()
-        if not session.has_replays():
-            for group in session.groups:
-                assert group in self._dispatcher.loading_groups or not len(group.queue) or inflight.is_full()
 
 
 def _ignore(text: str) -> None:

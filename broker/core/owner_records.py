@@ -5,7 +5,7 @@ Grammar
 See `records` for what frames of both directions share.
 
     header: version u8, owner generation u32, generation u32, consumed u32
-      CONNACK     2  connection u32, reason u8, session present u8, window u16
+      CONNACK     2  connection u32, reason u8, session present u8, window u16, text u16, then the text in UTF-8
       DELIVER     3  flags u8 (8 expiry), topic u16, properties u32, payload u32, expiry u32, targets u32,
                      then targets x (connection u32, packet id u16, flags u16 (QoS, 4 retain, 8 DUP)), topic,
                      properties, payload
@@ -34,9 +34,11 @@ from broker.core.records import (
     RECORD_VERSION,
     SUBACK,
     UNSUBACK,
+    put_string,
     put_u8,
     put_u16,
     put_u32,
+    string_at,
     u16_at,
     u32_at,
 )
@@ -72,14 +74,18 @@ class OwnerBatch:
         """Return the records without headers, a frame's worth each."""
         return [*self._full, self._writer.getvalue()] if len(self._writer) else self._full
 
-    def connack(self, connection: int, reason: int, session_present: bool, window: int = 0) -> None:
-        """Append a CONNACK; `window` is how many QoS 1 and 2 deliveries the client may have under way."""
+    def connack(self, connection: int, reason: int, session_present: bool, window: int = 0, text: str = "") -> None:
+        """Append a CONNACK; `window` is how many QoS 1 and 2 deliveries the client may have under way.
+
+        `text` is why it is refused, for a client whose version of MQTT has room for it.
+        """
         writer = self._writer
         put_u8(writer, CONNACK)
         put_u32(writer, connection & 0xFFFFFFFF)
         put_u8(writer, reason)
         put_u8(writer, 1 if session_present else 0)
         put_u16(writer, window)
+        put_string(writer, text.encode())
 
     def deliver_head(self, message: Message, identifiers: bytes, expiry_s: i64, targets: i64) -> None:
         """Begin a DELIVER; `targets` calls of `target` and one of `deliver_body` must follow.
@@ -207,7 +213,7 @@ class Deliver(OwnerRecord):
 class Answer(OwnerRecord):
     """A CONNACK, CLOSE or acknowledgement for one connection, by `kind`."""
 
-    __slots__ = ("connection", "kind", "packet_id", "reason", "reasons", "session_present", "window")
+    __slots__ = ("connection", "kind", "packet_id", "reason", "reasons", "session_present", "text", "window")
 
     def __init__(self, kind: int, connection: int, packet_id: int, reason: int) -> None:
         self.kind = kind
@@ -216,6 +222,7 @@ class Answer(OwnerRecord):
         self.reason = reason
         self.reasons: bytes = b""
         self.session_present = False
+        self.text: str = ""
         self.window: int = 0
 
 
@@ -264,7 +271,9 @@ def _unpack_answer(frame: bytes, kind: int, pos: int) -> tuple[Answer, int]:
         answer = Answer(CONNACK, connection, 0, frame[pos])
         answer.session_present = frame[pos + 1] != 0
         answer.window = u16_at(frame, pos + 2)
-        return answer, pos + 4
+        text, pos = string_at(frame, pos + 4)
+        answer.text = text.decode()
+        return answer, pos
     if kind == CLOSE:
         return Answer(CLOSE, connection, 0, frame[pos]), pos + 1
     assert kind in (SUBACK, UNSUBACK), f"unknown record {kind}"

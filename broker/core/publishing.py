@@ -111,6 +111,16 @@ class Publishing:
             self._answer(attachment, event.packet_id, qos, reason, ticket)
         return 0
 
+    def publish_expired(self, attachment: Attachment, event: PublishReceived, now: float) -> None:
+        """Take a PUBLISH whose message expired while it waited: it is answered, and nobody gets it [MQTT-3.3.2-5]."""
+        self._counters.mqtt_publish_received += 1
+        qos = event.message.qos
+        if qos == 2 and event.packet_id in attachment.session.incoming:
+            self._answer_again(attachment, event.packet_id)
+        else:
+            self._counters.drop("expired")
+            self._answer(attachment, event.packet_id, qos, _SUCCESS, None)
+
     def _is_accepted(self, route: Route, message: Message) -> bool:
         """Say whether every node that has to have the message can be sent it."""
         return all(self.has_room(node, message) for node, persistent in route.nodes if persistent)

@@ -90,9 +90,25 @@ class Session:
         self.next_seq: int = 1
         self.attachment: Attachment | None = None
 
+    def attach(self, attachment: "Attachment") -> None:
+        """A connection begins, and its groups count on it."""
+        self.attachment = attachment
+        for group in self.groups:
+            group.come_online(self)
+
+    def detach(self) -> None:
+        """The connection ended, and its groups ask it no more."""
+        self.attachment = None
+        for group in self.groups:
+            group.go_offline(self)
+
     def is_caught_up(self) -> bool:
         """Say whether nothing older waits: neither in the queue nor to be sent again."""
         return self.queue.is_empty() and not self.inflight.is_resending()
+
+    def has_room(self, bytes_max: int, size: int) -> bool:
+        """Say whether another delivery of `size` bytes may be held for the client; a negative limit is none."""
+        return bytes_max < 0 or self.queue.has_room(-1, bytes_max, size, self.inflight.bytes)
 
     def begin_replay(self, replay: Replay) -> None:
         """Have the retained messages of a subscription sent, from the beginning if some were already."""

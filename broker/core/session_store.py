@@ -11,6 +11,7 @@ reads through Storage; when something is written is the owner's decision.
     queue    owner u64, seq u64           version u8, flags u8 (see below), packet id u16 (0: not sent), size u32,
                                           [identifiers str], [shared filter str], message id (24 bytes), [body]
     message  origin (16 bytes), u64       version u8, body
+    meta     "unreferenced"               version u8: there may be bodies in `message` that no record points to
 
 `owner` is a session's number or a group's: they count together. A body of at most INLINE_BYTES_MAX lies in each queue
 record, a larger one is stored once however many queues point to it; then references are counted in memory, in
@@ -38,7 +39,7 @@ from broker.core.stored_message import (
     unpack_message,
     unpack_string,
 )
-from broker.core.subscription import Subscription
+from broker.core.subscription import QOS_MASK, Subscription, subscription
 from broker.mqtt.topics import shared_group
 
 VALUE_VERSION: Final = 1
@@ -47,6 +48,9 @@ _UNDER_WAY: Final = 2
 INLINE_BYTES_MAX: Final = 512
 # How much of a tail is read at once.
 LOAD_MAX: Final = 384
+# So many bodies that nothing points to go in one batch.
+SWEPT_MAX: Final = 1000
+KEY_UNREFERENCED: Final = b"unreferenced"
 # Recovery says how far it is after so many records.
 PROGRESS_RECORDS: Final = 200_000
 
@@ -56,8 +60,10 @@ _KEY_END: Final = b"\xff" * 9
 _SESSION: Final = struct.Struct(">BBIQ")
 _SUBSCRIBED: Final = struct.Struct(">BBI")
 _QUEUE: Final = struct.Struct(">BBHI")
+_QUEUE_KEY_BYTES: Final = 16
+_U16: Final = struct.Struct(">H")
+_STORED_QOS: Final = (1, 2)
 
-_QOS_MASK: Final = 3
 _RETAIN: Final = 4
 _INLINE: Final = 8
 _RELEASED: Final = 16
@@ -77,8 +83,8 @@ class SessionStore:
         self._storage = storage
         # Message key -> how many queue records point to a body in the family `message`.
         self._references: dict[bytes, int] = {}
-        # (owner, seq) of records that point to a body and that no scan knows yet as they are: this turn's, with the
-        # message key, and those that this turn deleted.
+        # (owner, seq) of records that point to a body and that a scan may not know yet as they are: those that were
+        # written, with the message key, and those that were deleted, since everything was committed last.
         self._fresh: dict[tuple[int, int], bytes] = {}
         self._gone: dict[tuple[int, int], bool] = {}
 
@@ -86,9 +92,13 @@ class SessionStore:
         """Return the turn's batch and begin a new one."""
         writes = self.writes
         self.writes = WriteBatch()
-        self._fresh = {}
-        self._gone = {}
         return writes
+
+    def committed(self) -> None:
+        """Everything that was written is committed: what scans read is all there is."""
+        if self._fresh or self._gone:
+            self._fresh = {}
+            self._gone = {}
 
     def take_number(self) -> int:
         """Return a number for a new session or group."""
@@ -114,10 +124,10 @@ class SessionStore:
         start = _number(session.number)
         self.writes.delete_range("session", start, start + _KEY_END)
 
-    def put_subscription(self, session: Session, topic_filter: bytes, subscription: Subscription) -> None:
+    def put_subscription(self, session: Session, topic_filter: bytes, wanted: Subscription) -> None:
         """Write one subscription."""
         key = _number(session.number) + b"/" + topic_filter
-        value = _SUBSCRIBED.pack(VALUE_VERSION, subscription.options, subscription.identifier)
+        value = _SUBSCRIBED.pack(VALUE_VERSION, wanted.options, wanted.identifier)
         self.writes.put("session", key, value)
 
     def delete_subscription(self, session: Session, topic_filter: bytes) -> None:
@@ -217,24 +227,32 @@ class SessionStore:
                 self._dereference(owner, delivery)
         # What is left that points to a body is the tail's.
         if queue.tail_count:
-            for key in self._tail_bodies(owner, queue):
+            try:
+                bodies = self._tail_bodies(owner, queue)
+            except StorageError:
+                # The session's end can't wait for a store that can be read: recovery has to find the bodies.
+                bodies = []
+                self.writes.put("meta", KEY_UNREFERENCED, bytes([VALUE_VERSION]))
+            for key in bodies:
                 self._dereference_key(key)
         start = _number(owner)
         self.writes.delete_range("queue", start, start + _KEY_END)
 
     def _tail_bodies(self, owner: int, queue: DeliveryQueue) -> list[bytes]:
-        """Return the keys of the bodies that the tail's records point to, committed or not."""
+        """Return the keys of the bodies that the tail's records point to, committed or not.
+
+        While the store fails, what is in it may be several turns behind.
+        """
         first = _number(owner)
         if queue.lifo:
             start, end = first, _queue_key(owner, queue.tail_seq + 1)
         else:
             start, end = _queue_key(owner, queue.tail_seq), first + _KEY_END
-        keys = [
-            _message_key(value)
-            for key, value in self._storage.scan("queue", start, end)
-            if not value[1] & (_INLINE | _RELEASED) and (owner, _seq(key)) not in self._gone
-        ]
-        keys.extend(key for (of, _), key in self._fresh.items() if of == owner)
+        keys = [key for (of, _), key in self._fresh.items() if of == owner]
+        for key, value in self._storage.scan("queue", start, end):
+            place = (owner, _seq(key))
+            if not value[1] & (_INLINE | _RELEASED) and place not in self._gone and place not in self._fresh:
+                keys.append(_message_key(value))
         return keys
 
     # Reading again.
@@ -288,7 +306,10 @@ class SessionStore:
         identifiers = b""
         shared = b""
         message = NO_MESSAGE
-        if not flags & _RELEASED:
+        if flags & _RELEASED:
+            if size:
+                raise ValueError("the size of what is forgotten")
+        else:
             if flags & _IDENTIFIERS:
                 identifiers, pos = unpack_string(value, pos)
             if flags & _SHARED:
@@ -302,7 +323,7 @@ class SessionStore:
                     raise StorageError(f"queue record {key.hex()} points to a message that is not there")
                 check_version(stored, VALUE_VERSION, "message")
                 message = unpack_message(message_key, stored, 1, self.clock)
-        delivery = Delivery(_seq(key), message, flags & _QOS_MASK, flags & _RETAIN != 0, identifiers)
+        delivery = Delivery(_seq(key), message, flags & QOS_MASK, flags & _RETAIN != 0, identifiers)
         delivery.shared = shared
         delivery.size = size
         delivery.packet_id = packet_id
@@ -323,8 +344,13 @@ class SessionStore:
                 self._recover_row(key, value, sessions, groups, window, lifo)
             except UNREADABLE as error:
                 raise corrupt("session", key, error) from None
+        by_filter = {group.shared_filter: group for group in groups.values()}
+        client_ids = {session.client_id for session in sessions.values()}
+        if len(client_ids) < len(sessions) or len(by_filter) < len(groups):
+            raise StorageError("the store is corrupt: two sessions of one client id, or two groups of one filter")
         self._recover_queues(sessions, groups, progress)
-        return list(sessions.values()), {group.shared_filter: group for group in groups.values()}
+        self._sweep(progress)
+        return list(sessions.values()), by_filter
 
     def _recover_row(
         self,
@@ -341,20 +367,25 @@ class SessionStore:
         if len(key) == 8:
             sessions[key] = self._unpack_session(key, value, window, lifo)
         elif key[8] == _GROUP:
+            if key[:8] in sessions or key[:8] in groups:
+                raise ValueError("a group that has the number of another, or of a session")
             group = SharedGroup(int.from_bytes(key[:8], "big"), key[9:])
             group.stored = True
             groups[key[:8]] = group
         elif is_incoming:
             session = sessions[key[:8]]
+            (packet_id,) = _U16.unpack(key[9:])
             if value[0] != _UNDER_WAY:
                 # Else it was not acknowledged, and comes again: rather twice here than never on other nodes.
-                session.incoming.add(int.from_bytes(key[9:], "big"))
+                session.incoming.add(packet_id)
         else:
             assert key[8] == _SUBSCRIPTION
             _version, options, identifier = _SUBSCRIBED.unpack_from(value)
+            if options & QOS_MASK == QOS_MASK:
+                raise ValueError("no QoS")
             # What begins like a shared subscription must be one.
             shared_group(key[9:])
-            sessions[key[:8]].subscriptions[key[9:]] = Subscription(options, identifier)
+            sessions[key[:8]].subscriptions[key[9:]] = subscription(options, identifier)
 
     def _recover_queues(
         self, sessions: dict[bytes, Session], groups: dict[bytes, SharedGroup], progress: Callable[[str], None]
@@ -371,23 +402,55 @@ class SessionStore:
         self, key: bytes, value: bytes, sessions: dict[bytes, Session], groups: dict[bytes, SharedGroup]
     ) -> None:
         check_version(value, VALUE_VERSION, "queue")
-        flags = value[1]
+        _version, flags, packet_id, size = _QUEUE.unpack_from(value)
+        released = flags & _RELEASED
+        if flags & QOS_MASK not in _STORED_QOS or (released and not packet_id):
+            raise ValueError("a QoS or packet id that no record has")
+        if not released and (flags & _INLINE != 0) != (size <= INLINE_BYTES_MAX):
+            raise ValueError("a body that should lie elsewhere")
         if not flags & (_INLINE | _RELEASED):
             message_key = _message_key(value)
             self._references[message_key] = self._references.get(message_key, 0) + 1
-        seq = _seq(key)
         owner = key[:8]
+        seq = _seq(key)
+        if len(key) != _QUEUE_KEY_BYTES or not seq:
+            raise ValueError("no place in a queue")
         session = sessions.get(owner)
         if session is not None:
             session.next_seq = seq + 1
-            if _packet_id(value):
+            if not packet_id:
+                session.queue.restore(seq, size)
+            elif session.inflight.get(packet_id) is None:
                 session.inflight.restore(self._unpack_delivery(key, value))
             else:
-                session.queue.restore(seq, int.from_bytes(value[4:8], "big"))
+                raise ValueError(f"packet id {packet_id} twice")
         else:
             group = groups[owner]
+            if packet_id:
+                raise ValueError("a packet id in a group's queue")
             group.next_seq = seq + 1
-            group.queue.restore(seq, int.from_bytes(value[4:8], "big"))
+            group.queue.restore(seq, size)
+
+    def _sweep(self, progress: Callable[[str], None]) -> None:
+        """Delete the bodies that nothing points to, if there may be some.
+
+        RocksDB reads a body with its key, so that to look for them is to read them all: a second for a million of 1 KiB
+        that are in the system's memory, and what the disk takes for others.
+        """
+        stored = self._storage.get("meta", KEY_UNREFERENCED)
+        if stored is None:
+            return
+        check_version(stored, VALUE_VERSION, "meta")
+        progress("recovering: looking for messages that no queue has any more")
+        batch = WriteBatch()
+        for key, _value in self._storage.scan("message", b"", b""):
+            if key not in self._references:
+                batch.delete("message", key)
+                if len(batch) == SWEPT_MAX:
+                    self._storage.commit(batch)
+                    batch = WriteBatch()
+        batch.delete("meta", KEY_UNREFERENCED)
+        self._storage.commit(batch)
 
     def _unpack_session(self, key: bytes, value: bytes, window: int, lifo: bool) -> Session:
         _version, flags, expiry_s, deadline_ms = _SESSION.unpack_from(value)

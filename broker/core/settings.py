@@ -31,6 +31,10 @@ class OwnerSettings:
     max_last_will_delay_s: int = NEVER_EXPIRES_S
     leave_will_grace_s: int = 10
     suppress_will_on_takeover: bool = False
+    allow_register_during_netsplit: bool = False
+    allow_publish_during_netsplit: bool = False
+    allow_subscribe_during_netsplit: bool = False
+    allow_unsubscribe_during_netsplit: bool = False
     listener_window_bytes: int = WINDOW_BYTES
 
 
@@ -41,11 +45,22 @@ class Counters:
     def __init__(self) -> None:
         self.mqtt_publish_received: int = 0
         self.mqtt_publish_sent: int = 0
+        self.mqtt_puback_invalid_error: int = 0
+        self.mqtt_pubrec_invalid_error: int = 0
+        self.mqtt_pubcomp_invalid_error: int = 0
+        self.queue_setup: int = 0
+        self.queue_initialized_from_storage: int = 0
+        self.queue_teardown: int = 0
         self.queue_message_in: int = 0
         self.queue_message_out: int = 0
+        self.client_expired: int = 0
         self.router_matches_local: int = 0
         self.router_matches_remote: int = 0
         self.will_published: int = 0
+        # What could not be done as the node was not ready.
+        self.mqtt_publish_error: int = 0
+        self.mqtt_subscribe_error: int = 0
+        self.mqtt_unsubscribe_error: int = 0
         self.dropped: dict[str, int] = {}
         self.refused: dict[str, int] = {}
 
@@ -56,3 +71,26 @@ class Counters:
     def refuse(self, limit: str, count: int = 1) -> None:
         """Count requests that a limit refused."""
         self.refused[limit] = self.refused.get(limit, 0) + count
+
+    def named(self) -> dict[str, int]:
+        """Return the counts by metric, but for the drops; refusals are series of `limit_refused`."""
+        return {
+            "mqtt_publish_received": self.mqtt_publish_received,
+            "mqtt_publish_sent": self.mqtt_publish_sent,
+            "mqtt_publish_error": self.mqtt_publish_error,
+            "mqtt_subscribe_error": self.mqtt_subscribe_error,
+            "mqtt_unsubscribe_error": self.mqtt_unsubscribe_error,
+            "mqtt_puback_invalid_error": self.mqtt_puback_invalid_error,
+            "mqtt_pubrec_invalid_error": self.mqtt_pubrec_invalid_error,
+            "mqtt_pubcomp_invalid_error": self.mqtt_pubcomp_invalid_error,
+            "queue_setup": self.queue_setup,
+            "queue_initialized_from_storage": self.queue_initialized_from_storage,
+            "queue_teardown": self.queue_teardown,
+            "queue_message_in": self.queue_message_in,
+            "queue_message_out": self.queue_message_out,
+            "client_expired": self.client_expired,
+            "router_matches_local": self.router_matches_local,
+            "router_matches_remote": self.router_matches_remote,
+            "will_published": self.will_published,
+            **{f"limit_refused{{limit={limit}}}": count for limit, count in self.refused.items()},
+        }

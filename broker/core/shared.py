@@ -34,13 +34,13 @@ class SharedGroup:
     """The sessions that share one filter under one name. `shared_filter` is all of `$share/name/filter`."""
 
     __slots__ = (
-        "_order",
         "_turn",
         "kept",
         "lasting",
         "members",
         "next_seq",
         "number",
+        "online",
         "queue",
         "shared_filter",
         "stored",
@@ -62,14 +62,17 @@ class SharedGroup:
         self.lasting: int = 0
         # Whether the store knows of it.
         self.stored = False
-        self._order: list[Session] = []
+        # The members that are connected: who is away costs a message nothing. Whose turn it is to be asked first is a
+        # place among them, 0 when there are none.
+        self.online: list[Session] = []
         self._turn: int = 0
 
     def set_member(self, session: "Session", subscription: Subscription) -> None:
         """Add a member, or change how it subscribes."""
         if session not in self.members:
-            self._order.append(session)
             session.groups.append(self)
+            if session.attachment is not None:
+                self.come_online(session)
             if session.persistent:
                 self.lasting += 1
         self.members[session] = subscription
@@ -77,32 +80,52 @@ class SharedGroup:
     def remove_member(self, session: "Session") -> None:
         """Remove a member."""
         del self.members[session]
-        place = self._order.index(session)
-        del self._order[place]
-        if place < self._turn:
-            self._turn -= 1
         session.groups.remove(self)
+        if session.attachment is not None:
+            self.go_offline(session)
         if session.persistent:
             self.lasting -= 1
+
+    def come_online(self, session: "Session") -> None:
+        """A member is connected: it is asked after all the others."""
+        self.online.insert(self._turn, session)
+        self._turn = (self._turn + 1) % len(self.online)
+
+    def go_offline(self, session: "Session") -> None:
+        """A member's connection ended: the turn stays with whose it is, or is the next one's."""
+        place = self.online.index(session)
+        del self.online[place]
+        if place < self._turn:
+            self._turn -= 1
+        elif self._turn == len(self.online):
+            self._turn = 0
 
     def is_persistent(self) -> bool:
         """Say whether a member outlives its connection, so that the queue has to be stored."""
         return self.lasting > 0
 
-    def in_turn(self) -> list["Session"]:
-        """Return the members, beginning with the one whose turn it is: who stands first is asked first."""
-        return self._order[self._turn :] + self._order[: self._turn]
+    def in_turn(self, place: int) -> "Session":
+        """Return the connected member who is asked at this place: who stands at 0 is asked first."""
+        index = self._turn + place
+        count = len(self.online)
+        return self.online[index if index < count else index - count]
 
     def pass_turn(self, members: int) -> None:
         """The turn goes on by so many members: to the one behind who was served, and those who could not be."""
-        self._turn = (self._turn + members) % len(self._order)
-
-    def is_online(self) -> bool:
-        """Say whether a member is connected."""
-        return any(session.attachment is not None for session in self._order)
+        self._turn = (self._turn + members) % len(self.online)
 
     def take_seq(self) -> int:
         """Return the next place in the queue."""
         seq = self.next_seq
         self.next_seq = seq + 1
         return seq
+
+    def validate(self) -> None:
+        """Check that what is counted and kept by the way is what a look at every member would find."""
+        online = [session for session in self.members if session.attachment is not None]
+        assert len(self.online) == len(online)
+        assert set(self.online) == set(online)
+        assert 0 <= self._turn < max(1, len(online))
+        assert self.lasting == sum(1 for session in self.members if session.persistent)
+        assert self.stored or not self.kept
+        self.queue.validate()

@@ -16,7 +16,8 @@ from broker.mqtt.reasons import ProtocolError
 
 MESSAGE_KEY_BYTES: Final = ORIGIN_BYTES + 8
 # What reading a record raises when its bytes are not those of one, or what it belongs to is not there.
-UNREADABLE: Final = (struct.error, IndexError, KeyError, UnicodeDecodeError, AssertionError, ProtocolError)
+UNREADABLE: Final = (struct.error, IndexError, KeyError, ValueError, AssertionError, ProtocolError)
+_NAMED_BYTES_MAX: Final = 64
 _BODY: Final = struct.Struct(">BQ")
 _U16: Final = struct.Struct(">H")
 _U32: Final = struct.Struct(">I")
@@ -99,8 +100,9 @@ def check_version(value: bytes, newest: int, family: str) -> None:
 
 
 def corrupt(family: str, key: bytes, error: Exception) -> StorageError:
-    """Return what to raise for a record that can't be read."""
-    return StorageError(f"the {family} record {key.hex()} is corrupt ({type(error).__name__}: {error})")
+    """Return what to raise for a record that can't be read. A key may have a filter of 64 KiB in it."""
+    name = key.hex() if len(key) <= _NAMED_BYTES_MAX else f"{key[:_NAMED_BYTES_MAX].hex()}..."
+    return StorageError(f"the {family} record {name} is corrupt ({type(error).__name__}: {error})")
 
 
 def string(value: str) -> bytes:

@@ -39,7 +39,7 @@ class Subscribing:
     ) -> None:
         # What the other nodes have to hear; the owner takes it.
         self.interest: list[InterestChange] = []
-        self.groups = dispatcher.groups
+        self.groups = dispatcher.shared.groups
         self.wishes = Wishes()
         self._settings = settings
         self._store = store
@@ -55,6 +55,8 @@ class Subscribing:
             reason = options
             if options < _FAILURE:
                 reason = self._refusal(session, topic_filter)
+            else:
+                self._dispatcher.counters.refuse("topic_limit")
             if reason >= _FAILURE:
                 reasons.append(reason)
                 continue
@@ -136,7 +138,7 @@ class Subscribing:
         else:
             del self.groups[topic_filter]
             self._routes.remove_group(group)
-            self._dispatcher.group_ends(group)
+            self._dispatcher.shared.group_ends(group)
 
     def end_session(self, session: Session, now: float) -> None:
         """Forget every subscription of a session that ends; what is stored of it is the caller's to delete."""
@@ -160,7 +162,7 @@ class Subscribing:
             self.groups[group.shared_filter] = group
             self._routes.add_group(group)
             if not group.queue.is_empty():
-                self._dispatcher.waiting_groups[group] = True
+                self._dispatcher.shared.waiting[group] = True
         for session in sessions:
             for topic_filter, wanted in session.subscriptions.items():
                 self._route(session, topic_filter, wanted)
@@ -169,7 +171,7 @@ class Subscribing:
                 # Its members ended with their connections.
                 del self.groups[group.shared_filter]
                 self._routes.remove_group(group)
-                self._dispatcher.group_ends(group)
+                self._dispatcher.shared.group_ends(group)
 
     def count(self) -> int:
         """Return how many subscriptions there are."""

@@ -5,7 +5,7 @@ It has no sockets: the owner process hands in events and carries out what it get
 
 Theory of operation
 -------------------
-    OPEN --a commit or a sync fails--> FAILING --every RETRY_S: commit what waits, in order--> OPEN
+    OPEN --a commit, a sync or a read fails--> FAILING --every RETRY_S: commit what waits, in order, and read--> OPEN
 
 While the store fails nothing leaves that needs it. The turn whose commit failed waits whole; the node is frozen
 (cluster/node.py), and each event of a listener is either dealt with at once without a write (broker/core/degraded.py)
@@ -14,8 +14,8 @@ is bounded: held events by the credit that is not returned for them, a window fo
 queued before, as nothing new that is stored gets in.
 
 A retry commits the waiting batches as they are: each of their operations may be repeated. When the last one is in the
-store the node thaws, and the held events are replayed before anything new. Should a commit fail meanwhile, the rest
-stays held, and what is new is held behind it.
+store, and what queues go on with can be read, the node thaws, and the held events are replayed before anything new.
+Should the store fail meanwhile, the rest stays held, and what is new is held behind it.
 """
 
 import logging
@@ -59,6 +59,12 @@ class GatedStorage(Protocol):
     def next_deadline(self) -> float:
         """Return when `flush` wants to be called."""
 
+    def checkpoint(self, directory: str) -> None:
+        """Sync what was committed, and copy it."""
+
+    def has_failed(self) -> bool:
+        """Say whether a write or a sync failed since the store was opened."""
+
 
 class Held(NamedTuple):
     """An event that waits for the store, and how much credit comes back when it is done."""
@@ -83,6 +89,13 @@ class CommitGate:
         self._held: deque[Held] = deque()
         self._began_at = 0.0
         self._retry_at = 0.0
+
+    def begin(self, now: float) -> None:
+        """Begin a turn; a store that can't be read is one that fails."""
+        try:
+            self._node.begin(now)
+        except StorageError as error:
+            self._begin_empty(error, now)
 
     def receive(self, event: Event, now: float) -> None:
         """Take an event that is no client's: what a listener is and how much it can take."""
@@ -145,6 +158,9 @@ class CommitGate:
         if now >= self._retry_at:
             self._retry(now)
         leaving, self._leaving = self._leaving, []
+        if not self.failing_reason:
+            # What the thaw let loose: there may be no other turn for a while.
+            leaving.extend(self.settle(now))
         return leaving
 
     def flush(self, now: float) -> None:
@@ -155,7 +171,16 @@ class CommitGate:
             self._storage.flush(now)
         except StorageError as error:
             # What is acknowledged survives all but a power loss; nothing more is, until it does that, too.
-            self._begin(str(error), NodeEffects(WriteBatch(), [], {}, []), now)
+            self._begin_empty(error, now)
+
+    def copy(self, directory: str, now: float) -> None:
+        """Copy the store to a directory that is not there; StorageError if that can't be done."""
+        try:
+            self._storage.checkpoint(directory)
+        except StorageError as error:
+            if self._storage.has_failed() and not self.failing_reason:
+                self._begin_empty(error, now)
+            raise
 
     def next_deadline(self) -> float:
         """Return when `settle` or `flush` has something to do."""
@@ -182,6 +207,10 @@ class CommitGate:
         else:
             self._leaving.append(effects)
 
+    def _begin_empty(self, error: StorageError, now: float) -> None:
+        """The store failed at something else than a commit."""
+        self._begin(str(error), NodeEffects(WriteBatch(), [], {}, []), now)
+
     def _begin(self, reason: str, effects: NodeEffects, now: float) -> None:
         self.failing_reason = reason
         self.failures += 1
@@ -191,20 +220,20 @@ class CommitGate:
         self._node.freeze(effects)
         for held in self._held:
             self._node.owner.degraded.hold(held.event)
-        log.error("%s; nothing that needs the store is acknowledged until it can be written again", reason)
+        log.error("%s; nothing that needs the store is acknowledged until it works again", reason)
 
     def _retry(self, now: float) -> None:
         try:
             while self._waiting:
                 self._storage.commit(self._waiting[0].writes)
                 self._leaving.append(self._waiting.popleft())
+            self._node.thaw(now)
         except StorageError as error:
             self.failing_reason = str(error)
             self._retry_at = now + RETRY_S
             return
         self.failing_reason = ""
-        self._node.thaw(now)
-        log.warning("the store can be written again, after %.0f s", now - self._began_at)
+        log.warning("the store works again, after %.0f s", now - self._began_at)
 
 
 def _size(event: Event) -> int:

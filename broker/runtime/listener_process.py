@@ -221,6 +221,7 @@ class ListenerProcess:
         self.loop.set_exception_handler(crash)
         self._closed = False
         self._turn_scheduled = False
+        self._turn_is_timed = False
         self._flush_scheduled = False
         self._spoke = False
         self._stopping = asyncio.Event()
@@ -329,7 +330,16 @@ class ListenerProcess:
             for protocol in protocols.values():
                 protocol.sync_reading()
         if core.wants_turn():
-            self.schedule_turn()
+            wait_s = core.turn_wait_s(time.monotonic())
+            if not wait_s:
+                self.schedule_turn()
+            elif not self._turn_is_timed:
+                self._turn_is_timed = True
+                self.loop.call_later(wait_s, self._timed_turn)
+
+    def _timed_turn(self) -> None:
+        self._turn_is_timed = False
+        self._turn()
 
     def flush(self) -> None:
         """Send the owner what there is to say."""

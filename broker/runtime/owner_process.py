@@ -115,7 +115,7 @@ class OwnerProcess:
         """One turn of the loop; the order of its parts is the broker's promise."""
         node = self.node
         node.set_clock(now, _utc_ms())
-        node.begin(now)
+        self._gate.begin(now)
         if self._channel.pull in ready:
             for header, frame in self._channel.receive(_FRAMES_PER_TURN, now):
                 if header.consumed_bytes:
@@ -177,6 +177,8 @@ class OwnerProcess:
                 self._channel.remove_listener(int(message["index"]))
             elif kind == "command":
                 self._command(message, now)
+            elif kind == "stopping":
+                self.node.announce_stop()
             elif kind == "stop":
                 self._running = False
             elif kind == "log-level":
@@ -194,7 +196,7 @@ class OwnerProcess:
         elif command == "metrics show":
             self._reply(number, self._metrics(bool(message["flags"].get("with-descriptions"))))
         elif command == "store backup":
-            self._backup(number, message["arguments"]["directory"])
+            self._backup(number, message["arguments"]["directory"], now)
         else:
             self._refuse(number, f"unknown command {command!r}", 2)
 
@@ -209,13 +211,13 @@ class OwnerProcess:
             self._joins.append(number)
             self.node.join(arguments["discovery-node"], arguments["address"], now)
 
-    def _backup(self, number: int, directory: str) -> None:
+    def _backup(self, number: int, directory: str, now: float) -> None:
         if not os.path.isabs(directory):
             # This process has a working directory of its own.
             self._refuse(number, f"the directory must be an absolute path: {directory}", 2)
             return
         try:
-            self._storage.checkpoint(directory)
+            self._gate.copy(directory, now)
         except StorageError as error:
             self._refuse(number, str(error), 1)
         else:
@@ -247,7 +249,12 @@ class OwnerProcess:
         return {"type": "table", "table": rows}
 
     def _status_table(self) -> dict[str, Any]:
-        values = {**status(self.node), "store": self._gate.status(), "store_failures": self._gate.failures}
+        values = {
+            **status(self.node),
+            "ready": self.node.mesh.readiness.reason or "yes",
+            "store": self._gate.status(),
+            "store_failures": self._gate.failures,
+        }
         return {"type": "table", "table": [{"Status": name, "Value": value} for name, value in values.items()]}
 
     def _metrics(self, with_descriptions: bool) -> dict[str, Any]:
@@ -280,6 +287,8 @@ def build_node(config: Config, opened: OpenedStore) -> NodeCore:
             mesh_advertise(config),
             config.cluster.failure_timeout_ms / 1000,
             tuple(node_and_address(text) for text in config.cluster.discovery),
+            config.cluster.readiness,
+            config.cluster.planned_restart_s,
             config.cluster.forward_spill_after_ms / 1000,
             config.cluster.outbox_bytes_max,
         ),
@@ -349,6 +358,7 @@ def main() -> None:
 def owner_settings(config: Config) -> OwnerSettings:
     """Return what the configuration says to the queue-owner. Where 0 means no limit there, it is -1 here."""
     mqtt = config.mqtt
+    cluster = config.cluster
     return OwnerSettings(
         max_inflight_messages=mqtt.max_inflight_messages,
         max_online_messages=mqtt.max_online_messages,
@@ -367,4 +377,8 @@ def owner_settings(config: Config) -> OwnerSettings:
         max_last_will_delay_s=int(min(will_delay_s(mqtt.max_last_will_delay), NEVER_EXPIRES_S)),
         leave_will_grace_s=mqtt.leave_will_grace_s,
         suppress_will_on_takeover=mqtt.suppress_lwt_on_session_takeover,
+        allow_register_during_netsplit=cluster.allow_register_during_netsplit,
+        allow_publish_during_netsplit=cluster.allow_publish_during_netsplit,
+        allow_subscribe_during_netsplit=cluster.allow_subscribe_during_netsplit,
+        allow_unsubscribe_during_netsplit=cluster.allow_unsubscribe_during_netsplit,
     )

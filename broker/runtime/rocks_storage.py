@@ -242,6 +242,10 @@ class RocksStorage:
         finally:
             os.umask(others)
 
+    def has_failed(self) -> bool:
+        """Say whether a write or a sync failed, and no commit has opened the store anew since."""
+        return self._failed
+
     def close(self) -> None:
         """Sync and release the store; closing twice is harmless."""
         if self._closed:

@@ -351,6 +351,9 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         # The kill itself must fit in as well.
         deadline = loop.time() + self._timing.stop_s * 0.9
+        if not self._exit and self._owner.child is not None:
+            # The other nodes wait for one that was told to stop; not for one that can't go on.
+            self._owner.child.send({"type": "stopping"})
         await self._stop_slots(self._listeners, listeners, loop.time() + self._timing.stop_s / 2)
         await self._stop_slots([self._owner], [owner], deadline)
 

@@ -4,7 +4,7 @@ import hex_packets
 import pytest
 from hex_packets import CAPABILITIES, connack, size, spaced
 
-from broker.core.dispatch import OwnerSettings
+from broker.core.settings import OwnerSettings
 
 
 @pytest.mark.parametrize(

@@ -281,7 +281,7 @@ def test_the_fields_come_in_their_order(broker, version):
     assert not first.closed
     broker.connect(version, "u", user="c", password="p")
     assert not first.closed
-    broker.connect(version, "c", user="v", password="q")
+    broker.connect(version, "c", user="u", password="q")
     assert first.closed
 
 

@@ -2,7 +2,7 @@
 
 from hex_packets import publish, size, spaced
 
-from broker.core.dispatch import OwnerSettings
+from broker.core.settings import OwnerSettings
 
 # 4.3.1, 4.3.2
 

@@ -5,8 +5,8 @@ from core_helpers import StubInterest
 from hex_packets import publish, spaced
 
 from broker.core.connection_limits import ConnectionLimits
-from broker.core.dispatch import OwnerSettings
 from broker.core.routes import NoInterest
+from broker.core.settings import OwnerSettings
 
 
 def test_the_receive_maximum(broker):

@@ -52,7 +52,7 @@ SETTINGS = (
     OwnerSettings(),
     OwnerSettings(queue_lifo=True, max_online_messages=3, max_offline_messages=2, retry_interval_s=2),
     OwnerSettings(max_inflight_messages=1, receive_max_client=1, max_queued_bytes=60, retained_messages_max=1),
-    OwnerSettings(upgrade_outgoing_qos=True, max_subscriptions_per_client=2, retained_bytes_max=40),
+    OwnerSettings(upgrade_outgoing_qos=True, max_subscriptions_per_client=2, retained_bytes_max=1100),
 )
 LIMITS = (
     ConnectionLimits(),

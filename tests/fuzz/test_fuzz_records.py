@@ -140,7 +140,7 @@ def seeds() -> list[bytes]:
     frames.append(bytes([TO_OWNER]) + batch.take(0))
     whole = OwnerBatch()
     for append in (
-        lambda batch: batch.connack(1, 0, True),
+        lambda batch: batch.connack(1, 0, True, text="why"),
         lambda batch: batch.acknowledge(PUBREL, 1, 2, 0),
         lambda batch: batch.suback(1, 2, [0, 1, 0x80]),
         lambda batch: batch.unsuback(1, 2, [0, 0x11]),

@@ -3,6 +3,8 @@
 from population import CREW
 from virtual_clients import DISCONNECT_WITH_WILL, ONLINE
 
+from cluster.readiness import AVAILABLE
+
 
 class Faults:
     """The faults of a seed, spread over `load_s` seconds from now on."""
@@ -48,11 +50,27 @@ class Faults:
             at = rng.uniform(0.0, self.load_s)
             for node in nodes:
                 world.later(at + rng.uniform(0.0, 0.05), self.crash, node, rng.choice(world.crash_points))
+        if world.readiness != AVAILABLE:
+            self._plan_splits(nodes)
         for _ in range(rng.randint(1, 3)):
             node = rng.choice(nodes)
             self._at_some_time(node.listener_died, rng.randrange(len(node.listeners)))
         if rng.random() < 0.5:
             self._at_some_time(self._stall, rng.choice(nodes), rng.uniform(0.2, 6.0))
+
+    def _plan_splits(self, nodes):
+        """Cut a node off for longer than it takes to be missed, and stop some as planned."""
+        world = self.world
+        rng = world.rng
+        for _ in range(rng.randint(0, 2)):
+            self._at_some_time(self.stop, rng.choice(nodes))
+        for _ in range(rng.randint(1, 2)):
+            alone = rng.choice(nodes)
+            at = rng.uniform(0.0, self.load_s / 2)
+            for other in nodes:
+                if other is not alone:
+                    world.later(at, world.network.partition, alone.name, other.name, True)
+                    world.later(at + rng.uniform(4.0, 9.0), world.network.heal, alone.name, other.name)
 
     def _plan_network(self):
         world = self.world
@@ -71,6 +89,19 @@ class Faults:
         """Crash a node at a point of a turn, and start it again after a while."""
         node.crash(point)
         self.world.later(self.world.rng.choice((0.1, 1.0, 6.0)) * (0.5 + self.world.rng.random()), self.start, node)
+
+    def stop(self, node):
+        """Stop a node as it was told to, and start it again within the time or after it."""
+        if node.up and not node.crash_point:
+            self.world.count("planned stops")
+            node.core.announce_stop()
+            node.wake(0.0)
+            self.world.later(0.3, self._stopped, node, node.life)
+
+    def _stopped(self, node, life):
+        if node.up and node.life == life:
+            node.kill()
+            self.world.later(self.world.rng.choice((0.5, 4.0, 9.0)), self.start, node)
 
     def start(self, node):
         """Start a node, as soon as it is down."""

@@ -8,10 +8,11 @@ import pytest
 import workload
 from world import AFTER_COMMIT
 
-from broker.core.dispatch import Dispatcher
 from broker.core.events import CONNECTION_LOST
+from broker.core.netsplit_gate import NetsplitGate
 from broker.core.owner import QueueOwner
 from broker.core.session_store import SessionStore
+from broker.core.shared_dispatch import SharedDispatcher
 from broker.core.storage import DELETE, PUT, WriteBatch
 from cluster.frames import FrameType
 from cluster.incoming_link import IncomingLink
@@ -263,15 +264,15 @@ def test_a_group_that_keeps_nothing_of_what_it_gave_is_caught():
 
 @interpreted
 def test_a_member_that_takes_what_it_had_with_it_is_caught(monkeypatch):
-    session_ended = Dispatcher.session_ended
+    session_ended = SharedDispatcher.session_ended
 
     def lose(self, session, now):
         for delivery in session.inflight.deliveries.values():
-            self._forget_kept(delivery)
+            self.forget_kept(delivery)
             delivery.shared = b""
         session_ended(self, session, now)
 
-    monkeypatch.setattr(Dispatcher, "session_ended", lose)
+    monkeypatch.setattr(SharedDispatcher, "session_ended", lose)
     assert "$share/crew" in caught()
 
 
@@ -342,3 +343,44 @@ def test_a_will_that_a_goodbye_does_not_discard_is_caught(monkeypatch):
 
     monkeypatch.setattr(QueueOwner, "_execute_will", keep)
     assert "said goodbye" in caught()
+
+
+# Net splits.
+
+
+@interpreted
+def test_a_gate_that_forgets_what_it_holds_is_caught(monkeypatch):
+    hold = NetsplitGate._hold
+
+    def forget(self, connection, event):
+        held = hold(self, connection, event)
+        self.forget(connection)
+        return held
+
+    monkeypatch.setattr(NetsplitGate, "_hold", forget)
+    assert "healing did not end" in caught()
+
+
+@interpreted
+def test_a_gate_that_turns_what_it_holds_around_is_caught(monkeypatch):
+    hold = NetsplitGate._hold
+
+    def turn_around(self, connection, event):
+        held = hold(self, connection, event)
+        held.events.appendleft(held.events.pop())
+        return held
+
+    monkeypatch.setattr(NetsplitGate, "_hold", turn_around)
+    assert "after message" in caught()
+
+
+@interpreted
+def test_a_gate_that_nobody_opens_is_caught(monkeypatch):
+    set_ready = NetsplitGate.set_ready
+
+    def stay_shut(self, ready, reason):
+        if not ready:
+            set_ready(self, ready, reason)
+
+    monkeypatch.setattr(NetsplitGate, "set_ready", stay_shut)
+    assert "did not end" in caught()

@@ -20,6 +20,8 @@ from broker.core.events import (
 )
 from broker.core.records import CLOSE, CONNACK, PUBACK, PUBCOMP, PUBREC, PUBREL, SUBACK, UNSUBACK
 from broker.core.will import Will
+from broker.mqtt.reasons import Reason
+from cluster.readiness import AVAILABLE
 
 OFFLINE = "offline"
 CONNECTING = "connecting"
@@ -293,6 +295,11 @@ class Client:
 
     def _connack(self, record):
         world = self.world
+        if record.reason and self._may_be_refused(record.reason, Reason.SERVER_UNAVAILABLE):
+            world.count("CONNECTs refused")
+            self._listener.connections.pop(self._number, None)
+            self._ended(world.now)
+            return
         world.check(record.reason == 0, f"{self.name} was refused with {record.reason:#x}")
         self.state = ONLINE
         if self._left is not None:
@@ -311,8 +318,22 @@ class Client:
             self._subscribe(missing)
         self.outbox.connected(record.session_present)
 
+    def _may_be_refused(self, reason, expected):
+        """Say whether this is how a node refuses that does not reach the others, in a world where nodes do."""
+        return self.world.readiness != AVAILABLE and reason == expected
+
+    def _subscribe_again(self, connects):
+        if self.connects == connects and self.state == ONLINE:
+            missing = {name: qos for name, qos in self.wanted.items() if name not in self.subscribed}
+            if missing:
+                self._subscribe(missing)
+
     def _suback(self, record):
         filters = self._requests.pop(record.packet_id)
+        if all(self._may_be_refused(reason, Reason.NOT_AUTHORIZED) for reason in record.reasons):
+            self.world.count("SUBSCRIBEs refused")
+            self.world.later(1.0, self._subscribe_again, self.connects)
+            return
         self.world.check(list(record.reasons) == list(filters.values()), f"{self.name}: SUBACK {record.reasons!r}")
         for topic_filter, qos in filters.items():
             if topic_filter in self.wanted:

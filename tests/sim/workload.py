@@ -18,10 +18,17 @@ from population import Population
 from world import SimulationError, World
 
 from broker.core.settings import OwnerSettings
+from cluster.readiness import ALL, AVAILABLE, MAJORITY
 
 JOIN_S = 60.0
+SWITCHES = ("register", "publish", "subscribe", "unsubscribe")
 HEAL_S = 90.0
 LOAD_S = 16.0
+
+
+def waits(world):
+    """Say whether a node of this world may be not ready."""
+    return world.readiness != AVAILABLE
 
 
 class Failure(Exception):
@@ -68,6 +75,10 @@ def describe(stats):
         "heals",
         "connections lost",
         "bulk resets",
+        "planned stops",
+        "netsplit_detected",
+        "netsplit_resolved",
+        "publishes held",
         "client drops",
         "clean starts",
         "frames lost",
@@ -97,15 +108,23 @@ class Workload:
         lifo = seed % 8 == 3 or seed % 44 == 17
         # The store loses its last second now and then: then nothing is promised but that all goes on.
         world.power_loss = seed % 16 == 9
+        # Nodes that serve nobody without the others, or without most of them.
+        world.readiness = ALL if seed % 5 == 2 else MAJORITY if seed % 10 == 9 else AVAILABLE
+        allowed = {f"allow_{what}_during_netsplit": rng.random() < 0.2 for what in SWITCHES} if waits(world) else {}
+        if allowed:
+            # What is held is what these seeds are about.
+            allowed["allow_publish_during_netsplit"] = seed % 4 == 3
         # Large messages make many frames, and frames of several parts.
         self.paddings = (0, 0, 0, 1000, 100_000) if seed % 16 == 2 else (0, 0, 0, 600) if seed % 4 == 1 else (0,)
         self.settings = OwnerSettings(
             max_inflight_messages=rng.choice((1, 3, 20)),
             max_online_messages=15 if self.bounded else -1,
             max_offline_messages=10 if self.bounded else rng.choice((-1, 700)) if self.flooded else -1,
+            max_queued_bytes=800 if self.bounded and seed % 16 == 5 else -1,
             queue_lifo=lifo,
             leave_will_grace_s=rng.choice((1, 3, 10)),
             listener_window_bytes=rng.choice((300, 2000, 1 << 20)),
+            **allowed,
         )
         if prepare is not None:
             prepare(world)
@@ -118,6 +137,7 @@ class Workload:
         self._make_clients()
         self._load()
         self._heal()
+        self._judge_readiness()
         self._judge_store()
         self._restart()
         self._judge()
@@ -276,6 +296,13 @@ class Workload:
             or convergence.links_idle(world)
             or convergence.online_queues_empty(world)
         )
+
+    def _judge_readiness(self):
+        """Every node that is left alone is ready in the end, and counts each split once."""
+        for node in self.world.nodes.values():
+            readiness = node.core.mesh.readiness
+            self.world.check(readiness.ready, f"{node.name} is not ready: {readiness.reason}")
+            self.world.check(node.core.owner.netsplit.is_open, f"{node.name} still holds what clients said")
 
     def _judge_store(self):
         for node in self.world.nodes.values():

@@ -25,8 +25,10 @@ from broker.core.storage import PUT, MemoryStorage, ensure_store_id, next_incarn
 from cluster.commands import SendBulk
 from cluster.mesh import Mesh, MeshSettings
 from cluster.node import NodeCore
+from cluster.readiness import AVAILABLE
 
 FAILURE_TIMEOUT_S = 3.0
+PLANNED_RESTART_S = 6.0
 START_S = 1000.0
 UTC_MS_AT_ZERO = 1_700_000_000_000
 # As in the owner process: the longest sleep, and how much is taken in one turn.
@@ -180,7 +182,9 @@ class Node:
         self.started_at.append(now)
         storage = self.storage
         incarnation = next_incarnation(storage)
-        settings = MeshSettings(self.name, self.address, FAILURE_TIMEOUT_S, self.discovery)
+        settings = MeshSettings(
+            self.name, self.address, FAILURE_TIMEOUT_S, self.discovery, world.readiness, PLANNED_RESTART_S
+        )
         mesh = Mesh(settings, storage, self.store_id, incarnation, world.rng.randbytes(16), now)
         owner = QueueOwner(self.settings, storage, mesh.interest, self.store_id, incarnation)
         owner.recover(now, world.utc_ms())
@@ -220,6 +224,7 @@ class Node:
         self.crashes += 1
         self.died_at.append(world.now)
         self.links_before.update(self.core.mesh.counters())
+        self._count_readiness()
         self.core = None
         if world.power_loss and world.rng.random() < 0.5:
             world.count("power losses")
@@ -275,6 +280,12 @@ class Node:
     def link_counts(self):
         """Return what the links of all lives counted."""
         return self.links_before + Counter(self.core.mesh.counters())
+
+    def _count_readiness(self):
+        """Count the splits of this life, and what had to wait in it."""
+        for name, count in self.core.mesh.netsplits().items():
+            self.world.count(name, count)
+        self.world.count("publishes held", self.core.owner.counters.mqtt_publish_error - self.drops["not_ready"])
 
     def dropped(self):
         """Return what this node counted as dropped in all its lives, as far as it was committed."""
@@ -429,6 +440,8 @@ class World:
         self.turns = 0
         self.validate_every = 1
         self.power_loss = False
+        # Which members a node needs to be ready. Seeds that are about messages across a split need none.
+        self.readiness = AVAILABLE
         self.crash_points = CRASH_POINTS
         self.network = Network(self)
         # Planted bugs of the mutation tests.

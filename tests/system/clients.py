@@ -88,8 +88,12 @@ class Client:
     def subscribe(self, topic_filter: str, qos: int = 1) -> None:
         """Subscribe and wait for SUBACK, which must grant the QoS."""
         self.paho.subscribe(topic_filter, qos)
-        (granted,) = self._subscribed.get(timeout=LIMIT_S)
+        (granted,) = self.take_suback()
         assert granted.value == qos
+
+    def take_suback(self) -> list[Any]:
+        """Wait for the next SUBACK and return its reason codes."""
+        return self._subscribed.get(timeout=LIMIT_S)
 
     def publish(self, topic: str, payload: str | bytes = "", qos: int = 1) -> None:
         """Publish; QoS 1 waits for PUBACK."""

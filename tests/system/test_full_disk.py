@@ -104,7 +104,7 @@ def test_a_full_disk_stops_acknowledgements_and_nothing_else(disk: Path, make_no
     watcher.disconnect()
     assert node.process_of("owner") == owner
     assert node.said().count("nothing that needs the store is acknowledged") == 1
-    assert node.said().count("the store can be written again") == 1
+    assert node.said().count("the store works again") == 1
     node.kill()
     node.start()
     with Client(node, "keeper", V5, persistent=True) as keeper:

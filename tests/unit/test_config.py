@@ -332,13 +332,7 @@ def test_what_is_wrong_is_said_with_its_place(text: str, message: str) -> None:
     ("key", "value"),
     [
         ("cluster.other_cookies", f"[{COOKIE}]"),
-        ("cluster.readiness", "majority"),
-        ("cluster.planned_restart_s", "31"),
         ("cluster.subscribe_wait", "cluster"),
-        ("cluster.allow_register_during_netsplit", "on"),
-        ("cluster.allow_publish_during_netsplit", "on"),
-        ("cluster.allow_subscribe_during_netsplit", "on"),
-        ("cluster.allow_unsubscribe_during_netsplit", "on"),
         ("auth.password_file", "x"),
         ("auth.acl_file", "x"),
         ("auth.plugins", "[x]"),

@@ -468,6 +468,39 @@ def test_a_filter_over_a_limit_is_asked_for_with_its_refusal():
     assert [reason for _, reason in only(talk, SubscribeReceived).requests] == [1, 0x8F, 1, 0x8F, 0x8F, 0x8F]
 
 
+def test_filters_over_a_limit_are_said_once():
+    talk = attached(4, ConnectionLimits(topic_levels_max=3, topic_bytes_max=19))
+    said = []
+    for topic_filter in (b"+/+/#", b"$share", b"+/+/+/#", b"t" * 20):
+        talk.say(Subscribe(7, (SubscriptionRequest(topic_filter, 1),)))
+        said.append(talk.connection.notice)
+        talk.connection.notice = ""
+    assert said == ["", "", "client 'c' subscribes to filters of more than 3 levels or 19 bytes: they are refused", ""]
+
+
+def test_too_many_subscriptions_are_said_once():
+    talk = attached(4)
+    said = []
+    for reasons in ([0, 0x8F], [0, 0x97], [0x97]):
+        talk.say(Subscribe(7, (SubscriptionRequest(b"a"),)))
+        talk.answer(SUBACK, 7, reasons=bytes(reasons))
+        said.append(talk.connection.notice)
+        talk.connection.notice = ""
+    assert said == ["", "client 'c' has all the subscriptions that it may have: more are refused", ""]
+
+
+@pytest.mark.parametrize("version", [4, 5])
+def test_a_packet_that_is_too_large_is_said(version):
+    talk = attached(version, ConnectionLimits(packet_bytes_max=100))
+    talk.say(Publish(b"a", bytes(80)), version=version)
+    assert talk.connection.notice == ""
+    talk.say(Publish(b"a", bytes(100)), version=version)
+    assert talk.connection.state == CLOSED
+    assert talk.connection.notice == "client 'c' sends a packet of more than 100 bytes"
+    talk = Talk(ConnectionLimits(connect_bytes_max=100)).say(Connect(version, "c" * 100), version=version)
+    assert talk.connection.notice == "a client that connects sends a packet of more than 100 bytes"
+
+
 def test_a_will_over_a_limit_asks_the_owner_for_nothing():
     talk = Talk(ConnectionLimits(topic_levels_max=3)).say(Connect(5, "c", will=Will(b"a/b/c/d", b"x")), version=5)
     assert talk.refusal() == Reason.TOPIC_NAME_INVALID

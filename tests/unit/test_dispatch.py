@@ -10,7 +10,7 @@ from broker.core.delivery_queue import HEAD_MAX
 from broker.core.events import ConnectionPaused, ConnectionResumed, PubackReceived
 from broker.core.inflight import AHEAD_MAX
 from broker.core.settings import OwnerSettings
-from broker.mqtt.packets import Connect, Puback, Publish, Will
+from broker.mqtt.packets import Connect, Puback, Publish, Pubrec, Subscribe, SubscriptionRequest, Will
 from broker.mqtt.properties import Property
 
 RECEIVE_MAXIMUM = int(Property.RECEIVE_MAXIMUM)
@@ -307,7 +307,7 @@ def test_overriding_an_unlimited_backlog(start, online):
 
 @pytest.mark.parametrize("restart", [False, True])
 def test_the_limit_in_bytes(start, restart):
-    """Counted for all that waits, in memory or not, and again after a restart."""
+    """Counted for all that waits or is in flight, in memory or not, and again after a restart."""
     node = start(settings=OwnerSettings(max_queued_bytes=700 * 104, **UNLIMITED))
     away(node)
     publisher = node.connect("p")
@@ -324,9 +324,9 @@ def test_the_limit_in_bytes(start, restart):
     client.acknowledge(client.take_publishes()[0].packet_id)
     publisher.publish(b"a", b"y" * 103, qos=1)
     publisher.publish(b"a", b"y" * 103, qos=1)
-    assert node.owner.counts()["queued_messages"] == 701
+    assert node.owner.counts()["queued_messages"] == 700
     client.drop()
-    assert len(drain_all(node)) == 701
+    assert len(drain_all(node)) == 700
 
 
 def drain_all(node: Node) -> list[bytes]:
@@ -344,6 +344,104 @@ def test_a_single_message_over_the_limit_in_bytes_is_taken(start):
     publish(node, 2, 600)
     assert node.dropped("queue_full") == 1
     assert drain(node, 5) == [0]
+
+
+def held_bytes(node: Node, client_id: str = "c") -> int:
+    session = node.owner._sessions[client_id]
+    return session.queue.bytes + session.inflight.bytes
+
+
+@pytest.mark.parametrize("lifo", [False, True], ids=["fifo", "lifo"])
+def test_a_client_that_never_acknowledges_holds_no_more_than_the_limit_in_bytes(start, lifo):
+    """Its window has room for all of it, and memory has not. What is acknowledged makes room again."""
+    node = start(settings=OwnerSettings(max_online_messages=10, max_queued_bytes=10_000, queue_lifo=lifo))
+    client = node.persistent("c")
+    client.subscribe(b"a")
+    publish(node, 1500, 996)
+    sent = client.take_publishes()
+    assert numbers(packet.payload for packet in sent) == list(range(10))
+    assert (held_bytes(node), node.dropped("queue_full")) == (9980, 1490)
+    client.acknowledge(sent[0].packet_id)
+    publish(node, 2, 990, first=1500)
+    assert numbers(client.take_payloads()) == [1500]
+    client.drop()
+    node = node.restart()
+    assert held_bytes(node) <= 10_000
+    publish(node, 5, 990, first=1600)
+    assert node.dropped("queue_full") == 5
+    client = node.persistent("c")
+    assert numbers(client.take_payloads()) == [*range(1, 10), 1500]
+
+
+def test_what_a_client_has_of_qos2_holds_no_bytes(start):
+    node = start(settings=OwnerSettings(max_queued_bytes=1000))
+    client = node.persistent("c")
+    client.subscribe(b"a", 2)
+    publisher = node.connect("p", 5)
+    for number in range(20):
+        publisher.publish_qos2(b"a", b"x" * 600, number + 1)
+        (packet,) = client.take_publishes()
+        assert held_bytes(node) == 601
+        client.send(Pubrec(packet.packet_id))
+        client.take()
+        assert held_bytes(node) == 0
+    assert (len(node.owner._sessions["c"].inflight), node.owner.counters.dropped) == (20, {})
+    node = node.restart()
+    assert held_bytes(node) == 0
+
+
+def test_retained_messages_wait_for_the_limit_in_bytes(start):
+    node = start(settings=OwnerSettings(max_queued_bytes=1000))
+    publisher = node.connect("p")
+    for number in range(10):
+        publisher.publish(b"r/%d" % number, b"x" * 400, qos=1, retain=True)
+    client = node.persistent("c")
+    client.send(Subscribe(7, (SubscriptionRequest(b"r/+", 1),)))
+    heard = []
+    while packets := [packet for packet in client.take() if isinstance(packet, Publish)]:
+        assert held_bytes(node) <= 1000
+        assert len(packets) <= 2
+        heard += [packet.topic for packet in packets]
+        client.acknowledge(*[packet.packet_id for packet in packets])
+    assert sorted(heard) == [b"r/%d" % number for number in range(10)]
+    assert node.owner.counters.dropped == {}
+
+
+def test_a_member_of_a_group_is_given_no_more_than_the_limit_in_bytes(start):
+    """The rest waits in the group, within the same limit, for whoever acknowledges first."""
+    node = start(settings=OwnerSettings(max_queued_bytes=1000))
+    clients = [node.connect(f"c{number}", 5, listener=number % 2) for number in range(2)]
+    for client in clients:
+        client.subscribe(b"$share/g/a")
+    publish(node, 20, 400)
+    assert [held_bytes(node, f"c{number}") for number in range(2)] == [804, 804]
+    assert (node.dropped("queue_full"), node.owner.counts()["queued_messages"]) == (14, 6)
+    first = clients[0].take_publishes()
+    clients[0].acknowledge(*[packet.packet_id for packet in first])
+    assert len(clients[0].take_publishes()) == 2
+    assert len(clients[1].take_publishes()) == 2
+
+
+@pytest.mark.parametrize("topic_filter", [b"a", b"$share/g/a"], ids=["retained", "shared"])
+def test_the_first_half_of_qos2_makes_room(start, topic_filter):
+    """What waits for the limit in bytes need not wait for the PUBCOMP."""
+    node = start(settings=OwnerSettings(max_queued_bytes=1000))
+    publisher = node.connect("p")
+    client = node.connect("c", 5)
+    if topic_filter == b"a":
+        publisher.publish_qos2(b"a", b"x" * 600, retain=True)
+        client.subscribe(b"b", 2)
+        publisher.publish_qos2(b"b", b"y" * 600)
+        client.send(Subscribe(7, (SubscriptionRequest(topic_filter, 2),)))
+    else:
+        client.subscribe(topic_filter, 2)
+        for payload in (b"y", b"x"):
+            publisher.publish_qos2(b"a", payload * 600)
+    first = [packet for packet in client.take() if isinstance(packet, Publish)]
+    assert [packet.payload[:1] for packet in first] == [b"y"]
+    client.send(Pubrec(first[0].packet_id))
+    pubrel, second = client.take()
+    assert (pubrel.packet_id, second.payload[:1]) == (first[0].packet_id, b"x")
 
 
 # Expiry.

@@ -9,11 +9,24 @@ from packet_table import ROWS
 from broker.core.client_publishing import UNACKNOWLEDGED_MAX
 from broker.core.connection import CLOSED, PACKETS_PER_TURN
 from broker.core.connection_limits import ConnectionLimits
-from broker.core.listener import BUSY_BYTES, LAZY_BYTES_MAX, SHARE_BYTES, TURN_BYTES, TURN_WAIT_S, ListenerCore
+from broker.core.listener import (
+    BUSY_BYTES,
+    LAZY_BYTES_MAX,
+    MODEST_BYTES_MAX,
+    MODEST_BYTES_PER_S,
+    MODEST_S,
+    PACE_S,
+    PACED_PACKETS,
+    SHARE_BYTES,
+    TURN_BYTES,
+    TURN_WAIT_S,
+    ListenerCore,
+)
 from broker.core.listener_records import LISTENER_HEADER_BYTES, ListenerHeader
 from broker.core.message import Message
 from broker.core.owner_records import FRAME_BYTES_MAX, OwnerBatch, owner_frame
 from broker.core.records import PUBACK, RETURN_BYTES, WINDOW_BYTES
+from broker.core.settings import OwnerSettings
 from broker.mqtt.codec import encode
 from broker.mqtt.packets import (
     Connack,
@@ -276,6 +289,18 @@ def test_too_many_unacknowledged_publishes_stop_the_reading(node):
     assert len(client.take()) == UNACKNOWLEDGED_MAX
 
 
+def test_what_is_said_of_clients_is_taken_wherever_it_comes_from(start):
+    """A SUBACK says something as well as what a client sends, and what was held back until the CONNACK."""
+    node = start(settings=OwnerSettings(max_subscriptions_per_client=1), limits=ConnectionLimits(packet_bytes_max=100))
+    client = node.connect("c")
+    client.send(encode(Subscribe(1, (SubscriptionRequest(b"a"), SubscriptionRequest(b"b"))), 4))
+    assert "client 'c' has all the subscriptions" in "".join(node.listeners[0].take_notices())
+    eager = node.open()
+    eager.send(encode(Connect(4, "eager"), 4) + encode(Publish(b"a", bytes(100)), 4))
+    assert node.listeners[0].take_notices() == ["client 'eager' sends a packet of more than 100 bytes"]
+    assert eager.closed
+
+
 # Turns.
 
 
@@ -346,6 +371,86 @@ def test_a_turn_is_given_now_and_then_though_others_keep_the_owner_busy():
     assert listener.take_turns(START_S + 100) == []
 
 
+def say_little(listener, connection, now):
+    listener.receive_data(connection, encode(Publish(b"a", b"x"), 4), now)
+
+
+def test_for_the_sake_of_a_modest_client_turns_are_paced():
+    listener = listener_core()
+    modest, first, second = (connected(listener, name) for name in ("modest", "first", "second"))
+    flood(listener, [first, second])
+    assert listener.turn_wait_s(START_S) == 0
+    say_little(listener, modest, START_S)
+    assert listener.take_turns(START_S) == [first]
+    consumed(listener, listener.take_frame())
+    # There is room, and yet it has to wait.
+    assert listener.wants_turn() and listener.turn_wait_s(START_S) == pytest.approx(PACE_S)
+    assert listener.take_turns(START_S) == []
+    assert listener.turn_wait_s(START_S + PACE_S) == 0
+    assert listener.take_turns(START_S + PACE_S) == [second]
+    flood(listener, [first, second])
+    consumed(listener, listener.take_frame())
+    later = START_S + MODEST_S
+    assert listener.turn_wait_s(later) == 0 and listener.take_turns(later) == [first, second]
+
+
+def test_for_the_sake_of_a_modest_client_few_packets_are_worked_off_in_a_turn():
+    listener = listener_core()
+    modest, greedy = connected(listener, "modest"), connected(listener, "greedy")
+    for paced in (True, False):
+        now = START_S if paced else START_S + MODEST_S
+        if paced:
+            say_little(listener, modest, now)
+        listener.receive_data(greedy, encode(Pingreq(), 4) * (TURN_BYTES // 2), now)
+        for turns in range(1, 4):
+            count = PACED_PACKETS if paced else PACKETS_PER_TURN
+            assert len(greedy.output) == turns * count
+            now += PACE_S
+            assert listener.take_turns(now) == [greedy]
+        while greedy.has_more:
+            now += MODEST_S
+            listener.take_turns(now)
+        greedy.output = []
+
+
+def test_a_client_is_modest_again_when_it_has_said_little_for_a_while():
+    listener = listener_core()
+    client, greedy = connected(listener, "client"), connected(listener, "greedy")
+
+    def paces(now):
+        say_little(listener, client, now)
+        flood(listener, [greedy])
+        listener.take_turns(now)
+        paced = listener.turn_wait_s(now) > 0
+        consumed(listener, listener.take_frame())
+        return paced
+
+    assert paces(START_S)
+    flood(listener, [client] * 10)
+    assert not paces(START_S + MODEST_S)
+    assert not paces(START_S + MODEST_BYTES_MAX / MODEST_BYTES_PER_S)
+    assert paces(START_S + 3 * MODEST_BYTES_MAX / MODEST_BYTES_PER_S)
+
+
+def test_nobody_is_paced_for_its_own_sake():
+    listener = listener_core()
+    client = connected(listener, "client")
+    say_little(listener, client, START_S)
+    for _ in range(3):
+        flood(listener, [client])
+        consumed(listener, listener.take_frame())
+        assert listener.turn_wait_s(START_S) == 0 and listener.take_turns(START_S) == [client]
+
+
+def test_who_only_connects_paces_nobody():
+    listener = listener_core()
+    greedy, newcomer = connected(listener, "greedy"), listener.open(START_S)
+    flood(listener, [greedy])
+    listener.receive_data(newcomer, encode(Connect(4, "newcomer"), 4), START_S)
+    assert listener.take_turns(START_S) == [greedy]
+    assert listener.turn_wait_s(START_S) == 0
+
+
 def test_a_turn_never_waits_for_credit_that_does_not_come():
     assert BUSY_BYTES > RETURN_BYTES + LAZY_BYTES_MAX
 
@@ -384,6 +489,53 @@ def test_a_fault_ends_what_is_held_back(node):
     node.settle()
     assert client.closed and not client.connection.has_more
     assert node.listeners[0].take_turns(node.now) == []
+
+
+def test_who_is_closed_waits_for_no_turn(node):
+    """Reason: with packets held back it waited for ever, with its bytes, and took turns from the others."""
+    listener, client = node.listeners[0], node.connect("c")
+    connection = client.connection
+    listener.receive_data(connection, encode(Pingreq(), 4) * (PACKETS_PER_TURN + 1), node.now)
+    assert connection.has_more and connection.waits_for_turn
+    connection.close(Reason.ADMINISTRATIVE_ACTION, "")
+    assert not connection.has_more
+    assert listener.take_turns(node.now) == [] and not listener.wants_turn()
+    listener.receive_data(connection, publishes(TURN_BYTES), node.now)
+    assert not connection.waits_for_turn and not listener.wants_turn()
+
+
+def test_who_floods_and_leaves_again_and_again_takes_no_turn_from_others():
+    listener = listener_core()
+    client = connected(listener, "stays")
+    for _ in range(3 * BUSY_BYTES // TURN_BYTES):
+        leaves = connected(listener, "leaves")
+        listener.receive_data(leaves, encode(Pingreq(), 4) * (PACKETS_PER_TURN + 1), START_S)
+        assert leaves.waits_for_turn
+        listener.lost(leaves)
+        assert not listener.wants_turn()
+    consumed(listener, listener.take_frame())
+    flood(listener, [client])
+    assert listener.take_turns(START_S) == [client]
+
+
+@pytest.mark.parametrize("ends", ["lost", "closed"])
+def test_what_a_client_said_last_is_not_kept_when_it_is_closed(ends):
+    listener = listener_core()
+    connection = connected(listener)
+    listener.receive_data(connection, encode(Publish(b"a", bytes(100_000)), 4)[:-1], START_S)
+    assert connection._buffer is not None
+    if ends == "lost":
+        listener.lost(connection)
+    else:
+        connection.close(Reason.ADMINISTRATIVE_ACTION, "")
+    assert connection._buffer is None
+
+
+def test_what_follows_a_connect_that_is_refused_is_not_kept():
+    listener = listener_core(limits=ConnectionLimits(client_id_bytes_max=1))
+    connection = listener.open(START_S)
+    listener.receive_data(connection, encode(Connect(4, "long"), 4) + publishes(SHARE_BYTES), START_S)
+    assert connection.state == CLOSED and connection._buffer is None and not connection.waits_for_turn
 
 
 def test_a_client_that_waits_for_its_turn_is_not_silent():

@@ -1,5 +1,6 @@
 """broker.runtime.listener_process: when a client's socket is read, and when it is not. The loop is the test."""
 
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,10 +8,10 @@ import pytest
 
 from broker.config import Config
 from broker.core.connection import ATTACHED, ConnectionLimits
-from broker.core.listener import TURN_BYTES, ListenerCore
+from broker.core.listener import PACE_S, PACED_PACKETS, TURN_BYTES, ListenerCore
 from broker.mqtt.codec import encode
 from broker.mqtt.packets import Pingreq, Publish
-from broker.runtime.listener_process import ANSWER_BYTES_MAX, CLOSING_BYTES_MAX, ClientProtocol
+from broker.runtime.listener_process import ANSWER_BYTES_MAX, CLOSING_BYTES_MAX, ClientProtocol, ListenerProcess
 
 PING = encode(Pingreq(), 4)
 
@@ -51,7 +52,8 @@ class Transport:
 class Timer:
     """What the loop was asked to do later."""
 
-    def __init__(self) -> None:
+    def __init__(self, callback: Any) -> None:
+        self.callback = callback
         self.cancelled = False
 
     def cancel(self) -> None:
@@ -63,9 +65,13 @@ class Loop:
 
     def __init__(self) -> None:
         self.timers: list[Timer] = []
+        self.soon: list[Any] = []
+
+    def call_soon(self, callback: Any) -> None:
+        self.soon.append(callback)
 
     def call_later(self, delay_s: float, callback: Any) -> Timer:
-        self.timers.append(Timer())
+        self.timers.append(Timer(callback))
         return self.timers[-1]
 
 
@@ -166,3 +172,32 @@ def test_a_client_that_is_closed_may_read_its_last_words(process: Any) -> None:
     assert not timer.cancelled
     client.protocol.connection_lost(None)
     assert timer.cancelled
+
+
+def test_a_turn_that_is_put_off_comes_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reason: without the timer a flooder would wait for what others say, or for the tick."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    process: Any = ListenerProcess.__new__(ListenerProcess)
+    process.core = ListenerCore(0, 1, ConnectionLimits(), lambda: "assigned")
+    process.core.owner_ready(1)
+    process.config = Config()
+    process.buffer = memoryview(bytearray(TURN_BYTES))
+    process.protocols = {}
+    process.blocked = process._closed = process._spoke = False
+    process._turn_scheduled = process._turn_is_timed = process._flush_scheduled = False
+    process.loop = Loop()
+    process._channel = SimpleNamespace(send=lambda frame: None, receive=lambda: None)
+    modest, greedy = Client(process), Client(process)
+    modest.send(PING)
+    greedy.send(PING * (TURN_BYTES // 2))
+    process._turn()
+    process._turn()
+    # One timer, however often others have a turn of the loop made.
+    (timer,) = process.loop.timers
+    before = len(greedy.transport.written)
+    process.loop.soon.clear()
+    now[0] += PACE_S
+    timer.callback()
+    assert len(greedy.transport.written) == before + 2 * PACED_PACKETS
+    (_, _) = process.loop.timers

@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from core_helpers import Node
 
 from broker.core.counters import LISTENER_COUNTERS, ListenerTotals
-from broker.core.dispatch import Counters
 from broker.core.metrics import (
     COUNTER,
     DROP_REASONS,
     GAUGE,
     LISTENER,
     METRICS,
+    OWNER,
     base_name,
     description_of,
     drop_name,
@@ -26,6 +27,10 @@ from broker.core.metrics import (
     metrics_result,
     node_metrics,
 )
+from broker.core.retained import LEVEL_BYTES, MESSAGE_BYTES
+from broker.core.settings import Counters
+from broker.core.systree import Systree
+from broker.mqtt.packets import Puback, Pubcomp, Pubrec
 from cluster.turn import COUNTS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,11 +117,13 @@ def test_without_listeners_nothing_of_theirs_is_there() -> None:
         "mqtt_publish_received": 3,
         "queue_message_drop": 0,
         "queue_message_expired": 0,
+        "queue_message_unhandled": 0,
         "queue_processes": 3,
         "sessions_online": 2,
         "sessions_offline": 1,
         "queue_messages": 5,
         "router_subscriptions": 4,
+        "limit_refused": 0,
         "cluster_nodes": 1,
     }
     assert [name for name in METRICS if name in metrics] == list(metrics)
@@ -137,6 +144,83 @@ def test_drops_are_summed_and_shown_by_reason() -> None:
         ("queue_message_drop{reason=queue_full}", 2),
     ]
     assert metrics["queue_message_expired"] == 3
+
+
+def test_refusals_are_summed_and_shown_by_limit() -> None:
+    counters = Counters()
+    counters.refuse("max_retained", 2)
+    counters.refuse("max_connections")
+    metrics = joined(counted=counters.named())
+    assert {name: count for name, count in metrics.items() if base_name(name) == "limit_refused"} == {
+        "limit_refused": 3,
+        "limit_refused{limit=max_connections}": 1,
+        "limit_refused{limit=max_retained}": 2,
+    }
+
+
+def metrics_of(node: Node) -> dict[str, int]:
+    """The metrics of a node without a mesh."""
+    owner = node.owner
+    return node_metrics(owner.counters.named(), owner.counters.dropped, owner.counts(), owner.totals.named(), {})
+
+
+def test_everything_that_the_queue_owner_describes_has_a_value(node: Node) -> None:
+    owned = {metric.name for metric in METRICS.values() if metric.source == OWNER}
+    # The listeners see the connections.
+    assert owned - set(metrics_of(node)) == {"total_active_connections"}
+
+
+def test_sessions_that_come_and_go(node: Node) -> None:
+    for client_id, expiry_s in [("short", 10), ("long", 3600), ("longer", 3600)]:
+        client = node.persistent(client_id, expiry_s=expiry_s)
+        client.subscribe(b"a")
+        client.drop()
+    node.connect("clean").drop()
+    publisher = node.connect("p")
+    for number in range(3):
+        publisher.publish(b"a", qos=1, packet_id=number + 1)
+    node.advance(20)
+    node.connect("long", 5)
+    metrics = metrics_of(node)
+    assert (metrics["queue_setup"], metrics["queue_teardown"], metrics["queue_processes"]) == (6, 3, 3)
+    assert (metrics["client_expired"], metrics["queue_message_unhandled"]) == (1, 6)
+    metrics = metrics_of(node.restart())
+    assert (metrics["queue_initialized_from_storage"], metrics["queue_setup"], metrics["queue_teardown"]) == (1, 0, 0)
+
+
+def test_the_bytes_of_what_waits_and_of_what_is_retained(node: Node) -> None:
+    """In queues, in flight and in shared groups."""
+    for client_id, topic_filter in [("waits", b"a"), ("member", b"$share/g/a")]:
+        client = node.persistent(client_id)
+        client.subscribe(topic_filter)
+        client.drop()
+    reader = node.connect("reader", 5)
+    reader.subscribe(b"a")
+    publisher = node.connect("p")
+    publisher.publish(b"a", b"x" * 99, qos=1)
+    publisher.publish(b"r", b"x" * 49, qos=1, retain=True)
+    metrics = metrics_of(node)
+    retained = MESSAGE_BYTES + LEVEL_BYTES + 51
+    assert (metrics["queue_messages"], metrics["queue_message_bytes"], metrics["retain_memory"]) == (3, 300, retained)
+    systree = Systree("n", "1", 20.0, node.now)
+    topics = dict(systree.tick(node.now + 20, metrics))
+    assert topics[b"$SYS/broker/store/messages/bytes"] == b"%d" % (300 + retained)
+    assert topics[b"$SYS/broker/clients/expired"] == b"0"
+    (packet,) = reader.take_publishes()
+    reader.acknowledge(packet.packet_id)
+    assert metrics_of(node)["queue_message_bytes"] == 200
+
+
+def test_acknowledgements_for_nothing_that_is_in_flight(node: Node) -> None:
+    client = node.connect("c", 5)
+    client.subscribe(b"a")
+    for packet in (Puback(9), Pubrec(9), Pubrec(9), Pubcomp(9)):
+        client.send(packet)
+    node.connect("p").publish(b"a", qos=1)
+    client.send(Pubrec(client.take()[-1].packet_id))
+    assert client.closed
+    counts = metrics_of(node)
+    assert [counts[f"mqtt_{name}_invalid_error"] for name in ("puback", "pubrec", "pubcomp")] == [1, 3, 1]
 
 
 def test_connacks_and_open_connections_come_from_listeners() -> None:

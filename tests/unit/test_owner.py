@@ -204,6 +204,44 @@ def test_what_a_taken_over_connection_said_last_is_ignored(node):
     assert node.owner.counts()["num_online"] == 2
 
 
+@pytest.mark.parametrize("version", [4, 5])
+@pytest.mark.parametrize("clean", [False, True])
+@pytest.mark.parametrize("name", [None, "", "mallory"])
+@pytest.mark.parametrize("state", ["online", "offline", "restarted"])
+def test_nobody_takes_what_belongs_to_another_user(node, version, clean, name, state):
+    """[MQTT-3.1.3-8] [MQTT311-3.1.3-9], neither what waits nor the connection, and Clean Start ends nothing of it."""
+    alice = node.open()
+    alice.send(Connect(4, "c", False, 0, "alice"))
+    alice.subscribe(b"a")
+    if state != "online":
+        alice.drop()
+    if state == "restarted":
+        node = node.restart()
+    mallory = node.open(1, version)
+    mallory.send(Connect(version, "c", clean, 0, name))
+    # MQTT 3 has the nearest return code: 2, identifier rejected.
+    assert mallory.take_bytes() == (bytes.fromhex("20020002") if version == 4 else bytes.fromhex("2003008500"))
+    assert mallory.closed
+    assert alice.closed == (state != "online")
+    node.connect("p").publish(b"a", b"mine", qos=1)
+    if state != "online":
+        alice = node.open()
+        alice.send(Connect(4, "c", False, 0, "alice"))
+        connack, publish = alice.take()
+        assert connack.session_present
+    else:
+        (publish,) = alice.take()
+    assert publish.payload == b"mine"
+
+
+@pytest.mark.parametrize("name", [None, "", "bob"])
+def test_a_session_of_nobody_is_anybodys(node, name):
+    node.persistent("c").subscribe(b"a")
+    client = node.open(1, 5)
+    client.send(Connect(5, "c", False, 0, name))
+    assert client.take()[0].session_present
+
+
 def test_takeover_in_one_batch(node):
     """Both CONNECTs reach the owner in one frame; the first is answered, then closed."""
     older, newer = node.open(version=5), node.open(version=5)
@@ -326,7 +364,7 @@ def test_reconnecting_does_not_make_a_deadline_each_time(node):
     for _ in range(200):
         node.persistent("c", expiry_s=600_000).drop()
         node.advance(1)
-    assert len(node.owner._expiries) < 100
+    assert len(node.owner._lifetimes._expiries) < 100
 
 
 # Queues.
@@ -1250,7 +1288,7 @@ HABITS = st.fixed_dictionaries(
     {
         "max_offline_messages": st.sampled_from([3, 9, -1]),
         "max_online_messages": st.sampled_from([4, 9, -1]),
-        "max_queued_bytes": st.sampled_from([-1, 2000]),
+        "max_queued_bytes": st.sampled_from([-1, 12, 2000]),
         "listener_window_bytes": st.sampled_from([400, 100_000]),
         "queue_lifo": st.booleans(),
         "upgrade_outgoing_qos": st.booleans(),
@@ -1277,8 +1315,18 @@ def test_whatever_clients_do_the_invariants_hold(steps, habits, others, grouped)
             model.muster()
         for step in steps:
             model.step(*step)
+            assert_bounded(model.node)
         compare_with_crash(model.node)
         compare_with_restart(model)
+
+
+def assert_bounded(node):
+    """What is held for a session, queued or in flight, keeps the limit in bytes; a single delivery always fits."""
+    limit = node.settings.max_queued_bytes
+    for session in node.owner._sessions.values():
+        held = session.queue.bytes + session.inflight.bytes
+        deliveries = len(session.queue) + sum(1 for of in session.inflight.deliveries.values() if not of.released)
+        assert limit < 0 or held <= limit or deliveries == 1
 
 
 def compare_with_crash(node):
@@ -1335,7 +1383,7 @@ def test_sessions_that_ended_early_leave_no_deadlines(node):
     for number in range(300):
         node.persistent(f"c{number}", expiry_s=31_536_000).drop()
         node.connect(f"c{number}").drop()
-    assert len(node.owner._expiries) < 100
+    assert len(node.owner._lifetimes._expiries) < 100
 
 
 YEAR_S = 31_536_000

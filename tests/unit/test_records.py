@@ -43,6 +43,9 @@ from broker.core.records import (
     SUBACK,
     UNSUBACK,
     put_string,
+    put_u8,
+    put_u16,
+    put_u32,
     string_at,
 )
 from broker.core.will import Will
@@ -158,10 +161,11 @@ def test_connection_numbers_come_back_to_their_listener():
     assert [record.connection for record in unpack_owner_records(batch.records()[0], 0)] == [0xFEDCBA98] * 5
 
 
-def answer(kind, connection, packet_id, reason, reasons=b"", session_present=False):
+def answer(kind, connection, packet_id, reason, reasons=b"", session_present=False, text=""):
     made = Answer(kind, connection, packet_id, reason)
     made.reasons = reasons
     made.session_present = session_present
+    made.text = text
     return made
 
 
@@ -176,7 +180,13 @@ class Delivered(NamedTuple):
 
 
 ANSWERS = st.one_of(
-    st.builds(lambda to, reason, present: answer(CONNACK, to, 0, reason, b"", present), U32, U8, st.booleans()),
+    st.builds(
+        lambda to, reason, present, text: answer(CONNACK, to, 0, reason, b"", present, text),
+        U32,
+        U8,
+        st.booleans(),
+        st.text(max_size=20),
+    ),
     st.builds(answer, st.sampled_from([PUBACK, PUBREC, PUBREL, PUBCOMP]), U32, U16, U8),
     st.builds(lambda *values: answer(SUBACK, *values[:2], 0, values[2]), U32, U16, BYTES),
     st.builds(lambda *values: answer(UNSUBACK, *values[:2], 0, values[2]), U32, U16, BYTES),
@@ -195,7 +205,7 @@ def pack_record(batch, record):
             batch.target(connection, packet_id, flags)
         batch.deliver_body(message, record.properties[:cut])
     elif record.kind == CONNACK:
-        batch.connack(record.connection, record.reason, record.session_present)
+        batch.connack(record.connection, record.reason, record.session_present, text=record.text)
     elif PUBACK <= record.kind <= PUBCOMP:
         batch.acknowledge(record.kind, record.connection, record.packet_id, record.reason)
     elif record.kind == SUBACK:
@@ -212,7 +222,8 @@ def view(record):
     if isinstance(record, Deliver):
         targets = [record.target(index) for index in range(record.count)]
         return Delivered(record.topic, record.properties, record.payload, record.expiry_s, targets)
-    return (record.kind, record.connection, record.packet_id, record.reason, record.reasons, record.session_present)
+    told = (record.kind, record.connection, record.packet_id, record.reason, record.reasons)
+    return (*told, record.session_present, record.text)
 
 
 @given(U32, U32, U32, st.lists(ANSWERS, max_size=5))
@@ -330,6 +341,60 @@ def test_a_string_that_is_too_long_is_never_packed(size):
         put_string(writer, bytes(size))
         assert string_at(writer.getvalue(), 0) == (bytes(size), size + 2)
     else:
-        with pytest.raises(AssertionError, match=f"a string of {size} bytes"):
+        with pytest.raises(AssertionError, match=f"{size} in a u16"):
             put_string(writer, bytes(size))
         assert writer.getvalue() == b""
+
+
+@pytest.mark.parametrize(("put", "bits"), [(put_u8, 8), (put_u16, 16), (put_u32, 32)])
+def test_a_number_that_does_not_fit_is_never_packed(put, bits):
+    writer = BytesWriter()
+    for number in (0, 1, (1 << bits - 1) - 1, 1 << bits - 1, (1 << bits) - 1):
+        put(writer, number)
+        assert int.from_bytes(writer.getvalue()[-bits // 8 :], "big") == number
+    packed = writer.getvalue()
+    for number in (1 << bits, (1 << bits) + 1, -1, -(1 << bits - 1), 1 << 62):
+        with pytest.raises(AssertionError, match=f"{number} in a u{bits}"):
+            put(writer, number)
+    assert writer.getvalue() == packed
+
+
+TOO_LONG = b"t" * 0x10000
+
+
+@pytest.mark.parametrize(
+    "append",
+    [
+        lambda batch: batch.publish(1, 0, 0, False, TOO_LONG, b"", b"", -1),
+        lambda batch: batch.publish(1, 0x10000, 1, False, b"t", b"", b"", -1),
+        lambda batch: batch.publish(1, 0, 0, False, b"t", b"", b"", 1 << 32),
+        lambda batch: batch.acknowledge(PUBACK, 1, 0x10000, 0),
+        lambda batch: batch.subscribe(1, 1, 0, [(TOO_LONG, 0)]),
+        lambda batch: batch.subscribe(1, 1, 1 << 32, []),
+        lambda batch: batch.unsubscribe(1, 1, [TOO_LONG]),
+        lambda batch: batch.detach(1, 0, 1 << 32, []),
+        lambda batch: batch.detach(1, 0, -1, [1] * 0x10000),
+        lambda batch: batch.attach(Attach(1, "c" * 0x10000, 5)),
+        lambda batch: batch.attach(Attach(1, "c", 5, user_name="u" * 0x10000)),
+        lambda batch: batch.attach(Attach(1, "c", 5, will=Will(TOO_LONG, b""))),
+    ],
+)
+def test_what_does_not_fit_a_listeners_record_fails_at_the_listener(append):
+    with pytest.raises(AssertionError, match="in a u"):
+        append(ListenerBatch(0, 1, 1))
+
+
+@pytest.mark.parametrize(
+    "append",
+    [
+        lambda batch: batch.deliver_head(Message(TOO_LONG, b""), b"", -1, 0),
+        lambda batch: batch.deliver_head(Message(b"t", b""), b"", 1 << 32, 0),
+        lambda batch: batch.target(1, 0x10000, 0),
+        lambda batch: batch.acknowledge(PUBACK, 1, 0x10000, 0),
+        lambda batch: batch.connack(1, 0, False, 0x10000),
+        lambda batch: batch.suback(1, 1, [0x100]),
+    ],
+)
+def test_what_does_not_fit_an_owners_record_fails_at_the_owner(append):
+    with pytest.raises(AssertionError, match="in a u"):
+        append(OwnerBatch())

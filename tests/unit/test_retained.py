@@ -1,13 +1,15 @@
 """broker.core.retained: the last message of each topic, found by filter, within limits, after restarts."""
 
+import gc
 import math
+import tracemalloc
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.core.message import Message
-from broker.core.retained import EXPIRED_MAX, RetainedStore
+from broker.core.retained import EXPIRED_MAX, LEVEL_BYTES, MESSAGE_BYTES, RetainedStore
 from broker.core.storage import MemoryStorage, StorageError, WriteBatch
 from broker.core.stored_message import Clock
 from broker.mqtt.topics import matches
@@ -153,14 +155,68 @@ def test_the_number_is_limited() -> None:
 
 
 def test_the_bytes_are_limited() -> None:
-    kept = Kept(bytes_max=10)
+    fixed = MESSAGE_BYTES + LEVEL_BYTES + len(b"a")
+    kept = Kept(bytes_max=fixed + 10)
     assert kept.set(b"a", b"12345")
     assert not kept.set(b"b", b"12345")
     # What is replaced makes room, and what is refused leaves the last one in place.
     assert kept.set(b"a", b"123456789")
     assert not kept.set(b"a", b"1234567890")
-    assert kept.retained.bytes == 10
+    assert kept.retained.bytes == fixed + 10
     assert [message.payload for message in kept.retained.match(b"a", NOW)] == [b"123456789"]
+
+
+def test_a_level_counts_once_and_as_long_as_it_is_there() -> None:
+    kept = Kept()
+    kept.set(b"ab/c", b"p")
+    alone = kept.retained.bytes
+    assert alone == MESSAGE_BYTES + len(b"ab/cp") + 2 * LEVEL_BYTES + len(b"abc")
+    kept.set(b"ab/d/", b"p")
+    assert kept.retained.bytes == alone + MESSAGE_BYTES + len(b"ab/d/p") + 2 * LEVEL_BYTES + len(b"d")
+    kept.set(b"ab", b"p")
+    assert kept.retained.bytes == alone + 2 * MESSAGE_BYTES + len(b"ab/d/pabp") + 2 * LEVEL_BYTES + len(b"d")
+    kept.set(b"ab/d/", b"")
+    kept.set(b"ab", b"")
+    assert kept.retained.bytes == alone
+    again = RetainedStore(-1, -1)
+    again.recover(kept.storage, CLOCK)
+    assert again.bytes == alone
+    kept.set(b"ab/c", b"")
+    assert kept.retained.bytes == 0
+
+
+@pytest.mark.parametrize("levels_max", [1, 2, 127])
+def test_a_topic_that_needs_too_many_levels_is_refused(levels_max: int) -> None:
+    kept = Kept(bytes_max=MESSAGE_BYTES + levels_max * LEVEL_BYTES + 2 * levels_max + 1)
+    assert not kept.set(b"/" * levels_max)
+    assert kept.retained.bytes == 0
+    assert kept.set(b"/" * (levels_max - 1) or b"t")
+
+
+@pytest.mark.parametrize(
+    "topics",
+    [
+        [b"t%d" % number for number in range(3000)],
+        [b"site/%d/device/%d/state" % (number % 30, number) for number in range(1500)],
+        [b"/".join([b"%d" % number] + [b"a"] * 126) for number in range(100)],
+    ],
+    ids=["flat", "devices", "deep"],
+)
+def test_the_estimate_is_near_what_the_tree_takes(topics: list[bytes]) -> None:
+    """A few hundred topics of many levels must not take many times what is counted."""
+    messages = [message_of(topic, b"payload", number=number + 1) for number, topic in enumerate(topics)]
+    retained = RetainedStore(-1, -1)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for message in messages:
+            retained.set(message, WriteBatch(), CLOCK, NOW)
+        taken = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    counted = retained.bytes - len(messages) * MESSAGE_BYTES
+    assert 0.5 * taken < counted < 2 * taken
 
 
 def test_what_expired_is_not_found_and_then_removed() -> None:

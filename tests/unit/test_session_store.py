@@ -4,7 +4,7 @@ import gc
 
 import pytest
 from core_helpers import Node
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker.core.delivery_queue import HEAD_MAX
@@ -22,6 +22,7 @@ BEFORE = Clock(5000.0, 1_700_000_000_000)
 AFTER = Clock(100.0, 1_700_000_010_000)
 FILTERS = st.one_of(st.binary(min_size=1, max_size=20), st.just(b"t" * 65535))
 PLAIN_FILTERS = FILTERS.filter(lambda topic_filter: not topic_filter.startswith(b"$share/"))
+OPTIONS = st.sampled_from([options for options in range(16) if options & 3 != 3])
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 LARGE = b"p" * (INLINE_BYTES_MAX + 1)
 
@@ -72,12 +73,13 @@ def keys(storage, family):
     return [key for key, _ in storage.scan(family, b"", b"")]
 
 
+@settings(deadline=None)
 @given(
     st.integers(1, 2**64 - 1),
     st.one_of(TEXT, st.just("x" * 65535)),
     st.one_of(st.none(), TEXT),
     st.integers(1, 0xFFFFFFFF),
-    st.dictionaries(PLAIN_FILTERS, st.tuples(st.integers(0, 15), st.integers(0, 268_435_455)), max_size=4),
+    st.dictionaries(PLAIN_FILTERS, st.tuples(OPTIONS, st.integers(0, 268_435_455)), max_size=4),
     st.sets(st.integers(1, 65535), max_size=4),
 )
 def test_sessions(number, client_id, user_name, expiry_s, subscriptions, incoming):
@@ -113,6 +115,7 @@ def test_a_packet_id_that_an_earlier_program_left_under_way_is_not_known():
         recovered(store)
 
 
+@settings(deadline=None)
 @given(
     st.one_of(st.binary(min_size=1, max_size=20), st.just(b"t" * 65535)),
     st.one_of(st.binary(max_size=50), st.just(b"p" * 200_000)),
@@ -346,6 +349,29 @@ def test_groups_and_their_queues():
     assert [len(key) for key in keys(after._storage, "session") if key[7] == 2] == []
 
 
+@pytest.mark.parametrize("garbage", [0, 1, 2, 5])
+def test_bodies_that_nothing_points_to_are_deleted_where_there_may_be_some(monkeypatch, garbage):
+    monkeypatch.setattr("broker.core.session_store.SWEPT_MAX", 2)
+    store = store_on()
+    session = session_in(store)
+    for number in range(1, 4):
+        put(store, session, message_of(number, LARGE))
+    kept = [message_of(number).key() for number in range(1, 4)]
+    for number in range(garbage):
+        store.writes.put("message", message_of(100 + number).key(), b"\1")
+    _, _, after = recovered(store)
+    # To look is to read all there is, so it is not done for nothing.
+    assert len(keys(after._storage, "message")) == 3 + garbage
+    store.writes.put("meta", b"unreferenced", b"\1")
+    found, _, after = recovered(store)
+    assert keys(after._storage, "message") == kept
+    assert keys(after._storage, "meta") == []
+    assert len(found[0].queue) == 3
+    store.writes.put("meta", b"unreferenced", b"\2")
+    with pytest.raises(StorageError, match="has version 2"):
+        recovered(store)
+
+
 def test_recovery_says_how_far_it_is(monkeypatch):
     monkeypatch.setattr("broker.core.session_store.PROGRESS_RECORDS", 2)
     store = store_on()
@@ -385,6 +411,16 @@ def test_a_delivery_without_its_message_is_corruption():
         store_on(store._storage).recover(20, False, lambda text: None)
 
 
+def test_a_long_key_is_named_by_its_beginning():
+    storage = MemoryStorage()
+    batch = WriteBatch()
+    batch.put("session", ORPHAN + b"/" + b"t" * 65535, b"\x01")
+    storage.commit(batch)
+    with pytest.raises(StorageError, match=rf"{ORPHAN.hex()}2f(74)+\.\.\. is corrupt") as caught:
+        Node(storage=storage)
+    assert len(str(caught.value)) < 300
+
+
 ORPHAN = bytes(7) + b"\x99"
 
 
@@ -406,6 +442,7 @@ ORPHAN = bytes(7) + b"\x99"
         ("will", b"c", b"\x01" + bytes(17) + b"\0\0\0\1t\0\0\0\x09"),
         ("will", b"\xff", b"\x01" + bytes(17) + b"\0\0\0\1t\0\0\0\0"),
         ("retained", b"t", b"\x01\0" + bytes(8) + b"k" * 24 + bytes(11) + b"\0\1t\0\0\0\x09"),
+        ("retained", b"t", b"\x01\0" + bytes(8) + b"k" * 24 + bytes(11) + b"\0\1u\0\0\0\0x"),
     ],
 )
 def test_a_record_that_can_not_be_read_is_named(family, key, value):
@@ -415,4 +452,66 @@ def test_a_record_that_can_not_be_read_is_named(family, key, value):
     batch.put(family, key, value)
     storage.commit(batch)
     with pytest.raises(StorageError, match=rf"{family} record"):
+        Node(storage=storage)
+
+
+FOUND = bytes(7) + b"\x01"
+SESSION = b"\x01\0\0\0\0\x3c" + bytes(8) + b"\0\1c\0\0"
+SMALL = b"k" * 24 + bytes(11) + b"\0\1t\0\0\0\0x"
+
+
+def queued(flags=9, packet_id=0, size=1, rest=SMALL):
+    return b"\x01" + bytes([flags]) + packet_id.to_bytes(2, "big") + size.to_bytes(4, "big") + rest
+
+
+@pytest.mark.parametrize(
+    ("family", "key", "value"),
+    [
+        ("session", FOUND + b"$$share/g/t", b"\x01"),
+        ("session", FOUND + b"i\0\1\2", b"\x01"),
+        ("session", FOUND + b"i", b"\x01"),
+        ("session", FOUND + b"/t", b"\x01\x03\0\0\0\0"),
+        ("session", FOUND + b"/" + b"t" * 55, b"\x01\x03\0\0\0\0"),
+        ("session", FOUND + b"/$share/g", b"\x01\x01\0\0\0\0"),
+        ("queue", FOUND + bytes(8), queued()),
+        ("queue", FOUND + bytes(6) + b"\1", queued()),
+        ("queue", FOUND + bytes(8) + b"\1", queued()),
+        ("queue", FOUND + bytes(7) + b"\2", queued(flags=8)),
+        ("queue", FOUND + bytes(7) + b"\2", queued(flags=11)),
+        ("queue", FOUND + bytes(7) + b"\2", queued(flags=18, rest=b"")),
+        ("queue", FOUND + bytes(7) + b"\2", queued(size=513)),
+        ("queue", FOUND + bytes(7) + b"\2", queued(flags=1, size=512)),
+        ("queue", FOUND + bytes(7) + b"\2", queued(packet_id=5)),
+        ("queue", FOUND + bytes(7) + b"\2", queued(packet_id=6, rest=SMALL[:-2])),
+        ("queue", bytes(7) + b"\2" + bytes(7) + b"\1", queued(packet_id=1)),
+    ],
+)
+def test_a_record_that_does_not_fit_is_named(family, key, value):
+    """What is believed of it would end the process later, without a word of the store."""
+    storage = MemoryStorage()
+    batch = WriteBatch()
+    batch.put("session", FOUND, SESSION)
+    batch.put("session", bytes(7) + b"\2$$share/g/t", b"\x01")
+    batch.put("queue", FOUND + bytes(7) + b"\1", queued(packet_id=5))
+    storage.commit(batch)
+    assert len(Node(storage=storage.survivor()).owner._sessions) == 1
+    batch = WriteBatch()
+    batch.put(family, key, value)
+    storage.commit(batch)
+    with pytest.raises(StorageError, match=rf"the {family} record {key.hex()} is corrupt"):
+        Node(storage=storage)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [(bytes(7) + b"\2", SESSION), (bytes(7) + b"\4$$share/g/t", b"\x01")],
+)
+def test_two_of_what_there_must_be_one_of_is_corruption(key, value):
+    storage = MemoryStorage()
+    batch = WriteBatch()
+    batch.put("session", FOUND, SESSION)
+    batch.put("session", bytes(7) + b"\3$$share/g/t", b"\x01")
+    batch.put("session", key, value)
+    storage.commit(batch)
+    with pytest.raises(StorageError, match="two sessions of one client id, or two groups of one filter"):
         Node(storage=storage)

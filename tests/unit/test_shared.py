@@ -4,10 +4,13 @@ from collections import Counter
 
 import pytest
 from core_helpers import Node
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from broker.core.events import ConnectionPaused, ConnectionResumed, UnsubscribeReceived
 from broker.core.message import Delivery, Message
-from broker.core.session import Session
+from broker.core.outlet import Outlet
+from broker.core.session import Attachment, Session
 from broker.core.settings import OwnerSettings
 from broker.core.shared import SharedGroup
 from broker.core.subscription import subscription
@@ -54,6 +57,15 @@ def work(client) -> list[int]:
 # The group by itself.
 
 
+def asked(group: SharedGroup) -> list[Session]:
+    """The connected members in the order in which they are asked."""
+    return [group.in_turn(place) for place in range(len(group.online))]
+
+
+def connect(session: Session) -> None:
+    session.attach(Attachment(session.number, Outlet(0, 1, 1000), session, 5, 0))
+
+
 def members(count: int) -> tuple[SharedGroup, list[Session]]:
     group = SharedGroup(1, b"$share/g/a/+")
     sessions = [Session(number + 2, f"c{number}", None, 0, 20) for number in range(count)]
@@ -65,8 +77,7 @@ def members(count: int) -> tuple[SharedGroup, list[Session]]:
 def test_a_group_has_the_name_and_the_filter():
     group, _ = members(0)
     assert (group.shared_filter, group.topic_filter) == (b"$share/g/a/+", b"a/+")
-    assert group.in_turn() == []
-    assert not group.is_online()
+    assert asked(group) == []
     assert not group.is_persistent()
 
 
@@ -75,10 +86,10 @@ def test_members_know_their_group():
     group.set_member(one, subscription(2))
     assert one.groups == [group]
     assert group.members[one].options == 2
-    assert len(group.in_turn()) == 2
+    assert list(group.members) == [one, two]
     group.remove_member(one)
     assert one.groups == []
-    assert group.in_turn() == [two]
+    assert list(group.members) == [two]
     assert not group.is_persistent()
     one.persistent = True
     for options in (1, 2):
@@ -86,6 +97,38 @@ def test_members_know_their_group():
     assert group.is_persistent()
     group.remove_member(one)
     assert not group.is_persistent()
+
+
+@given(st.lists(st.tuples(st.sampled_from(["join", "leave", "connect", "drop", "serve"]), st.integers(0, 5))))
+def test_connected_members_stand_in_one_line(steps):
+    """Who comes stands behind the others, who was served stands behind them again, and who goes changes nobody's place.
+
+    What the group counts by the way is compared with all of its members.
+    """
+    group, sessions = members(0)[0], members(6)[1]
+    for session in sessions:
+        session.groups.clear()
+        session.persistent = session.number % 2 == 0
+    line: list[Session] = []
+    for what, number in steps:
+        session = sessions[number]
+        if what == "join" and session not in group.members:
+            group.set_member(session, subscription(1))
+            line += [session] if session.attachment else []
+        elif what == "leave" and session in group.members:
+            group.remove_member(session)
+            line = [other for other in line if other is not session]
+        elif what == "connect" and session.attachment is None:
+            connect(session)
+            line += [session] if session in group.members else []
+        elif what == "drop" and session.attachment is not None:
+            session.detach()
+            line = [other for other in line if other is not session]
+        elif what == "serve" and number < len(line):
+            group.pass_turn(number + 1)
+            line = line[number + 1 :] + line[: number + 1]
+        group.validate()
+        assert asked(group) == line
 
 
 def test_places_only_grow():
@@ -129,6 +172,41 @@ def test_the_turn_of_a_member_that_can_take_nothing_is_everybodys_gain(node):
     clients[0].unsubscribe(SHARED)
     publish(node, 10, 0)
     assert [len(client.take()) for client in clients] == [0, 0, 5, 5]
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([*["publish"] * 3, "pause", "resume", "drop", "connect"]), st.integers(0, 4)))
+)
+@settings(deadline=None, max_examples=50)
+def test_each_message_goes_to_the_first_in_line_that_can_take_it(steps):
+    """Compared with a line of all who are connected, of which everybody is asked for every message."""
+    node = Node()
+    clients = [node.persistent(f"c{number}", listener=number % 2) for number in range(5)]
+    for client in clients:
+        client.subscribe(SHARED, 0)
+    publisher = node.connect("p")
+    line = list(range(5))
+    paused: set[int] = set()
+    for what, number in steps:
+        if what == "publish":
+            free = [other for other in line if other not in paused]
+            if not free:
+                continue
+            publisher.publish(b"a")
+            place = line.index(free[0]) + 1
+            line = line[place:] + line[:place]
+            assert [other for other in range(5) if clients[other].take_publishes()] == free[:1]
+        elif what in ("pause", "resume") and number in line:
+            event = ConnectionPaused if what == "pause" else ConnectionResumed
+            node.owner.receive(event(clients[number].key), node.now)
+            (paused.add if what == "pause" else paused.discard)(number)
+        elif what == "drop" and number in line:
+            clients[number].drop()
+            line.remove(number)
+            paused.discard(number)
+        elif what == "connect" and number not in line:
+            clients[number] = node.persistent(f"c{number}", listener=number % 2)
+            line.append(number)
 
 
 def test_the_qos_of_the_member_that_gets_it(node):

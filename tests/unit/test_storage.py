@@ -553,9 +553,10 @@ def test_a_checkpoint_whose_sync_failed_is_not_synced_again(tmp_path: Path) -> N
         storage.checkpoint(tmp_path / "copy")
     with pytest.raises(StorageError, match="can't be copied: it can't be written at present"):
         storage.checkpoint(tmp_path / "copy")
+    assert storage.has_failed()
     # The next commit opens the store anew.
     put_all(storage, "queue", {b"b": b"2"})
-    assert storage._db is not database
+    assert storage._db is not database and not storage.has_failed()
     storage.checkpoint(tmp_path / "copy")
     storage.close()
 

@@ -3,9 +3,10 @@
 import pytest
 from core_helpers import Client, Node
 
-from broker.core.dispatch import REPLAY_STEPS_MAX
+from broker.core.connection_limits import ConnectionLimits
 from broker.core.events import ConnectionPaused, ConnectionResumed, SubscribeReceived
 from broker.core.message import Message
+from broker.core.replaying import REPLAY_STEPS_MAX
 from broker.core.settings import OwnerSettings
 from broker.mqtt.packets import Puback, Publish, Subscribe, SubscriptionRequest, Unsubscribe
 from broker.mqtt.properties import Property
@@ -403,6 +404,14 @@ def test_one_packet_with_good_and_bad_filters(start):
     client = restarted.persistent("c")
     assert subscribe(client, request(b"d")) == (Reason.QUOTA_EXCEEDED,)
     assert restarted.owner.counts()["num_subscriptions"] == 2
+
+
+def test_a_filter_over_a_limit_of_topics_is_counted(start):
+    node = start(limits=ConnectionLimits(topic_levels_max=2))
+    client = node.connect("c", 5)
+    reasons = subscribe(client, request(b"a/b"), request(b"a/b/c"), request(b"+/+/+"))
+    assert reasons == (1, Reason.TOPIC_FILTER_INVALID, Reason.TOPIC_FILTER_INVALID)
+    assert node.owner.counters.refused == {"topic_limit": 2}
 
 
 def test_mqtt_3_is_told_of_a_failure_in_its_own_word(start):

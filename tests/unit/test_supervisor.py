@@ -184,6 +184,8 @@ def test_listeners_stop_before_the_owner_on_sigterm(tmp_path: Path) -> None:
         # The owner has heard of the end of each listener when it is told to stop.
         assert sorted(running.log.of("owner")[-3:-1]) == ["listener-gone 0 1", "listener-gone 1 1"]
         assert running.log.of("owner")[-1] == "stop"
+        # And before all that it has told the other nodes.
+        assert running.log.of("owner")[-4] == "stopping"
         assert running.log.of("listener 0")[-1] == running.log.of("listener 1")[-1] == "stop"
         assert not os.path.exists(tmp_path / "run" / "admin.sock")
 
@@ -302,6 +304,8 @@ def test_a_child_that_cannot_start_ends_the_node(
         async with node(tmp_path, owner, listener) as running:
             assert await running.ended() == exit_code
         assert running.output.getvalue() == ""
+        # The other nodes need not wait for one that can't go on.
+        assert "stopping" not in running.log.of("owner")
 
     asyncio.run(scenario())
     assert error in capsys.readouterr().err

@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.core.counters import LISTENER_COUNTERS
-from broker.core.dispatch import OwnerSettings
 from broker.core.events import Attach, ListenerStarted, SubscribeReceived
 from broker.core.metrics import METRICS
 from broker.core.owner import QueueOwner
 from broker.core.owner_records import OwnerHeader, owner_frame, unpack_owner_records
+from broker.core.settings import OwnerSettings
 from broker.core.storage import MemoryStorage
 from broker.core.systree import Load, Systree, topic_of, total
 from broker.mqtt.topics import check_name

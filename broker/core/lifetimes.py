@@ -1,0 +1,150 @@
+"""Lifetimes: the sessions of a node, from the first connection of a client id to the end of what it left behind.
+
+It owns which sessions there are, when the time of one is over, and what its end takes with it. It knows nothing of
+connections: whoever owns them says when one begins and ends.
+
+Theory of operation
+-------------------
+A session that is to outlive its connection is in the store from then on until it ends. Its time runs from the end of
+the connection; one entry of the heap serves all its reconnects, however often a client comes and goes.
+"""
+
+import heapq
+import math
+from typing import Final, final
+
+from broker.core.dispatch import Dispatcher
+from broker.core.events import NEVER_EXPIRES_S, Attach
+from broker.core.publishing import Publishing
+from broker.core.session import Session
+from broker.core.session_store import SessionStore
+from broker.core.settings import OwnerSettings
+from broker.core.subscribing import Subscribing
+from broker.core.wills import Wills
+
+_STALE_DEADLINES_MAX: Final = 64
+
+
+@final
+class Lifetimes:
+    """Begins and ends sessions; `sessions` are those that there are, by client id."""
+
+    def __init__(
+        self,
+        settings: OwnerSettings,
+        store: SessionStore,
+        subscribing: Subscribing,
+        dispatcher: Dispatcher,
+        publishing: Publishing,
+        wills: Wills,
+    ) -> None:
+        self.sessions: dict[str, Session] = {}
+        self._settings = settings
+        self._counters = dispatcher.counters
+        self._store = store
+        self._subscribing = subscribing
+        self._dispatcher = dispatcher
+        self._publishing = publishing
+        self._wills = wills
+        self._expiries: list[tuple[float, int, Session]] = []
+
+    def restore(self, sessions: list[Session], now: float) -> None:
+        """Take over the sessions that recovery found, and end those that are over."""
+        self._counters.queue_initialized_from_storage += len(sessions)
+        for session in sessions:
+            self.sessions[session.client_id] = session
+            if session.expiry_s == 0:
+                # It was to end with a connection that is gone.
+                self.end(session, now, will_waits=True)
+            elif session.expires_at == 0.0:
+                # It was connected when the node went down: its time runs from now.
+                self.start_expiry(session, now)
+            else:
+                self._schedule(session)
+
+    def begin(self, event: Attach) -> Session:
+        """Begin a session for a client id that has none [MQTT-3.1.2-6]."""
+        number = self._store.take_number()
+        session = Session(
+            number, event.client_id, event.user_name, event.session_expiry_s, 0, self._settings.queue_lifo
+        )
+        self.sessions[event.client_id] = session
+        self._counters.queue_setup += 1
+        return session
+
+    def expire(self, now: float) -> None:
+        """End the sessions whose time is over."""
+        while self._expiries and self._expiries[0][0] <= now:
+            deadline, _number, session = heapq.heappop(self._expiries)
+            if session.scheduled_at != deadline:
+                continue
+            session.scheduled_at = 0.0
+            if self.sessions.get(session.client_id) is not session or session.expires_at == 0.0:
+                continue
+            if session.expires_at <= now:
+                self._counters.client_expired += 1
+                self.end(session, now)  # [MQTT-4.1.0-2]
+            else:
+                self._schedule(session)
+
+    def next_deadline(self) -> float:
+        """Return when `expire` has something to do, in monotonic seconds; infinity when never."""
+        return self._expiries[0][0] if self._expiries else math.inf
+
+    def set_expiry(self, session: Session, expiry_s: int) -> None:
+        """Set how long the session outlives its connection; once it is to, it is stored until it ends."""
+        session.expiry_s = expiry_s
+        if session.persistent or expiry_s > 0:
+            self._store.put_session(session)
+        if session.persistent or expiry_s == 0:
+            return
+        session.persistent = True
+        self._subscribing.became_persistent(session)
+        for packet_id in session.incoming:
+            self._store.put_incoming(session, packet_id)
+        for delivery in session.inflight.deliveries.values():
+            self._store.put_delivery(session.number, delivery)
+        for delivery in session.queue.take_loose():
+            if delivery.qos:
+                self._store.put_delivery(session.number, delivery)
+            session.queue.push(delivery)
+
+    def start_expiry(self, session: Session, now: float) -> None:
+        """Its connection ended: from now on its time runs."""
+        if session.expiry_s != NEVER_EXPIRES_S:
+            session.expires_at = now + session.expiry_s
+            self._schedule(session)
+            self._store.put_session(session)
+
+    def _schedule(self, session: Session) -> None:
+        """Have `tick` look at the session no later than when it expires; one entry serves all its reconnects."""
+        if session.scheduled_at == 0.0 or session.expires_at < session.scheduled_at:
+            session.scheduled_at = session.expires_at
+            heapq.heappush(self._expiries, (session.expires_at, session.number, session))
+        if len(self._expiries) > 2 * len(self.sessions) + _STALE_DEADLINES_MAX:
+            # Sessions that ended long before their time would otherwise stay until it comes.
+            self._expiries = [(left.scheduled_at, left.number, left) for left in self.sessions.values()]
+            self._expiries = [entry for entry in self._expiries if entry[0] != 0.0]
+            heapq.heapify(self._expiries)
+
+    def end(self, session: Session, now: float, will_waits: bool = False) -> None:
+        """End a session and publish its will, unless that is to wait for the client all the same."""
+        del self.sessions[session.client_id]
+        self._counters.queue_teardown += 1
+        self._subscribing.end_session(session, now)
+        self._dispatcher.session_ended(session, now)
+        if session.persistent:
+            self._store.delete_session(session)
+        left = None if will_waits else self._wills.take(session.client_id)
+        if left is not None:
+            # [MQTT-3.1.2-8] The session ends before the delay does.
+            self._publishing.publish_will(left, now)
+
+    def validate(self) -> None:
+        """Check the invariants of sessions; the store knows those that outlive their connections."""
+        for client_id, session in self.sessions.items():
+            assert session.client_id == client_id
+            assert session.attachment is not None or session.persistent
+            assert session.persistent or session.expiry_s == 0
+            assert len(session.groups) == sum(1 for name in session.subscriptions if name.startswith(b"$share/"))
+            self._dispatcher.validate(session)
