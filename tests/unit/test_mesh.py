@@ -593,6 +593,17 @@ def test_a_peer_that_acknowledges_nothing_costs_no_publisher_more_than_its_time(
     assert network.run(5, lambda: not nodes[0].storage.snapshot()["outbox"])
 
 
+def test_a_node_that_stood_still_listens_before_it_spills():
+    network, nodes = cluster(count=2)
+    network.run(1)
+    mesh = nodes[0].mesh
+    mesh.forward("node2@h", message(), Ticket(1, 1, 0), network.now)
+    for late_s, spills in ((1.5, 0), (0.15, 0), (0.1, 1)):
+        network.now += late_s
+        mesh.tick(network.now)
+        assert mesh.counters()["link_spills"] == spills
+
+
 def test_a_frozen_node_spills_nothing_and_gives_its_peers_their_time_afterwards():
     network, nodes = cluster(count=2)
     network.run(1)
