@@ -548,7 +548,8 @@ def test_a_forward_for_a_peer_that_is_down_is_acknowledged_at_once_and_waits_on_
     nodes[0].mesh.forward("node2@h", message(b"gone"), None, network.now, False)
     network.run(0.02)
     assert nodes[0].acknowledged == [ticket]
-    assert nodes[0].mesh.counters()["link_drop_not_running"] == 2
+    counted = nodes[0].mesh.counters()
+    assert counted["link_drop_not_running"] == counted["link_drop_not_running{node=node2@h}"] == 2
     (view,) = [view for view in nodes[0].mesh.members_view() if view.name == "node2@h"]
     assert view.outbox_messages == 1
     assert view.link_bytes_pending == view.outbox_bytes > 0
