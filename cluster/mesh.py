@@ -203,8 +203,8 @@ class Mesh:
         stall_s = now - self._ticked_at - self._heartbeat_s
         self._ticked_at = now
         for peer in self.peers.values():
-            if self._turn.frozen:
-                # Nothing can be written, and acknowledgements are not listened to.
+            if self._turn.frozen or stall_s > 0.0:
+                # This node did not listen to acknowledgements, or can't write.
                 peer.outgoing.forgive(now)
             elif peer.outgoing.is_spill_due(peer.running, now):
                 peer.outgoing.spill()
