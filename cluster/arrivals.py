@@ -199,6 +199,9 @@ class Arrivals:
             return
         else:
             self._owner.transfers.add_donor(session, node, now)
+        session = self._owner.session(client_id)
+        assert session is not None
+        self._owner.transfers.introduce(session, node, item.old_epoch.counter, item.head)
         if asked is not None and asked.take.epoch == item.epoch:
             asked.inflight_seq = item.head.inflight_seq
         self._answer(node, item, HEAD_TAKEN)
@@ -227,7 +230,7 @@ class Arrivals:
         flags = HEAD_TAKEN
         if item.kind == DELIVERIES:
             if item.after <= donor.watermark:
-                transfers.accept(session, node, item.deliveries, now)
+                transfers.accept(session, node, item.after, item.deliveries, now)
         else:
             for origin, number in item.passed:
                 transfers.pass_origin(session, node, origin, number, now)

@@ -103,6 +103,7 @@ class Conversation:
         greeting = hello.session > peer.session
         if greeting:
             peer.session = hello.session
+            self._turn.running_changed = True
             self._peers.readiness.greeted(peer.name, hello.session >> _LIFE_SHIFT, now)
             peer.link_open = False
             peer.tables.greeted()

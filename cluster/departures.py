@@ -205,6 +205,16 @@ class Departures:
         if leaving is not None and epoch > leaving.epoch:
             self._retarget(leaving, epoch, False)
 
+    def follow(self, session: Session, now: float) -> None:
+        """A session began at this node: if its stub stands here as well, that goes to it, or ends if it began anew."""
+        leaving = self.leavings.get(session.client_id)
+        if leaving is None or leaving.epoch >= session.epoch:
+            return
+        if session.arrival is None:
+            self._end(leaving, now)
+        else:
+            self._retarget(leaving, session.epoch, False)
+
     def _retarget(self, leaving: Leaving, epoch: Epoch, urgent: bool) -> None:
         self._leave_queues(leaving)
         leaving.epoch = epoch

@@ -238,6 +238,11 @@ class Mesh:
         """Send a frame on the control connection, or lose it."""
         self._peers.send(self.peers[node], frame)
 
+    def heartbeat_soon(self, node: str) -> None:
+        """Send a member a heartbeat with the next turn."""
+        self.peers[node].heartbeat_at = 0.0
+        self._deadline = 0.0
+
     def send(self, node: str, frame: bytes) -> None:
         """Send a frame on the bulk connection, or lose it."""
         if self.peers[node].outgoing.open:

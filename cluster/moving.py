@@ -47,6 +47,8 @@ class MeshSite:
         self._mesh = mesh
         self._own = mesh.membership.own().store_id
         self._names: dict[bytes, str] = {}
+        # What this node says to itself: a session may come back while its stub stands.
+        self.loop: list[bytes] = []
         self.update()
 
     def update(self) -> None:
@@ -80,17 +82,23 @@ class MeshSite:
 
     def known_version(self, store_id: bytes) -> tuple[int, int]:
         """Return (generation, version) of a member's wishes as they are known here; (0, 0) if they aren't."""
+        if store_id == self._own:
+            return self.version()
         name = self._names.get(store_id)
         return (0, 0) if name is None else self._mesh.peers[name].tables.wishes_version()
 
     def tell(self, store_id: bytes, frame: bytes) -> None:
         """Send a frame on the control connection, or lose it."""
+        if store_id == self._own:
+            self.loop.append(frame)
         name = self._names.get(store_id)
         if name is not None:
             self._mesh.tell(name, frame)
 
     def send(self, store_id: bytes, frame: bytes) -> None:
         """Send a frame on the bulk connection, or lose it."""
+        if store_id == self._own:
+            self.loop.append(frame)
         name = self._names.get(store_id)
         if name is not None:
             self._mesh.send(name, frame)
@@ -174,6 +182,9 @@ class Moving:
             self.arrivals.changed()
             self.departures.changed()
         self._leave_superseded(now)
+        frames, self.site.loop = self.site.loop, []
+        for frame in frames:
+            self._frames[frame[1]](self._mesh.membership.name, self.site.store_id(), frame, now)
         self.registration.tick(now)
         self.arrivals.tick(now)
         self.registrar.tick(now)
@@ -181,6 +192,8 @@ class Moving:
 
     def next_deadline(self) -> float:
         """Return when `load` or `tick` has something to do."""
+        if self.site.loop:
+            return 0.0
         return min(
             self.registration.next_deadline(),
             self.arrivals.next_deadline(),
@@ -205,6 +218,9 @@ class Moving:
         for node, frame in self.registration.take_frames():
             if node in self._mesh.peers:
                 self._mesh.tell(node, frame)
+                if frame[1] == FrameType.TURNS_HELD:
+                    # Who surveys this node waits to hear what it knows.
+                    self._mesh.heartbeat_soon(node)
 
     def counts(self) -> dict[str, int]:
         """Return what is counted."""
@@ -241,7 +257,7 @@ class Moving:
             home = self._mesh.registry.find(client_id)
             session = self._owner.session(client_id)
             if session is None:
-                if home is not None and home.epoch.store_id != self.site.store_id():
+                if home is not None:
                     self.departures.retarget(client_id, home.epoch)
             elif home is None or not session.persistent:
                 # It ended elsewhere, or has nothing that could be moved.
@@ -268,7 +284,12 @@ class Moving:
         return None
 
     def _receive_move(self, node: str, store_id: bytes, frame: bytes, now: float) -> None:
-        self.arrivals.receive(store_id, unpack_move(frame, now), now)
+        items = unpack_move(frame, now)
+        self.arrivals.receive(store_id, items, now)
+        for item in items:
+            session = self._owner.session(item.client_id)
+            if session is not None:
+                self.departures.follow(session, now)
 
     def _receive_takes(self, node: str, store_id: bytes, frame: bytes, now: float) -> None:
         for take in unpack_takes(frame):

@@ -189,7 +189,10 @@ class Registrar:
         event = waiting.event
         self._owner.attach(event, waiting.epoch, now)
         session = self._owner.session(event.client_id)
-        epoch = waiting.epoch if session is None else session.epoch
+        epoch = waiting.epoch
+        if session is not None:
+            epoch = session.epoch
+            self._departures.follow(session, now)
         del self._waiting[event.connection]
         del self._by_client[event.client_id]
         self._registration.release(event.connection, epoch, now)

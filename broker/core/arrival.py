@@ -19,6 +19,9 @@ origin's messages come directly and the old home has not said that it has passed
 An old home that is not there holds up nobody.
 
 Each old home (a donor) numbers its deliveries by their places, so its `watermark` is the last place that was taken.
+Several old homes may have the same delivery: a stub deletes what the next home has committed when it hears of it, which
+it may not have. So the next home says how far it had taken from others (`skip_to`), and what comes from it in a place
+of a stub's own that the stub has given already (`low` to `watermark`) is left out.
 
 A session that comes back to a node where its stub still stood has had everything directly all the time (`direct_from`):
 of what its other home has left only those deliveries count that it got from here.
@@ -39,7 +42,7 @@ RIVALS_MAX: Final = 31
 _RIVAL_BITS: Final = 34
 _HEAD: Final = struct.Struct(">BHHQQ")
 _CUT: Final = struct.Struct(">16sQ")
-_DONOR: Final = struct.Struct(">16sQBBH")
+_DONOR: Final = struct.Struct(">16sQQQIBBH")
 
 
 def first_place(epoch: Epoch) -> int:
@@ -54,10 +57,15 @@ class Donor:
     `heir` says that the session goes on here as it was there, with its packet ids; else it has a life of its own.
     """
 
-    __slots__ = ("heir", "passed", "present", "rival", "watermark")
+    __slots__ = ("counter", "heir", "low", "passed", "present", "rival", "skip_to", "watermark")
 
     def __init__(self) -> None:
         self.watermark: int = 0
+        # The epoch counter by which it was the home; its own places are of that. -1 for the low until it has given any.
+        self.counter: int = 0
+        self.low: int = -1
+        # Up to which place another old home had everything of this one.
+        self.skip_to: int = 0
         self.heir = False
         self.passed: dict[bytes, int] = {}
         # Whether the donor's node runs, as far as is known.
@@ -95,6 +103,16 @@ class Arrival:
             return True
         cut = self.cuts.get(origin)
         return cut is not None and number >= cut
+
+    def was_given(self, donor: Donor, seq: int) -> bool:
+        """Say whether a delivery of a donor, by its place there, came from another one, or is to come from there."""
+        if seq <= donor.skip_to:
+            return True
+        for other in self.donors.values():
+            own_place = seq >> PLACE_BITS == other.counter
+            if own_place and other is not donor and 0 <= other.low < seq <= other.watermark:
+                return True
+        return False
 
     def has_had(self, origin: bytes, number: int, seq: int) -> bool:
         """Say whether a delivery of an old home, by its place there, came directly as well."""
@@ -135,7 +153,9 @@ class Arrival:
         for origin, number in self.cuts.items():
             parts.append(_CUT.pack(origin, number))
         for store_id, donor in self.donors.items():
-            parts.append(_DONOR.pack(store_id, donor.watermark, donor.heir, donor.rival, len(donor.passed)))
+            low = donor.low + 1
+            numbers = (donor.watermark, low, donor.skip_to, donor.counter)
+            parts.append(_DONOR.pack(store_id, *numbers, donor.heir, donor.rival, len(donor.passed)))
             parts.extend([_CUT.pack(origin, number) for origin, number in donor.passed.items()])
         return b"".join(parts)
 
@@ -151,10 +171,13 @@ def unpack_arrival(value: bytes) -> Arrival:
         arrival.cuts[origin] = number
         pos += _CUT.size
     for _ in range(donors):
-        store_id, watermark, heir, rival, passed = _DONOR.unpack_from(value, pos)
+        store_id, watermark, low, skip_to, counter, heir, rival, passed = _DONOR.unpack_from(value, pos)
         pos += _DONOR.size
         donor = arrival.donor(store_id)
         donor.watermark = watermark
+        donor.low = low - 1
+        donor.skip_to = skip_to
+        donor.counter = counter
         donor.heir = heir != 0
         donor.rival = rival
         for _ in range(passed):

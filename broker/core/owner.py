@@ -234,7 +234,11 @@ class QueueOwner:
 
     def local_rows(self) -> Iterator[tuple[int, bytes, bytes]]:
         """Iterate (table, row, value) of what the other nodes have to know of this node's sessions."""
-        stubs = [departure.session for departure in self.transfers.departures.values()]
+        stubs = [
+            departure.session
+            for client_id, departure in self.transfers.departures.items()
+            if client_id not in self._sessions
+        ]
         return self._rows.snapshot([*self._sessions.values(), *stubs])
 
     def depart(self, client_id: str, now: float) -> Departure | None:
@@ -367,6 +371,7 @@ class QueueOwner:
         self._wills.discard(event.client_id)
         present = session is not None
         if session is None:
+            self.transfers.hide_stub(event.client_id)
             session = self._lifetimes.begin(event, epoch)
         attachment = Attachment(event.connection, outlet, session, event.version, event.packet_bytes_max)
         session.attach(attachment)

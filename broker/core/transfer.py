@@ -27,6 +27,7 @@ from typing import final
 from broker.core.arrival import PLACE_BITS, Arrival, first_place
 from broker.core.dispatch import Dispatcher
 from broker.core.epoch import Epoch
+from broker.core.inflight import PACKET_ID_MAX
 from broker.core.lifetimes import Lifetimes
 from broker.core.message import NO_MESSAGE, Delivery
 from broker.core.session import Session
@@ -54,6 +55,7 @@ class SessionHead:
         "inflight_seq",
         "next_packet_id",
         "subscriptions",
+        "taken",
         "user_name",
         "will",
     )
@@ -67,6 +69,8 @@ class SessionHead:
         self.incoming: list[int] = []
         self.next_packet_id: int = 1
         self.inflight_seq: int = 0
+        # How far it had taken from older homes: (store id, last place).
+        self.taken: list[tuple[bytes, int]] = []
         self.will: LeftWill | None = None
 
 
@@ -133,14 +137,18 @@ class Transfers:
 
     def _add(self, session: Session) -> Departure:
         session.queue.keep_in_store()
-        if session.arrival is not None:
-            # Whatever is still to come goes to the new home.
-            session.arrival = None
-            self._store.delete_arrival(session)
-            self._dispatcher.arriving.pop(session, None)
+        # Whatever is still to come goes to the new home, which hears how far it had come here.
+        self._dispatcher.arriving.pop(session, None)
+        session.gate = 0
         departure = Departure(session, self._wills.suspend(session.client_id))
         self.departures[session.client_id] = departure
         return departure
+
+    def hide_stub(self, client_id: str) -> None:
+        """The client id gets a session at this node again: what others know of it is about that."""
+        departure = self.departures.get(client_id)
+        if departure is not None:
+            self._rows.ended(departure.session)
 
     def head(self, departure: Departure) -> SessionHead:
         """Return what the new home has to have first, as it is now."""
@@ -154,6 +162,10 @@ class Transfers:
         head.next_packet_id = session.inflight.next_id
         head.inflight_seq = max([delivery.seq for delivery in session.inflight.deliveries.values()], default=0)
         head.will = departure.will
+        if session.arrival is not None:
+            head.taken = [
+                (store_id, max(donor.watermark, donor.skip_to)) for store_id, donor in session.arrival.donors.items()
+            ]
         return head
 
     def head_taken(self, departure: Departure) -> None:
@@ -255,13 +267,14 @@ class Transfers:
         )
         session.persistent = True
         session.expires_at = head.expires_at
+        self.hide_stub(head.client_id)
         session.epoch = epoch
         arrival = Arrival(first_place(epoch))
         arrival.cuts[cut[0]] = cut[1]
         if donor:
             arrival.donor(donor).heir = heir
         session.next_seq = arrival.first_seq + 1
-        session.inflight.next_id = head.next_packet_id
+        session.inflight.next_id = head.next_packet_id if heir else 1 + epoch.stamp % PACKET_ID_MAX
         session.arrival = arrival
         self._dispatcher.arriving[session] = arrival
         self._lifetimes.adopt(session)
@@ -281,6 +294,16 @@ class Transfers:
         """Return the sessions that still get something from other nodes, or may."""
         return list(self._dispatcher.arriving)
 
+    def introduce(self, session: Session, donor_id: bytes, counter: int, head: SessionHead) -> None:
+        """An old home says by which epoch counter it was that, and how far it had come itself."""
+        arrival = session.arrival
+        if arrival is not None:
+            arrival.donor(donor_id).counter = counter
+            for store_id, watermark in head.taken:
+                donor = arrival.donor(store_id)
+                donor.skip_to = max(donor.skip_to, watermark)
+            self._store.put_arrival(session)
+
     def add_donor(self, session: Session, donor: bytes, now: float) -> None:
         """Another old home has something left of the session, which has a life of its own here."""
         if session.arrival is None:
@@ -291,12 +314,14 @@ class Transfers:
             session.arrival.donor(donor)
             self._update(session, session.arrival, now)
 
-    def accept(self, session: Session, donor_id: bytes, deliveries: list[Delivery], now: float) -> int:
-        """Take deliveries from an old home, in the order of their places, and return the watermark."""
+    def accept(self, session: Session, donor_id: bytes, after: int, deliveries: list[Delivery], now: float) -> int:
+        """Take deliveries from an old home that follow the place `after` there, and return the watermark."""
         arrival = session.arrival
         if arrival is None:
             return 0
         donor = arrival.donor(donor_id)
+        if donor.low < 0:
+            donor.low = after
         queue = session.queue
         queue.rewind()
         for delivery in deliveries:
@@ -304,9 +329,12 @@ class Transfers:
                 continue
             donor.watermark = delivery.seq
             message = delivery.message
+            if arrival.was_given(donor, delivery.seq):
+                continue
             known = arrival.has_had(message.origin, message.number, delivery.seq)
             delivery.seq = arrival.place(donor, delivery.seq)
-            if delivery.packet_id and donor.heir:
+            if delivery.packet_id and (donor.heir or session.inflight.get(delivery.packet_id) is None):
+                # One that was made without its old home knows its packet ids now, and could not have known them.
                 session.inflight.restore(delivery)
                 self._store.put_delivery(session.number, delivery)
                 continue
@@ -387,7 +415,6 @@ class Transfers:
             assert session.client_id == client_id
             assert session.departing
             assert session.attachment is None
-            assert session.arrival is None
             assert not session.queue.in_memory()
         for session, arrival in self._dispatcher.arriving.items():
             assert session.arrival is arrival

@@ -33,6 +33,9 @@ def promise(world, clients, publisher, message):
     for client in clients:
         if not client.persistent or not client.session_exists:
             continue
+        if client.roams:
+            _promise_roamer(world, client, known, message)
+            continue
         local = client.home is home
         for topic_filter, qos in client.subscribed.items():
             shared = shared_part(topic_filter)
@@ -43,6 +46,19 @@ def promise(world, clients, publisher, message):
             elif qos and (local or topic_filter in known[client.home.name]) and matches(topic_filter, message.topic):
                 message.promised.add(client.name)
                 break
+
+
+def _promise_roamer(world, client, known, message):
+    """What every node has known that it is wanted stays known wherever the client goes."""
+    filters = client.subscribed
+    if not client.rooted:
+        others = [node for node in world.nodes.values() if node is not client.home]
+        client.rooted = bool(filters) and all(
+            node.up and set(filters) <= set(node.core.mesh.interest.persistent_filters(client.home.name))
+            for node in others
+        )
+    if client.rooted and any(qos and matches(name, message.topic) for name, qos in filters.items()):
+        message.promised.add(client.name)
 
 
 def check_delivery(world, clients, ledger):
@@ -59,7 +75,9 @@ def check_delivery(world, clients, ledger):
         for name in sorted(message.promised):
             world.count("promises")
             if message.payload not in received[name]:
-                missing.setdefault(by_name[name].home.name, []).append((message.number, message.publisher, name))
+                # What a roamer lost may have been dropped anywhere.
+                place = "" if by_name[name].roams else by_name[name].home.name
+                missing.setdefault(place, []).append((message.number, message.publisher, name))
         for group in sorted(message.groups):
             world.count("promises to groups")
             home = by_name[message.publisher].home
@@ -74,13 +92,15 @@ def check_delivery(world, clients, ledger):
                 world.count("wills due")
                 if left.message.payload not in received[client.name]:
                     missing.setdefault(home.name, []).append((left.message.number, left.client.name, client.name))
-    for node_name, lost in missing.items():
-        dropped = world.nodes[node_name].dropped()[QUEUE_FULL]
+    everything = [each for lost in missing.values() for each in lost]
+    for node_name, lost in [*missing.items(), ("", everything)]:
+        nodes = [node for node in world.nodes.values() if node_name in ("", node.name)]
+        dropped = sum(node.dropped()[QUEUE_FULL] for node in nodes)
         world.count("dropped by full queues", len(lost))
         world.check(
             len(lost) <= dropped,
-            f"{len(lost)} acknowledged messages never arrived at sessions of {node_name}, which counted {dropped} "
-            f"drops: (message, publisher, session or group) {lost[:5]}",
+            f"{len(lost)} acknowledged messages never arrived at sessions of {node_name or 'all nodes'}, which counted "
+            f"{dropped} drops: (message, publisher, session or group) {lost[:5]}",
         )
 
 

@@ -25,6 +25,9 @@ class Faults:
         for mortal in population.mortals:
             for _ in range(rng.randint(2, 5)):
                 self._at_some_time(self._strike, mortal)
+        for roamer in population.roamers:
+            for _ in range(rng.randint(2, 6)):
+                self._at_some_time(self._strike, roamer)
         for worker in population.workers:
             for _ in range(rng.randint(1, 3)):
                 self._at_some_time(self._vex, worker)

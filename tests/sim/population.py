@@ -7,6 +7,7 @@ workers      members of shared groups, one group at each of two nodes; the first
              and the second has no session beside its connection
 mortals      leave a will with every connection
 witnesses    one at each node, subscribed to all wills before the first is left
+roamers      persistent sessions that connect now to one node and now to another
 hoarders     away while a publisher floods them: their queues go on in the store
 """
 
@@ -32,10 +33,12 @@ class Population:
         self.mortals = []
         self.witnesses = []
         self.hoarders = []
+        self.roamers = []
         self._ledger = ledger
         self.filters = FILTERS + WIDE_FILTERS if wide else FILTERS
         nodes = list(world.nodes.values())
         self._make_subscribers(nodes)
+        self._make_roamers(nodes)
         self._make_publishers(nodes)
         self._make_crews(nodes[:2])
         self._make_wills(nodes)
@@ -79,6 +82,15 @@ class Population:
         for index in range(3):
             filters = {name: rng.choice((0, 1, 2)) for name in rng.sample(self.filters, rng.randint(1, 2))}
             self._make(f"visitor{index}", rng.choice(nodes), False, filters)
+
+    def _make_roamers(self, nodes):
+        rng = self.world.rng
+        for index in range(3):
+            filters = {name: rng.choice((1, 2, 2)) for name in rng.sample(self.filters, rng.randint(1, 3))}
+            roamer = self._make(f"roamer{index}", rng.choice(nodes), True, filters)
+            roamer.roams = True
+            roamer.steady = True
+            self.roamers.append(roamer)
 
     def _make_publishers(self, nodes):
         rng = self.world.rng

@@ -49,6 +49,9 @@ class Client:
         self.shares = any(shared_part(topic_filter) is not None for topic_filter in filters)
         # It never gives up its session or a subscription.
         self.steady = False
+        # It connects now to one node and now to another. Once everybody knows its filters, `rooted`, they stay known.
+        self.roams = False
+        self.rooted = False
         self.state = OFFLINE
         self.comes_back = True
         self.receive_maximum = 0
@@ -77,6 +80,9 @@ class Client:
         if self.state != OFFLINE:
             return
         world = self.world
+        if self.roams and world.rng.random() < 0.7:
+            self.home = world.rng.choice(list(world.nodes.values()))
+            world.count("roamings")
         listeners = [listener for listener in self.home.listeners if listener is not None and listener.up]
         if not self.home.up or not listeners:
             self._retry(clean)
@@ -320,6 +326,9 @@ class Client:
 
     def _may_be_refused(self, reason, expected):
         """Say whether this is how a node refuses that does not reach the others, in a world where nodes do."""
+        if reason == Reason.SERVER_UNAVAILABLE == expected:
+            # No turn within its time, or an old home that does not answer.
+            return True
         return self.world.readiness != AVAILABLE and reason == expected
 
     def _subscribe_again(self, connects):

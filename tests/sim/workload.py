@@ -80,6 +80,7 @@ def describe(stats):
         "netsplit_resolved",
         "publishes held",
         "client drops",
+        "roamings",
         "clean starts",
         "frames lost",
         "frames duplicated",

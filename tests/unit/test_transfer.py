@@ -52,10 +52,11 @@ class Move:
     def chunk(self, confirmed: bool = True) -> int:
         """The next deliveries go over; the result is the watermark."""
         self.old.begin()
+        after = max(self.departure.confirmed, self.departure.sent[-1].seq if self.departure.sent else 0)
         deliveries = [copy(delivery) for delivery in self.old.owner.transfers.read(self.departure, self.bytes_max)]
         session = self.new.owner.session(self.client_id)
         assert session is not None
-        watermark = self.new.owner.transfers.accept(session, HERE, deliveries, self.new.now)
+        watermark = self.new.owner.transfers.accept(session, HERE, after, deliveries, self.new.now)
         self.new.settle()
         if confirmed:
             self.old.owner.transfers.confirm(self.departure, watermark)
@@ -360,7 +361,7 @@ def test_a_session_that_ends_takes_its_arrival_with_it(start: Callable[..., Node
     move = Move(old, new)
     move.begin()
     new.connect("mover", clean=True)
-    assert new.owner.transfers.accept(move.session(), HERE, [], new.now) == 0
+    assert new.owner.transfers.accept(move.session(), HERE, 0, [], new.now) == 0
     old.owner.discard("mover", old.now)
     old.settle()
     assert old.owner.transfers.departures == {}
