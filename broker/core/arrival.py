@@ -20,8 +20,8 @@ An old home that is not there holds up nobody.
 
 Each old home (a donor) numbers its deliveries by their places, so its `watermark` is the last place that was taken.
 Several old homes may have the same delivery: a stub deletes what the next home has committed when it hears of it, which
-it may not have. So the next home says how far it had taken from others (`skip_to`), and what comes from it in a place
-of a stub's own that the stub has given already (`low` to `watermark`) is left out.
+it may not have. So the next home says how far it had taken from others (`skips`), and what comes from it in a place of
+a stub's own that the stub has given already (`low` to `watermark`, or `given` when it is over) is left out.
 
 A session that comes back to a node where its stub still stood has had everything directly all the time (`direct_from`):
 of what its other home has left only those deliveries count that it got from here.
@@ -40,9 +40,10 @@ PLACE_BITS: Final = 40
 # Homes of the same epoch counter, which a partition makes: their places are put below the winner's, one range each.
 RIVALS_MAX: Final = 31
 _RIVAL_BITS: Final = 34
-_HEAD: Final = struct.Struct(">BHHQQ")
+_HEAD: Final = struct.Struct(">BHHHHQQ")
 _CUT: Final = struct.Struct(">16sQ")
-_DONOR: Final = struct.Struct(">16sQQQIBBH")
+_DONOR: Final = struct.Struct(">16sQQIBBH")
+_GIVEN: Final = struct.Struct(">IQQ")
 
 
 def first_place(epoch: Epoch) -> int:
@@ -57,15 +58,13 @@ class Donor:
     `heir` says that the session goes on here as it was there, with its packet ids; else it has a life of its own.
     """
 
-    __slots__ = ("counter", "heir", "low", "passed", "present", "rival", "skip_to", "watermark")
+    __slots__ = ("counter", "heir", "low", "passed", "present", "rival", "watermark")
 
     def __init__(self) -> None:
         self.watermark: int = 0
         # The epoch counter by which it was the home; its own places are of that. -1 for the low until it has given any.
         self.counter: int = 0
         self.low: int = -1
-        # Up to which place another old home had everything of this one.
-        self.skip_to: int = 0
         self.heir = False
         self.passed: dict[bytes, int] = {}
         # Whether the donor's node runs, as far as is known.
@@ -81,13 +80,17 @@ class Arrival:
     `direct_from`, unless it is 0, says that everything came directly that has this or a later place elsewhere.
     """
 
-    __slots__ = ("cuts", "direct_from", "donors", "first_seq")
+    __slots__ = ("cuts", "direct_from", "donors", "first_seq", "given", "skips")
 
     def __init__(self, first_seq: int) -> None:
         self.first_seq = first_seq
         self.direct_from: int = 0
         self.cuts: dict[bytes, int] = {}
         self.donors: dict[bytes, Donor] = {}
+        # What donors gave that are over: epoch counter, and between which places.
+        self.given: list[tuple[int, int, int]] = []
+        # Old home -> up to which place another one had everything of it.
+        self.skips: dict[bytes, int] = {}
 
     def donor(self, store_id: bytes) -> Donor:
         """Return what is known of an old home."""
@@ -104,15 +107,21 @@ class Arrival:
         cut = self.cuts.get(origin)
         return cut is not None and number >= cut
 
-    def was_given(self, donor: Donor, seq: int) -> bool:
+    def end(self, store_id: bytes) -> None:
+        """An old home has said its last word."""
+        donor = self.donors.pop(store_id, None)
+        if donor is not None and donor.low >= 0:
+            self.given.append((donor.counter, donor.low, donor.watermark))
+
+    def was_given(self, store_id: bytes, donor: Donor, seq: int) -> bool:
         """Say whether a delivery of a donor, by its place there, came from another one, or is to come from there."""
-        if seq <= donor.skip_to:
+        if seq <= self.skips.get(store_id, 0):
             return True
+        counter = seq >> PLACE_BITS
         for other in self.donors.values():
-            own_place = seq >> PLACE_BITS == other.counter
-            if own_place and other is not donor and 0 <= other.low < seq <= other.watermark:
+            if other is not donor and counter == other.counter and 0 <= other.low < seq <= other.watermark:
                 return True
-        return False
+        return any(counter == of and low < seq <= high for of, low, high in self.given)
 
     def has_had(self, origin: bytes, number: int, seq: int) -> bool:
         """Say whether a delivery of an old home, by its place there, came directly as well."""
@@ -149,20 +158,22 @@ class Arrival:
 
     def pack(self) -> bytes:
         """Return the stored form."""
-        parts = [_HEAD.pack(VALUE_VERSION, len(self.cuts), len(self.donors), self.first_seq, self.direct_from)]
+        counts = (len(self.cuts), len(self.donors), len(self.given), len(self.skips))
+        parts = [_HEAD.pack(VALUE_VERSION, *counts, self.first_seq, self.direct_from)]
         for origin, number in self.cuts.items():
             parts.append(_CUT.pack(origin, number))
         for store_id, donor in self.donors.items():
-            low = donor.low + 1
-            numbers = (donor.watermark, low, donor.skip_to, donor.counter)
+            numbers = (donor.watermark, donor.low + 1, donor.counter)
             parts.append(_DONOR.pack(store_id, *numbers, donor.heir, donor.rival, len(donor.passed)))
             parts.extend([_CUT.pack(origin, number) for origin, number in donor.passed.items()])
+        parts.extend([_GIVEN.pack(*given) for given in self.given])
+        parts.extend([_CUT.pack(store_id, place) for store_id, place in self.skips.items()])
         return b"".join(parts)
 
 
 def unpack_arrival(value: bytes) -> Arrival:
     """Return what `pack` packed; struct.error when it is cut."""
-    _version, cuts, donors, first_seq, direct_from = _HEAD.unpack_from(value)
+    _version, cuts, donors, given, skips, first_seq, direct_from = _HEAD.unpack_from(value)
     pos: int = _HEAD.size
     arrival = Arrival(first_seq)
     arrival.direct_from = direct_from
@@ -171,12 +182,11 @@ def unpack_arrival(value: bytes) -> Arrival:
         arrival.cuts[origin] = number
         pos += _CUT.size
     for _ in range(donors):
-        store_id, watermark, low, skip_to, counter, heir, rival, passed = _DONOR.unpack_from(value, pos)
+        store_id, watermark, low, counter, heir, rival, passed = _DONOR.unpack_from(value, pos)
         pos += _DONOR.size
         donor = arrival.donor(store_id)
         donor.watermark = watermark
         donor.low = low - 1
-        donor.skip_to = skip_to
         donor.counter = counter
         donor.heir = heir != 0
         donor.rival = rival
@@ -184,4 +194,12 @@ def unpack_arrival(value: bytes) -> Arrival:
             origin, number = _CUT.unpack_from(value, pos)
             donor.passed[origin] = number
             pos += _CUT.size
+    for _ in range(given):
+        counter, low, high = _GIVEN.unpack_from(value, pos)
+        arrival.given.append((counter, low, high))
+        pos += _GIVEN.size
+    for _ in range(skips):
+        store_id, place = _CUT.unpack_from(value, pos)
+        arrival.skips[store_id] = place
+        pos += _CUT.size
     return arrival

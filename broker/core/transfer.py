@@ -24,7 +24,7 @@ an arrival of its own only as long as nobody has asked for it.
 from collections import deque
 from typing import final
 
-from broker.core.arrival import PLACE_BITS, Arrival, first_place
+from broker.core.arrival import PLACE_BITS, Arrival, Donor, first_place
 from broker.core.dispatch import Dispatcher
 from broker.core.epoch import Epoch
 from broker.core.inflight import PACKET_ID_MAX
@@ -163,9 +163,7 @@ class Transfers:
         head.inflight_seq = max([delivery.seq for delivery in session.inflight.deliveries.values()], default=0)
         head.will = departure.will
         if session.arrival is not None:
-            head.taken = [
-                (store_id, max(donor.watermark, donor.skip_to)) for store_id, donor in session.arrival.donors.items()
-            ]
+            head.taken = [(store_id, donor.watermark) for store_id, donor in session.arrival.donors.items()]
         return head
 
     def head_taken(self, departure: Departure) -> None:
@@ -300,8 +298,8 @@ class Transfers:
         if arrival is not None:
             arrival.donor(donor_id).counter = counter
             for store_id, watermark in head.taken:
-                donor = arrival.donor(store_id)
-                donor.skip_to = max(donor.skip_to, watermark)
+                if store_id != donor_id:
+                    arrival.skips[store_id] = max(arrival.skips.get(store_id, 0), watermark)
             self._store.put_arrival(session)
 
     def add_donor(self, session: Session, donor: bytes, now: float) -> None:
@@ -329,12 +327,11 @@ class Transfers:
                 continue
             donor.watermark = delivery.seq
             message = delivery.message
-            if arrival.was_given(donor, delivery.seq):
+            if arrival.was_given(donor_id, donor, delivery.seq):
                 continue
             known = arrival.has_had(message.origin, message.number, delivery.seq)
             delivery.seq = arrival.place(donor, delivery.seq)
-            if delivery.packet_id and (donor.heir or session.inflight.get(delivery.packet_id) is None):
-                # One that was made without its old home knows its packet ids now, and could not have known them.
+            if delivery.packet_id and self._keeps_id(session, donor, delivery):
                 session.inflight.restore(delivery)
                 self._store.put_delivery(session.number, delivery)
                 continue
@@ -354,6 +351,10 @@ class Transfers:
         if session.attachment is not None and not queue.is_empty():
             self._dispatcher.loading[session] = True
         return donor.watermark
+
+    def _keeps_id(self, session: Session, donor: Donor, delivery: Delivery) -> bool:
+        """Say whether a delivery in flight goes on under its packet id: the client may have it, under that."""
+        return donor.heir or session.inflight.get(delivery.packet_id) is None
 
     def set_cut(self, session: Session, origin: bytes, number: int, now: float) -> None:
         """An origin has routed its messages to this session from this number on."""
@@ -383,7 +384,7 @@ class Transfers:
         arrival = session.arrival
         if arrival is None:
             return
-        arrival.donors.pop(donor, None)
+        arrival.end(donor)
         self._update(session, arrival, now)
 
     def end_arrival(self, session: Session, now: float) -> None:

@@ -345,7 +345,7 @@ def test_rivals_of_a_partition_are_merged_in_front(start: Callable[..., Node]) -
     again = new.persistent("mover", 4)
     publishes = again.take_publishes()
     assert [(publish.payload, publish.dup) for publish in publishes] == [
-        (b"in flight", False),
+        (b"in flight", True),
         (b"old", False),
         (b"new", False),
     ]
