@@ -229,7 +229,8 @@ class Arrivals:
             return
         flags = HEAD_TAKEN
         if item.kind == DELIVERIES:
-            if item.after <= donor.watermark:
+            # One part at a time is under way: the first may begin anywhere, as others may have had what was before.
+            if item.after <= donor.watermark or donor.low < 0:
                 transfers.accept(session, node, item.after, item.deliveries, now)
         else:
             for origin, number in item.passed:
@@ -248,6 +249,8 @@ class Arrivals:
         """Return the members of which not everything below their cut has come."""
         arrival = session.arrival
         assert arrival is not None
+        if node == self._site.store_id():
+            return []
         passed = arrival.donors[node].passed
         missing = []
         for member in [self._site.store_id(), *self._site.others()]:

@@ -146,6 +146,9 @@ class Departures:
                 leaving.spoke_at = -math.inf
                 self._due[take.client_id] = leaving
             return
+        if leaving is not None and self._owner.session(take.client_id) is not None:
+            # It has come back, and what its stub here has follows at once.
+            return
         held = leaving.departure.session if leaving is not None else self._owner.session(take.client_id)
         if held is not None and held.user_name and held.user_name != take.user_name:
             # [MQTT-3.1.3-8] [MQTT311-3.1.3-9] Nobody reads, ends or takes over what belongs to another user.
@@ -180,14 +183,18 @@ class Departures:
         del self._patience[take.client_id]
         return False
 
-    def leave(self, client_id: str, old_epoch: Epoch, epoch: Epoch, urgent: bool, now: float) -> None:
-        """Freeze a client's session, which is to have another home, and offer it there."""
+    def leave(self, client_id: str, old_epoch: Epoch, epoch: Epoch, urgent: bool, now: float) -> bool:
+        """Freeze a client's session, which is to have another home, and offer it there; false: it can't leave yet."""
+        if client_id in self.leavings:
+            # It has come back, and what its stub here has follows at once.
+            return False
         departure = self._owner.depart(client_id, now)
         if departure is None:
-            return
+            return True
         leaving = Leaving(departure, old_epoch, epoch)
         self.leavings[client_id] = leaving
         self._enter(leaving, urgent)
+        return True
 
     def come_back(self, client_id: str, epoch: Epoch) -> bool:
         """The client is back at this node, and nobody else is known to have its session; false if there is no stub."""
@@ -213,6 +220,7 @@ class Departures:
         if session.arrival is None:
             self._end(leaving, now)
         else:
+            self._owner.transfers.stay(leaving.departure, now)
             self._retarget(leaving, session.epoch, False)
 
     def _retarget(self, leaving: Leaving, epoch: Epoch, urgent: bool) -> None:
@@ -230,7 +238,6 @@ class Departures:
             return
         self._due[ack.client_id] = leaving
         self._load_due = True
-        leaving.quiet = True
         if ack.flags & (OVER | DISCARDED):
             if ack.flags & DISCARDED:
                 self.discarded += 1
@@ -253,6 +260,8 @@ class Departures:
             self._owner.transfers.confirm(departure, ack.watermark)
             leaving.sent_to = max(leaving.sent_to, ack.watermark)
             leaving.spoke_at = now
+        # What was sent and is not confirmed may be lost, though something else was answered.
+        leaving.quiet = not departure.sent
         for origin in ack.missing:
             leaving.switched.pop(origin, None)
             leaving.told.pop(origin, None)
@@ -407,6 +416,8 @@ class Departures:
     def _is_ended(self, leaving: Leaving, passed: dict[bytes, int]) -> bool:
         if not self._owner.transfers.is_drained(leaving.departure):
             return False
+        if leaving.home == self._site.store_id():
+            return True
         return self._site.store_id() in passed and all(member in passed for member in self._site.others())
 
     def _ask_to_switch(self, now: float) -> None:
@@ -445,6 +456,8 @@ class Departures:
         self._fill(leaving.home)
 
     def _activate(self, leaving: Leaving) -> None:
+        """There is something to be read of it."""
+        self._load_due = True
         client_id = leaving.departure.session.client_id
         if client_id not in self._active.get(leaving.home, {}) and client_id not in self._waiting.get(leaving.home, {}):
             self._enter(leaving, False)

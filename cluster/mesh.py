@@ -93,6 +93,7 @@ class Mesh:
     ) -> None:
         """Restore what the store knows; `incarnation` counts this store's openings, `new_cluster_id` is random."""
         self.incarnation = incarnation
+        self.started_at = now
         turn = Turn()
         store = MeshStore(storage, turn)
         self.interest = PeerInterest(store, turn)

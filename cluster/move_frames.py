@@ -26,6 +26,7 @@ Integers, text and bytes16 are as in `wire`; an epoch is as in `broker.core.epoc
     head      u8 flags (1 user name, 2 will), bytes16 user name, u32 expiry, u64 deadline, u16 next packet id,
               u64 last place in flight, u32 count, (bytes16 filter, u8 options, u32 identifier)*,
               u16 count, u16 packet id*, u16 count, (16 bytes store_id, u64 last place taken)*,
+              u16 count, (16 bytes origin, u64 cut)*,
               [u32 length, will as in `wills`]
     delivery  u64 place, u8 flags (0-1 QoS, 4 retain, 8 released), u16 packet id, u32 size, bytes16 identifiers,
               bytes16 shared filter, [24 bytes message id, u32 length, body as in `stored_message` if not released]
@@ -198,6 +199,8 @@ def pack_head(client_id: str, epoch: Epoch, old_epoch: Epoch, head: SessionHead,
     parts.extend([pack_u16(packet_id) for packet_id in head.incoming])
     parts.append(pack_u16(len(head.taken)))
     parts.extend([store_id + pack_u64(place) for store_id, place in head.taken])
+    parts.append(pack_u16(len(head.cuts)))
+    parts.extend([origin + pack_u64(number) for origin, number in head.cuts])
     if head.will is not None:
         will = pack_left_will(head.will, clock)
         parts.append(pack_u32(len(will)) + will)
@@ -220,6 +223,7 @@ def _read_head(client_id: str, data: bytes, now: float) -> SessionHead:
         head.subscriptions.append((topic_filter, reader.u8(), reader.u32()))
     head.incoming = [reader.u16() for _ in range(reader.u16())]
     head.taken = [(reader.take(_STORE_ID_BYTES), reader.u64()) for _ in range(reader.u16())]
+    head.cuts = [(reader.take(_STORE_ID_BYTES), reader.u64()) for _ in range(reader.u16())]
     if flags & _WILL:
         head.will, deadline_ms = unpack_left_will(client_id.encode(), reader.take(reader.u32()))
         head.will.due = clock.to_monotonic(deadline_ms)

@@ -108,7 +108,7 @@ class MeshSite:
 class Moving:
     """Registration and moves of one node."""
 
-    def __init__(self, owner: QueueOwner, mesh: Mesh, incarnation: int) -> None:
+    def __init__(self, owner: QueueOwner, mesh: Mesh, incarnation: int, now: float) -> None:
         self._owner = owner
         self._mesh = mesh
         self._clock = HybridClock()
@@ -142,6 +142,9 @@ class Moving:
         }
         for client_id, departure in owner.transfers.departures.items():
             self.departures.restore(client_id, departure)
+            session = owner.session(client_id)
+            if session is not None:
+                self.departures.follow(session, now)
 
     def set_clock(self, utc_ms: int) -> None:
         """Take a reading of the wall clock."""
@@ -262,8 +265,10 @@ class Moving:
             elif home is None or not session.persistent:
                 # It ended elsewhere, or has nothing that could be moved.
                 self._owner.discard(client_id, now)
-            elif home.epoch > session.epoch:
-                self.departures.leave(client_id, session.epoch, home.epoch, False, now)
+            elif home.epoch > session.epoch and not self.departures.leave(
+                client_id, session.epoch, home.epoch, False, now
+            ):
+                self._mesh.registry.look_again(client_id)
 
     def _highest_epoch(self, client_id: str) -> Epoch:
         return self._mesh.registry.highest_epoch(client_id) or NO_EPOCH

@@ -73,7 +73,7 @@ class NodeCore:
             mesh.change_interest([InterestChange(topic_filter, True, persistent)])
         mesh.own.restore(owner.local_rows)
         mesh.ask_number(owner.next_number)
-        self.moving = Moving(owner, mesh, mesh.incarnation)
+        self.moving = Moving(owner, mesh, mesh.incarnation, mesh.started_at)
         owner.register_with(self.moving.registrar)
         self._tell_readiness()
 
@@ -213,7 +213,10 @@ class NodeCore:
             self.moving.flush()
         commands = mesh.flush(effects.writes, now)
         return NodeEffects(
-            effects.writes, commands, effects.to_listeners, self.owner.take_notices() + mesh.take_notes()
+            effects.writes,
+            commands,
+            effects.to_listeners,
+            [*self.owner.take_notices(), *mesh.take_notes(), *self.moving.registrar.take_notices()],
         )
 
     def validate(self) -> None:

@@ -84,6 +84,7 @@ class Registrar:
         self._waiting: dict[int, Waiting] = {}
         self._by_client: dict[str, Waiting] = {}
         self._deadline: float = math.inf
+        self._notices: list[str] = []
 
     def attach(self, event: Attach, now: float) -> None:
         """Take a CONNECT."""
@@ -134,6 +135,11 @@ class Registrar:
         """Return when `tick` has something to do."""
         return self._deadline
 
+    def take_notices(self) -> list[str]:
+        """Return what an operator should read in the log, since the last call."""
+        notices, self._notices = self._notices, []
+        return notices
+
     def count(self) -> int:
         """Return how many CONNECTs wait."""
         return len(self._waiting)
@@ -170,8 +176,9 @@ class Registrar:
         event = waiting.event
         assert waiting.epoch is not None
         if latest.store_id in (NO_EPOCH.store_id, self._site.store_id()):
-            if self._owner.session(event.client_id) is None:
-                self._departures.come_back(event.client_id, waiting.epoch)
+            gone = self._owner.session(event.client_id) is None and not event.clean_start
+            if gone and self._departures.come_back(event.client_id, waiting.epoch):
+                self._notices.append(f"session of {event.client_id!r} is back before it was all elsewhere")
             self._finish(waiting, now)
         elif self._site.is_running(latest.store_id):
             waiting.old_home = latest.store_id
@@ -182,6 +189,7 @@ class Registrar:
                 head = self._remembered(event.client_id, latest.store_id)
                 if head is not None:
                     self._arrivals.revive(head, waiting.epoch, latest.store_id, now)
+                    self._notices.append(f"session of {event.client_id!r} begins here while its old home is away")
             self._finish(waiting, now)
 
     def _finish(self, waiting: Waiting, now: float) -> None:

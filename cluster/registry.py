@@ -119,6 +119,10 @@ class Registry:
         self._superseded = {}
         return found
 
+    def look_again(self, client_id: str) -> None:
+        """Have `take_superseded` say it once more."""
+        self._superseded[client_id.encode()] = True
+
     def rows(self) -> set[tuple[str, str, int, Epoch]]:
         """Return (client id, node, table, epoch) of every row, to be compared between nodes."""
         return {

@@ -33,6 +33,7 @@ import struct
 from typing import Final, final
 
 from broker.core.epoch import Epoch
+from broker.core.message import ORIGIN_BYTES
 
 VALUE_VERSION: Final = 1
 # A home's places begin with its epoch's counter; below are the places of those that had the session before.
@@ -40,7 +41,7 @@ PLACE_BITS: Final = 40
 # Homes of the same epoch counter, which a partition makes: their places are put below the winner's, one range each.
 RIVALS_MAX: Final = 31
 _RIVAL_BITS: Final = 34
-_HEAD: Final = struct.Struct(">BHHHHQQ")
+_HEAD: Final = struct.Struct(">BHHHHHQQ")
 _CUT: Final = struct.Struct(">16sQ")
 _DONOR: Final = struct.Struct(">16sQQIBBH")
 _GIVEN: Final = struct.Struct(">IQQ")
@@ -80,7 +81,7 @@ class Arrival:
     `direct_from`, unless it is 0, says that everything came directly that has this or a later place elsewhere.
     """
 
-    __slots__ = ("cuts", "direct_from", "donors", "first_seq", "given", "skips")
+    __slots__ = ("cuts", "direct_from", "donors", "first_seq", "given", "had", "skips")
 
     def __init__(self, first_seq: int) -> None:
         self.first_seq = first_seq
@@ -91,6 +92,8 @@ class Arrival:
         self.given: list[tuple[int, int, int]] = []
         # Old home -> up to which place another one had everything of it.
         self.skips: dict[bytes, int] = {}
+        # (old home, origin, number): from that number on it had everything directly, and gives it.
+        self.had: list[tuple[bytes, bytes, int]] = []
 
     def donor(self, store_id: bytes) -> Donor:
         """Return what is known of an old home."""
@@ -112,6 +115,15 @@ class Arrival:
         donor = self.donors.pop(store_id, None)
         if donor is not None and donor.low >= 0:
             self.given.append((donor.counter, donor.low, donor.watermark))
+
+    def add_had(self, donor: bytes, origin: bytes, number: int) -> None:
+        """An old home had everything of an origin directly from a number on."""
+        if all(each[:2] != (donor, origin) for each in self.had):
+            self.had.append((donor, origin, number))
+
+    def had_directly(self, donor: bytes, origin: bytes, number: int) -> bool:
+        """Say whether another old home than this one had a message directly, and gives it."""
+        return any(of == origin and number >= first and by != donor for by, of, first in self.had)
 
     def was_given(self, store_id: bytes, donor: Donor, seq: int) -> bool:
         """Say whether a delivery of a donor, by its place there, came from another one, or is to come from there."""
@@ -158,7 +170,7 @@ class Arrival:
 
     def pack(self) -> bytes:
         """Return the stored form."""
-        counts = (len(self.cuts), len(self.donors), len(self.given), len(self.skips))
+        counts = (len(self.cuts), len(self.donors), len(self.given), len(self.skips), len(self.had))
         parts = [_HEAD.pack(VALUE_VERSION, *counts, self.first_seq, self.direct_from)]
         for origin, number in self.cuts.items():
             parts.append(_CUT.pack(origin, number))
@@ -168,12 +180,13 @@ class Arrival:
             parts.extend([_CUT.pack(origin, number) for origin, number in donor.passed.items()])
         parts.extend([_GIVEN.pack(*given) for given in self.given])
         parts.extend([_CUT.pack(store_id, place) for store_id, place in self.skips.items()])
+        parts.extend([store_id + _CUT.pack(origin, number) for store_id, origin, number in self.had])
         return b"".join(parts)
 
 
 def unpack_arrival(value: bytes) -> Arrival:
     """Return what `pack` packed; struct.error when it is cut."""
-    _version, cuts, donors, given, skips, first_seq, direct_from = _HEAD.unpack_from(value)
+    _version, cuts, donors, given, skips, had, first_seq, direct_from = _HEAD.unpack_from(value)
     pos: int = _HEAD.size
     arrival = Arrival(first_seq)
     arrival.direct_from = direct_from
@@ -202,4 +215,8 @@ def unpack_arrival(value: bytes) -> Arrival:
         store_id, place = _CUT.unpack_from(value, pos)
         arrival.skips[store_id] = place
         pos += _CUT.size
+    for _ in range(had):
+        origin, number = _CUT.unpack_from(value, pos + ORIGIN_BYTES)
+        arrival.had.append((value[pos : pos + ORIGIN_BYTES], origin, number))
+        pos += ORIGIN_BYTES + _CUT.size
     return arrival

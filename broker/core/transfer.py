@@ -49,6 +49,7 @@ class SessionHead:
 
     __slots__ = (
         "client_id",
+        "cuts",
         "expires_at",
         "expiry_s",
         "incoming",
@@ -71,6 +72,8 @@ class SessionHead:
         self.inflight_seq: int = 0
         # How far it had taken from older homes: (store id, last place).
         self.taken: list[tuple[bytes, int]] = []
+        # From which number of an origin on it had everything directly: (store id, number).
+        self.cuts: list[tuple[bytes, int]] = []
         self.will: LeftWill | None = None
 
 
@@ -163,6 +166,7 @@ class Transfers:
         head.inflight_seq = max([delivery.seq for delivery in session.inflight.deliveries.values()], default=0)
         head.will = departure.will
         if session.arrival is not None:
+            head.cuts = list(session.arrival.cuts.items())
             head.taken = [(store_id, donor.watermark) for store_id, donor in session.arrival.donors.items()]
         return head
 
@@ -223,6 +227,10 @@ class Transfers:
         if departure.will is not None:
             self._wills.adopt(departure.will, departure.will.due)
         return session
+
+    def stay(self, departure: Departure, now: float) -> None:
+        """The stub's session is at this node again: what matches comes to that, and the stub gives what it has."""
+        self._subscribing.end_session(departure.session, now)
 
     def is_drained(self, departure: Departure) -> bool:
         """Say whether nothing is left to be moved."""
@@ -300,6 +308,8 @@ class Transfers:
             for store_id, watermark in head.taken:
                 if store_id != donor_id:
                     arrival.skips[store_id] = max(arrival.skips.get(store_id, 0), watermark)
+            for origin, number in head.cuts:
+                arrival.add_had(donor_id, origin, number)
             self._store.put_arrival(session)
 
     def add_donor(self, session: Session, donor: bytes, now: float) -> None:
@@ -328,6 +338,8 @@ class Transfers:
             donor.watermark = delivery.seq
             message = delivery.message
             if arrival.was_given(donor_id, donor, delivery.seq):
+                continue
+            if arrival.had_directly(donor_id, message.origin, message.number):
                 continue
             known = arrival.has_had(message.origin, message.number, delivery.seq)
             delivery.seq = arrival.place(donor, delivery.seq)

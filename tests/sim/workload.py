@@ -81,6 +81,7 @@ def describe(stats):
         "publishes held",
         "client drops",
         "roamings",
+        "revivals",
         "clean starts",
         "frames lost",
         "frames duplicated",

@@ -383,6 +383,10 @@ class Node:
             world.digest.update(b"%d" % index + records)
         for note in effects.notes:
             world.note(f"{self.name}: {note}")
+            if note.startswith("session of "):
+                # Its old home had no part in that.
+                world.revived[note.split("'")[1]] += 1
+                world.count("revivals")
         if world.acknowledge_before_commit:
             world.network.execute(self, commands)
             self._tell(batches)
@@ -436,6 +440,8 @@ class World:
         self.now = START_S
         self.digest = hashlib.blake2b(digest_size=8)
         self.nodes = {}
+        # By client, how often its session began without its old home.
+        self.revived = Counter()
         self.stats = Counter()
         self.turns = 0
         self.validate_every = 1
