@@ -32,6 +32,7 @@ from cluster.move_frames import (
     DISCARDED,
     HEAD,
     HEAD_TAKEN,
+    MOVED,
     NOTHING,
     OVER,
     REFUSED,
@@ -70,13 +71,13 @@ class Arrivals:
 
     def __init__(self, owner: QueueOwner, site: Site, registry: Registry) -> None:
         self.arrived: int = 0
+        self.notices: list[str] = []
         self._owner = owner
         self._site = site
         self._registry = registry
         self._asked: dict[str, Asked] = {}
-        # Client id, and whether its session is here as far as it has to be, or was nowhere; false if it is another
-        # user's.
-        self._ready: list[tuple[str, bool]] = []
+        # Client id, and what was found: HEAD, NOTHING, REFUSED, or MOVED with the epoch of its home.
+        self._ready: list[tuple[str, int, Epoch]] = []
         self._deadline: float = math.inf
         # Old home -> client id -> what is to be answered when the turn's wishes are told.
         self._answers: dict[bytes, dict[str, MoveAck]] = {}
@@ -104,8 +105,12 @@ class Arrivals:
         self._owner.transfers.set_present(session, old_home, False, now)
         return session
 
-    def take_ready(self) -> list[tuple[str, bool]]:
-        """Return the client ids that were asked for and have come as far as they have to, or (false) are refused."""
+    def take_ready(self) -> list[tuple[str, int, Epoch]]:
+        """Return (client id, kind, epoch) of what was asked for.
+
+        HEAD: it has come as far as it has to; NOTHING: there is none; REFUSED: it is another user's; MOVED: its home is
+        that of the epoch.
+        """
         ready = self._ready
         if ready:
             self._ready = []
@@ -118,10 +123,10 @@ class Arrivals:
         for item in items:
             if item.kind == HEAD:
                 self._head(node, item, now)
-            elif item.kind in (NOTHING, REFUSED):
+            elif item.kind in (NOTHING, REFUSED, MOVED):
                 asked = self._asked.get(item.client_id)
                 if asked is not None and asked.take.epoch == item.epoch:
-                    self._finish(item.client_id, item.kind == NOTHING)
+                    self._finish(item.client_id, item.kind, item.old_epoch)
             else:
                 self._go_on(node, item, now)
 
@@ -138,7 +143,10 @@ class Arrivals:
         self._deadline = now
         self._check_due = True
         for session in self._owner.transfers.arriving():
+            gate = session.gate
             self._owner.transfers.set_present(session, node, runs, now)
+            if gate and not session.gate and not runs:
+                self.notices.append(f"session of {session.client_id!r} goes on while its old home is away")
 
     def changed(self) -> None:
         """The registry or the members changed: arrivals may be over."""
@@ -267,11 +275,11 @@ class Arrivals:
             return
         donor = session.arrival.donors.get(node) if session.arrival is not None else None
         if donor is None or donor.watermark >= asked.inflight_seq:
-            self._finish(client_id, True)
+            self._finish(client_id, HEAD, asked.take.epoch)
 
-    def _finish(self, client_id: str, found: bool) -> None:
+    def _finish(self, client_id: str, kind: int, epoch: Epoch) -> None:
         del self._asked[client_id]
-        self._ready.append((client_id, found))
+        self._ready.append((client_id, kind, epoch))
 
     def _ask(self, now: float) -> None:
         takes: dict[bytes, list[bytes]] = {}

@@ -44,6 +44,7 @@ from cluster.move_frames import (
     frame,
     pack_deliveries,
     pack_head,
+    pack_moved,
     pack_no,
     pack_state,
     pack_switch,
@@ -116,6 +117,7 @@ class Departures:
         self.leavings: dict[str, Leaving] = {}
         self.moved: int = 0
         self.discarded: int = 0
+        self.notices: list[str] = []
         self._owner = owner
         self._site = site
         # By home: those that are under way, and those that wait for that, in order.
@@ -156,6 +158,13 @@ class Departures:
             return
         if held is not None and self._is_arriving(held, take, now):
             return
+        if leaving is not None and leaving.home != node and self._site.is_running(leaving.home):
+            # Whoever has taken the head is the home now; until that is known, it is asked for again.
+            if leaving.head_taken:
+                self._put(node, pack_moved(take.client_id, take.epoch, leaving.epoch))
+            return
+        if leaving is not None and leaving.home != node:
+            self.notices.append(f"session of {take.client_id!r} goes elsewhere while its new home is away")
         if take.clean_start:
             if leaving is not None:
                 self._end(leaving, now)

@@ -15,6 +15,7 @@ Integers, text and bytes16 are as in `wire`; an epoch is as in `broker.core.epoc
       STATE       3  u8 flags (1 ended), u16 count, (16 bytes origin, u64 number)*
       NOTHING     4
       REFUSED     5  the session is another user's
+      MOVED       6  epoch of the home that has it
     MOVE_ACK      (client id, epoch, u8 flags: 1 head taken, 2 over, 4 discarded, u64 watermark, u64 generation,
                   u64 version, u16 count, 16 bytes origin that is not passed*)*  control, to the old home
     SWITCH        u32 count, (16 bytes store_id of the home, u64 generation, u64 version)*       control, to any member
@@ -55,6 +56,7 @@ DELIVERIES: Final = 2
 STATE: Final = 3
 NOTHING: Final = 4
 REFUSED: Final = 5
+MOVED: Final = 6
 CLEAN_START: Final = 1
 NAMED: Final = 2
 HEAD_TAKEN: Final = 1
@@ -273,6 +275,11 @@ def pack_no(kind: int, client_id: str, epoch: Epoch) -> bytes:
     return bytes((kind,)) + _name(client_id, epoch)
 
 
+def pack_moved(client_id: str, epoch: Epoch, home: Epoch) -> bytes:
+    """Pack a MOVED: the session has a home of this epoch already."""
+    return bytes((MOVED,)) + _name(client_id, epoch) + pack_epoch(home)
+
+
 def unpack_move(data: bytes, now: float) -> list[Item]:
     """Read a MOVE; FrameError if it can't be read."""
     try:
@@ -298,6 +305,8 @@ def _read_items(data: bytes, now: float) -> list[Item]:
         elif kind == STATE:
             item.ended = reader.u8() & ENDED != 0
             item.passed = [(reader.take(_STORE_ID_BYTES), reader.number()) for _ in range(reader.u16())]
+        elif kind == MOVED:
+            item.old_epoch = read_epoch(reader)
         elif kind not in (NOTHING, REFUSED):
             raise FrameError(f"unknown item {kind} in a MOVE")
         items.append(item)

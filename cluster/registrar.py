@@ -33,7 +33,7 @@ from broker.core.transfer import SessionHead
 from broker.mqtt.reasons import Reason
 from cluster.arrivals import Arrivals
 from cluster.departures import Departures
-from cluster.move_frames import Take
+from cluster.move_frames import MOVED, REFUSED, Take
 from cluster.registration import Granted, Registration
 from cluster.registry import Registry
 from cluster.site import Site
@@ -137,7 +137,9 @@ class Registrar:
 
     def take_notices(self) -> list[str]:
         """Return what an operator should read in the log, since the last call."""
-        notices, self._notices = self._notices, []
+        notices, self._notices = [*self._arrivals.notices, *self._departures.notices, *self._notices], []
+        self._arrivals.notices = []
+        self._departures.notices = []
         return notices
 
     def count(self) -> int:
@@ -162,14 +164,17 @@ class Registrar:
                 self._resolve(waiting, latest, now)
             else:
                 self._refuse(waiting, Reason.SERVER_UNAVAILABLE, now)
-        for client_id, found in self._arrivals.take_ready():
+        for client_id, kind, epoch in self._arrivals.take_ready():
             ready = self._by_client.get(client_id)
             if ready is None or ready.epoch is None:
                 continue
-            if found:
-                self._finish(ready, now)
-            else:
+            if kind == REFUSED:
                 self._refuse(ready, Reason.CLIENT_IDENTIFIER_NOT_VALID, now)
+            elif kind == MOVED:
+                ready.epoch = Epoch(max(epoch, ready.epoch).counter + 1, self._stamp(), self._site.store_id())
+                self._resolve(ready, epoch, now)
+            else:
+                self._finish(ready, now)
 
     def _resolve(self, waiting: Waiting, latest: Epoch, now: float) -> None:
         """Decide where the session is, by the latest epoch that is known of it, and have it or ask for it."""
