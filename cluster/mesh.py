@@ -103,6 +103,12 @@ class Mesh:
         """Take a reading of both clocks, for the deadlines that are stored."""
         self._store.clock.set(now, utc_ms)
 
+    def begin(self, now: float) -> None:
+        """Begin a turn: read on in the outboxes, if everything that was written is committed."""
+        if not len(self._turn.writes):
+            for peer in self.peers.values():
+                peer.outgoing.load(now)
+
     def receive(self, happened: MeshInput, now: float) -> None:
         """Take one input of the transport. Afterwards take messages and tickets, then `flush`."""
         if isinstance(happened, FrameReceived):
