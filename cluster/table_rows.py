@@ -137,9 +137,12 @@ class StoredRows:
             row, value = key[at + 2 :], stored[1:]
             try:
                 check_row(row, value)
+                bucket = key[at] << 8 | key[at + 1]
+                if bucket != bucket_of(row_subject(row)):
+                    raise FrameError("a row in another bucket than its own")
             except FrameError as error:
                 raise corrupt("registry", key, error) from None
-            yield key[at] << 8 | key[at + 1], row, value
+            yield bucket, row, value
 
 
 def forget_tables(batch: WriteBatch) -> None:

@@ -371,6 +371,7 @@ def test_a_forgotten_table_leaves_nothing():
     ("row", "stored"),
     [
         (b"", b"\x01"),
+        (pack_row(KIND, b"c"), b"\x01"),
         (b"\xc8\0\1", b"\x01"),
         (pack_row(RowKind.SESSION, b"c"), b"\x01"),
         (pack_row(RowKind.ENDED, b"c"), b"\x01\x01"),
