@@ -77,8 +77,8 @@ class PeerTables:
         return now - self.asked_at.get(table, -math.inf) >= patience_s
 
     def is_current(self) -> bool:
-        """Say whether this node knows exactly what the peer told last of all tables."""
-        return all(table in self.told and replica.is_at(self.told[table]) for table, replica in self.replicas.items())
+        """Say whether this node knows wholly what the peer's last heartbeat told of all tables."""
+        return all(table in self.told and replica.covers(self.told[table]) for table, replica in self.replicas.items())
 
     def knows_ours(self) -> bool:
         """Say whether the peer said last that it knows all tables of this node."""

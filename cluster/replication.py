@@ -37,8 +37,11 @@ class Replication:
         self._requests: dict[tuple[str, int], TableRequest] = {}
 
     def begin(self) -> None:
-        """Answer what was asked for; everything that was told is committed."""
-        if not self._requests:
+        """Answer what was asked for; everything that was told is committed.
+
+        What changed while the mesh was frozen is told at the end of this turn, and then it is the next one's to answer.
+        """
+        if not self._requests or any(table.is_untold() for table in self._own.all.values()):
             return
         requests, self._requests = self._requests, {}
         for (node, table), request in requests.items():

@@ -340,6 +340,12 @@ def test_known_version_counts_only_a_whole_table():
     pair.settle()
     assert pair.replica.known_version(1) == pair.owner.version + 1
     assert pair.replica.known_version(2) == 0
+    there = pair.owner.position()
+    pair.set(b"a", b"2")
+    pair.turn()
+    pair.arrive()
+    assert pair.replica.covers(there) and not pair.replica.is_at(there)
+    assert not pair.replica.covers(OwnTable(Table.LASTING, 2, MemoryRows()).position())
 
 
 def test_what_nobody_hears_is_found_by_its_sums():
