@@ -711,7 +711,7 @@ def test_clients_and_listeners_may_come_and_go_while_the_disk_fails(seed: int, m
     """What is acknowledged arrives, with QoS 2 once, and nothing is left of those that are gone."""
     monkeypatch.setattr(commit_gate, "EVENTS_PER_TURN", 10)
     chance = random.Random(seed)
-    node = GatedNode(settings=OwnerSettings(-1, -1, -1, queue_lifo=seed % 2 == 1))
+    node = GatedNode(settings=OwnerSettings(0, -1, -1, queue_lifo=seed % 2 == 1))
     node.persistent("keeper").subscribe(b"a/#", 2)
     node.restart_listener(0)
     clients: list[Client] = []
