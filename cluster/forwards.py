@@ -62,13 +62,14 @@ MESSAGE_OVERHEAD_BYTES: Final = _MESSAGE_FIXED_BYTES + 8 + 8 + ORIGIN_BYTES
 
 @final
 class Mark:
-    """What the sender says in line with its messages, at most MARK_BYTES_MAX."""
+    """What a sender says in line with its messages: at most MARK_BYTES_MAX, and the store id of who says it."""
 
-    __slots__ = ("body", "durable")
+    __slots__ = ("body", "durable", "sender")
 
-    def __init__(self, body: bytes, durable: bool) -> None:
+    def __init__(self, body: bytes, durable: bool, sender: bytes) -> None:
         self.body = body
         self.durable = durable
+        self.sender = sender
 
 
 @final
@@ -119,7 +120,7 @@ class Forwards:
                 position = body + (i64(read_i32_be(frame, position + 1)) & 0xFFFFFFFF)
                 if position > end or position - body > MARK_BYTES_MAX:
                     raise FrameError("malformed mark")
-                found.append(Mark(frame[body:position], flags & _MARK_DURABLE != 0))
+                found.append(Mark(frame[body:position], flags & _MARK_DURABLE != 0, sender))
                 continue
             topic_length: i64 = i64(read_i16_be(frame, position + 1)) & 0xFFFF
             publisher_length: i64 = i64(read_i16_be(frame, position + 3)) & 0xFFFF

@@ -211,7 +211,7 @@ class OutgoingLink:
             before = 0
         if self._count == 0:
             self._packed_at = now
-        pack_mark(self._writer, Mark(body, durable))
+        pack_mark(self._writer, Mark(body, durable, self._sender))
         if durable:
             self._durable = True
         self._count += 1

@@ -20,8 +20,8 @@ A frame that can't be read is its sender's fault: it is counted, noted once, and
 acknowledge leave after the commit of the batch that `flush` writes into.
 
 While the store takes no writes the mesh is frozen: it hears and says only what keeps its peers from thinking it dead.
-Heartbeats go on and acknowledge nothing; frames of messages wait with the caller and in the links; every other frame is
-taken for lost on the way, which the conversation repairs afterwards as it always does.
+Heartbeats go on and acknowledge nothing, and planned stops are heard; frames of messages wait with the caller and in
+the links; every other frame is taken for lost on the way, which the conversation repairs afterwards as it always does.
 
 Invariants: those of the parts.
 """
@@ -60,7 +60,8 @@ from cluster.turn import Turn
 from cluster.wire import FrameError
 
 _FORWARDS: Final = bytes([FrameType.FORWARDS])
-_HEARTBEAT: Final = bytes([FrameType.HEARTBEAT])
+# What changes nothing that is stored, and, of a node that stops, is not said again.
+_HEARD_WHILE_FROZEN: Final = (bytes([FrameType.HEARTBEAT]), bytes([FrameType.STOPPING]))
 
 __all__ = ["MemberView", "Mesh", "MeshSettings"]
 
@@ -113,7 +114,7 @@ class Mesh:
     def receive(self, happened: MeshInput, now: float) -> None:
         """Take one input of the transport. Afterwards take messages and tickets, then `flush`."""
         if isinstance(happened, FrameReceived):
-            if self._turn.frozen and happened.frame[1:2] != _HEARTBEAT:
+            if self._turn.frozen and happened.frame[1:2] not in _HEARD_WHILE_FROZEN:
                 self._turn.count("frames_while_frozen")
                 return
             try:
@@ -219,8 +220,8 @@ class Mesh:
         stall_s = now - self._ticked_at - self._heartbeat_s
         self._ticked_at = now
         for peer in self.peers.values():
-            if self._turn.frozen:
-                # Nothing can be written, and acknowledgements are not listened to.
+            if self._turn.frozen or stall_s > 0.0:
+                # This node did not listen to acknowledgements, or can't write.
                 peer.outgoing.forgive(now)
             elif peer.outgoing.is_spill_due(peer.running, now):
                 peer.outgoing.spill()

@@ -273,10 +273,15 @@ class Peers:
         return views
 
     def link_counts(self) -> dict[str, int]:
-        """Return the counts of all links, added up, those of members that are gone included."""
+        """Return the counts of all links, added up, those of members that are gone included.
+
+        What is dropped is counted by node as well.
+        """
         counts = dict(self._link_counts)
         for peer in self.all.values():
             _add_link_counts(counts, peer)
+            counts[f"link_drop_memory{{node={peer.name}}}"] = peer.outgoing.dropped_memory
+            counts[f"link_drop_not_running{{node={peer.name}}}"] = peer.outgoing.dropped_not_running
         return counts
 
     def validate(self) -> None:

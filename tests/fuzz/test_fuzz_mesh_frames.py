@@ -172,10 +172,10 @@ UNPACKERS = {
 def marked() -> bytes:
     """Marks around a message, behind numbers that are missing."""
     body = BytesWriter()
-    forwards.pack_mark(body, forwards.Mark(b"before", True))
+    forwards.pack_mark(body, forwards.Mark(b"before", True, SENDER))
     message = Message(b"t", b"payload", b"", 1, False, 0.0, "c", SENDER, 7)
     forwards.pack_message(body, message, b"c", SENDER, NOW)
-    forwards.pack_mark(body, forwards.Mark(b"", False))
+    forwards.pack_mark(body, forwards.Mark(b"", False, SENDER))
     return forwards.pack_forwards(5, 1 << 40, 3, 0, False, False, body.getvalue(), 12)
 
 

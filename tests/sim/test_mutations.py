@@ -260,7 +260,9 @@ def test_a_group_that_keeps_nothing_of_what_it_gave_is_caught():
 
         without(effects, lost)
 
-    assert "$share/crew" in caught(lambda world: world.mutations.append(forget))
+    # A message is lost, or stays for ever.
+    noticed = caught(lambda world: world.mutations.append(forget))
+    assert "$share/crew" in noticed or "that no queue points to" in noticed
 
 
 @interpreted
@@ -372,7 +374,8 @@ def test_a_gate_that_turns_what_it_holds_around_is_caught(monkeypatch):
         return held
 
     monkeypatch.setattr(NetsplitGate, "_hold", turn_around)
-    assert "after message" in caught()
+    noticed = caught()
+    assert "instead of" in noticed or "after message" in noticed
 
 
 @interpreted

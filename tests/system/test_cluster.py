@@ -198,6 +198,32 @@ def test_a_killed_node_is_seen_and_comes_back_with_its_sessions(three: list[Node
             assert subscriber.message() == ("kept/3", "afterwards")
 
 
+def test_what_a_node_that_is_down_has_to_get_survives_the_node_that_has_it(make_node: Callable[..., Node]) -> None:
+    members = [make_node(number, COOKIE, ["cluster.readiness=majority"]) for number in (1, 2, 3)]
+    start_all(members)
+    join_all(members)
+    one, _two, last = members
+    subscriber = Client(last, "keeper", persistent=True).connect()
+    subscriber.subscribe("kept/#", 2)
+    with Client(one) as publisher:
+        wait_known(subscriber, publisher)
+        subscriber.disconnect()
+        last.kill()
+        wait_until(lambda: one.cluster().get(last.name) is False, f"{one.name} sees that {last.name} is not running")
+        for qos in (1, 2):
+            publisher.publish(f"kept/{qos}", "while it is down", qos)
+    waiting = {row["Metric"]: row["Value"] for row in one.table("metrics", "show")}
+    assert waiting[f"cluster_outbox_messages{{node={last.name}}}"] == 2
+    one.kill()
+    one.start()
+    last.start()
+    wait_whole(members)
+    with Client(last, "keeper", persistent=True) as subscriber:
+        assert subscriber.present
+        assert subscriber.messages(2) == [("kept/1", "while it is down"), ("kept/2", "while it is down")]
+        assert subscriber.nothing_waits()
+
+
 def test_a_cluster_comes_back_in_any_order_without_discovery(make_node: Callable[..., Node]) -> None:
     members = [make_node(number, COOKIE) for number in (1, 2, 3)]
     start_all(members)

@@ -278,24 +278,24 @@ def test_messages_come_out_as_they_went_in():
 def marked(after=-1):
     """A message between two marks."""
     writer = BytesWriter()
-    forwards.pack_mark(writer, Mark(b"before", True))
+    forwards.pack_mark(writer, Mark(b"before", True, STORE))
     forwards.pack_message(writer, MESSAGES[0], b"", STORE, 0.0)
-    forwards.pack_mark(writer, Mark(b"", False))
+    forwards.pack_mark(writer, Mark(b"", False, STORE))
     return forwards.pack_forwards(5, 11, 3, 0, False, False, writer.getvalue(), after)
 
 
 def test_marks_stand_between_the_messages():
-    first, message, last = Forwards(marked()).messages(STORE, 0.0)
+    first, message, last = Forwards(marked()).messages(OTHER, 0.0)
     assert isinstance(first, Mark)
-    assert (first.body, first.durable) == (b"before", True)
-    assert fields(message) == fields(MESSAGES[0])
+    assert (first.body, first.durable, first.sender) == (b"before", True, OTHER)
+    assert (message.topic, message.payload) == (b"a/b", b"hi")
     assert isinstance(last, Mark)
     assert (last.body, last.durable) == (b"", False)
 
 
 def test_a_mark_is_bounded():
     writer = BytesWriter()
-    forwards.pack_mark(writer, Mark(bytes(forwards.MARK_BYTES_MAX), False))
+    forwards.pack_mark(writer, Mark(bytes(forwards.MARK_BYTES_MAX), False, STORE))
     frame = forwards.pack_forwards(5, 11, 1, 0, False, False, writer.getvalue())
     (mark,) = Forwards(frame).messages(STORE, 0.0)
     assert len(mark.body) == forwards.MARK_BYTES_MAX
@@ -304,7 +304,7 @@ def test_a_mark_is_bounded():
     with pytest.raises(FrameError, match="mark"):
         Forwards(bytes(longer)).messages(STORE, 0.0)
     with pytest.raises(AssertionError):
-        forwards.pack_mark(BytesWriter(), Mark(bytes(forwards.MARK_BYTES_MAX + 1), False))
+        forwards.pack_mark(BytesWriter(), Mark(bytes(forwards.MARK_BYTES_MAX + 1), False, STORE))
 
 
 @pytest.mark.parametrize(("after", "read"), [(-1, 10), (10, 10), (0, 0), (7, 7)])

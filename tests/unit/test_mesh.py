@@ -567,7 +567,8 @@ def test_a_forward_for_a_peer_that_is_down_is_acknowledged_at_once_and_waits_on_
     nodes[0].mesh.forward("node2@h", message(b"gone"), None, network.now, False)
     network.run(0.02)
     assert nodes[0].acknowledged == [ticket]
-    assert nodes[0].mesh.counters()["link_drop_not_running"] == 2
+    counted = nodes[0].mesh.counters()
+    assert counted["link_drop_not_running"] == counted["link_drop_not_running{node=node2@h}"] == 2
     (view,) = [view for view in nodes[0].mesh.members_view() if view.name == "node2@h"]
     assert view.outbox_messages == 1
     assert view.link_bytes_pending == view.outbox_bytes > 0
@@ -610,6 +611,17 @@ def test_a_peer_that_acknowledges_nothing_costs_no_publisher_more_than_its_time(
     network.cut.clear()
     assert network.run(5, lambda: payloads(nodes[1]) == [b"hi"])
     assert network.run(5, lambda: not nodes[0].storage.snapshot()["outbox"])
+
+
+def test_a_node_that_stood_still_listens_before_it_spills():
+    network, nodes = cluster(count=2)
+    network.run(1)
+    mesh = nodes[0].mesh
+    mesh.forward("node2@h", message(), Ticket(1, 1, 0), network.now)
+    for late_s, spills in ((1.5, 0), (0.15, 0), (0.1, 1)):
+        network.now += late_s
+        mesh.tick(network.now)
+        assert mesh.counters()["link_spills"] == spills
 
 
 def test_a_frozen_node_spills_nothing_and_gives_its_peers_their_time_afterwards():

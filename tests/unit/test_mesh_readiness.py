@@ -84,6 +84,15 @@ def test_a_planned_stop_is_waited_for():
     assert splits(left) == [(1, 1)] * 2
 
 
+def test_a_planned_stop_is_heard_while_the_store_takes_no_writes():
+    network, nodes = cluster()
+    nodes[0].mesh.freeze(True)
+    stop(network, "node3@h")
+    nodes[0].mesh.freeze(False)
+    network.run(2 * TIMEOUT_S)
+    assert ready(nodes[:2]) == [True, True]
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_a_planned_restart_is_no_split_however_the_member_comes_back(seed):
     """Its Hello may be here a moment before this node's connection to it is up."""

@@ -21,6 +21,7 @@ from cluster.mesh import Mesh, MeshSettings
 from cluster.mesh_store import MeshStore, forget_cluster
 from cluster.node import NodeCore
 from cluster.outbox import Outbox
+from cluster.readiness import AVAILABLE
 from cluster.turn import Turn
 
 STORE = b"s" * 16
@@ -239,7 +240,9 @@ class MeshedNode(Node):
             store.put_members([Member("node2@h", PEER, 1, "h:2", State.ALIVE)])
             store.put_interest(PEER, b"far/#")
             commit(storage, turn)
-        settings = MeshSettings("node1@h", "h:1", 5.0, (), outbox_bytes_max=options.pop("outbox_bytes_max", BIG))
+        bytes_max = options.pop("outbox_bytes_max", BIG)
+        # It is ready whoever it reaches.
+        settings = MeshSettings("node1@h", "h:1", 5.0, (), readiness=AVAILABLE, outbox_bytes_max=bytes_max)
         self.mesh = Mesh(settings, storage, STORE, options.get("incarnation", 1), bytes(16), options.get("now", 1000.0))
         self.commits = []
         options.pop("interest", None)

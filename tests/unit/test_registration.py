@@ -14,8 +14,11 @@ from cluster.registration_frames import (
     pack_turn_release,
     pack_turn_request,
     pack_turn_survey,
+    pack_turns_held,
     unpack_turn_grant,
     unpack_turn_request,
+    unpack_turn_survey,
+    unpack_turns_held,
 )
 from cluster.running_view import RunningView, keeper_among
 from cluster.turn_keeper import (
@@ -578,6 +581,100 @@ def test_what_is_no_frame_of_registration_is_a_frame_error():
         with pytest.raises(FrameError):
             registration.receive("b@b", frame, 4.0)
     registration.validate()
+
+
+def test_a_holder_tells_a_keeper_that_it_hears_only_now():
+    """Reason: the keeper may have heard this node for long, and has no reason to ask."""
+    keeper, client_id = keeper_of_b()
+    holder = Registration("b@b", STORES[1], 5, lambda client_id: NO_EPOCH, lambda since: True)
+    holder.request(client_id, 1, 3.5)
+    holder.member_started("a@a", STORES[0], 1, 3.6)
+    frames = [frame for _, frame in holder.take_frames() if frame[1] == FrameType.TURNS_HELD]
+    assert [unpack_turns_held(frame).held for frame in frames] == [[((5 << NUMBER_BITS) + 1, client_id)]]
+    keeper.receive("b@b", frames[0], 3.7)
+    keeper.request(client_id, 2, 3.8)
+    assert keeper.take_results() == []
+    holder.release(1, NO_EPOCH, 4.0)
+    ((node, release),) = holder.take_frames()
+    assert node == "a@a"
+    keeper.receive("b@b", release, 4.1)
+    assert [result.token for result in keeper.take_results()] == [2]
+    keeper.validate()
+
+
+def test_a_part_of_what_is_held_that_was_lost_is_not_taken_for_told():
+    registration = Registration("a@a", STORES[0], 1, lambda client_id: NO_EPOCH, lambda since: True)
+    registration.member_started("b@b", STORES[1], 5, 1.0)
+    ((_, survey),) = registration.take_frames()
+    client_id = next(name for name in map(str, range(99)) if registration.keeper(name) == "a@a")
+    registration.request(client_id, 1, 1.0)
+    held = [((5 << NUMBER_BITS) + number, f"{number}".ljust(65535, "x")) for number in range(9)]
+    first, *others = pack_turns_held(unpack_turn_survey(survey), registration.view(), held)
+    for frame in others:
+        registration.receive("b@b", frame, 1.1)
+    assert registration.take_results() == []
+    for frame in (first, others[0], first, *others):
+        registration.receive("b@b", frame, 1.2)
+    assert [result.token for result in registration.take_results()] == [1]
+    registration.validate()
+
+
+def test_a_keeper_that_runs_anew_is_asked_at_once_and_its_life_before_has_no_say():
+    registration = Registration("a@a", STORES[0], 1, lambda client_id: NO_EPOCH, lambda since: True)
+    registration.member_started("b@b", STORES[1], 5, 1.0)
+    client_id = next(name for name in map(str, range(99)) if registration.keeper(name) == "b@b")
+    registration.request(client_id, 1, 1.0)
+    number = unpack_turn_request(registration.take_frames()[-1][1]).number
+    registration.member_started("b@b", STORES[1], 6, 1.1)
+    requests = [frame for _, frame in registration.take_frames() if frame[1] == FrameType.TURN_REQUEST]
+    assert requests == [pack_turn_request(number, client_id)]
+    registration.receive("b@b", pack_turn_grant(TurnGrant(5 << ROUND_BITS | 9, number, client_id, NO_EPOCH)), 1.2)
+    assert registration.take_results() == []
+    registration.receive("b@b", pack_turn_grant(TurnGrant(6 << ROUND_BITS, number, client_id, NO_EPOCH)), 1.3)
+    assert [result.token for result in registration.take_results()] == [1]
+
+
+def test_a_turn_that_was_this_nodes_own_to_keep_for_a_while_is_given_back_here_too():
+    registration = Registration("a@a", STORES[0], 1, lambda client_id: NO_EPOCH, lambda since: True)
+    two = [(STORES[0], "a@a"), (STORES[1], "b@b")]
+    client_id = next(
+        name for name in map(str, range(99)) if keeper_among(two, name) == "b@b"
+        and keeper_among([two[0], (STORES[2], "c@c")], name) == "c@c"
+    )  # fmt: skip
+    registration.member_started("b@b", STORES[1], 5, 1.0)
+    registration.request(client_id, 1, 1.0)
+    number = unpack_turn_request(registration.take_frames()[-1][1]).number
+    registration.receive("b@b", pack_turn_grant(TurnGrant(5 << ROUND_BITS, number, client_id, NO_EPOCH)), 1.1)
+    registration.member_stopped("b@b", 1.2)
+    assert registration.holders(client_id) == [("a@a", number)]
+    registration.member_started("c@c", STORES[2], 1, 1.3)
+    registration.release(1, NO_EPOCH, 1.4)
+    assert registration.holders(client_id) == []
+    assert kinds(registration.take_frames())[-1] == ("c@c", "TURN_RELEASE")
+    registration.validate()
+
+
+def test_who_knows_a_newer_epoch_than_the_keeper_does_goes_by_that():
+    known = Epoch(9, 9, STORES[0])
+    registration = Registration("a@a", STORES[0], 1, lambda client_id: known, lambda since: True)
+    registration.member_started("b@b", STORES[1], 5, 1.0)
+    client_id = next(name for name in map(str, range(99)) if registration.keeper(name) == "b@b")
+    registration.request(client_id, 1, 1.0)
+    number = unpack_turn_request(registration.take_frames()[-1][1]).number
+    registration.receive("b@b", pack_turn_grant(TurnGrant(5 << ROUND_BITS, number, client_id, NO_EPOCH)), 1.2)
+    assert registration.take_results() == [Granted(1, client_id, known)]
+
+
+def test_a_late_survey_is_not_answered():
+    """Its keeper has asked anew since, and would not take the answer."""
+    registration = alone()
+    registration.member_started("b@b", STORES[1], 5, 1.0)
+    registration.take_frames()
+    registration.receive("b@b", pack_turn_survey((5 << ROUND_BITS) + 2), 1.1)
+    assert len(registration.take_frames()) == 1
+    registration.receive("b@b", pack_turn_survey((5 << ROUND_BITS) + 1), 1.2)
+    registration.receive("b@b", pack_turn_survey((4 << ROUND_BITS) + 9), 1.3)
+    assert registration.take_frames() == []
 
 
 def test_a_claim_that_waits_longer_than_any_asker_is_forgotten():
