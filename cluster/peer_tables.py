@@ -57,8 +57,9 @@ class PeerTables:
             int(Table.PASSING): Replica(node, Table.PASSING, MemoryRows(), views),
             int(Table.LASTING): Replica(node, Table.LASTING, self._lasting, views),
         }
-        # What the peer said last of each table, and when this node asked for it last or heard a part of it.
+        # What the peer said last of each table and when, and when this node asked for it last or heard a part of it.
         self.told: dict[int, TablePosition] = {}
+        self.told_at = -math.inf
         self.asked_at: dict[int, float] = {}
 
     def restore(self, filters: list[bytes], interest: bytes) -> None:
@@ -70,6 +71,7 @@ class PeerTables:
     def greeted(self) -> None:
         """A new conversation begins; what was said in the last one, and asked for, is void."""
         self.told = {}
+        self.told_at = -math.inf
         self.asked_at = {}
 
     def may_ask(self, table: int, now: float, patience_s: float) -> bool:

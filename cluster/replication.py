@@ -67,6 +67,14 @@ class Replication:
         """Say whether every member runs, and this node knows all tables of each."""
         return all(peer.running and peer.tables.is_current() for peer in self._peers.all.values())
 
+    def is_current(self, since: float) -> bool:
+        """Say whether this node knows the tables of every running member as they were then or later."""
+        return all(
+            peer.tables.told_at >= since and peer.tables.is_current()
+            for peer in self._peers.all.values()
+            if peer.running
+        )
+
     def positions(self, peer: Peer) -> list[TablePosition]:
         """Return where this node's tables stand, and what it knows of the peer's; frozen it knows nothing new."""
         frozen = self._turn.frozen
@@ -75,6 +83,7 @@ class Replication:
     def hear(self, peer: Peer, positions: list[TablePosition], now: float) -> bool:
         """Take what a heartbeat says; true if this node knows a table now that it did not know."""
         learnt = False
+        peer.tables.told_at = now
         for position in positions:
             replica = peer.tables.replicas.get(position.table)
             if replica is None:

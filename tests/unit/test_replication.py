@@ -151,3 +151,26 @@ def test_a_member_is_known_although_it_changes_all_the_time():
         peer.mesh.change_rows([session_row(b"client%d" % number, peer)])
         network.run(0.2)
         assert node.mesh.peers["node2@h"].tables.is_current()
+
+
+def test_a_node_is_current_when_each_running_member_was_heard_since_and_is_known():
+    network, nodes = cluster()
+    mesh = nodes[0].mesh
+    asked_at = network.now
+    assert not mesh.is_current(asked_at)
+    assert network.run(2, lambda: mesh.is_current(asked_at))
+    # What is told from now on does not arrive: the heartbeats name it.
+    lost = {frames.FrameType.TABLE_DELTA, frames.FrameType.TABLE_DONE}
+    network.lose = lambda command: isinstance(command, say.SendControl) and command.frame[1] in lost
+    nodes[1].mesh.change_rows([session_row(b"x", nodes[1])])
+    network.run(0.1)
+    asked_at = network.now
+    assert not network.run(5, lambda: mesh.is_current(asked_at))
+    network.lose = lambda command: False
+    assert network.run(5, lambda: mesh.is_current(asked_at))
+    assert mesh.registry.highest_epoch("x").counter == 1
+    # Who does not run is not waited for.
+    network.kill("node3@h")
+    assert network.run(10, lambda: "node3@h" not in nodes[0].running())
+    asked_at = network.now
+    assert network.run(2, lambda: mesh.is_current(asked_at))
