@@ -160,7 +160,7 @@ def test_a_node_is_current_when_each_running_member_was_heard_since_and_is_known
     assert not mesh.is_current(asked_at)
     assert network.run(2, lambda: mesh.is_current(asked_at))
     # What is told from now on does not arrive: the heartbeats name it.
-    lost = {frames.FrameType.TABLE_DELTA, frames.FrameType.TABLE_DONE}
+    lost = {frames.FrameType.TABLE_DELTA, frames.FrameType.TABLE_ROWS}
     network.lose = lambda command: isinstance(command, say.SendControl) and command.frame[1] in lost
     nodes[1].mesh.change_rows([session_row(b"x", nodes[1])])
     network.run(0.1)
