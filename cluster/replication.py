@@ -28,7 +28,7 @@ PATIENCE_HEARTBEATS: Final = 2
 
 @final
 class Replication:
-    """This node's half of the talk of tables."""
+    """This node's half of the talk of tables; each `receive_*` returns whether a table is known now that was not."""
 
     def __init__(self, peers: Peers, own: OwnTables, turn: Turn) -> None:
         self._peers = peers
@@ -99,7 +99,7 @@ class Replication:
         return learnt
 
     def receive_delta(self, peer: Peer, frame: bytes, now: float) -> bool:
-        """Take a delta; true if this node knows the table now."""
+        """Take a delta; if it does not follow, ask for what differs."""
         delta = unpack_table_delta(frame)
         replica = peer.tables.replicas.get(delta.table)
         if replica is not None and not replica.receive_delta(delta):
@@ -124,7 +124,7 @@ class Replication:
         return False
 
     def receive_done(self, peer: Peer, frame: bytes, now: float) -> bool:
-        """Take the end of an answer, and ask for the next; true if this node knows the table now."""
+        """Take the end of an answer, and ask for the next if there is more."""
         done = unpack_table_done(frame)
         replica = peer.tables.replicas.get(done.table)
         if replica is None:
