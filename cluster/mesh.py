@@ -203,6 +203,10 @@ class Mesh:
         """Note changes of this node's sessions; `flush` writes and tells them."""
         self.own.change(changes)
 
+    def is_current(self, since: float) -> bool:
+        """Say whether this node knows the tables of every running member as they were at that time or later."""
+        return self._replication.is_current(since)
+
     def join(self, node: str, address: str, now: float) -> None:
         """Begin to join the cluster of `node`; `take_join_result` has the outcome within JOIN_TIMEOUT_S."""
         self._deadline = 0.0

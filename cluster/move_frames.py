@@ -19,8 +19,7 @@ Integers, text and bytes16 are as in `wire`; an epoch is as in `broker.core.epoc
     MOVE_ACK      (client id, epoch, u8 flags: 1 head taken, 2 over, 4 discarded, u64 watermark, u64 generation,
                   u64 version, u16 count, 16 bytes origin that is not passed*)*  control, to the old home
     SWITCH        u32 count, (16 bytes store_id of the home, u64 generation, u64 version)*       control, to any member
-    mark          u8 kind, 16 bytes store_id of who says it, 16 bytes store_id of the home, u64 generation,
-                  u64 version, u64 number                                       in a stream
+    mark          u8 kind, 16 bytes store_id of the home, u64 generation, u64 version, u64 number   in a stream
       CONFIRMED   1  to the home itself, whenever a version of its wishes is applied
       SWITCHED    2  to who asked by a SWITCH
 
@@ -73,7 +72,7 @@ _USER_NAME: Final = 1
 _WILL: Final = 2
 _DELIVERY: Final = struct.Struct(">QBHI")
 _HEAD: Final = struct.Struct(">IQHQI")
-_MARK: Final = struct.Struct(">B16s16sQQQ")
+_MARK: Final = struct.Struct(">B16sQQQ")
 _STORE_ID_BYTES: Final = 16
 
 
@@ -349,12 +348,12 @@ def unpack_switches(data: bytes) -> list[tuple[bytes, int, int]]:
 
 def pack_mark(mark: Switch) -> bytes:
     """Pack a mark."""
-    return _MARK.pack(mark.kind, mark.member, mark.home, mark.generation, mark.version, mark.number)
+    return _MARK.pack(mark.kind, mark.home, mark.generation, mark.version, mark.number)
 
 
-def unpack_mark(data: bytes) -> Switch:
-    """Read a mark; FrameError if it is none that is known."""
+def unpack_mark(member: bytes, data: bytes) -> Switch:
+    """Read a mark of a member; FrameError if it is none that is known."""
     if len(data) != _MARK.size or data[0] not in (CONFIRMED, SWITCHED):
         raise FrameError("unknown mark")
-    kind, member, home, generation, version, number = _MARK.unpack(data)
+    kind, home, generation, version, number = _MARK.unpack(data)
     return Switch(kind, member, home, generation, version, number)

@@ -116,7 +116,7 @@ class Moving:
         self._now: float = 0.0
         self.site = MeshSite(mesh)
         self.registration = Registration(
-            mesh.membership.name, self.site.store_id(), incarnation, self._highest_epoch, self._is_current
+            mesh.membership.name, self.site.store_id(), incarnation, self._highest_epoch, mesh.is_current
         )
         self.departures = Departures(owner, self.site)
         self.arrivals = Arrivals(owner, self.site, mesh.registry)
@@ -167,9 +167,9 @@ class Moving:
         else:
             receive(node, peer.store_id, frame, now)
 
-    def receive_mark(self, body: bytes, now: float) -> None:
+    def receive_mark(self, member: bytes, body: bytes, now: float) -> None:
         """Take a mark out of the stream of a member; FrameError if it can't be read."""
-        switch = unpack_mark(body)
+        switch = unpack_mark(member, body)
         if switch.kind == CONFIRMED and switch.home == self.site.store_id():
             self.arrivals.confirmed(switch, now)
         elif switch.kind == SWITCHED:
@@ -272,12 +272,6 @@ class Moving:
 
     def _highest_epoch(self, client_id: str) -> Epoch:
         return self._mesh.registry.highest_epoch(client_id) or NO_EPOCH
-
-    def _is_current(self, since: float) -> bool:
-        for peer in self._mesh.peers.values():
-            if peer.running and (not peer.tables.is_current() or peer.tables.told_at < since):
-                return False
-        return True
 
     def _stamp(self) -> int:
         return self._clock.now(self._utc_ms)

@@ -26,6 +26,7 @@ from broker.core.owner_records import OwnerBatch
 from broker.core.storage import WriteBatch
 from broker.core.systree import Systree
 from cluster.commands import MeshCommand, MeshInput
+from cluster.forwards import Mark
 from cluster.joining import JoinResult
 from cluster.mesh import MemberView, Mesh
 from cluster.moving import Moving
@@ -231,9 +232,9 @@ class NodeCore:
         readiness = self.mesh.readiness
         self.owner.netsplit.set_ready(readiness.ready, readiness.reason)
 
-    def _receive_mark(self, body: bytes, now: float) -> None:
+    def _receive_mark(self, mark: Mark, now: float) -> None:
         try:
-            self.moving.receive_mark(body, now)
+            self.moving.receive_mark(mark.sender, mark.body, now)
         except FrameError as error:
             self.mesh.note_malformed("a member", error)
 
@@ -251,7 +252,7 @@ class NodeCore:
             if isinstance(message, Message):
                 owner.receive_forwarded(message, now)
             else:
-                self._receive_mark(message.body, now)
+                self._receive_mark(message, now)
         for node, frame in mesh.take_moves():
             try:
                 self.moving.receive(node, frame, now)

@@ -58,9 +58,9 @@ class PeerTables:
             int(Table.PASSING): Replica(node, Table.PASSING, MemoryRows(), views),
             int(Table.LASTING): Replica(node, Table.LASTING, self._lasting, views),
         }
-        # What the peer said last of each table, and when this node asked for it last or heard a part of it.
+        # What the peer said last of each table and when, and when this node asked for it last or heard a part of it.
         self.told: dict[int, TablePosition] = {}
-        self.told_at: float = -math.inf
+        self.told_at = -math.inf
         self.asked_at: dict[int, float] = {}
 
     def restore(self, filters: list[bytes], interest: bytes) -> None:
@@ -72,6 +72,7 @@ class PeerTables:
     def greeted(self) -> None:
         """A new conversation begins; what was said in the last one, and asked for, is void."""
         self.told = {}
+        self.told_at = -math.inf
         self.asked_at = {}
 
     def may_ask(self, table: int, now: float, patience_s: float) -> bool:
@@ -79,8 +80,8 @@ class PeerTables:
         return now - self.asked_at.get(table, -math.inf) >= patience_s
 
     def is_current(self) -> bool:
-        """Say whether this node knows exactly what the peer told last of all tables."""
-        return all(table in self.told and replica.is_at(self.told[table]) for table, replica in self.replicas.items())
+        """Say whether this node knows wholly what the peer's last heartbeat told of all tables."""
+        return all(table in self.told and replica.covers(self.told[table]) for table, replica in self.replicas.items())
 
     def knows_ours(self) -> bool:
         """Say whether the peer said last that it knows all tables of this node."""

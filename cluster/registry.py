@@ -20,7 +20,7 @@ holds it.
 from collections.abc import Iterator
 from typing import final
 
-from broker.core.epoch import Epoch, unpack_epoch
+from broker.core.epoch import NO_EPOCH, Epoch, unpack_epoch
 from broker.core.rows import (
     BUCKETS,
     RowKind,
@@ -100,13 +100,13 @@ class Registry:
                 if found is not None and found.node == node:
                     yield client_id, found
 
-    def highest_epoch(self, client_id: str) -> Epoch | None:
-        """Return the latest epoch that is known of a client id, of a session or of what ended one."""
+    def highest_epoch(self, client_id: str) -> Epoch:
+        """Return the latest epoch that is known of a client id, of a session or of what ended one; else NO_EPOCH."""
         subject = client_id.encode()
         highest = self._last_end(subject)
         for home in self._of(subject):
             highest = max(highest, home.packed)
-        return unpack_epoch(highest, 0) if highest else None
+        return unpack_epoch(highest, 0) if highest else NO_EPOCH
 
     def ended(self, client_id: str) -> Epoch | None:
         """Return before which epoch all sessions of a client id are over."""

@@ -28,7 +28,7 @@ PATIENCE_HEARTBEATS: Final = 2
 
 @final
 class Replication:
-    """This node's half of the talk of tables."""
+    """This node's half of the talk of tables; each `receive_*` returns whether a table is known now that was not."""
 
     def __init__(self, peers: Peers, own: OwnTables, turn: Turn) -> None:
         self._peers = peers
@@ -37,8 +37,11 @@ class Replication:
         self._requests: dict[tuple[str, int], TableRequest] = {}
 
     def begin(self) -> None:
-        """Answer what was asked for; everything that was told is committed."""
-        if not self._requests:
+        """Answer what was asked for; everything that was told is committed.
+
+        What changed while the mesh was frozen is told at the end of this turn, and then it is the next one's to answer.
+        """
+        if not self._requests or any(table.is_untold() for table in self._own.all.values()):
             return
         requests, self._requests = self._requests, {}
         for (node, table), request in requests.items():
@@ -64,6 +67,14 @@ class Replication:
         """Say whether every member runs, and this node knows all tables of each."""
         return all(peer.running and peer.tables.is_current() for peer in self._peers.all.values())
 
+    def is_current(self, since: float) -> bool:
+        """Say whether this node knows the tables of every running member as they were then or later."""
+        return all(
+            peer.tables.told_at >= since and peer.tables.is_current()
+            for peer in self._peers.all.values()
+            if peer.running
+        )
+
     def positions(self, peer: Peer) -> list[TablePosition]:
         """Return where this node's tables stand, and what it knows of the peer's; frozen it knows nothing new."""
         frozen = self._turn.frozen
@@ -88,7 +99,7 @@ class Replication:
         return learnt
 
     def receive_delta(self, peer: Peer, frame: bytes, now: float) -> bool:
-        """Take a delta; true if this node knows the table now."""
+        """Take a delta; if it does not follow, ask for what differs."""
         delta = unpack_table_delta(frame)
         replica = peer.tables.replicas.get(delta.table)
         if replica is not None and not replica.receive_delta(delta):
@@ -113,7 +124,7 @@ class Replication:
         return False
 
     def receive_done(self, peer: Peer, frame: bytes, now: float) -> bool:
-        """Take the end of an answer, and ask for the next; true if this node knows the table now."""
+        """Take the end of an answer, and ask for the next if there is more."""
         done = unpack_table_done(frame)
         replica = peer.tables.replicas.get(done.table)
         if replica is None:

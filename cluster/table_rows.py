@@ -8,8 +8,10 @@ from typing import Final, Protocol, final
 
 from broker.core.rows import BUCKETS, bucket_of, row_subject
 from broker.core.storage import Storage, WriteBatch
-from broker.core.stored_message import check_version
+from broker.core.stored_message import check_version, corrupt
+from cluster.table_frames import check_row
 from cluster.turn import Turn
+from cluster.wire import FrameError
 
 ROW_VERSION: Final = 1
 KEY_TABLE: Final = b"table/"
@@ -79,7 +81,8 @@ class MemoryRows:
 class StoredRows:
     """Rows in the store: registry "table/", store_id of the owner, table u8, bucket u16, row -> version u8, value.
 
-    Writes go into the turn's batch; reads see what is committed.
+    Writes go into the turn's batch; reads see what is committed. They are held to the same bounds as what a peer says:
+    StorageError if a row is none, or is of a newer program, or the store can't be read.
     """
 
     def __init__(self, storage: Storage, turn: Turn, store_id: bytes, table: int) -> None:
@@ -131,7 +134,15 @@ class StoredRows:
         at = len(self._prefix)
         for key, stored in self._storage.scan("registry", start, end):
             check_version(stored, ROW_VERSION, "registry")
-            yield key[at] << 8 | key[at + 1], key[at + 2 :], stored[1:]
+            row, value = key[at + 2 :], stored[1:]
+            try:
+                check_row(row, value)
+                bucket = key[at] << 8 | key[at + 1]
+                if bucket != bucket_of(row_subject(row)):
+                    raise FrameError("a row in another bucket than its own")
+            except FrameError as error:
+                raise corrupt("registry", key, error) from None
+            yield bucket, row, value
 
 
 def forget_tables(batch: WriteBatch) -> None:

@@ -111,6 +111,10 @@ class OwnTable:
         """Tell a version more, although nothing changed: whoever applies it says so."""
         self._touched = True
 
+    def is_untold(self) -> bool:
+        """Say whether something changed that was not told yet."""
+        return bool(self._changes)
+
     def position(self, known: int = 0) -> TablePosition:
         """Return where the table stands; `known` is what to say of the other's."""
         return TablePosition(self.table, self.generation, self.version, self.checksum, known)
@@ -199,6 +203,10 @@ class Replica:
             and self.version == position.version
             and self.checksum == position.checksum
         )
+
+    def covers(self, position: TablePosition) -> bool:
+        """Say whether this is the table that stood there, or what became of it since."""
+        return self.fresh == BUCKETS and self.generation == position.generation and self.version >= position.version
 
     def known_version(self, generation: int) -> int:
         """Return the version plus one of what is wholly known of this generation, 0 if nothing is."""

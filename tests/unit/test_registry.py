@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from broker.core.epoch import Epoch, pack_epoch
+from broker.core.epoch import NO_EPOCH, Epoch, pack_epoch
 from broker.core.rows import RowKind, SessionRow, Table, bucket_of, pack_ended, pack_row, pack_session
 from cluster.registry import Registry
 
@@ -48,7 +48,7 @@ def view():
 
 def test_a_client_id_without_a_session_has_no_home(view):
     assert view.home() is None
-    assert view.registry.highest_epoch("x") is None
+    assert view.registry.highest_epoch("x") == NO_EPOCH
     assert view.registry.homes("x") == []
 
 

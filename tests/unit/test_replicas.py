@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker.core.rows import BUCKETS, RowKind, Table, bucket_of, pack_row, row_hash, row_subject
-from broker.core.storage import MemoryStorage, WriteBatch
+from broker.core.rows import BUCKETS, RowKind, Table, bucket_of, pack_row, pack_subscription, row_hash, row_subject
+from broker.core.storage import MemoryStorage, StorageError, WriteBatch
 from cluster import table_frames as frames
 from cluster.frames import FRAME_BYTES_MAX, FrameType
-from cluster.table_rows import MemoryRows, StoredRows, forget_tables
+from cluster.table_rows import KEY_TABLE, MemoryRows, StoredRows, forget_tables
 from cluster.tables import ANSWER_BYTES_MAX, OwnTable, Replica
 from cluster.turn import Turn
 
@@ -340,6 +340,12 @@ def test_known_version_counts_only_a_whole_table():
     pair.settle()
     assert pair.replica.known_version(1) == pair.owner.version + 1
     assert pair.replica.known_version(2) == 0
+    there = pair.owner.position()
+    pair.set(b"a", b"2")
+    pair.turn()
+    pair.arrive()
+    assert pair.replica.covers(there) and not pair.replica.is_at(there)
+    assert not pair.replica.covers(OwnTable(Table.LASTING, 2, MemoryRows()).position())
 
 
 def test_what_nobody_hears_is_found_by_its_sums():
@@ -367,13 +373,35 @@ def test_a_forgotten_table_leaves_nothing():
     assert list(pair.owner_side.storage.scan("registry", b"", b"")) == []
 
 
+@pytest.mark.parametrize(
+    ("row", "stored"),
+    [
+        (b"", b"\x01"),
+        (pack_row(KIND, b"c"), b"\x01"),
+        (b"\xc8\0\1", b"\x01"),
+        (pack_row(RowKind.SESSION, b"c"), b"\x01"),
+        (pack_row(RowKind.ENDED, b"c"), b"\x01\x01"),
+        (pack_row(KIND, b"c"), b"\x02"),
+        (pack_row(KIND, b"c"), b""),
+    ],
+)
+def test_a_stored_row_that_can_not_be_read_is_named(row, stored):
+    side = Side(True)
+    batch = WriteBatch()
+    batch.put("registry", KEY_TABLE + OWNER + b"\2\0\0" + row, stored)
+    side.storage.commit(batch)
+    with pytest.raises(StorageError, match="registry record"):
+        list(side.rows().scan())
+
+
 def test_rows_of_one_subject_are_read_on_demand():
     side = Side(True)
     rows = side.rows()
+    value = pack_subscription(1, 0)
     for client, topic_filter in ((b"c", b"a/#"), (b"c", b"b"), (b"cc", b"a")):
         row = pack_row(RowKind.SUBSCRIPTION, client, topic_filter)
-        rows.put(bucket_of(client), row, b"v")
-    rows.put(bucket_of(b"c"), pack_row(RowKind.SESSION, b"c"), b"s")
+        rows.put(bucket_of(client), row, value)
+    rows.put(bucket_of(b"c"), pack_row(KIND, b"c"), b"s")
     side.commit()
     start = pack_row(RowKind.SUBSCRIPTION, b"c")
-    assert rows.read_from(start) == [(start + b"a/#", b"v"), (start + b"b", b"v")]
+    assert rows.read_from(start) == [(start + b"a/#", value), (start + b"b", value)]

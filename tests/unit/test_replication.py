@@ -123,3 +123,54 @@ def test_a_table_is_asked_for_at_the_beginning_of_a_turn_alone():
     answer = [command.frame for command in mesh.flush(WriteBatch(), network.now)]
     assert [frame[1] for frame in answer] == [frames.FrameType.TABLE_ROWS, frames.FrameType.TABLE_DONE]
     assert table_frames.unpack_table_done(answer[1]).version == 1
+
+
+def test_what_changed_while_the_node_was_frozen_is_told_before_it_is_asked_for():
+    network, nodes = cluster(count=2)
+    mesh = nodes[0].mesh
+    request = table_frames.pack_table_request(table_frames.TableRequest(2, 1, 0, [0] * 1024))
+    mesh.receive(say.FrameReceived("node2@h", mesh.peers["node2@h"].connection, request), network.now)
+    mesh.freeze(True)
+    mesh.change_rows([session_row(b"x", nodes[0])])
+    batch = WriteBatch()
+    assert not mesh.flush(batch, network.now)
+    nodes[0].storage.commit(batch)
+    mesh.freeze(False)
+    sent = []
+    for _ in range(2):
+        mesh.begin()
+        sent += [command.frame[1] for command in mesh.flush(WriteBatch(), network.now)]
+    assert sent == [frames.FrameType.TABLE_DELTA, frames.FrameType.TABLE_ROWS, frames.FrameType.TABLE_DONE]
+
+
+def test_a_member_is_known_although_it_changes_all_the_time():
+    """Reason: a join would not end while the cluster is busy."""
+    network, nodes = cluster(count=2)
+    node, peer = nodes
+    for number in range(20):
+        peer.mesh.change_rows([session_row(b"client%d" % number, peer)])
+        network.run(0.2)
+        assert node.mesh.peers["node2@h"].tables.is_current()
+
+
+def test_a_node_is_current_when_each_running_member_was_heard_since_and_is_known():
+    network, nodes = cluster()
+    mesh = nodes[0].mesh
+    asked_at = network.now
+    assert not mesh.is_current(asked_at)
+    assert network.run(2, lambda: mesh.is_current(asked_at))
+    # What is told from now on does not arrive: the heartbeats name it.
+    lost = {frames.FrameType.TABLE_DELTA, frames.FrameType.TABLE_ROWS}
+    network.lose = lambda command: isinstance(command, say.SendControl) and command.frame[1] in lost
+    nodes[1].mesh.change_rows([session_row(b"x", nodes[1])])
+    network.run(0.1)
+    asked_at = network.now
+    assert not network.run(5, lambda: mesh.is_current(asked_at))
+    network.lose = lambda command: False
+    assert network.run(5, lambda: mesh.is_current(asked_at))
+    assert mesh.registry.highest_epoch("x").counter == 1
+    # Who does not run is not waited for.
+    network.kill("node3@h")
+    assert network.run(10, lambda: "node3@h" not in nodes[0].running())
+    asked_at = network.now
+    assert network.run(2, lambda: mesh.is_current(asked_at))
