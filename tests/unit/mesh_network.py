@@ -160,7 +160,7 @@ class Network:
         node.mesh.tick(self.now)
         batch = WriteBatch()
         commands = node.mesh.flush(batch, self.now)
-        node.received += node.mesh.take_messages()
+        node.received += [each for each in node.mesh.take_messages() if isinstance(each, Message)]
         node.acknowledged += node.mesh.take_acknowledged()
         node.notes += node.mesh.take_notes()
         node.storage.commit(batch)
@@ -184,7 +184,7 @@ class Network:
                 node = self.nodes[name]
                 if not node.down and node.life == life:
                     node.mesh.receive(happened, self.now)
-                    node.received += node.mesh.take_messages()
+                    node.received += [each for each in node.mesh.take_messages() if isinstance(each, Message)]
                     node.acknowledged += node.mesh.take_acknowledged()
         return until()
 
