@@ -86,7 +86,7 @@ class OutgoingLink:
     """The sender's end of a stream. `released` are tickets that the outbox takes over, once it is committed."""
 
     def __init__(self, sender: bytes, outbox: Outbox, first: int = 1, spill_after_s: float = 0.2) -> None:
-        """`outbox` is recovered; `first` is `first_number` of this life of the sender."""
+        """`first` is `first_number` of this life of the sender."""
         self.outbox = outbox
         self._sender = sender
         self._spill_after_s = spill_after_s
@@ -98,7 +98,7 @@ class OutgoingLink:
         self.bytes_in_flight = 0
         self.bytes_behind = 0
         self.released: list[Ticket] = []
-        # Something could be read from the outbox as soon as this turn is committed.
+        # The window has room for what is in the outbox: `load` has something to do.
         self.wants_turn = False
         self.dropped_memory = 0
         self.dropped_not_running = 0
@@ -136,8 +136,8 @@ class OutgoingLink:
         # What earlier lives sent nobody knows any more.
         self._highest_sent = self._next_number - 1
         self._last_sent = self._highest_sent
-        # Up to here the outbox is committed and may be read.
-        self._readable = self._highest_sent
+        # The receiver may have something of what is in the outbox alone.
+        self._trim_due = False
 
     def has_room(self, message: Message, running: bool) -> bool:
         """Say whether a message that the peer has to have is taken; false is counted as a refusal."""
@@ -268,8 +268,11 @@ class OutgoingLink:
             # can't be used again.
             self._renumber(position)
         else:
+            if self._trim_due:
+                # What it said that it had, when it said so last, is still here.
+                self.acked = min(self.acked, position)
             tickets = self._trim(self._waiting, position)
-            self._trim_behind(position)
+            self._trim_due = True
         self._end_spilling()
         self._gap = position < self._acked_durable
         if self._gap:
@@ -296,13 +299,41 @@ class OutgoingLink:
         self._end_spilling()
         return tickets
 
+    def load(self, now: float) -> None:
+        """Read on in the outbox, as far as the window goes. Everything that was written must be committed.
+
+        What StorageError keeps it from is done by the next call.
+        """
+        if not self.open:
+            return
+        if self._trim_due:
+            self._trim_behind(self.acked)
+            self._trim_due = False
+            self._end_spilling()
+        if self._waiting:
+            return
+        size = self.bytes_in_flight
+        while self._behind and size < WINDOW_BYTES_MAX:
+            head = self._behind[0]
+            if isinstance(head, Batch):
+                self._behind.popleft()
+                self._waiting.append(head)
+            else:
+                self._read(head, now)
+                if head.first > head.last:
+                    if head.count:
+                        raise StorageError(f"the outbox lacks {head.count} messages that were put into it")
+                    self._behind.popleft()
+            if self._waiting:
+                size += len(self._waiting[-1].body)
+
     def take_frames(self, now: float) -> list[bytes]:
-        """Return the frames that the window lets go now. What earlier calls left in the outbox is committed."""
+        """Return the frames that the window lets go now."""
         self.wants_turn = False
         if not self.open:
             return []
         frames: list[bytes] = []
-        while len(self._sent) < FRAMES_IN_FLIGHT_MAX and (self._waiting or self._load(now)):
+        while len(self._sent) < FRAMES_IN_FLIGHT_MAX and (self._waiting or self._refill()):
             batch = self._waiting[0]
             if self.bytes_in_flight and self.bytes_in_flight + len(batch.body) > WINDOW_BYTES_MAX:
                 break
@@ -321,13 +352,12 @@ class OutgoingLink:
             self._gap = False
         if self._start:
             # Nothing to send: an empty frame still tells the receiver where the stream goes on.
-            first = self._first_waiting()
+            first = max(self._first_waiting(), self._last_sent + 1)
             frames.append(pack_forwards(self.session, first, 0, 0, True, self._gap, b""))
             self._last_sent = first - 1
             self._start = False
             self._gap = False
         self._highest_sent = max(self._highest_sent, self._last_sent)
-        self._readable = self._next_number - 1
         return frames
 
     def take_probe(self, now: float) -> bytes:
@@ -343,6 +373,8 @@ class OutgoingLink:
         What is in the outbox stays there.
         """
         self._seal()
+        self.outbox.first = self.acked + 1
+        self.outbox.last = self._next_number - 1
         tickets, self.released = self.released, []
         for batch in (*self._sent, *self._waiting):
             tickets.extend(batch.tickets)
@@ -366,8 +398,8 @@ class OutgoingLink:
         for each in (*self._sent, *self._waiting, *self._behind):
             assert each.first > last
             last = each.last() if isinstance(each, Batch) else each.last
-            # A batch acknowledged in part is kept as a whole.
-            assert last > self.acked
+            # A batch acknowledged in part is kept as a whole, and the outbox until it is read.
+            assert last > self.acked or self._trim_due
         assert last < self._next_number
         assert sum(len(batch.body) for batch in batches) == self.bytes_pending
         assert sum(len(batch.body) for batch in self._sent) == self.bytes_in_flight
@@ -444,32 +476,24 @@ class OutgoingLink:
                 return
         self._behind.append(Run(number, number, 1, size))
 
-    def _load(self, now: float) -> bool:
-        """Have something waiting, of what is behind or in the open batch; false when there is nothing to be had now."""
+    def _refill(self) -> bool:
+        """Have something waiting of what is in memory; false when there is nothing to be had in this turn."""
         if self.bytes_in_flight >= WINDOW_BYTES_MAX:
             return False
-        while self._behind:
-            head = self._behind[0]
-            if isinstance(head, Batch):
-                self._behind.popleft()
-                self._waiting.append(head)
-                return True
-            if head.first > self._readable:
-                self.wants_turn = True
-                return False
-            self._read(head, now)
-            if head.first > head.last:
-                if head.count:
-                    raise StorageError(f"the outbox lacks {head.count} messages that were put into it")
-                self._behind.popleft()
-            if self._waiting:
-                return True
-        self._seal()
-        return bool(self._waiting)
+        if not self._behind:
+            self._seal()
+            return bool(self._waiting)
+        head = self._behind[0]
+        if isinstance(head, Batch):
+            self._behind.popleft()
+            self._waiting.append(head)
+            return True
+        self.wants_turn = True
+        return False
 
     def _read(self, run: Run, now: float) -> None:
         """Pack what comes next of a run, as far as one frame goes."""
-        last = min(run.last, self._readable)
+        last = run.last
         writer = BytesWriter()
         numbers: list[int] = []
         size = 0
@@ -508,14 +532,15 @@ class OutgoingLink:
 
     def _trim_behind(self, number: int) -> None:
         """Remove what an earlier life of this node sent, and the receiver has."""
-        while self._behind and not self._waiting:
+        while self._behind:
             head = self._behind[0]
             if head.first > number:
                 return
             if isinstance(head, Batch):
+                if head.last() > number:
+                    return
                 self._behind.popleft()
-                self._waiting.append(head)
-                self._trim(self._waiting, number)
+                self.bytes_pending -= len(head.body)
                 continue
             for stored, size in self.outbox.sizes(head.first, min(head.last, number)):
                 self.outbox.delete([stored], size)
@@ -539,7 +564,6 @@ class OutgoingLink:
                     each.stored = [number + by for number in each.stored]
             self.outbox.shift(first, by)
             self._next_number += by
-            self._readable = position
         self.acked = position
         self._highest_sent = position
         self._acked_durable = 0

@@ -111,6 +111,14 @@ class Mesh:
         """Take a reading of both clocks, for the deadlines that are stored."""
         self._store.clock.set(now, utc_ms)
 
+    def begin(self, now: float) -> None:
+        """Begin a turn: read on in the outboxes and answer who asked for tables, if what was written is committed."""
+        if not len(self._turn.writes):
+            for peer in self.peers.values():
+                peer.outgoing.load(now)
+        if not self._turn.frozen:
+            self._replication.begin()
+
     def receive(self, happened: MeshInput, now: float) -> None:
         """Take one input of the transport. Afterwards take messages and tickets, then `flush`."""
         if isinstance(happened, FrameReceived):
@@ -212,11 +220,6 @@ class Mesh:
             notes = notes + self._joining.notes
             self._joining.notes = []
         return notes
-
-    def begin(self) -> None:
-        """Begin a turn: answer who asked for tables. Unless the mesh is frozen, what was written is committed."""
-        if not self._turn.frozen:
-            self._replication.begin()
 
     def tick(self, now: float) -> None:
         """Do what is due. Call it every turn of the loop: it also counts the turns."""

@@ -25,7 +25,7 @@ from broker.core.storage import STORE_ID_BYTES, Storage, WriteBatch
 from broker.core.stored_message import Clock, check_version, corrupt
 from cluster.frames import pack_member, read_filter, read_member
 from cluster.membership import Member, State
-from cluster.outbox import FAMILY, Outbox
+from cluster.outbox import FAMILY, Outbox, recover
 from cluster.table_rows import forget_tables
 from cluster.turn import Turn
 from cluster.wire import FrameError, Reader, pack_bytes16
@@ -54,6 +54,7 @@ class MeshStore:
         self._members: dict[str, bytes] = {}
         # By sender. A member comes at any time, when the store may not be readable.
         self._positions: dict[bytes, int] = dict(self._read_all("meta", KEY_POSITION, _read_position))
+        self._outboxes: dict[bytes, Outbox] = recover(storage, turn, self.clock)
 
     def cluster_id(self, fresh: bytes) -> bytes:
         """Return the cluster's id; a store that has none gets `fresh`."""
@@ -105,9 +106,12 @@ class MeshStore:
         self._turn.writes.put("meta", KEY_POSITION + sender, _VERSION + position.to_bytes(8, "big"))
 
     def outbox(self, store_id: bytes, bytes_max: int) -> Outbox:
-        """Return what waits for a peer on disk."""
-        outbox = Outbox(self._storage, self._turn, self.clock, store_id, bytes_max)
-        outbox.recover()
+        """Return what waits for a peer on disk; it stays the same for as long as this node lives."""
+        outbox = self._outboxes.get(store_id)
+        if outbox is None:
+            outbox = Outbox(self._storage, self._turn, self.clock, store_id, bytes_max)
+            self._outboxes[store_id] = outbox
+        outbox.bytes_max = bytes_max
         return outbox
 
     def interest(self, store_id: bytes) -> list[bytes]:

@@ -78,14 +78,14 @@ class NodeCore:
         self.mesh.set_clock(now, utc_ms)
 
     def begin(self, now: float) -> None:
-        """Begin a turn; what the last one wrote is committed. StorageError if what a queue goes on with can't be read.
+        """Begin a turn; what the last one wrote is committed. StorageError if what goes on in the store can't be read.
 
         `freeze` it then: what was read counts, and `thaw` reads on.
         """
         self._now = now
         if not self._frozen:
             self.owner.begin(now)
-            self.mesh.begin()
+            self.mesh.begin(now)
 
     def receive_event(self, event: Event, now: float) -> None:
         """Take one event from a listener."""
@@ -149,6 +149,7 @@ class NodeCore:
         """Everything that waited is committed and carried out; StorageError, and it stays frozen, if reading fails."""
         self._now = now
         self.owner.begin(now)
+        self.mesh.begin(now)
         self._frozen = False
         self.mesh.freeze(False)
         self.owner.degraded.end(now)

@@ -51,31 +51,26 @@ class Outbox:
     def __init__(self, storage: Storage, turn: Turn, clock: Clock, peer: bytes, bytes_max: int) -> None:
         self.messages = 0
         self.bytes = 0
-        # The numbers of the first and the last message that a start found; there are none while `last` < `first`.
+        # Numbers between which all are that a link, which is new to the outbox, finds in it.
         self.first = 1
         self.last = 0
+        self.bytes_max = bytes_max
         self._storage = storage
         self._turn = turn
         self._clock = clock
         self._peer = peer
-        self._bytes_max = bytes_max
 
-    def recover(self) -> None:
-        """Count what an earlier life of this node left."""
-        for key, value in self._storage.scan(FAMILY, self._peer, self._key((1 << 64) - 1)):
-            check_version(value, VALUE_VERSION, FAMILY)
-            if len(key) != _KEY_BYTES:
-                raise corrupt(FAMILY, key, AssertionError("a key of another length"))
-            number = _number(key)
-            if not self.messages:
-                self.first = number
-            self.last = number
-            self.messages += 1
-            self.bytes += len(key) + len(value)
+    def found(self, number: int, size: int) -> None:
+        """An earlier life of this node left a message of so many bytes; call it in the order of the numbers."""
+        if not self.messages:
+            self.first = number
+        self.last = number
+        self.messages += 1
+        self.bytes += size
 
     def is_full(self, size: int) -> bool:
         """Say whether a message of about `size` bytes is too much. An empty outbox takes one of any size."""
-        return self.bytes > 0 and self.bytes + size > self._bytes_max
+        return self.bytes > 0 and self.bytes + size > self.bytes_max
 
     def put(self, number: int, message: Message) -> int:
         """Write a message into the turn's batch; return how many bytes it takes."""
@@ -128,6 +123,20 @@ class Outbox:
 
     def _key(self, number: int) -> bytes:
         return self._peer + number.to_bytes(8, "big")
+
+
+def recover(storage: Storage, turn: Turn, clock: Clock) -> dict[bytes, Outbox]:
+    """Return what an earlier life of this node left, by the peer's store id."""
+    found: dict[bytes, Outbox] = {}
+    for key, value in storage.scan(FAMILY, b"", b""):
+        check_version(value, VALUE_VERSION, FAMILY)
+        if len(key) != _KEY_BYTES:
+            raise corrupt(FAMILY, key, AssertionError("a key of another length"))
+        peer = key[:STORE_ID_BYTES]
+        if peer not in found:
+            found[peer] = Outbox(storage, turn, clock, peer, 0)
+        found[peer].found(_number(key), len(key) + len(value))
+    return found
 
 
 def _number(key: bytes) -> int:

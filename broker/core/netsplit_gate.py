@@ -81,6 +81,9 @@ class NetsplitGate:
     ) -> None:
         self.is_open = True
         self.held_count: int = 0
+        # The limits are the constants but in tests.
+        self.held_bytes_max: int = HELD_BYTES_MAX
+        self.events_per_turn: int = EVENTS_PER_TURN
         self._settings = settings
         self._attachments = attachments
         self._outlets = outlets
@@ -135,7 +138,7 @@ class NetsplitGate:
         """Hand on what was held, as far as a turn goes and the listeners keep up."""
         if not self._ready or not self._held:
             return
-        left = EVENTS_PER_TURN
+        left = self.events_per_turn
         for connection in list(self._held):
             while connection in self._held:
                 if self._is_behind(now):
@@ -183,7 +186,7 @@ class NetsplitGate:
         held = self._held.get(connection)
         if message.qos == 2 and held is not None and event.packet_id in held.qos2:
             return True
-        if self._held_bytes and self._held_bytes + _size(event) > HELD_BYTES_MAX:
+        if self._held_bytes and self._held_bytes + _size(event) > self.held_bytes_max:
             self._close(attachment, int(Reason.QUOTA_EXCEEDED), now)
             return True
         if event.expiry_s >= 0:

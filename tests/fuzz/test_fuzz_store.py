@@ -22,7 +22,7 @@ from broker.mqtt.packets import (
     SubscriptionRequest,
     Will,
 )
-from cluster.outbox import Outbox
+from cluster.outbox import Outbox, recover
 from cluster.turn import Turn
 
 FAMILIES = ("session", "queue", "message", "retained", "will", "outbox")
@@ -73,9 +73,8 @@ def check(data: bytes) -> None:
     storage.commit(batch)
     try:
         live(Node(storage=storage, incarnation=2))
-        outbox = Outbox(storage, Turn(), Clock(1000.0, UTC_MS), PEER, 1 << 30)
-        outbox.recover()
-        assert len(outbox.read(0, 1 << 62, 1 << 30)) <= outbox.messages
+        for outbox in recover(storage, Turn(), Clock(1000.0, UTC_MS)).values():
+            assert len(outbox.read(0, 1 << 62, 1 << 30)) <= outbox.messages
     except StorageError as error:
         assert str(error)
 

@@ -156,7 +156,7 @@ class Network:
                     self.later(node, say.PeerRefused(peer), (node.name, peer, "watch"))
 
     def turn(self, node):
-        node.mesh.begin()
+        node.mesh.begin(self.now)
         node.mesh.tick(self.now)
         batch = WriteBatch()
         commands = node.mesh.flush(batch, self.now)

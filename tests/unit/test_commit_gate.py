@@ -783,7 +783,7 @@ def test_clients_and_listeners_may_come_and_go_while_the_disk_fails(seed: int, m
 @pytest.mark.parametrize("retries", [0, 2])
 def test_a_long_queue_that_ends_while_batches_wait_leaves_nothing(lifo: bool, retries: int) -> None:
     """What its tail points to is said by the store and by all that is not in it yet."""
-    node = GatedNode(settings=OwnerSettings(-1, -1, -1, queue_lifo=lifo))
+    node = GatedNode(settings=OwnerSettings(0, -1, -1, queue_lifo=lifo))
     small_window = {33: 1}
     session = node.persistent("s", properties=small_window)
     session.subscribe(b"a/#")
@@ -830,7 +830,7 @@ def hear_all(client: Client) -> list[int]:
 def test_a_queue_that_can_not_be_read_waits_as_writes_do(
     lifo: bool, rows: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    node = GatedNode(settings=OwnerSettings(-1, -1, -1, queue_lifo=lifo))
+    node = GatedNode(settings=OwnerSettings(0, -1, -1, queue_lifo=lifo))
     node.persistent("keeper").subscribe(b"a/#")
     node.persistent("other").subscribe(b"a/#")
     node.restart_listener(0)
@@ -888,7 +888,7 @@ def test_a_lifo_queue_that_can_not_be_trimmed_is_trimmed_later() -> None:
 
 @pytest.mark.parametrize("writes_fail", [False, True])
 def test_a_long_queue_may_end_while_it_can_not_be_read(writes_fail: bool) -> None:
-    node = GatedNode(settings=OwnerSettings(-1, -1, -1))
+    node = GatedNode(settings=OwnerSettings(0, -1, -1))
     session = node.persistent("s")
     session.subscribe(b"a/#")
     session.drop()

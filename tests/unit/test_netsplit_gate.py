@@ -259,9 +259,9 @@ def test_publish_may_be_allowed(start, version, qos):
     assert len(publisher.take()) == (1 if qos else 0)
 
 
-def test_later_publishes_stay_behind_those_that_were_held(node, monkeypatch):
+def test_later_publishes_stay_behind_those_that_were_held(node):
     """Also while what was held is handed on in parts."""
-    monkeypatch.setattr(netsplit_gate, "EVENTS_PER_TURN", 1)
+    node.owner.netsplit.events_per_turn = 1
     publishers = [node.connect(f"p{number}", 5) for number in range(4)]
     subscriber = node.connect("s", 5)
     subscriber.subscribe(b"#", 0)
@@ -278,8 +278,8 @@ def test_later_publishes_stay_behind_those_that_were_held(node, monkeypatch):
     assert heard == {b"t%d" % number: [b"held", b"later"] for number in range(4)}
 
 
-def test_what_is_handed_on_is_handed_on_in_parts(node, monkeypatch):
-    monkeypatch.setattr(netsplit_gate, "EVENTS_PER_TURN", 2)
+def test_what_is_handed_on_is_handed_on_in_parts(node):
+    node.owner.netsplit.events_per_turn = 2
     publishers = [node.connect(f"p{number}", 5) for number in range(5)]
     split(node)
     for publisher in publishers:
@@ -481,8 +481,8 @@ def test_large_messages_have_the_same_end_in_bytes(node, qos):
     assert publisher.connection.want_read
 
 
-def test_all_clients_together_have_an_end(node, monkeypatch):
-    monkeypatch.setattr(netsplit_gate, "HELD_BYTES_MAX", 10_000)
+def test_all_clients_together_have_an_end(node):
+    node.owner.netsplit.held_bytes_max = 10_000
     first, second = node.connect("first", 5), node.connect("second", 4)
     split(node)
     first.publish(b"a", b"x" * 6000, 1, 1)
@@ -494,8 +494,8 @@ def test_all_clients_together_have_an_end(node, monkeypatch):
     assert node.owner.counts()["netsplit_held"] == 0
 
 
-def test_a_message_that_is_larger_than_everything_is_held_alone(node, monkeypatch):
-    monkeypatch.setattr(netsplit_gate, "HELD_BYTES_MAX", 1000)
+def test_a_message_that_is_larger_than_everything_is_held_alone(node):
+    node.owner.netsplit.held_bytes_max = 1000
     publisher = node.connect("p", 5)
     split(node)
     publisher.publish(b"a", b"x" * 6000, 1, 1)

@@ -20,7 +20,7 @@ from cluster.membership import Member, State
 from cluster.mesh import Mesh, MeshSettings
 from cluster.mesh_store import MeshStore, forget_cluster
 from cluster.node import NodeCore
-from cluster.outbox import Outbox
+from cluster.outbox import Outbox, recover
 from cluster.readiness import AVAILABLE
 from cluster.turn import Turn
 
@@ -35,8 +35,9 @@ def message(payload=b"x", qos=2, number=1, expires_at=0.0, origin=STORE):
 
 
 def outbox_on(storage, turn=None, bytes_max=BIG, clock=None, peer=PEER):
-    outbox = Outbox(storage, turn or Turn(), clock or Clock(0.0, UTC_MS), peer, bytes_max)
-    outbox.recover()
+    turn, clock = turn or Turn(), clock or Clock(0.0, UTC_MS)
+    outbox = recover(storage, turn, clock).get(peer) or Outbox(storage, turn, clock, peer, 0)
+    outbox.bytes_max = bytes_max
     return outbox
 
 
@@ -124,6 +125,14 @@ def test_a_copy_of_the_store_has_no_outbox():
 # Bounds.
 
 
+def turn_of(link, storage, turn, now=0.0):
+    """What leaves in a turn, whose writes are committed."""
+    link.load(now)
+    frames = link.take_frames(now)
+    commit(storage, turn)
+    return frames
+
+
 def link_on(storage, turn, bytes_max=BIG, incarnation=1):
     outbox = outbox_on(storage, turn, bytes_max)
     return OutgoingLink(STORE, outbox, first_number(incarnation))
@@ -148,7 +157,7 @@ def test_a_full_outbox_refuses_and_is_counted():
     commit(storage, turn)
     link.connected(1)
     link.opened(1, 0, 0.0)
-    link.take_frames(0.0)
+    turn_of(link, storage, turn)
     link.acknowledged(1, link._last_sent, 0.0)
     assert link.has_room(large, True)
 
@@ -177,7 +186,7 @@ def test_what_is_on_disk_is_not_in_memory():
     link.opened(1, 0, 0.0)
     received = []
     while link.outbox.messages:
-        for frame in link.take_frames(0.0):
+        for frame in turn_of(link, storage, turn):
             received += [each.number for each in incoming.receive(Forwards(frame), 0.0)]
         assert link.bytes_pending <= link_module.WINDOW_BYTES_MAX + link_module.FRAME_BYTES_MAX
         link.validate()
@@ -197,9 +206,63 @@ def test_an_outbox_that_lacks_what_was_put_into_it_is_told_of():
     storage.commit(batch)
     link.connected(1)
     link.opened(1, 0, 0.0)
-    link.take_frames(0.0)
-    with pytest.raises(StorageError, match="lacks 2 messages"):
+    assert link.take_frames(0.0)
+    assert link.wants_turn
+    for _ in range(2):
+        with pytest.raises(StorageError, match="lacks 2 messages"):
+            link.load(0.0)
+
+
+def test_a_store_that_can_not_be_read_costs_nothing_but_time():
+    storage, turn = MemoryStorage(), Turn()
+    first = link_on(storage, turn)
+    for number in range(1, 4):
+        first.forward(message(b"%d" % number, number=number), None, True, False, 0.0)
+    commit(storage, turn)
+    link = link_on(storage, turn, incarnation=2)
+    scan = storage.scan
+
+    def fail(family, start, end):
+        raise StorageError("an I/O error")
+
+    link.connected(1)
+    # The receiver has the first of them: its deletion reads, too.
+    link.opened(1, first_number(1), 0.0)
+    storage.scan = fail
+    for _ in range(2):
+        with pytest.raises(StorageError):
+            link.load(0.0)
+        link.validate()
         link.take_frames(0.0)
+        assert link.wants_turn
+    storage.scan = scan
+    (frame,) = turn_of(link, storage, turn)
+    assert [each.payload for each in Forwards(frame).messages(STORE, 0.0)] == [b"2", b"3"]
+    assert link.outbox.messages == len(storage.snapshot()["outbox"]) == 2
+
+
+def test_a_receiver_that_goes_back_before_anything_was_deleted_misses_nothing():
+    storage, turn = MemoryStorage(), Turn()
+    first = link_on(storage, turn)
+    for number in range(1, 4):
+        first.forward(message(b"%d" % number, number=number), None, True, False, 0.0)
+    commit(storage, turn)
+    link = link_on(storage, turn, incarnation=2)
+    link.connected(1)
+    link.opened(1, first_number(1) + 1, 0.0)
+    link.disconnected()
+    incoming = IncomingLink(STORE, first_number(1))
+    for instance in (link, incoming):
+        instance.connected(2)
+    link.opened(2, incoming.position, 0.0)
+    received = []
+    for _ in range(3):
+        for frame in turn_of(link, storage, turn):
+            received += [each.payload for each in incoming.receive(Forwards(frame), 0.0)]
+        link.validate()
+    assert received == [b"2", b"3"]
+    link.acknowledged(2, incoming.position, 0.0)
+    assert link.outbox.messages == 0
 
 
 def test_a_receiver_that_knows_another_life_of_this_store_misses_nothing():
@@ -214,11 +277,11 @@ def test_a_receiver_that_knows_another_life_of_this_store_misses_nothing():
     incoming.connected(1)
     link.connected(1)
     assert link.opened(1, position, 0.0) == []
+    commit(storage, turn)
     received = []
     for _ in range(3):
-        for frame in link.take_frames(0.0):
+        for frame in turn_of(link, storage, turn):
             received += [each.payload for each in incoming.receive(Forwards(frame), 0.0)]
-        commit(storage, turn)
         link.validate()
     assert received == [b"1", b"2", b"3"]
     link.acknowledged(1, incoming.position, 0.0)
@@ -253,7 +316,9 @@ class MeshedNode(Node):
     def begin(self):
         if hasattr(self, "core"):
             self.core.set_clock(self.now, self.wall_clock_ms())
-        super().begin()
+            self.core.begin(self.now)
+        else:
+            super().begin()
 
     def turn(self):
         if not hasattr(self, "core"):
@@ -429,6 +494,8 @@ class Pair:
 
     def sender_turn(self, crash=""):
         link = self.outgoing
+        if not len(self.turn.writes):
+            link.load(self.now)
         if link.is_spill_due(self.running, self.now):
             link.spill()
         known = []
