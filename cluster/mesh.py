@@ -127,15 +127,12 @@ class Mesh:
         self._store.clock.set(now, utc_ms)
 
     def begin(self, now: float) -> None:
-        """Begin a turn: read on in the outboxes, and answer who asked for tables.
-
-        Unless the mesh is frozen, what was written is committed.
-        """
-        if len(self._turn.writes) or self._turn.frozen:
-            return
-        for peer in self.peers.values():
-            peer.outgoing.load(now)
-        self._replication.begin()
+        """Begin a turn: read on in the outboxes and answer who asked for tables, if what was written is committed."""
+        if not len(self._turn.writes):
+            for peer in self.peers.values():
+                peer.outgoing.load(now)
+        if not self._turn.frozen:
+            self._replication.begin()
 
     def receive(self, happened: MeshInput, now: float) -> None:
         """Take one input of the transport. Afterwards take messages and tickets, then `flush`."""

@@ -14,7 +14,7 @@ commit of the turn.
 from collections.abc import Callable
 from typing import Final, final
 
-from broker.core.epoch import NO_EPOCH, Epoch
+from broker.core.epoch import NO_EPOCH
 from broker.core.owner import QueueOwner
 from broker.core.transfer import SessionHead
 from cluster.arrivals import Arrivals
@@ -116,7 +116,7 @@ class Moving:
         self._now: float = 0.0
         self.site = MeshSite(mesh)
         self.registration = Registration(
-            mesh.membership.name, self.site.store_id(), incarnation, self._highest_epoch, mesh.is_current
+            mesh.membership.name, self.site.store_id(), incarnation, mesh.registry.highest_epoch, mesh.is_current
         )
         self.departures = Departures(owner, self.site)
         self.arrivals = Arrivals(owner, self.site, mesh.registry)
@@ -269,9 +269,6 @@ class Moving:
                 client_id, session.epoch, home.epoch, False, now
             ):
                 self._mesh.registry.look_again(client_id)
-
-    def _highest_epoch(self, client_id: str) -> Epoch:
-        return self._mesh.registry.highest_epoch(client_id) or NO_EPOCH
 
     def _stamp(self) -> int:
         return self._clock.now(self._utc_ms)

@@ -116,7 +116,7 @@ class Registrar:
             return
         for waiting in [each for each in self._waiting.values() if each.epoch is not None and each.old_home == node]:
             self._arrivals.forget(waiting.event.client_id)
-            latest = self._registry.highest_epoch(waiting.event.client_id) or NO_EPOCH
+            latest = self._registry.highest_epoch(waiting.event.client_id)
             self._resolve(waiting, latest, now)
 
     def tick(self, now: float) -> None:
@@ -159,7 +159,7 @@ class Registrar:
             if waiting is None:
                 continue
             if isinstance(result, Granted):
-                latest = max(result.epoch, self._registry.highest_epoch(result.client_id) or NO_EPOCH)
+                latest = max(result.epoch, self._registry.highest_epoch(result.client_id))
                 waiting.epoch = Epoch(latest.counter + 1, self._stamp(), self._site.store_id())
                 self._resolve(waiting, latest, now)
             else:
@@ -190,12 +190,23 @@ class Registrar:
             take = Take(event.client_id, waiting.epoch, event.clean_start, event.user_name)
             self._arrivals.ask(take, latest.store_id, now)
         else:
-            if not event.clean_start and self._owner.session(event.client_id) is None:
-                head = self._remembered(event.client_id, latest.store_id)
-                if head is not None:
-                    self._arrivals.revive(head, waiting.epoch, latest.store_id, now)
-                    self._notices.append(f"session of {event.client_id!r} begins here while its old home is away")
-            self._finish(waiting, now)
+            self._begin_without(waiting, latest, now)
+
+    def _begin_without(self, waiting: Waiting, latest: Epoch, now: float) -> None:
+        """Begin a session without its home, which is away."""
+        event = waiting.event
+        assert waiting.epoch is not None
+        if not event.clean_start and self._owner.session(event.client_id) is None:
+            head = self._remembered(event.client_id, latest.store_id)
+            home = self._registry.find(event.client_id)
+            if head is not None:
+                self._arrivals.revive(head, waiting.epoch, latest.store_id, now)
+                self._notices.append(f"session of {event.client_id!r} begins here while its old home is away")
+            elif home is None or home.epoch != latest:
+                # Its home is known, and what it has is not.
+                self._refuse(waiting, Reason.SERVER_UNAVAILABLE, now)
+                return
+        self._finish(waiting, now)
 
     def _finish(self, waiting: Waiting, now: float) -> None:
         assert waiting.epoch is not None

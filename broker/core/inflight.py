@@ -80,6 +80,13 @@ class Inflight:
         self.deliveries[delivery.packet_id] = delivery
         self.next_id = delivery.packet_id % PACKET_ID_MAX + 1
 
+    def restore_late(self, delivery: Delivery) -> None:
+        """Take back a delivery that was in flight elsewhere, and send it again if there is a connection."""
+        next_id = self.next_id
+        self.restore(delivery)
+        self.next_id = next_id
+        self._resend.append(delivery.packet_id)
+
     def get(self, packet_id: int) -> Delivery | None:
         """Return the delivery under this id; None when the id is not in use."""
         return self.deliveries.get(packet_id)

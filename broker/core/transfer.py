@@ -337,15 +337,14 @@ class Transfers:
                 continue
             donor.watermark = delivery.seq
             message = delivery.message
-            if arrival.was_given(donor_id, donor, delivery.seq):
-                continue
-            if arrival.had_directly(donor_id, message.origin, message.number):
-                continue
-            known = arrival.has_had(message.origin, message.number, delivery.seq)
+            known = (
+                arrival.was_given(donor_id, donor, delivery.seq)
+                or arrival.had_directly(donor_id, message.origin, message.number)
+                or arrival.has_had(message.origin, message.number, delivery.seq)
+            )
             delivery.seq = arrival.place(donor, delivery.seq)
             if delivery.packet_id and self._keeps_id(session, donor, delivery):
-                session.inflight.restore(delivery)
-                self._store.put_delivery(session.number, delivery)
+                self._take_in_flight(session, donor, delivery, known)
                 continue
             if delivery.released or message is NO_MESSAGE:
                 continue
@@ -360,9 +359,26 @@ class Transfers:
             queue.insert(delivery.seq, delivery.size)
             self._dispatcher.counters.queue_message_in += 1
         self._store.put_arrival(session)
-        if session.attachment is not None and not queue.is_empty():
-            self._dispatcher.loading[session] = True
+        attachment = session.attachment
+        if attachment is not None:
+            self._dispatcher.drain(attachment, now)
+            if not queue.is_empty():
+                self._dispatcher.loading[session] = True
         return donor.watermark
+
+    def _take_in_flight(self, session: Session, donor: Donor, delivery: Delivery, known: bool) -> None:
+        if donor.heir:
+            session.inflight.restore(delivery)
+        elif known and delivery.qos == 1:
+            return
+        else:
+            if known:
+                # The client has the message from elsewhere; what is left is the packet id, which it may hold as taken.
+                delivery.released = True
+                delivery.message = NO_MESSAGE
+                delivery.size = 0
+            session.inflight.restore_late(delivery)
+        self._store.put_delivery(session.number, delivery)
 
     def _keeps_id(self, session: Session, donor: Donor, delivery: Delivery) -> bool:
         """Say whether a delivery in flight goes on under its packet id: the client may have it, under that."""

@@ -361,7 +361,9 @@ def test_a_gate_that_forgets_what_it_holds_is_caught(monkeypatch):
         return held
 
     monkeypatch.setattr(NetsplitGate, "_hold", forget)
-    assert "healing did not end" in caught()
+    # Its client waits for ever, or hears the next answer before it.
+    found = caught()
+    assert "healing did not end" in found or "instead of" in found
 
 
 @interpreted

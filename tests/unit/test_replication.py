@@ -115,11 +115,11 @@ def test_a_table_is_asked_for_at_the_beginning_of_a_turn_alone():
     first = [command.frame[1] for command in mesh.flush(batch, network.now) if isinstance(command, say.SendControl)]
     assert frames.FrameType.TABLE_DELTA in first and frames.FrameType.TABLE_DONE not in first
     mesh.freeze(True)
-    mesh.begin(0.0)
+    mesh.begin(network.now)
     assert not mesh.flush(WriteBatch(), network.now)
     nodes[0].storage.commit(batch)
     mesh.freeze(False)
-    mesh.begin(0.0)
+    mesh.begin(network.now)
     answer = [command.frame for command in mesh.flush(WriteBatch(), network.now)]
     assert [frame[1] for frame in answer] == [frames.FrameType.TABLE_ROWS, frames.FrameType.TABLE_DONE]
     assert table_frames.unpack_table_done(answer[1]).version == 1
@@ -138,7 +138,7 @@ def test_what_changed_while_the_node_was_frozen_is_told_before_it_is_asked_for()
     mesh.freeze(False)
     sent = []
     for _ in range(2):
-        mesh.begin()
+        mesh.begin(network.now)
         sent += [command.frame[1] for command in mesh.flush(WriteBatch(), network.now)]
     assert sent == [frames.FrameType.TABLE_DELTA, frames.FrameType.TABLE_ROWS, frames.FrameType.TABLE_DONE]
 
