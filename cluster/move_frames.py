@@ -44,7 +44,7 @@ from broker.core.stored_message import MESSAGE_KEY_BYTES, UNREADABLE, Clock, pac
 from broker.core.transfer import SessionHead
 from broker.core.wills import pack_left_will, unpack_left_will
 from cluster.epoch import read_epoch
-from cluster.frames import FRAME_VERSION
+from cluster.frames import FRAME_VERSION, read_filter
 from cluster.wire import FrameError, Reader, pack_bytes16, pack_u16, pack_u32, pack_u64
 
 # Later than any deadline is long: 2**50 ms are 35,000 years.
@@ -220,8 +220,11 @@ def _read_head(client_id: str, data: bytes, now: float) -> SessionHead:
     head.next_packet_id = max(1, next_packet_id)
     head.inflight_seq = inflight_seq
     for _ in range(count):
-        topic_filter = reader.bytes16()
-        head.subscriptions.append((topic_filter, reader.u8(), reader.u32()))
+        topic_filter = read_filter(reader)
+        options = reader.u8()
+        if options & _QOS_MASK == _QOS_MASK:
+            raise FrameError("a subscription of no QoS")
+        head.subscriptions.append((topic_filter, options, reader.u32()))
     head.incoming = [reader.u16() for _ in range(reader.u16())]
     head.taken = [(reader.take(_STORE_ID_BYTES), reader.u64()) for _ in range(reader.u16())]
     head.cuts = [(reader.take(_STORE_ID_BYTES), reader.u64()) for _ in range(reader.u16())]
@@ -254,6 +257,8 @@ def _read_delivery(reader: Reader, clock: Clock) -> Delivery:
     if not flags & _RELEASED:
         key = reader.take(MESSAGE_KEY_BYTES)
         message = unpack_message(key, reader.take(reader.u32()), 0, clock)
+    if flags & _QOS_MASK not in (1, 2) or (not message.topic and not flags & _RELEASED):
+        raise FrameError("a delivery of no QoS, or of no topic")
     delivery = Delivery(seq, message, flags & _QOS_MASK, flags & _RETAIN != 0, identifiers)
     delivery.packet_id = packet_id
     delivery.size = size

@@ -9,7 +9,7 @@ from librt.strings import BytesWriter
 from recorded_frames import VERSION_1
 
 from broker.core.message import Message
-from cluster import forwards, frames, registration_frames, table_frames
+from cluster import forwards, frames, move_frames, registration_frames, table_frames
 from cluster.frames import FrameType
 from cluster.wire import FrameError
 
@@ -148,7 +148,47 @@ def unexpired(message: Message) -> Message:
     return message
 
 
+def move_take(frame: bytes) -> bytes:
+    takes = move_frames.unpack_takes(frame)
+    parts = [len(takes).to_bytes(4, "big"), *map(move_frames.pack_take, takes)]
+    return move_frames.frame(FrameType.MOVE_TAKE, parts)
+
+
+def move(frame: bytes) -> bytes:
+    parts = []
+    for item in move_frames.unpack_move(frame, NOW):
+        name = (item.client_id, item.epoch)
+        if item.kind == move_frames.HEAD:
+            assert item.head is not None
+            parts.append(move_frames.pack_head(*name, item.old_epoch, item.head, NOW))
+        elif item.kind == move_frames.DELIVERIES:
+            parts.append(move_frames.pack_deliveries(*name, item.after, item.deliveries, NOW))
+        elif item.kind == move_frames.STATE:
+            parts.append(move_frames.pack_state(*name, item.passed, item.ended))
+        elif item.kind == move_frames.MOVED:
+            parts.append(move_frames.pack_moved(*name, item.old_epoch))
+        else:
+            parts.append(move_frames.pack_no(item.kind, *name))
+    return move_frames.frame(FrameType.MOVE, parts)
+
+
+def move_ack(frame: bytes) -> bytes:
+    return move_frames.frame(
+        FrameType.MOVE_ACK, [move_frames.pack_move_ack(ack) for ack in move_frames.unpack_move_acks(frame)]
+    )
+
+
+def switch(frame: bytes) -> bytes:
+    switches = move_frames.unpack_switches(frame)
+    parts = [len(switches).to_bytes(4, "big"), *[move_frames.pack_switch(*each) for each in switches]]
+    return move_frames.frame(FrameType.SWITCH, parts)
+
+
 UNPACKERS = {
+    int(FrameType.MOVE_TAKE): move_take,
+    int(FrameType.MOVE): move,
+    int(FrameType.MOVE_ACK): move_ack,
+    int(FrameType.SWITCH): switch,
     int(FrameType.HELLO): hello,
     int(FrameType.WELCOME): welcome,
     int(FrameType.REFUSED): refused,
