@@ -105,6 +105,11 @@ class Arrivals:
         self._owner.transfers.set_present(session, old_home, False, now)
         return session
 
+    def watch(self, client_id: str) -> None:
+        """A session became an arrival without having come: see when it is over."""
+        self._needs.setdefault(client_id, (0, 0))
+        self._check_due = True
+
     def take_ready(self) -> list[tuple[str, int, Epoch]]:
         """Return (client id, kind, epoch) of what was asked for.
 
@@ -207,6 +212,7 @@ class Arrivals:
             return
         else:
             self._owner.transfers.add_donor(session, node, now)
+            self.watch(client_id)
         session = self._owner.session(client_id)
         assert session is not None
         self._owner.transfers.introduce(session, node, item.old_epoch.counter, item.head)

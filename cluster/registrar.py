@@ -183,6 +183,7 @@ class Registrar:
         if latest.store_id in (NO_EPOCH.store_id, self._site.store_id()):
             gone = self._owner.session(event.client_id) is None and not event.clean_start
             if gone and self._departures.come_back(event.client_id, waiting.epoch):
+                self._arrivals.watch(event.client_id)
                 self._notices.append(f"session of {event.client_id!r} is back before it was all elsewhere")
             self._finish(waiting, now)
         elif self._site.is_running(latest.store_id):

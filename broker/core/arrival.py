@@ -14,6 +14,9 @@ origin), and through the old home, which goes on taking what is routed to it. A 
     from an old home, below the cut or of an origin without one    for this session
     from an old home, from the cut on                              had already, directly
 
+An old home passes on what an origin sends in the order of its numbers. So when a cut is heard of late, what came that way
+until then (`relayed`) came wholly, and the cut is behind it.
+
 What came directly has higher places in the queue than all that comes from old homes. It waits behind the gate while an
 origin's messages come directly and the old home has not said that it has passed on everything below the cut (`passed`).
 An old home that is not there holds up nobody.
@@ -41,7 +44,7 @@ PLACE_BITS: Final = 40
 # Homes of the same epoch counter, which a partition makes: their places are put below the winner's, one range each.
 RIVALS_MAX: Final = 31
 _RIVAL_BITS: Final = 34
-_HEAD: Final = struct.Struct(">BHHHHHQQ")
+_HEAD: Final = struct.Struct(">BHHHHHHQQ")
 _CUT: Final = struct.Struct(">16sQ")
 _DONOR: Final = struct.Struct(">16sQQIBBH")
 _GIVEN: Final = struct.Struct(">IQQ")
@@ -81,7 +84,7 @@ class Arrival:
     `direct_from`, unless it is 0, says that everything came directly that has this or a later place elsewhere.
     """
 
-    __slots__ = ("cuts", "direct_from", "donors", "first_seq", "given", "had", "skips")
+    __slots__ = ("cuts", "direct_from", "donors", "first_seq", "given", "had", "relayed", "skips")
 
     def __init__(self, first_seq: int) -> None:
         self.first_seq = first_seq
@@ -94,6 +97,8 @@ class Arrival:
         self.skips: dict[bytes, int] = {}
         # (old home, origin, number): from that number on it had everything directly, and gives it.
         self.had: list[tuple[bytes, bytes, int]] = []
+        # Origin without a cut -> the last number that an old home passed on.
+        self.relayed: dict[bytes, int] = {}
 
     def donor(self, store_id: bytes) -> Donor:
         """Return what is known of an old home."""
@@ -109,6 +114,18 @@ class Arrival:
             return True
         cut = self.cuts.get(origin)
         return cut is not None and number >= cut
+
+    def set_cut(self, origin: bytes, number: int) -> bool:
+        """Hear of the first number that an origin sends directly; false if one is known."""
+        if origin in self.cuts:
+            return False
+        self.cuts[origin] = max(number, self.relayed.pop(origin, -1) + 1)
+        return True
+
+    def note_relayed(self, origin: bytes, number: int) -> None:
+        """An old home passed on a message of an origin whose cut is not known."""
+        if origin not in self.cuts and number > self.relayed.get(origin, -1):
+            self.relayed[origin] = number
 
     def end(self, store_id: bytes) -> None:
         """An old home has said its last word."""
@@ -170,7 +187,7 @@ class Arrival:
 
     def pack(self) -> bytes:
         """Return the stored form."""
-        counts = (len(self.cuts), len(self.donors), len(self.given), len(self.skips), len(self.had))
+        counts = (len(self.cuts), len(self.donors), len(self.given), len(self.skips), len(self.had), len(self.relayed))
         parts = [_HEAD.pack(VALUE_VERSION, *counts, self.first_seq, self.direct_from)]
         for origin, number in self.cuts.items():
             parts.append(_CUT.pack(origin, number))
@@ -181,12 +198,13 @@ class Arrival:
         parts.extend([_GIVEN.pack(*given) for given in self.given])
         parts.extend([_CUT.pack(store_id, place) for store_id, place in self.skips.items()])
         parts.extend([store_id + _CUT.pack(origin, number) for store_id, origin, number in self.had])
+        parts.extend([_CUT.pack(origin, number) for origin, number in self.relayed.items()])
         return b"".join(parts)
 
 
 def unpack_arrival(value: bytes) -> Arrival:
     """Return what `pack` packed; struct.error when it is cut."""
-    _version, cuts, donors, given, skips, had, first_seq, direct_from = _HEAD.unpack_from(value)
+    _version, cuts, donors, given, skips, had, relayed, first_seq, direct_from = _HEAD.unpack_from(value)
     pos: int = _HEAD.size
     arrival = Arrival(first_seq)
     arrival.direct_from = direct_from
@@ -219,4 +237,8 @@ def unpack_arrival(value: bytes) -> Arrival:
         origin, number = _CUT.unpack_from(value, pos + ORIGIN_BYTES)
         arrival.had.append((value[pos : pos + ORIGIN_BYTES], origin, number))
         pos += ORIGIN_BYTES + _CUT.size
+    for _ in range(relayed):
+        origin, number = _CUT.unpack_from(value, pos)
+        arrival.relayed[origin] = number
+        pos += _CUT.size
     return arrival

@@ -15,6 +15,8 @@ from typing import Final, NamedTuple
 # A stamp is UTC milliseconds with so many bits of a logical count below.
 STAMP_LOGICAL_BITS: Final = 16
 EPOCH_BYTES: Final = 32
+# More homes no session has: the places of its deliveries begin with the counter.
+COUNTER_MAX: Final = (1 << 24) - 2
 _EPOCH: Final = struct.Struct(">QQ16s")
 
 

@@ -316,7 +316,9 @@ class QueueOwner:
     def counts(self) -> dict[str, int]:
         """Return sessions and queues as `node status` shows them."""
         online = len(self._attachments)
-        sessions = self._sessions.values()
+        # What leaves for another node waits here until it has it.
+        stubs = [departure.session for departure in self.transfers.departures.values()]
+        sessions = [*self._sessions.values(), *stubs]
         groups = self._subscribing.groups.values()
         queued = sum(len(session.queue) + len(session.inflight) for session in sessions)
         queued_bytes = sum(session.queue.bytes + session.inflight.bytes for session in sessions)

@@ -27,7 +27,7 @@ from typing import Final, final
 
 from broker.core.arrival import first_place, unpack_arrival
 from broker.core.delivery_queue import DeliveryQueue
-from broker.core.epoch import EPOCH_BYTES, FIRST_EPOCH, pack_epoch, unpack_epoch
+from broker.core.epoch import COUNTER_MAX, EPOCH_BYTES, FIRST_EPOCH, pack_epoch, unpack_epoch
 from broker.core.message import NO_MESSAGE, Delivery
 from broker.core.session import Session
 from broker.core.shared import SharedGroup
@@ -506,6 +506,8 @@ class SessionStore:
         epoch = FIRST_EPOCH
         if version > 1:
             epoch = unpack_epoch(value, pos)
+            if not 0 < epoch.counter <= COUNTER_MAX:
+                raise ValueError("an epoch that no session can have")
             pos += EPOCH_BYTES
         client_id, pos = unpack_string(value, pos)
         user_name, pos = unpack_string(value, pos)

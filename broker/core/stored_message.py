@@ -95,6 +95,8 @@ def check_version(value: bytes, newest: int, family: str) -> None:
     """Raise StorageError if a newer program wrote the value."""
     if not value:
         raise StorageError(f"a {family} record is empty: the store is corrupt")
+    if value[0] == 0:
+        raise StorageError(f"a {family} record has no version: the store is corrupt")
     if value[0] > newest:
         raise StorageError(f"a {family} record has version {value[0]}; this program reads up to {newest}")
 

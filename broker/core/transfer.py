@@ -342,6 +342,7 @@ class Transfers:
                 or arrival.had_directly(donor_id, message.origin, message.number)
                 or arrival.has_had(message.origin, message.number, delivery.seq)
             )
+            arrival.note_relayed(message.origin, message.number)
             delivery.seq = arrival.place(donor, delivery.seq)
             if delivery.packet_id and self._keeps_id(session, donor, delivery):
                 self._take_in_flight(session, donor, delivery, known)
@@ -387,8 +388,7 @@ class Transfers:
     def set_cut(self, session: Session, origin: bytes, number: int, now: float) -> None:
         """An origin has routed its messages to this session from this number on."""
         arrival = session.arrival
-        if arrival is not None and origin not in arrival.cuts:
-            arrival.cuts[origin] = number
+        if arrival is not None and arrival.set_cut(origin, number):
             self._store.put_arrival(session)
             self._update(session, arrival, now)
 
