@@ -158,12 +158,13 @@ class Departures:
             return
         if held is not None and self._is_arriving(held, take, now):
             return
-        if leaving is not None and leaving.home != node and self._site.is_running(leaving.home):
+        elsewhere = leaving is not None and leaving.home not in (node, self._site.store_id())
+        if leaving is not None and elsewhere and self._site.is_running(leaving.home):
             # Whoever has taken the head is the home now; until that is known, it is asked for again.
             if leaving.head_taken:
                 self._put(node, pack_moved(take.client_id, take.epoch, leaving.epoch))
             return
-        if leaving is not None and leaving.home != node:
+        if elsewhere:
             self.notices.append(f"session of {take.client_id!r} goes elsewhere while its new home is away")
         if take.clean_start:
             if leaving is not None:

@@ -56,6 +56,7 @@ class Session:
         "groups",
         "incoming",
         "inflight",
+        "left_to",
         "live_since",
         "next_seq",
         "number",
@@ -104,6 +105,8 @@ class Session:
         self.gate: int = 0
         # Whether it goes to another node, or has gone: then it is nobody's session here.
         self.departing = False
+        # Up to which place another node has what was here.
+        self.left_to: int = 0
         self.attachment: Attachment | None = None
 
     def attach(self, attachment: "Attachment") -> None:

@@ -7,7 +7,7 @@ reads through Storage; when something is written is the owner's decision.
                                           epoch (32 bytes), client id str, user name str; version 1 has no epoch
     session  session u64, "/", filter     version u8, options u8, identifier u32
     session  session u64, "i", id u16     version u8: a QoS 2 PUBLISH of the client that it has not released yet
-    session  session u64, "d"             version u8: the session goes to another node
+    session  session u64, "d"             version u8, place u64: the session goes to another node, which has it up to
     session  session u64, "a"             see `arrival`: what the session may still get from other nodes
     session  group u64, "$", filter       version u8: a shared group with records; filter begins with $share
     queue    owner u64, seq u64           version u8, flags u8 (see below), packet id u16 (0: not sent), size u32,
@@ -68,6 +68,7 @@ _KEY_END: Final = b"\xff" * 9
 _SESSION: Final = struct.Struct(">BBIQ")
 _SUBSCRIBED: Final = struct.Struct(">BBI")
 _QUEUE: Final = struct.Struct(">BBHI")
+_U64: Final = struct.Struct(">Q")
 _QUEUE_KEY_BYTES: Final = 16
 _U16: Final = struct.Struct(">H")
 _STORED_QOS: Final = (1, 2)
@@ -151,8 +152,9 @@ class SessionStore:
         self.writes.delete("session", _incoming_key(session, packet_id))
 
     def put_departing(self, session: Session) -> None:
-        """Write that the session goes to another node."""
-        self.writes.put("session", _number(session.number) + b"d", bytes([VALUE_VERSION]))
+        """Write that the session goes to another node, and how far it has gone: no place is given twice."""
+        value = bytes([VALUE_VERSION]) + session.left_to.to_bytes(8, "big")
+        self.writes.put("session", _number(session.number) + b"d", value)
 
     def delete_departing(self, session: Session) -> None:
         """The session stays."""
@@ -392,7 +394,7 @@ class SessionStore:
         self._sweep(progress)
         for session in sessions.values():
             # Its own places begin there, however few of them are taken.
-            session.next_seq = max(session.next_seq, first_place(session.epoch) + 1)
+            session.next_seq = max(session.next_seq, first_place(session.epoch) + 1, session.left_to + 1)
         return list(sessions.values()), by_filter
 
     def _recover_row(
@@ -418,6 +420,7 @@ class SessionStore:
             groups[key[:8]] = group
         elif key[8:] == b"d":
             sessions[key[:8]].departing = True
+            (sessions[key[:8]].left_to,) = _U64.unpack(value[1:])
         elif key[8:] == b"a":
             sessions[key[:8]].arrival = unpack_arrival(value)
         elif is_incoming:

@@ -89,7 +89,7 @@ class Departure:
         self.will = will
         self.sent: deque[Delivery] = deque()
         self.read_to: int = 0
-        self.confirmed: int = 0
+        self.confirmed: int = session.left_to
 
 
 @final
@@ -201,7 +201,11 @@ class Transfers:
 
     def confirm(self, departure: Departure, watermark: int) -> None:
         """The new home has committed everything up to this place."""
-        departure.confirmed = max(departure.confirmed, watermark)
+        if watermark <= departure.confirmed:
+            return
+        departure.confirmed = watermark
+        departure.session.left_to = watermark
+        self._store.put_departing(departure.session)
         sent = departure.sent
         while sent and sent[0].seq <= watermark:
             self._remove(departure.session, sent.popleft())
@@ -211,6 +215,7 @@ class Transfers:
         session = departure.session
         del self.departures[session.client_id]
         session.departing = False
+        session.left_to = 0
         self._store.delete_departing(session)
         session.queue.keep_in_memory(self._settings.queue_lifo, session.next_seq - 1)
         arrival = Arrival(first_place(epoch))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from broker.core.arrival import first_place
 from broker.core.delivery_queue import HEAD_MAX
-from broker.core.epoch import FIRST_EPOCH, Epoch
+from broker.core.epoch import COUNTER_MAX, FIRST_EPOCH, Epoch
 from broker.core.message import Delivery, Message
 from broker.core.session import Session
 from broker.core.session_store import INLINE_BYTES_MAX, LOAD_MAX, SessionStore
@@ -87,7 +87,7 @@ def keys(storage, family):
 def test_sessions(number, client_id, user_name, expiry_s, subscriptions, incoming):
     store = store_on()
     session = Session(number, client_id, user_name, expiry_s, 20)
-    session.epoch = Epoch(number, number, ORIGIN)
+    session.epoch = Epoch(number % COUNTER_MAX + 1, number, ORIGIN)
     store.put_session(session)
     for topic_filter, (options, identifier) in subscriptions.items():
         store.put_subscription(session, topic_filter, subscription(options, identifier))
