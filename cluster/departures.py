@@ -206,6 +206,15 @@ class Departures:
         self._enter(leaving, urgent)
         return True
 
+    def has_stub(self, client_id: str) -> bool:
+        """Say whether a session of the client id leaves this node."""
+        return client_id in self.leavings
+
+    def is_untaken(self, client_id: str) -> bool:
+        """Say whether nobody is known to be the new home of a session that leaves."""
+        leaving = self.leavings.get(client_id)
+        return leaving is not None and leaving.home == self._site.store_id()
+
     def come_back(self, client_id: str, epoch: Epoch) -> bool:
         """The client is back at this node, and nobody else is known to have its session; false if there is no stub."""
         leaving = self.leavings.get(client_id)

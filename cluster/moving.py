@@ -24,7 +24,9 @@ from cluster.frames import FrameType
 from cluster.mesh import Mesh
 from cluster.move_frames import (
     CONFIRMED,
+    HEAD,
     SWITCHED,
+    Item,
     Switch,
     pack_mark,
     unpack_mark,
@@ -280,12 +282,24 @@ class Moving:
         return None
 
     def _receive_move(self, node: str, store_id: bytes, frame: bytes, now: float) -> None:
-        items = unpack_move(frame, now)
+        items = [item for item in unpack_move(frame, now) if self._is_expected(item)]
         self.arrivals.receive(store_id, items, now)
         for item in items:
             session = self._owner.session(item.client_id)
             if session is not None:
                 self.departures.follow(session, now)
+
+    def _is_expected(self, item: Item) -> bool:
+        """Say whether an old home's word is for this node; a stub that nobody has taken is the session it is about."""
+        if item.kind != HEAD or self._owner.session(item.client_id) is not None:
+            return True
+        if not self.departures.has_stub(item.client_id):
+            return True
+        if not self.departures.is_untaken(item.client_id):
+            return False
+        self.departures.come_back(item.client_id, item.epoch)
+        self.arrivals.watch(item.client_id)
+        return True
 
     def _receive_takes(self, node: str, store_id: bytes, frame: bytes, now: float) -> None:
         for take in unpack_takes(frame):
