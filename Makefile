@@ -36,6 +36,7 @@ crash: .venv/.installed
 bench: .venv/.installed
 	$(BIN)/python -m bench.pipeline $(ARGS)
 	$(BIN)/python -m bench.scenarios $(SCENARIOS)
+	$(BIN)/python -m bench.cluster $(CLUSTER)
 
 clean: stop
 	rm -rf .venv .tox .lab .fuzz build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -55,6 +55,7 @@ class Messages:
     size: int = 64
     rate: float = 0.0
     window: int = 100
+    subscriber_port: int = 0
 
 
 @dataclass(frozen=True)

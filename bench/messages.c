@@ -5,10 +5,11 @@
  * how it talks to them.
  *
  *   messages port=PORT publishers=P subscribers=S filter=own|all|shared stage=flow|join|fill|drain
- *            qos=QOS count=COUNT size=BYTES rate=RATE window=WINDOW tag=TAG
+ *            qos=QOS count=COUNT size=BYTES rate=RATE window=WINDOW tag=TAG subscriber_port=PORT
  *
  * COUNT is per publisher. RATE is messages per second of all publishers together, 0 for as fast as the sockets take
  * them. WINDOW bounds what a publisher has unacknowledged at QoS 1 and 2. TAG goes into client ids and topics.
+ * Subscribers are at a port of their own, as of another node of a cluster, unless that is 0.
  *
  * Subscriber i subscribes to the topic of publisher i modulo P (own), to all topics by a wildcard (all), or to all
  * topics as a member of one shared subscription (shared), where each message is due once in the group.
@@ -54,7 +55,7 @@ struct peer {
 };
 
 static struct {
-    int port, publishers, subscribers, qos;
+    int port, subscriber_port, publishers, subscribers, qos;
     enum filter filter;
     enum stage stage;
     uint32_t count, size, window;
@@ -127,7 +128,8 @@ static void subscribe(struct peer *peer) {
 }
 
 static void open_peer(struct peer *peer) {
-    struct sockaddr_in address = broker_address(options.port);
+    int is_elsewhere = peer->is_subscriber && options.subscriber_port;
+    struct sockaddr_in address = broker_address(is_elsewhere ? options.subscriber_port : options.port);
     struct timeval limit = {.tv_sec = handshake_ns / SECOND_NS};
     int on = 1;
     peer->socket = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -424,6 +426,7 @@ static void report(double used_s) {
 
 static void parse(char **arguments) {
     options.port = (int)number_argument(arguments, "port", 1, 65535);
+    options.subscriber_port = (int)number_argument(arguments, "subscriber_port", 0, 65535);
     options.publishers = (int)number_argument(arguments, "publishers", 1, 10000);
     options.subscribers = (int)number_argument(arguments, "subscribers", 0, 10000);
     options.filter = (enum filter)choice_argument(arguments, "filter", filter_names);

@@ -56,6 +56,8 @@ CHUNK_BYTES: Final = 128 * 1024
 SESSIONS_AT_ONCE: Final = 256
 # What was not answered for so long is said again.
 RETRY_S: Final = 0.5
+# Parts of a session, which may have a slow link to cross, in the end after so long.
+RETRY_S_MAX: Final = 32.0
 # So long a session that is still arriving waits for the rest when it is to go on. Less than a CONNECT waits.
 PATIENCE_S: Final = 3.0
 
@@ -71,7 +73,9 @@ class Leaving:
         "home",
         "needs",
         "old_epoch",
+        "patience_s",
         "quiet",
+        "sent_at",
         "sent_to",
         "spoke_at",
         "state_due",
@@ -87,8 +91,10 @@ class Leaving:
         self.head_taken = False
         # The version of the home's wishes that holds the session's subscriptions.
         self.needs: tuple[int, int] = (0, 0)
-        # The last place that was sent.
+        # The last place that was sent, when that was, and how long its confirmation may take.
         self.sent_to: int = 0
+        self.sent_at: float = -math.inf
+        self.patience_s: float = RETRY_S
         self.spoke_at: float = -math.inf
         # Member -> the number from which on it sends to the new home, and the stub's last place by then.
         self.switched: dict[bytes, tuple[int, int]] = {}
@@ -307,7 +313,7 @@ class Departures:
         for client_id, leaving in self.leavings.items():
             if leaving.home == home:
                 leaving.quiet = False
-                leaving.spoke_at = -math.inf
+                leaving.spoke_at = leaving.sent_at = -math.inf
                 self._due[client_id] = leaving
 
     def wants_load(self) -> bool:
@@ -331,8 +337,9 @@ class Departures:
                 deliveries = transfers.read(departure, CHUNK_BYTES)
                 if deliveries:
                     leaving.sent_to = deliveries[-1].seq
-                    leaving.spoke_at = now
+                    leaving.spoke_at = leaving.sent_at = now
                     leaving.quiet = False
+                    self._retry_at = min(self._retry_at, now + RETRY_S)
                     self._put(home, pack_deliveries(client_id, leaving.epoch, after, deliveries, now))
                 elif departure.read_to >= departure.session.next_seq - 1 and leaving.head_taken:
                     # What is still to come concerns what is enqueued here later, and the ends of streams.
@@ -399,10 +406,13 @@ class Departures:
             if again:
                 self._offer(leaving, now)
             return
-        if departure.sent and again:
-            # Lost, or the home restarted: it takes what it has not taken yet.
+        if departure.sent and now >= leaving.sent_at + leaving.patience_s:
+            # Lost, or the home restarted: it takes what it has not taken yet. Or it is on its way yet, and a slow link
+            # must not be filled with copies: the next part may take longer.
+            leaving.patience_s = min(2 * leaving.patience_s, RETRY_S_MAX)
             self._owner.transfers.rewind(departure)
             leaving.sent_to = departure.confirmed
+            self._load_due = True
             self._activate(leaving)
         if departure.read_to < session.next_seq - 1:
             self._activate(leaving)

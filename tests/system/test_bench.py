@@ -1,5 +1,6 @@
 """vmq-bench and the benchmark against a real node: that they measure at all, never how fast anything is."""
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -120,3 +121,34 @@ def test_the_scenarios_measure(tmp_path: Path) -> None:
     assert counted == {name: nothing_to_count.get(name, (0, 0, 0)) for name in SERVED}
     assert rows["idle"]["B/connection"] is not None
     assert rows["kill"]["drain s"] > 0
+
+
+def test_the_cluster_measures(tmp_path: Path) -> None:
+    if not shutil.which("cc"):
+        pytest.skip("the load generators need a C compiler")
+    command = [
+        sys.executable,
+        "-m",
+        "bench.cluster",
+        "--broker=interpreted",
+        "--only",
+        "forwarding",
+        "moving",
+        "--json",
+    ]
+    command += ["--rounds=1", "--count=200", "--pairs=2", "--paced-s=0.2", "--sessions=4", "--at-once=2", "--queued=3"]
+    ran = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=PIPELINE_LIMIT_S,
+        cwd=tmp_path,
+        env={**environment(), "PYTHONPATH": str(ROOT)},
+    )
+    assert ran.returncode == 0, ran.stderr
+    tables = json.loads(ran.stdout)
+    places = ("same node", "other node")
+    assert [(row["QoS"], row["subscribers"]) for row in tables["forwarding"]] == list(itertools.product((0, 1), places))
+    assert [(row["clients come to"], row["resumed"]) for row in tables["moving"]] == [(place, 4) for place in places]
+    rows = tables["forwarding"] + tables["moving"]
+    assert not any(row[title] for row in rows for title in ("lost", "duplicated", "reordered"))
