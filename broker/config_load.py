@@ -31,7 +31,6 @@ SERVED_LISTENER_TYPES: Final = ("mqtt", "http")
 # default is refused. Accepted and not obeyed would be worse.
 NOT_SERVED: Final = {
     "cluster.other_cookies": "nodes admit only those that have cluster.cookie",
-    "cluster.subscribe_wait": "a SUBACK does not wait for other nodes",
     "auth.password_file": "nothing asks clients for a password",
     "auth.acl_file": "whoever may connect may publish and subscribe to everything",
     "auth.plugins": "nothing asks plugins",

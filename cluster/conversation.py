@@ -102,6 +102,8 @@ class Conversation:
         peer.connection = connection
         greeting = hello.session > peer.session
         if greeting:
+            if hello.session >> _LIFE_SHIFT != peer.session >> _LIFE_SHIFT:
+                peer.knows_wishes = (0, 0)
             peer.session = hello.session
             self._peers.readiness.greeted(peer.name, hello.session >> _LIFE_SHIFT, now)
             peer.link_open = False

@@ -247,6 +247,16 @@ class Mesh:
         """Tell everybody what changed of this node's tables; afterwards their versions are those of what was told."""
         self._replication.tell()
 
+    def confirmed(self, store_id: bytes, version: tuple[int, int]) -> None:
+        """A member's stream has come to where it knows this (generation, version) of this node's wishes."""
+        for peer in self.peers.values():
+            if peer.store_id == store_id:
+                peer.knows_wishes = max(peer.knows_wishes, version)
+
+    def is_confirmed(self, version: tuple[int, int]) -> bool:
+        """Say whether every running member has confirmed this (generation, version) of this node's wishes."""
+        return all(peer.knows_wishes >= version for peer in self.peers.values() if peer.running)
+
     def is_complete(self) -> bool:
         """Say whether every member runs, and this node knows all that each said of itself."""
         return self._replication.is_complete()

@@ -29,6 +29,7 @@ from cluster.commands import MeshCommand, MeshInput
 from cluster.joining import JoinResult
 from cluster.mesh import MemberView, Mesh
 from cluster.moving import Moving
+from cluster.subscribe_wait import SubscribeWait
 from cluster.wire import FrameError
 
 # How long it takes at most to notice that a listener is not behind any more, but stalls.
@@ -75,6 +76,7 @@ class NodeCore:
         mesh.ask_number(owner.next_number)
         self.moving = Moving(owner, mesh, mesh.incarnation)
         owner.register_with(self.moving.registrar)
+        self._subacks = SubscribeWait(mesh)
         self._tell_readiness()
 
     def set_clock(self, now: float, utc_ms: int) -> None:
@@ -128,6 +130,8 @@ class NodeCore:
         self._tell_readiness()
         self.owner.tick(now)
         self.moving.tick(now)
+        for suback in self._subacks.take_due(now):
+            self.owner.answer(suback)
         if self._systree is not None and now >= self._systree.next_deadline():
             self._publish_systree(self._systree, now)
 
@@ -141,6 +145,7 @@ class NodeCore:
         if self._frozen:
             return self.mesh.next_deadline()
         deadline = min(self.owner.next_deadline(), self.mesh.next_deadline(), self.moving.next_deadline())
+        deadline = min(deadline, self._subacks.next_deadline())
         if self._systree is not None:
             deadline = min(deadline, self._systree.next_deadline())
         if self._held:
@@ -194,6 +199,7 @@ class NodeCore:
         mesh["cluster_outbox_messages"] = sum([member.outbox_messages for member in members])
         mesh["cluster_outbox_bytes"] = sum([member.outbox_bytes for member in members])
         mesh.update(self.mesh.netsplits())
+        mesh["cluster_subacks_unconfirmed"] = self._subacks.unconfirmed
         return node_metrics(counters.named(), counters.dropped, self.owner.counts(), self.owner.totals.named(), mesh)
 
     def take_effects(self) -> NodeEffects:
@@ -210,6 +216,7 @@ class NodeCore:
         if not self._frozen:
             self.moving.answer(now)
             mesh.tell_tables()
+            self._subacks.add(self.owner.take_subacks(), now)
             self.moving.flush()
         commands = mesh.flush(effects.writes, now)
         return NodeEffects(

@@ -89,6 +89,8 @@ class Peer:
         self.heartbeat_at = now
         # The version of its wishes that this node has confirmed in the stream to it.
         self.confirmed = (0, 0)
+        # The version of this node's wishes that the peer, in its life of now, has confirmed in its stream.
+        self.knows_wishes = (0, 0)
         self.starts_missed = 0
         self.refusals = 0
         self.retry_at = math.inf

@@ -381,4 +381,5 @@ def owner_settings(config: Config) -> OwnerSettings:
         allow_publish_during_netsplit=cluster.allow_publish_during_netsplit,
         allow_subscribe_during_netsplit=cluster.allow_subscribe_during_netsplit,
         allow_unsubscribe_during_netsplit=cluster.allow_unsubscribe_during_netsplit,
+        subacks_wait=cluster.subscribe_wait == "cluster",
     )

@@ -308,3 +308,23 @@ def test_a_member_joins_no_other_cluster_and_joining_again_is_harmless(make_node
     one.join(two)
     wait_whole([one, two])
     wait_whole([three, four])
+
+
+def test_after_a_suback_that_waits_for_the_cluster_every_node_knows(make_node: Callable[..., Node]) -> None:
+    settings = ["cluster.subscribe_wait=cluster", "cluster.readiness=available"]
+    members = [make_node(number, COOKIE, settings) for number in (1, 2, 3)]
+    start_all(members)
+    join_all(members)
+    one, two, last = members
+    with Client(one) as publisher, Client(two) as other, Client(last) as subscriber:
+        for number in range(50):
+            subscriber.subscribe(f"new/{number}")
+            # At once, and once: there is no second chance.
+            publisher.publish(f"new/{number}", "1")
+            other.publish(f"new/{number}", "2")
+            assert sorted(subscriber.messages(2)) == [(f"new/{number}", "1"), (f"new/{number}", "2")]
+        one.kill()
+        # The node that is waited for is taken for dead, or the time is over.
+        subscriber.subscribe("later")
+        other.publish("later", "3")
+        assert subscriber.message() == ("later", "3")

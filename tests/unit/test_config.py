@@ -332,7 +332,6 @@ def test_what_is_wrong_is_said_with_its_place(text: str, message: str) -> None:
     ("key", "value"),
     [
         ("cluster.other_cookies", f"[{COOKIE}]"),
-        ("cluster.subscribe_wait", "cluster"),
         ("auth.password_file", "x"),
         ("auth.acl_file", "x"),
         ("auth.plugins", "[x]"),
