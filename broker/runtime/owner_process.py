@@ -313,9 +313,9 @@ def open_transport(config: Config) -> MeshTransport | None:
     cluster = config.cluster
     if not cluster.cookie:
         return None
-    return MeshTransport(
-        cluster_keys(cluster.cookie), config.node.name, mesh_listen(config), cluster.failure_timeout_ms / 1000
-    )
+    keys, *other_keys = [cluster_keys(cookie) for cookie in (cluster.cookie, *cluster.other_cookies)]
+    failure_timeout_s = cluster.failure_timeout_ms / 1000
+    return MeshTransport(keys, config.node.name, mesh_listen(config), failure_timeout_s, other_keys)
 
 
 def status(node: NodeCore) -> dict[str, Any]:

@@ -328,3 +328,27 @@ def test_after_a_suback_that_waits_for_the_cluster_every_node_knows(make_node: C
         subscriber.subscribe("later")
         other.publish("later", "3")
         assert subscriber.message() == ("later", "3")
+
+
+def test_the_cookie_is_changed_by_three_rounds_of_restarts(make_node: Callable[..., Node]) -> None:
+    old, new = COOKIE, "the cookie that comes after it"
+    members = [make_node(number, old) for number in (1, 2)]
+    start_all(members)
+    join_all(members)
+    subscriber = Client(members[1], "keeper", persistent=True).connect()
+    subscriber.subscribe("kept/#")
+    subscriber.disconnect()
+    for cookie, others in ((old, f"[{new}]"), (new, f"[{old}]"), (new, "[]")):
+        for member in members:
+            member.stop()
+            member.settings += [f"cluster.cookie={cookie}", f"cluster.other_cookies={others}"]
+            member.start()
+            # One with the new settings and one with the old ones are a cluster as well.
+            wait_whole(members)
+        with Client(members[0]) as publisher:
+            publisher.publish(f"kept/{cookie}/{others}", "each round")
+    with Client(members[1], "keeper", persistent=True) as subscriber:
+        rounds = [topic for topic, _ in subscriber.messages(3)]
+        assert rounds == [f"kept/{old}/[{new}]", f"kept/{new}/[{old}]", f"kept/{new}/[]"]
+    left_out = make_node(3, old).start()
+    assert "handshake refused" in refused_join(left_out, members[0].discovery_node)
