@@ -61,7 +61,7 @@ class JoinWatch:
         elif seen is Seen.CONNECTED:
             self._connected = True
         elif seen is Seen.KEY_REFUSED:
-            # Told only to a key that isn't admitted, which the join key always is.
+            # Told only to a key that isn't admitted, which the join key towards the name of the node there always is.
             return JoinFailed("handshake", HANDSHAKE_REFUSED)
         elif seen is Seen.HANDSHAKE_FAILED:
             return self._handshake_failed()

@@ -105,7 +105,7 @@ class Mesh:
         # By node name, for whoever looks; `Peers` alone changes it.
         self.peers: dict[str, Peer] = self._peers.all
         self.readiness = self._peers.readiness
-        self._joining = Joining(settings.name, list(settings.discovery))
+        self._joining = Joining(settings.name, list(settings.discovery), list(settings.lookups))
         self._admission = Admission(self._peers, self._joining, turn)
         self._replication = Replication(self._peers, self.own, turn)
         self._conversation = Conversation(self._peers, self._replication, self._joining, turn, incarnation)
@@ -195,6 +195,18 @@ class Mesh:
         """Begin to join the cluster of `node`; `take_join_result` has the outcome within JOIN_TIMEOUT_S."""
         self._deadline = 0.0
         self._admission.join(node, address, now)
+
+    def take_lookups(self) -> list[str]:
+        """Return the names of `MeshSettings.lookups` that have to be looked up now; `looked_up` has the answers."""
+        lookups = self._joining.lookups
+        if lookups:
+            self._joining.lookups = []
+        return lookups
+
+    def looked_up(self, entry: str, addresses: list[str] | None, now: float) -> None:
+        """Take the addresses (host:port) that a name has; None if that could not be found out."""
+        self._deadline = 0.0
+        self._joining.looked_up(entry, addresses, now)
 
     def take_join_result(self) -> JoinResult | None:
         """Return the outcome of `join` once it is decided."""

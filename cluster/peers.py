@@ -31,7 +31,7 @@ HEARTBEATS_PER_TIMEOUT: Final = 5
 
 @dataclass(slots=True, frozen=True)
 class MeshSettings:
-    """What the configuration says of the mesh; addresses are host:port."""
+    """What the configuration says of the mesh; addresses are host:port, `lookups` names that have some."""
 
     name: str
     address: str
@@ -41,6 +41,7 @@ class MeshSettings:
     planned_restart_s: float = 30.0
     spill_after_s: float = 0.2
     outbox_bytes_max: int = 1 << 30
+    lookups: tuple[str, ...] = ()
 
 
 @dataclass(slots=True, frozen=True)

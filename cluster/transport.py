@@ -5,11 +5,11 @@ ZAP handler and the monitors. It knows keys and node names, and never looks into
 
 How it works
 ------------
-- Keys: the ROUTER is the CURVE server with the pair of this node's name, and has that of one cookie only, the first.
-  A DEALER uses this node's pair, or that of JOIN, and expects the server key of the peer's name; when a handshake fails
-  it tries those of the next cookie. ZAP answers in the same loop and thread: an admitted key, of whichever cookie, is
-  named by its node (every frame then carries it as User-Id), any other key gets 400. It is bound before the ROUTER, and
-  ZAP_ENFORCE_DOMAIN refuses everybody if it is gone: without a handler a CURVE server admits anybody.
+- Keys (see `keys`): the ROUTER is the CURVE server, and has the pair of one cookie only, the first. A DEALER uses the
+  pair of this node, or of JOIN, towards the peer's name; when a handshake fails it tries that of the next cookie. ZAP
+  answers in the same loop and thread: an admitted key, of whichever cookie, is named by its node (every frame then
+  carries it as User-Id), any other key gets 400. It is bound before the ROUTER, and ZAP_ENFORCE_DOMAIN refuses
+  everybody if it is gone: without a handler a CURVE server admits anybody.
 - A connection's identity is the ROUTER's own routing id, never one that the peer chose.
 - libzmq gives up for good on a connection that was refused with 400, and reconnects after every other failure. The
   mesh hears `PeerRefused` and decides when to connect anew.
@@ -52,7 +52,7 @@ from cluster.commands import (
 )
 from cluster.frames import ANY_FRAME_BYTES_MAX
 from cluster.join_watch import HANDSHAKE_FAILURES_MAX, JoinWatch, Seen
-from cluster.keys import JOIN, Keys, derive
+from cluster.keys import JOIN, SERVER, Keys, derive, towards
 
 ZAP_ENDPOINT: Final = "inproc://zeromq.zap.01"
 ZAP_DOMAIN: Final = b"zvmq"
@@ -204,6 +204,8 @@ class MeshTransport:
             SendJoin: self._send_join,
             CloseJoin: self._close_join,
         }
+        for keys in self._keys:
+            self._admitted[z85.decode(keys.public(JOIN))] = JOIN.encode()
         self._admit(Admit(JOIN))
         # A context of its own: ZAP is one a context, and this one is the mesh's alone.
         self._context: zmq.Context[Socket] = zmq.Context(IO_THREADS)
@@ -260,7 +262,7 @@ class MeshTransport:
         host, port = listen
         endpoint = f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
         router: Socket = self._context.socket(zmq.ROUTER)
-        public, secret = self._keys[0].pair(self.name)
+        public, secret = self._keys[0].pair(SERVER)
         router.curve_server = True
         router.curve_publickey = public
         router.curve_secretkey = secret
@@ -282,15 +284,15 @@ class MeshTransport:
         return router
 
     def _make_dealer(
-        self, label: str, node: str, address: str, thread: int, cookie: int = 0, bulk: bool = False
+        self, name: str, node: str, address: str, thread: int, cookie: int = 0, bulk: bool = False
     ) -> _Outgoing:
-        """Connect to `node` with the pair of `label`; raise ZMQError for an address that can't be one."""
+        """Connect to `node` as `name`; raise ZMQError for an address that can't be one."""
         dealer: Socket = self._context.socket(zmq.DEALER)
         keys = self._keys[cookie]
-        public, secret = keys.pair(label)
+        public, secret = keys.pair(towards(name, node))
         dealer.curve_publickey = public
         dealer.curve_secretkey = secret
-        dealer.curve_serverkey = keys.public(node)
+        dealer.curve_serverkey = keys.public(SERVER)
         dealer.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
         dealer.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
         dealer.setsockopt(zmq.CONNECT_TIMEOUT, CONNECT_TIMEOUT_MS)
@@ -499,11 +501,11 @@ class MeshTransport:
 
     def _admit(self, command: Admit) -> None:
         for keys in self._keys:
-            self._admitted[z85.decode(keys.public(command.node))] = command.node.encode()
+            self._admitted[z85.decode(keys.public(towards(command.node, self.name)))] = command.node.encode()
 
     def _revoke(self, command: Revoke) -> None:
         for keys in self._keys:
-            self._admitted.pop(z85.decode(keys.public(command.node)), None)
+            self._admitted.pop(z85.decode(keys.public(towards(command.node, self.name))), None)
 
     def _open_join(self, command: OpenJoin) -> None:
         self._close_join(CloseJoin())

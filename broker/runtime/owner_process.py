@@ -23,7 +23,7 @@ import zmq
 
 from broker import __version__
 from broker.config import Config, mesh_advertise, mesh_listen
-from broker.config_values import expiration_s, node_and_address, will_delay_s
+from broker.config_values import DNS_PREFIX, expiration_s, node_and_address, will_delay_s
 from broker.core.events import NEVER_EXPIRES_S, CreditReturned, ListenerGone, ListenerStarted
 from broker.core.listener_records import ListenerHeader, unpack_events
 from broker.core.metrics import in_order, mesh_names, metrics_result
@@ -135,6 +135,8 @@ class OwnerProcess:
         for notice in node.owner.take_notices():
             log.warning("%s", notice)
         self._answer_joins()
+        for name in node.mesh.take_lookups():
+            self._control.send({"type": "look-up", "name": name})
 
     def _carry_out(self, effects: NodeEffects) -> None:
         """Let out what a turn has to say; what it writes is committed."""
@@ -177,6 +179,8 @@ class OwnerProcess:
                 self._channel.remove_listener(int(message["index"]))
             elif kind == "command":
                 self._command(message, now)
+            elif kind == "looked-up":
+                self.node.mesh.looked_up(message["name"], message["addresses"], now)
             elif kind == "stopping":
                 self.node.announce_stop()
             elif kind == "stop":
@@ -286,11 +290,12 @@ def build_node(config: Config, opened: OpenedStore) -> NodeCore:
             config.node.name,
             mesh_advertise(config),
             config.cluster.failure_timeout_ms / 1000,
-            tuple(node_and_address(text) for text in config.cluster.discovery),
+            tuple(node_and_address(text) for text in config.cluster.discovery if not text.startswith(DNS_PREFIX)),
             config.cluster.readiness,
             config.cluster.planned_restart_s,
             config.cluster.forward_spill_after_ms / 1000,
             config.cluster.outbox_bytes_max,
+            tuple(text for text in config.cluster.discovery if text.startswith(DNS_PREFIX)),
         ),
         opened.storage,
         opened.store_id,

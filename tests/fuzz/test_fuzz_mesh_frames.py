@@ -85,6 +85,10 @@ def table_done(frame: bytes) -> bytes:
     return table_frames.pack_table_done(table_frames.unpack_table_done(frame))
 
 
+def name(frame: bytes) -> bytes:
+    return frames.pack_name(frames.unpack_name(frame))
+
+
 def positions(frame: bytes) -> bytes:
     found = frames.unpack_position(frame)
     return frames.pack_positions(found.session, found.position)
@@ -155,6 +159,7 @@ UNPACKERS = {
     int(FrameType.HEARTBEAT): heartbeat,
     int(FrameType.MEMBERS): members,
     int(FrameType.POSITIONS): positions,
+    int(FrameType.NAME): name,
     int(FrameType.LINK_ACK): link_ack,
     int(FrameType.FORWARDS): forwarded,
     int(FrameType.TABLE_DELTA): table_delta,

@@ -129,7 +129,7 @@ def test_a_stranger_on_the_mesh_port_gets_nothing(cluster: list[Node], mechanism
         if mechanism in ("random key", "wrong server key"):
             stranger.curve_publickey, stranger.curve_secretkey = zmq.curve_keypair()
             # The right server key takes the cookie; a stranger with one key of a member is the harder case.
-            stranger.curve_serverkey = server_key(one.name) if mechanism == "random key" else zmq.curve_keypair()[0]
+            stranger.curve_serverkey = server_key() if mechanism == "random key" else zmq.curve_keypair()[0]
         elif mechanism == "PLAIN":
             stranger.plain_username, stranger.plain_password = b"node2@127.0.0.2", COOKIE.encode()
         monitor = stranger.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
@@ -142,11 +142,12 @@ def test_a_stranger_on_the_mesh_port_gets_nothing(cluster: list[Node], mechanism
     assert one.cluster() == {member.name: True for member in cluster}
 
 
-def server_key(name: str) -> bytes:
-    """Return the public key of a node, as one who knows the cookie computes it."""
+def server_key() -> bytes:
+    """Return the public key that nodes answer with, as one who knows the cookie computes it."""
+    from cluster.keys import SERVER
     from cluster.transport import cluster_keys
 
-    return cluster_keys(COOKIE).public(name)
+    return cluster_keys(COOKIE).public(SERVER)
 
 
 def test_discovery_makes_one_cluster_of_nodes_started_at_once(three: list[Node]) -> None:
@@ -352,3 +353,12 @@ def test_the_cookie_is_changed_by_three_rounds_of_restarts(make_node: Callable[.
         assert rounds == [f"kept/{old}/[{new}]", f"kept/{new}/[{old}]", f"kept/{new}/[]"]
     left_out = make_node(3, old).start()
     assert "handshake refused" in refused_join(left_out, members[0].discovery_node)
+
+
+def test_nodes_find_each_other_by_a_name(make_node: Callable[..., Node]) -> None:
+    # The first finds its own address alone.
+    members = [make_node(number, COOKIE) for number in (1, 2, 3)]
+    for member in members:
+        member.settings.append(f"cluster.discovery=[dns://localhost:{members[0].mesh_port}]")
+    start_all(members)
+    wait_whole(members)

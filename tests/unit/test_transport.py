@@ -12,7 +12,7 @@ from broker.core.message import Message
 from broker.core.storage import MemoryStorage, WriteBatch
 from cluster import commands as say
 from cluster.join_watch import HANDSHAKE_REFUSED
-from cluster.keys import JOIN
+from cluster.keys import JOIN, SERVER, towards
 from cluster.mesh import Mesh, MeshSettings
 from cluster.transport import BindError, MeshTransport, cluster_keys
 
@@ -327,7 +327,7 @@ def test_a_cookie_that_is_not_admitted_any_more_is_refused(nodes):
 
 def test_a_revoked_member_is_refused_with_every_cookie(nodes):
     nodes.add("node1@a", COOKIE, others=[NEW]).execute([say.Admit("node2@a"), say.Revoke("node2@a")])
-    assert list(nodes.transports["node1@a"]._admitted.values()) == [JOIN.encode()] * 2
+    assert set(nodes.transports["node1@a"]._admitted.values()) == {JOIN.encode()}
 
 
 def test_a_port_that_is_no_cluster_port_is_told(nodes):
@@ -361,7 +361,7 @@ def test_a_refused_connection_an_unknown_host_and_no_address_have_their_own_text
 def test_a_stranger_who_knows_the_server_key_but_has_a_random_key_is_refused(nodes):
     nodes.add("node1@a")
     public, secret = zmq.curve_keypair()
-    server = cluster_keys(COOKIE).public("node1@a")
+    server = cluster_keys(COOKIE).public(SERVER)
     dealer, monitor = stranger(
         nodes, nodes.addresses["node1@a"], curve_publickey=public, curve_secretkey=secret, curve_serverkey=server
     )
@@ -404,18 +404,33 @@ def test_a_port_in_use_names_the_address(nodes):
         MeshTransport(cluster_keys(COOKIE), "node2@a", (host, int(port)), 5.0)
 
 
+def test_whoever_is_at_an_address_can_be_asked_and_who_is_meant_can_not_be_mistaken(nodes):
+    nodes.add("node1@a").execute([say.Admit("node2@a")])
+    other = nodes.add("node2@a")
+    other.execute([say.OpenJoin("", nodes.addresses["node1@a"])])
+    assert nodes.poll(nodes.has("node2@a", say.PeerConnected(JOIN)))
+    other.execute([say.SendJoin(b"who")])
+    assert nodes.poll(lambda: nodes.frames("node1@a") == [(JOIN, b"who")])
+    # Another node has taken over the address.
+    other.execute([say.OpenJoin("node3@a", nodes.addresses["node1@a"])])
+    assert nodes.failure("node2@a") == say.JoinFailed("handshake", HANDSHAKE_REFUSED)
+    other.execute([say.ConnectPeer("node3@a", nodes.addresses["node1@a"])])
+    assert nodes.poll(nodes.has("node2@a", say.PeerRefused("node3@a")))
+    assert nodes.frames("node1@a") == [(JOIN, b"who")]
+
+
 def test_a_key_of_another_member_can_not_be_borrowed_by_name(nodes):
     """The node of a frame is what the key says, whatever the client calls itself."""
     nodes.add("node1@a").execute([say.Admit("node2@a"), say.Admit("node3@a")])
     keys = cluster_keys(COOKIE)
-    public, secret = keys.pair("node2@a")
+    public, secret = keys.pair(towards("node2@a", "node1@a"))
     dealer, monitor = stranger(
         nodes,
         nodes.addresses["node1@a"],
         routing_id=b"node3@a",
         curve_publickey=public,
         curve_secretkey=secret,
-        curve_serverkey=keys.public("node1@a"),
+        curve_serverkey=keys.public(SERVER),
     )
     assert nodes.poll(lambda: nodes.frames("node1@a"), others=[monitor])
     assert nodes.frames("node1@a")[0][0] == "node2@a"
