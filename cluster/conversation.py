@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final, final
 
+from cluster.checks import Checks
 from cluster.commands import ConnectPeer, SendBulk
 from cluster.frames import (
     FrameType,
@@ -47,7 +48,15 @@ _LIFE_SHIFT: Final = 32
 class Conversation:
     """This node's half of every control connection."""
 
-    def __init__(self, peers: Peers, replication: Replication, joining: Joining, turn: Turn, incarnation: int) -> None:
+    def __init__(
+        self,
+        peers: Peers,
+        replication: Replication,
+        checks: Checks,
+        joining: Joining,
+        turn: Turn,
+        incarnation: int,
+    ) -> None:
         self._peers = peers
         self._replication = replication
         self._joining = joining
@@ -61,6 +70,8 @@ class Conversation:
             FrameType.POSITIONS: self._receive_positions,
             FrameType.LINK_ACK: self._receive_link_ack,
             FrameType.STOPPING: self._receive_stopping,
+            FrameType.CHECK: checks.receive_check,
+            FrameType.CHECKED: checks.receive_checked,
         }
         self._table_handlers: dict[int, Callable[[Peer, bytes, float], bool]] = {
             FrameType.TABLE_DELTA: replication.receive_delta,

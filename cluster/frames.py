@@ -26,6 +26,7 @@ Integers, number, text and bytes16 are as in `wire`; a pair is text name, 16 byt
     WHO               nothing: who are you? On the join key; the answer is NAME
     NAME              text name
     FORWARDS          see `forwards`, which packs them: they are what is hot
+    CHECK, CHECKED    see `check_frames`
     TABLE_*           see `table_frames`
     TURN_REQUEST, TURN_GRANT, TURN_RELEASE, TURN_SURVEY, TURNS_HELD: see `registration_frames`
 
@@ -85,6 +86,8 @@ class FrameType(IntEnum):
     STOPPING = 30
     WHO = 32
     NAME = 33
+    CHECK = 34
+    CHECKED = 35
     MOVE_TAKE = 40
     MOVE = 41
     MOVE_ACK = 42

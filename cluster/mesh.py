@@ -34,6 +34,7 @@ from broker.core.message import Message
 from broker.core.rows import RowChange
 from broker.core.storage import Storage, WriteBatch
 from cluster.admission import Admission
+from cluster.checks import CheckResult, Checks
 from cluster.commands import (
     FrameReceived,
     JoinFailed,
@@ -108,7 +109,10 @@ class Mesh:
         self._joining = Joining(settings.name, list(settings.discovery), list(settings.lookups))
         self._admission = Admission(self._peers, self._joining, turn)
         self._replication = Replication(self._peers, self.own, turn)
-        self._conversation = Conversation(self._peers, self._replication, self._joining, turn, incarnation)
+        self._checks = Checks(self._peers, self.own, turn)
+        self._conversation = Conversation(
+            self._peers, self._replication, self._checks, self._joining, turn, incarnation
+        )
         self._turn = turn
         self._store = store
         self._heartbeat_s = self._peers.heartbeat_s
@@ -212,6 +216,18 @@ class Mesh:
         """Return the outcome of `join` once it is decided."""
         return self._admission.take_result()
 
+    def check(self, repair: bool, now: float) -> None:
+        """Begin to compare what all members hold; `take_check_result` has the outcome within CHECK_TIMEOUT_S.
+
+        With `repair` they ask for what differs, and the outcome is that of the last of several checks.
+        """
+        self._deadline = 0.0
+        self._checks.check(repair, now)
+
+    def take_check_result(self) -> CheckResult | None:
+        """Return the outcome of `check` once it is known."""
+        return self._checks.take_result()
+
     def ask_number(self, next_number: Callable[[], int]) -> None:
         """Ask this which number the next message that is published here has at least."""
         self._next_number = next_number
@@ -299,6 +315,9 @@ class Mesh:
         """Begin a turn: answer who asked for tables. Unless the mesh is frozen, what was written is committed."""
         if not self._turn.frozen:
             self._replication.begin()
+            if self._checks.has_rows():
+                self._checks.begin()
+                self._deadline = 0.0
 
     def tick(self, now: float) -> None:
         """Do what is due. Call it every turn of the loop: it also counts the turns."""
@@ -317,16 +336,17 @@ class Mesh:
             for peer in self.peers.values():
                 peer.liveness.shift(stall_s, now)
         self._admission.tick(now)
+        self._checks.tick(now)
         for peer in self.peers.values():
             self._conversation.tick(peer, now)
         self._peers.update_readiness(now)
-        self._deadline = min(self._admission.deadline(), self.readiness.next_deadline())
+        self._deadline = min(self._admission.deadline(), self._checks.deadline(), self.readiness.next_deadline())
         for peer in self.peers.values():
             self._deadline = min(self._deadline, self._conversation.deadline(peer, now))
 
     def next_deadline(self) -> float:
         """Return when `begin` or `tick` has something to do; 0.0 if that is now."""
-        if self._replication.has_requests() and not self._turn.frozen:
+        if not self._turn.frozen and (self._replication.has_requests() or self._checks.has_rows()):
             return 0.0
         deadline = self._deadline
         if not self._turn.frozen:

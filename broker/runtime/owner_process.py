@@ -28,6 +28,7 @@ from broker.core.events import NEVER_EXPIRES_S, CreditReturned, ListenerGone, Li
 from broker.core.listener_records import ListenerHeader, unpack_events
 from broker.core.metrics import in_order, mesh_names, metrics_result
 from broker.core.owner import QueueOwner
+from broker.core.rows import Table
 from broker.core.settings import OwnerSettings
 from broker.core.storage import StorageError
 from broker.core.systree import Systree
@@ -37,6 +38,7 @@ from broker.runtime.commit_gate import CommitGate
 from broker.runtime.control import ControlChannel
 from broker.runtime.rocks_storage import OpenedStore, open_store
 from broker.runtime.run_dir import RunDir
+from cluster.checks import CheckResult
 from cluster.mesh import Mesh, MeshSettings
 from cluster.node import NodeCore, NodeEffects
 from cluster.transport import BindError, MeshTransport, cluster_keys
@@ -71,6 +73,8 @@ class OwnerProcess:
         # Frames of listeners that were received and not yet worked off, at most a window of each.
         self._backlog: deque[tuple[ListenerHeader, bytes]] = deque()
         self._joins: list[int] = []
+        # The commands that wait for a check, which is as one of them wanted it.
+        self._checks: list[int] = []
         self._running = True
 
     def run(self) -> None:
@@ -135,6 +139,7 @@ class OwnerProcess:
         for notice in node.owner.take_notices():
             log.warning("%s", notice)
         self._answer_joins()
+        self._answer_checks()
         for name in node.mesh.take_lookups():
             self._control.send({"type": "look-up", "name": name})
 
@@ -193,6 +198,8 @@ class OwnerProcess:
         command = message["command"]
         if command == "cluster join":
             self._join(number, message["arguments"], now)
+        elif command == "cluster check":
+            self._check(number, bool(message["flags"].get("repair")), now)
         elif command == "cluster show":
             self._reply(number, self._cluster_table(bool(message["flags"].get("verbose"))))
         elif command == "node status":
@@ -214,6 +221,21 @@ class OwnerProcess:
         else:
             self._joins.append(number)
             self.node.join(arguments["discovery-node"], arguments["address"], now)
+
+    def _check(self, number: int, repair: bool, now: float) -> None:
+        if self._checks:
+            self._refuse(number, "a check is under way already", 1)
+        else:
+            self._checks.append(number)
+            self.node.mesh.check(repair, now)
+
+    def _answer_checks(self) -> None:
+        result = self.node.mesh.take_check_result() if self._checks else None
+        if result is not None:
+            for number in self._checks:
+                exit_code = 0 if result.agrees() else 1
+                self._reply(number, {"type": "table", "table": check_table(result)}, exit_code)
+            self._checks = []
 
     def _backup(self, number: int, directory: str, now: float) -> None:
         if not os.path.isabs(directory):
@@ -267,8 +289,8 @@ class OwnerProcess:
             found = in_order({**found, **mesh_names(self._transport.counters)})
         return metrics_result(found, with_descriptions)
 
-    def _reply(self, number: int, result: dict[str, Any]) -> None:
-        self._control.send({"type": "reply", "id": number, "result": result})
+    def _reply(self, number: int, result: dict[str, Any], exit_code: int = 0) -> None:
+        self._control.send({"type": "reply", "id": number, "result": result, "exit": exit_code})
 
     def _refuse(self, number: int, error: str, exit_code: int) -> None:
         self._control.send({"type": "reply", "id": number, "error": error, "exit": exit_code})
@@ -321,6 +343,28 @@ def open_transport(config: Config) -> MeshTransport | None:
     keys, *other_keys = [cluster_keys(cookie) for cookie in (cluster.cookie, *cluster.other_cookies)]
     failure_timeout_s = cluster.failure_timeout_ms / 1000
     return MeshTransport(keys, config.node.name, mesh_listen(config), failure_timeout_s, other_keys)
+
+
+def check_table(result: CheckResult) -> list[dict[str, Any]]:
+    """Return what `cluster check` shows: of each node what it holds of each, itself included."""
+    rows: list[dict[str, Any]] = []
+    for node in sorted([*result.findings, *result.missing]):
+        for found in sorted(result.findings.get(node, []), key=lambda found: (found.owner, found.table)):
+            rows.append(
+                {
+                    "Node": node,
+                    "Table of": found.owner,
+                    "Table": Table(found.table).name.lower() if found.table in set(Table) else str(found.table),
+                    "Version": found.version,
+                    "Checksum": f"{found.checksum:016x}",
+                    "Rows": found.rows,
+                    "Agrees": found.agrees if found.known else None,
+                }
+            )
+        if node in result.missing:
+            columns = ("Table of", "Table", "Version", "Checksum", "Rows", "Agrees")
+            rows.append({"Node": node, **dict.fromkeys(columns)})
+    return rows
 
 
 def status(node: NodeCore) -> dict[str, Any]:

@@ -355,6 +355,35 @@ def test_the_cookie_is_changed_by_three_rounds_of_restarts(make_node: Callable[.
     assert "handshake refused" in refused_join(left_out, members[0].discovery_node)
 
 
+def test_a_check_compares_what_all_nodes_hold(make_node: Callable[..., Node]) -> None:
+    members = [make_node(number, COOKIE) for number in (1, 2)]
+    start_all(members)
+    join_all(members)
+    one, two = members
+    with Client(two) as subscriber, Client(one, "keeper", persistent=True) as keeper:
+        subscriber.subscribe("a/#")
+        keeper.subscribe("b/#")
+        checked = one.admin("cluster", "check", "--json")
+        assert (checked.returncode, checked.stderr) == (0, "")
+        table = json.loads(checked.stdout)["table"]
+        names = [one.name, two.name]
+        assert [(row["Node"], row["Table of"], row["Table"]) for row in table] == [
+            (node, owner, kind) for node in names for owner in names for kind in ("passing", "lasting")
+        ]
+        assert all(row["Agrees"] is True for row in table)
+        # The session and the subscription of a persistent client.
+        assert [row["Rows"] for row in table if (row["Table of"], row["Table"]) == (one.name, "lasting")] == [2, 2]
+        assert two.admin("cluster", "check", "--repair").returncode == 0
+    two.kill()
+    wait_until(lambda: one.cluster().get(two.name) is False, f"{one.name} sees that {two.name} is not running")
+    checked = one.admin("cluster", "check", "--json")
+    assert (checked.returncode, checked.stderr) == (1, "")
+    assert json.loads(checked.stdout)["table"][-1] == {
+        "Node": two.name,
+        **dict.fromkeys(("Table of", "Table", "Version", "Checksum", "Rows", "Agrees")),
+    }
+
+
 def test_nodes_find_each_other_by_a_name(make_node: Callable[..., Node]) -> None:
     # The first finds its own address alone.
     members = [make_node(number, COOKIE) for number in (1, 2, 3)]
