@@ -14,6 +14,7 @@ from typing import Final, final
 
 from cluster.commands import Admit, Reply, Revoke, SendJoin
 from cluster.frames import (
+    FRAME_VERSION,
     MESH_VERSION_NEWEST,
     MESH_VERSION_OLDEST,
     FrameType,
@@ -143,6 +144,11 @@ class Admission:
     def receive_answer(self, frame: bytes, now: float) -> None:
         """The node that this node asked with the join key answered."""
         joining = self._joining
+        if frame and frame[0] != FRAME_VERSION:
+            # Whatever it says, it has read the Hello, and can't talk to this program.
+            text = f"it speaks version {frame[0]} of the protocol, this node speaks version {FRAME_VERSION}"
+            joining.refused(Refusal.FINAL, text, now)
+            return
         kind = frame_type(frame)
         if kind == FrameType.REFUSED:
             refused = unpack_refused(frame)

@@ -17,6 +17,7 @@ from nodes import (
     Node,
     close_started,
     free_address,
+    free_port,
     join_all,
     start_all,
     wait_until,
@@ -295,6 +296,27 @@ def test_a_name_that_is_taken_is_refused(cluster: list[Node], make_node: Callabl
     # At the node that it is called like, and by its own name, nothing is different.
     assert "can't join itself" in refused_join(double, cluster[1].discovery_node)
     assert cluster[0].cluster() == {member.name: True for member in cluster}
+
+
+def test_a_member_may_come_back_at_another_address(make_node: Callable[..., Node]) -> None:
+    members = [make_node(number, COOKIE) for number in (1, 2)]
+    start_all(members)
+    join_all(members)
+    one, two = members
+    two.stop()
+    two.settings.append(f"cluster.listen={free_address(two.host)}")
+    two.start()
+    wait_whole(members)
+    two.stop()
+    # While the other one is away, and by an operator's word as well.
+    one.stop()
+    two.mesh_port = free_port(two.host)
+    two.settings.append(f"cluster.listen={two.host}:{two.mesh_port}")
+    start_all(members)
+    wait_whole(members)
+    one.join(two)
+    shown = {row["Node"]: row["Address"] for row in one.table("cluster", "show", "--verbose")}
+    assert shown[two.name] == f"{two.host}:{two.mesh_port}"
 
 
 def test_a_member_joins_no_other_cluster_and_joining_again_is_harmless(make_node: Callable[..., Node]) -> None:

@@ -435,6 +435,38 @@ def test_an_operator_joins_while_a_name_is_looked_up():
     assert network.join("node2@h", "node1@h").joined
 
 
+@pytest.mark.parametrize(("oldest", "newest", "fits"), [(2, 3, False), (0, 0, False), (1, 3, True), (0, 1, True)])
+def test_a_node_that_speaks_no_version_of_ours_is_told_so(oldest, newest, fits):
+    network = Network()
+    node = network.add("node1@h")
+    hello = frames.Hello("new@h", b"n" * 16, 1, 0, 0, b"x", "new@h:1", oldest, newest, False, False)
+    # A newer program's Hello is read, whatever the version of its frames, and whatever it has behind what is known.
+    frame = frames.pack_hello(hello) if newest < 2 else b"\x02" + frames.pack_hello(hello)[1:] + b"more"
+    node.mesh.receive(say.FrameReceived(JOIN, b"join/node1@h/1/x", frame), network.now)
+    (reply,) = [each for each in node.mesh.flush(WriteBatch(), network.now) if isinstance(each, say.Reply)]
+    if fits:
+        assert frames.unpack_welcome(reply.frame).running == ["node1@h"]
+    else:
+        refused = frames.unpack_refused(reply.frame)
+        assert refused.reason == frames.Refusal.FINAL
+        assert refused.text == (
+            f"new@h speaks mesh versions {oldest} to {newest}, node1@h speaks 1 to 1: no version in common"
+        )
+
+
+def test_an_operator_hears_that_the_other_node_speaks_another_version():
+    network = Network()
+    network.add("node1@h")
+    joiner = network.add("node2@h")
+    network.lose = lambda command: isinstance(command, say.Reply)
+    joiner.mesh.join("node1@h", "node1@h:1", network.now)
+    network.run(0.5)
+    joiner.mesh.receive(say.FrameReceived(JOIN, b"", b"\x02" + frames.pack_refused(frames.Refusal.FINAL, "")[1:]), 0.0)
+    result = joiner.mesh.take_join_result()
+    assert not result.joined
+    assert result.text == ("node1@h refused: it speaks version 2 of the protocol, this node speaks version 1")
+
+
 def test_the_join_key_gets_a_name_and_nothing_else():
     network = Network()
     node = network.add("node1@h")
