@@ -32,6 +32,7 @@ from cluster.joining import Joining
 from cluster.membership import State
 from cluster.peers import Peer, Peers
 from cluster.replication import Replication
+from cluster.statuses import Statuses
 from cluster.turn import Turn
 from cluster.wire import FrameError
 
@@ -53,6 +54,7 @@ class Conversation:
         peers: Peers,
         replication: Replication,
         checks: Checks,
+        statuses: Statuses,
         joining: Joining,
         turn: Turn,
         incarnation: int,
@@ -72,6 +74,8 @@ class Conversation:
             FrameType.STOPPING: self._receive_stopping,
             FrameType.CHECK: checks.receive_check,
             FrameType.CHECKED: checks.receive_checked,
+            FrameType.LOOK: statuses.receive_look,
+            FrameType.STATUS: statuses.receive_status,
         }
         self._table_handlers: dict[int, Callable[[Peer, bytes, float], bool]] = {
             FrameType.TABLE_DELTA: replication.receive_delta,

@@ -27,6 +27,7 @@ Integers, number, text and bytes16 are as in `wire`; a pair is text name, 16 byt
     NAME              text name
     FORWARDS          see `forwards`, which packs them: they are what is hot
     CHECK, CHECKED    see `check_frames`
+    LOOK, STATUS      see `statuses`
     TABLE_*           see `table_frames`
     TURN_REQUEST, TURN_GRANT, TURN_RELEASE, TURN_SURVEY, TURNS_HELD: see `registration_frames`
 
@@ -88,6 +89,8 @@ class FrameType(IntEnum):
     NAME = 33
     CHECK = 34
     CHECKED = 35
+    LOOK = 36
+    STATUS = 37
     MOVE_TAKE = 40
     MOVE = 41
     MOVE_ACK = 42

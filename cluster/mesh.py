@@ -59,6 +59,7 @@ from cluster.own_tables import OwnTables
 from cluster.peers import MemberView, MeshSettings, Peer, Peers
 from cluster.registry import Registry
 from cluster.replication import Replication
+from cluster.statuses import NodeStatus, Statuses
 from cluster.turn import Turn
 from cluster.wire import FrameError
 
@@ -110,8 +111,9 @@ class Mesh:
         self._admission = Admission(self._peers, self._joining, turn)
         self._replication = Replication(self._peers, self.own, turn)
         self._checks = Checks(self._peers, self.own, turn)
+        self._statuses = Statuses(self._peers)
         self._conversation = Conversation(
-            self._peers, self._replication, self._checks, self._joining, turn, incarnation
+            self._peers, self._replication, self._checks, self._statuses, self._joining, turn, incarnation
         )
         self._turn = turn
         self._store = store
@@ -228,6 +230,19 @@ class Mesh:
         """Return the outcome of `check` once it is known."""
         return self._checks.take_result()
 
+    def look(self, now: float) -> None:
+        """Ask all nodes what they say of themselves; `take_statuses` has the answers within LOOK_TIMEOUT_S."""
+        self._deadline = 0.0
+        self._statuses.look(now)
+
+    def take_statuses(self) -> dict[str, NodeStatus] | None:
+        """Return what the nodes say of themselves, by name, once there are no more answers to come."""
+        return self._statuses.take_result()
+
+    def ask_status(self, status: Callable[[], NodeStatus]) -> None:
+        """Ask this what this node says of itself."""
+        self._statuses.own = status
+
     def ask_number(self, next_number: Callable[[], int]) -> None:
         """Ask this which number the next message that is published here has at least."""
         self._next_number = next_number
@@ -337,10 +352,12 @@ class Mesh:
                 peer.liveness.shift(stall_s, now)
         self._admission.tick(now)
         self._checks.tick(now)
+        self._statuses.tick(now)
         for peer in self.peers.values():
             self._conversation.tick(peer, now)
         self._peers.update_readiness(now)
-        self._deadline = min(self._admission.deadline(), self._checks.deadline(), self.readiness.next_deadline())
+        self._deadline = min(self._admission.deadline(), self.readiness.next_deadline())
+        self._deadline = min(self._deadline, self._checks.deadline(), self._statuses.deadline())
         for peer in self.peers.values():
             self._deadline = min(self._deadline, self._conversation.deadline(peer, now))
 

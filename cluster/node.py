@@ -29,6 +29,7 @@ from cluster.commands import MeshCommand, MeshInput
 from cluster.joining import JoinResult
 from cluster.mesh import MemberView, Mesh
 from cluster.moving import Moving
+from cluster.statuses import NodeStatus
 from cluster.subscribe_wait import SubscribeWait
 from cluster.wire import FrameError
 
@@ -59,7 +60,7 @@ class NodeEffects:
 class NodeCore:
     """One node without its processes and sockets."""
 
-    def __init__(self, owner: QueueOwner, mesh: Mesh, systree: Systree | None = None) -> None:
+    def __init__(self, owner: QueueOwner, mesh: Mesh, systree: Systree | None = None, version: str = "") -> None:
         self.owner = owner
         self.mesh = mesh
         self._systree = systree
@@ -74,6 +75,8 @@ class NodeCore:
             mesh.change_interest([InterestChange(topic_filter, True, persistent)])
         mesh.own.restore(owner.local_rows)
         mesh.ask_number(owner.next_number)
+        mesh.ask_status(self._status)
+        self._version = version
         self.moving = Moving(owner, mesh, mesh.incarnation)
         owner.register_with(self.moving.registrar)
         self._subacks = SubscribeWait(mesh)
@@ -233,6 +236,10 @@ class NodeCore:
         """Tell the owner whether this node reaches the members that it needs; not while the store takes no writes."""
         readiness = self.mesh.readiness
         self.owner.netsplit.set_ready(readiness.ready, readiness.reason)
+
+    def _status(self) -> NodeStatus:
+        counts = self.owner.counts()
+        return NodeStatus(counts["num_online"] + counts["num_offline"], counts["queued_messages"], self._version)
 
     def _receive_mark(self, body: bytes, now: float) -> None:
         try:

@@ -39,8 +39,9 @@ from broker.runtime.control import ControlChannel
 from broker.runtime.rocks_storage import OpenedStore, open_store
 from broker.runtime.run_dir import RunDir
 from cluster.checks import CheckResult
-from cluster.mesh import Mesh, MeshSettings
+from cluster.mesh import MemberView, Mesh, MeshSettings
 from cluster.node import NodeCore, NodeEffects
+from cluster.statuses import NodeStatus
 from cluster.transport import BindError, MeshTransport, cluster_keys
 
 log = logging.getLogger(__name__)
@@ -75,6 +76,8 @@ class OwnerProcess:
         self._joins: list[int] = []
         # The commands that wait for a check, which is as one of them wanted it.
         self._checks: list[int] = []
+        # And those that wait for what the other nodes say of themselves.
+        self._shows: list[int] = []
         self._running = True
 
     def run(self) -> None:
@@ -140,6 +143,7 @@ class OwnerProcess:
             log.warning("%s", notice)
         self._answer_joins()
         self._answer_checks()
+        self._answer_shows()
         for name in node.mesh.take_lookups():
             self._control.send({"type": "look-up", "name": name})
 
@@ -201,7 +205,11 @@ class OwnerProcess:
         elif command == "cluster check":
             self._check(number, bool(message["flags"].get("repair")), now)
         elif command == "cluster show":
-            self._reply(number, self._cluster_table(bool(message["flags"].get("verbose"))))
+            if message["flags"].get("verbose"):
+                self._shows.append(number)
+                self.node.mesh.look(now)
+            else:
+                self._reply(number, {"type": "table", "table": cluster_table(self.node.members_view())})
         elif command == "node status":
             self._reply(number, self._status_table())
         elif command == "metrics show":
@@ -237,6 +245,13 @@ class OwnerProcess:
                 self._reply(number, {"type": "table", "table": check_table(result)}, exit_code)
             self._checks = []
 
+    def _answer_shows(self) -> None:
+        statuses = self.node.mesh.take_statuses() if self._shows else None
+        if statuses is not None:
+            for number in self._shows:
+                self._reply(number, {"type": "table", "table": cluster_table(self.node.members_view(), statuses)})
+            self._shows = []
+
     def _backup(self, number: int, directory: str, now: float) -> None:
         if not os.path.isabs(directory):
             # This process has a working directory of its own.
@@ -262,17 +277,6 @@ class OwnerProcess:
             else:
                 self._refuse(number, result.text, 1)
         self._joins = []
-
-    def _cluster_table(self, verbose: bool) -> dict[str, Any]:
-        rows: list[dict[str, Any]] = []
-        for member in self.node.members_view():
-            row: dict[str, Any] = {"Node": member.name, "Running": member.running}
-            if verbose:
-                row["State"] = member.state
-                row["Address"] = member.address
-                row["Link lag (bytes)"] = member.link_bytes_pending
-            rows.append(row)
-        return {"type": "table", "table": rows}
 
     def _status_table(self) -> dict[str, Any]:
         values = {
@@ -328,7 +332,7 @@ def build_node(config: Config, opened: OpenedStore) -> NodeCore:
     owner = QueueOwner(owner_settings(config), opened.storage, mesh.interest, opened.store_id, opened.incarnation)
     owner.recover(now, _utc_ms(), log.info)
     interval_s = config.systree.interval_s if config.systree.enabled else 0
-    return NodeCore(owner, mesh, Systree(config.node.name, __version__, interval_s, now))
+    return NodeCore(owner, mesh, Systree(config.node.name, __version__, interval_s, now), __version__)
 
 
 def _utc_ms() -> int:
@@ -343,6 +347,23 @@ def open_transport(config: Config) -> MeshTransport | None:
     keys, *other_keys = [cluster_keys(cookie) for cookie in (cluster.cookie, *cluster.other_cookies)]
     failure_timeout_s = cluster.failure_timeout_ms / 1000
     return MeshTransport(keys, config.node.name, mesh_listen(config), failure_timeout_s, other_keys)
+
+
+def cluster_table(members: list[MemberView], statuses: dict[str, NodeStatus] | None = None) -> list[dict[str, Any]]:
+    """Return what `cluster show` shows; with `statuses`, of the nodes that answered, all that is known of members."""
+    rows: list[dict[str, Any]] = []
+    for member in members:
+        row: dict[str, Any] = {"Node": member.name, "Running": member.running}
+        if statuses is not None:
+            status = statuses.get(member.name)
+            row["State"] = member.state
+            row["Address"] = member.address
+            row["Sessions"] = None if status is None else status.sessions
+            row["Queued messages"] = None if status is None else status.queued_messages
+            row["Link lag (bytes)"] = member.link_bytes_pending
+            row["Version"] = None if status is None else status.version
+        rows.append(row)
+    return rows
 
 
 def check_table(result: CheckResult) -> list[dict[str, Any]]:

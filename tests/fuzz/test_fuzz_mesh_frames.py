@@ -9,7 +9,7 @@ from librt.strings import BytesWriter
 from recorded_frames import VERSION_1
 
 from broker.core.message import Message
-from cluster import check_frames, forwards, frames, registration_frames, table_frames
+from cluster import check_frames, forwards, frames, registration_frames, statuses, table_frames
 from cluster.frames import FrameType
 from cluster.wire import FrameError
 
@@ -97,6 +97,14 @@ def checked(frame: bytes) -> bytes:
     return check_frames.pack_checked(*check_frames.unpack_checked(frame))
 
 
+def look(frame: bytes) -> bytes:
+    return statuses.pack_look(statuses.unpack_look(frame))
+
+
+def status(frame: bytes) -> bytes:
+    return statuses.pack_status(*statuses.unpack_status(frame))
+
+
 def positions(frame: bytes) -> bytes:
     found = frames.unpack_position(frame)
     return frames.pack_positions(found.session, found.position)
@@ -170,6 +178,8 @@ UNPACKERS = {
     int(FrameType.NAME): name,
     int(FrameType.CHECK): check_asked,
     int(FrameType.CHECKED): checked,
+    int(FrameType.LOOK): look,
+    int(FrameType.STATUS): status,
     int(FrameType.LINK_ACK): link_ack,
     int(FrameType.FORWARDS): forwarded,
     int(FrameType.TABLE_DELTA): table_delta,

@@ -315,8 +315,24 @@ def test_a_member_may_come_back_at_another_address(make_node: Callable[..., Node
     start_all(members)
     wait_whole(members)
     one.join(two)
-    shown = {row["Node"]: row["Address"] for row in one.table("cluster", "show", "--verbose")}
-    assert shown[two.name] == f"{two.host}:{two.mesh_port}"
+    with Client(two, "keeper", persistent=True), Client(two):
+        own, other = one.table("cluster", "show", "--verbose")
+    assert list(other) == [
+        "Node",
+        "Running",
+        "State",
+        "Address",
+        "Sessions",
+        "Queued messages",
+        "Link lag (bytes)",
+        "Version",
+    ]
+    assert (other["Node"], other["State"], other["Address"]) == (two.name, "alive", f"{two.host}:{two.mesh_port}")
+    assert (own["Sessions"], other["Sessions"], other["Queued messages"]) == (0, 2, 0)
+    assert own["Version"] == other["Version"]
+    two.stop()
+    (_, other) = one.table("cluster", "show", "--verbose")
+    assert (other["Sessions"], other["Queued messages"], other["Version"]) == (None, None, None)
 
 
 def test_a_member_joins_no_other_cluster_and_joining_again_is_harmless(make_node: Callable[..., Node]) -> None:
