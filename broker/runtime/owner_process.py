@@ -294,7 +294,8 @@ class OwnerProcess:
         return metrics_result(found, with_descriptions)
 
     def _reply(self, number: int, result: dict[str, Any], exit_code: int = 0) -> None:
-        self._control.send({"type": "reply", "id": number, "result": result, "exit": exit_code})
+        bad_news = {"exit": exit_code} if exit_code else {}
+        self._control.send({"type": "reply", "id": number, "result": result, **bad_news})
 
     def _refuse(self, number: int, error: str, exit_code: int) -> None:
         self._control.send({"type": "reply", "id": number, "error": error, "exit": exit_code})
