@@ -157,6 +157,7 @@ def _run_command(invocation: Invocation, environ: Mapping[str, str], output: IO[
         return DONE
     directory = _data_dir(options, environ)
     timeout_s = command.time_limit_s + ANSWER_GRACE_S
+    exit_code = DONE
     for response in ask(directory, command.words, invocation.arguments, flags, timeout_s):
         if response["type"] == "error":
             return _complain(errors, response["error"], int(response["exit"]))
@@ -164,8 +165,9 @@ def _run_command(invocation: Invocation, environ: Mapping[str, str], output: IO[
             print(response["text"], file=errors, flush=True)
         else:
             render(response["result"], as_json, output, color)
+            exit_code = int(response.get("exit", DONE))
     output.flush()
-    return DONE
+    return exit_code
 
 
 def _data_dir(options: Mapping[str, str], environ: Mapping[str, str]) -> str:

@@ -23,6 +23,7 @@ LOOKED_UP_FILES: Final = ("./zvmq.yml", "/etc/zvmq/zvmq.yml")
 ENVIRONMENT_PREFIX: Final = "ZVMQ__"
 
 COOKIE_CHARACTERS_MIN: Final = 16
+OTHER_COOKIES_MAX: Final = 4
 # A client id is known by the name of its listener's mountpoint, a zero byte and itself, and has a u16 length.
 CLIENT_ID_BYTES_MAX: Final = 65535
 SERVED_LISTENER_TYPES: Final = ("mqtt", "http")
@@ -30,8 +31,6 @@ SERVED_LISTENER_TYPES: Final = ("mqtt", "http")
 # Keys that are known, so that a configuration can say them, and that nothing reads yet: why another value than the
 # default is refused. Accepted and not obeyed would be worse.
 NOT_SERVED: Final = {
-    "cluster.other_cookies": "nodes admit only those that have cluster.cookie",
-    "cluster.subscribe_wait": "a SUBACK does not wait for other nodes",
     "auth.password_file": "nothing asks clients for a password",
     "auth.acl_file": "whoever may connect may publish and subscribe to everything",
     "auth.plugins": "nothing asks plugins",
@@ -120,6 +119,12 @@ def _check_cluster(config: Config, sources: Sources) -> Config:
         config = dataclasses.replace(config, cluster=dataclasses.replace(cluster, cookie=cookie))
     elif cluster.cookie:
         _check_cookie("cluster.cookie", cluster.cookie, sources)
+    for other in cluster.other_cookies:
+        _check_cookie("cluster.other_cookies", other, sources)
+    if cluster.other_cookies and not cluster.cookie and not cluster.cookie_file:
+        sources.refuse("cluster.other_cookies", "admitting others needs cluster.cookie or cluster.cookie_file")
+    if len(cluster.other_cookies) > OTHER_COOKIES_MAX:
+        sources.refuse("cluster.other_cookies", f"at most {OTHER_COOKIES_MAX}: each takes half a second of every start")
     if cluster.discovery and not cluster.cookie and not cluster.cookie_file:
         sources.refuse("cluster.discovery", "joining a cluster needs cluster.cookie or cluster.cookie_file")
     return config

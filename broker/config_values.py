@@ -171,9 +171,14 @@ def discovery_entry(text: str) -> str:
     if not text.startswith(DNS_PREFIX):
         node_and_address(text)
         return text
-    name = text.removeprefix(DNS_PREFIX)
-    host_port(name if ":" in name else f"{name}:{MESH_PORT}")
+    dns_name_and_port(text)
     return text
+
+
+def dns_name_and_port(text: str) -> tuple[str, int]:
+    """Split `dns://name[:port]`; ValueError if it is none."""
+    name = text.removeprefix(DNS_PREFIX)
+    return host_port(name if ":" in name else f"{name}:{MESH_PORT}")
 
 
 def expiration(text: str) -> str:

@@ -4,7 +4,8 @@ Owns the answers to Hello (on the join key and on a member's own), the invitatio
 an operator's join. When to ask and when to invite is decided by `joining`; what comes of a new member is the peers'.
 
 The join key is known to every holder of the cookie and so proves nothing but that. All it may carry is Hello, and
-all that it brings is a Refused, or a Welcome and the admission of the key of the name in it.
+all that it brings is a Refused, or a Welcome and the admission of the key of the name in it; and Who, which brings this
+node's name.
 """
 
 import math
@@ -13,6 +14,7 @@ from typing import Final, final
 
 from cluster.commands import Admit, Reply, Revoke, SendJoin
 from cluster.frames import (
+    FRAME_VERSION,
     MESH_VERSION_NEWEST,
     MESH_VERSION_OLDEST,
     FrameType,
@@ -20,9 +22,12 @@ from cluster.frames import (
     Refusal,
     Welcome,
     frame_type,
+    pack_name,
     pack_refused,
     pack_welcome,
+    pack_who,
     unpack_hello,
+    unpack_name,
     unpack_refused,
     unpack_welcome,
 )
@@ -79,14 +84,17 @@ class Admission:
         """The connection with the join key is up: introduce this node, if it still wants to."""
         if self._joining.connected(self._hosting(), self._membership.alone(), now):
             hello = self._peers.hello(0, self._joining.purpose == Purpose.DISCOVERY)
-            self._turn.commands.append(SendJoin(hello))
+            self._turn.commands.append(SendJoin(hello if self._joining.target else pack_who()))
 
     def failed(self, text: str, now: float) -> None:
         """The connection with the join key can't be had."""
         self._joining.failed(text, now)
 
     def receive_stranger(self, connection: bytes, frame: bytes, now: float) -> None:
-        """A frame on the join key: nothing but Hello is heard."""
+        """A frame on the join key: nothing but Hello and Who is heard."""
+        if len(frame) == 2 and frame_type(frame) == FrameType.WHO:
+            self._turn.commands.append(Reply(connection, pack_name(self._membership.name)))
+            return
         if len(frame) < 2 or frame[1] != FrameType.HELLO:
             self._turn.count("frames_of_strangers")
             return
@@ -136,10 +144,18 @@ class Admission:
     def receive_answer(self, frame: bytes, now: float) -> None:
         """The node that this node asked with the join key answered."""
         joining = self._joining
+        if frame and frame[0] != FRAME_VERSION:
+            # Whatever it says, it has read the Hello, and can't talk to this program.
+            text = f"it speaks version {frame[0]} of the protocol, this node speaks version {FRAME_VERSION}"
+            joining.refused(Refusal.FINAL, text, now)
+            return
         kind = frame_type(frame)
         if kind == FrameType.REFUSED:
             refused = unpack_refused(frame)
             joining.refused(refused.reason, refused.text, now)
+            return
+        if kind == FrameType.NAME:
+            joining.named(unpack_name(frame), now)
             return
         if kind != FrameType.WELCOME or joining.state != JoinState.ASKING:
             return

@@ -104,7 +104,7 @@ class Revoke:
 
 @dataclass(slots=True, frozen=True)
 class OpenJoin:
-    """Connect to `node` with the join key; one such connection exists at a time."""
+    """Connect to `node`, or "" for whoever is there, with the join key; one such connection exists at a time."""
 
     node: str
     address: str

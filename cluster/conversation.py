@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final, final
 
+from cluster.checks import Checks
 from cluster.commands import ConnectPeer, SendBulk
 from cluster.frames import (
     FrameType,
@@ -31,6 +32,7 @@ from cluster.joining import Joining
 from cluster.membership import State
 from cluster.peers import Peer, Peers
 from cluster.replication import Replication
+from cluster.statuses import Statuses
 from cluster.turn import Turn
 from cluster.wire import FrameError
 
@@ -47,7 +49,16 @@ _LIFE_SHIFT: Final = 32
 class Conversation:
     """This node's half of every control connection."""
 
-    def __init__(self, peers: Peers, replication: Replication, joining: Joining, turn: Turn, incarnation: int) -> None:
+    def __init__(
+        self,
+        peers: Peers,
+        replication: Replication,
+        checks: Checks,
+        statuses: Statuses,
+        joining: Joining,
+        turn: Turn,
+        incarnation: int,
+    ) -> None:
         self._peers = peers
         self._replication = replication
         self._joining = joining
@@ -61,6 +72,10 @@ class Conversation:
             FrameType.POSITIONS: self._receive_positions,
             FrameType.LINK_ACK: self._receive_link_ack,
             FrameType.STOPPING: self._receive_stopping,
+            FrameType.CHECK: checks.receive_check,
+            FrameType.CHECKED: checks.receive_checked,
+            FrameType.LOOK: statuses.receive_look,
+            FrameType.STATUS: statuses.receive_status,
         }
         self._table_handlers: dict[int, Callable[[Peer, bytes, float], bool]] = {
             FrameType.TABLE_DELTA: replication.receive_delta,
@@ -102,6 +117,8 @@ class Conversation:
         peer.connection = connection
         greeting = hello.session > peer.session
         if greeting:
+            if hello.session >> _LIFE_SHIFT != peer.session >> _LIFE_SHIFT:
+                peer.knows_wishes = (0, 0)
             peer.session = hello.session
             self._turn.running_changed = True
             self._peers.readiness.greeted(peer.name, hello.session >> _LIFE_SHIFT, now)

@@ -23,7 +23,11 @@ Integers, number, text and bytes16 are as in `wire`; a pair is text name, 16 byt
     POSITIONS         u64 your session, number position
     LINK_ACK          u64 your session, number position
     STOPPING          nothing
+    WHO               nothing: who are you? On the join key; the answer is NAME
+    NAME              text name
     FORWARDS          see `forwards`, which packs them: they are what is hot
+    CHECK, CHECKED    see `check_frames`
+    LOOK, STATUS      see `statuses`
     TABLE_*           see `table_frames`
     TURN_REQUEST, TURN_GRANT, TURN_RELEASE, TURN_SURVEY, TURNS_HELD: see `registration_frames`
 
@@ -81,6 +85,12 @@ class FrameType(IntEnum):
     TURN_SURVEY = 23
     TURNS_HELD = 24
     STOPPING = 30
+    WHO = 32
+    NAME = 33
+    CHECK = 34
+    CHECKED = 35
+    LOOK = 36
+    STATUS = 37
     MOVE_TAKE = 40
     MOVE = 41
     MOVE_ACK = 42
@@ -371,6 +381,24 @@ def read_filter(reader: Reader) -> bytes:
 def pack_stopping() -> bytes:
     """Pack a STOPPING frame: I stop as I was told to, and shall be back."""
     return bytes(frame_head(FrameType.STOPPING))
+
+
+def pack_who() -> bytes:
+    """Pack a WHO frame: who are you?"""
+    return bytes(frame_head(FrameType.WHO))
+
+
+def pack_name(name: str) -> bytes:
+    """Pack a NAME frame: this is who I am."""
+    return bytes(frame_head(FrameType.NAME) + pack_text(name))
+
+
+def unpack_name(frame: bytes) -> str:
+    """Unpack a NAME frame."""
+    reader = frame_body(frame, FrameType.NAME)
+    name = reader.node_name()
+    reader.end()
+    return name
 
 
 def pack_positions(session: int, position: int) -> bytes:

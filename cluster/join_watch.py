@@ -41,13 +41,15 @@ class Seen(Enum):
 class JoinWatch:
     """One attempt to join."""
 
-    def __init__(self, connect_timeout_s: float, now: float) -> None:
+    def __init__(self, connect_timeout_s: float, now: float, failures_max: int = HANDSHAKE_FAILURES_MAX) -> None:
         self._times_out_at = now + connect_timeout_s * TIMEOUT_SHARE
         self._resolved = False
         self._connected = False
         self._broken = False
         self._shaken = False
-        self._failures = 0
+        # How many handshakes failed, and with how many it is certain.
+        self.failures = 0
+        self._failures_max = failures_max
 
     def see(self, seen: Seen, now: float) -> JoinFailed | None:
         """Take what was seen; return why the attempt failed once that is certain."""
@@ -59,7 +61,7 @@ class JoinWatch:
         elif seen is Seen.CONNECTED:
             self._connected = True
         elif seen is Seen.KEY_REFUSED:
-            # Told only to a key that isn't admitted, which the join key always is.
+            # Told only to a key that isn't admitted, which the join key towards the name of the node there always is.
             return JoinFailed("handshake", HANDSHAKE_REFUSED)
         elif seen is Seen.HANDSHAKE_FAILED:
             return self._handshake_failed()
@@ -79,5 +81,5 @@ class JoinWatch:
     def _handshake_failed(self) -> JoinFailed | None:
         self._connected = False
         self._broken = True
-        self._failures += 1
-        return JoinFailed("handshake", HANDSHAKE_REFUSED) if self._failures >= HANDSHAKE_FAILURES_MAX else None
+        self.failures += 1
+        return JoinFailed("handshake", HANDSHAKE_REFUSED) if self.failures >= self._failures_max else None

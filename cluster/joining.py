@@ -22,6 +22,10 @@ Two clusters that both have several members can't be merged, so that no two may 
 - A node without `cluster.discovery` never asks by itself and so invites whoever asks.
 - An operator's join doesn't need a founder: the node named is asked until it is free.
 
+Of names that are looked up only addresses are known. They are looked up anew at the beginning of each round; a node at
+an address that nobody is known by is first asked for its name, and is then a candidate like others. A look-up that
+fails leaves the round inconclusive, one that finds nobody does not: the first node of a cluster is found by no name.
+
 After a round the next begins after a pause that differs with the place of the own name in the list, so that nodes
 that began together don't go on asking each other at the same moments.
 """
@@ -41,6 +45,9 @@ CANDIDATE_TIMEOUT_S: Final = 3.0
 JOIN_TIMEOUT_S: Final = 30.0
 # An invitation ends well after an asking node gave up waiting for it.
 INVITATION_S: Final = 2 * ANSWER_TIMEOUT_S
+
+# Looking up a name takes no longer, or has failed.
+LOOK_UP_TIMEOUT_S: Final = 5.0
 
 ROUND_PAUSE_S: Final = 1.0
 ROUND_PAUSE_STEP_S: Final = 0.37
@@ -85,7 +92,7 @@ class JoinResult:
 class Joining:
     """The attempts of this node to join, and whether it lets others."""
 
-    def __init__(self, name: str, candidates: list[tuple[str, str]]) -> None:
+    def __init__(self, name: str, candidates: list[tuple[str, str]], lookups: list[str] | None = None) -> None:
         self.name = name
         self.state = JoinState.IDLE
         self.purpose = Purpose.OPERATOR
@@ -99,9 +106,19 @@ class Joining:
         self.operator_until = math.inf
         self.failure = ""
         self._candidates: dict[str, str] = {node: address for node, address in candidates if node != name}
-        self._configured = bool(self._candidates)
-        self._round: list[str] = []
+        # What has to be looked up for a round, for the shell to take; what it has not answered yet.
+        self.lookups: list[str] = []
+        self._lookups = lookups or []
+        self._looking: set[str] = set()
+        # Address -> the node that answered there, which may be this node itself, or "" while that isn't known.
+        self._found: dict[str, str] = {}
+        self._addresses: set[str] = set()
+        self._configured = bool(self._candidates or self._lookups)
+        # Node name and address; the name is "" where it has to be asked for.
+        self._round: list[tuple[str, str]] = []
         self._conclusive = True
+        # The names of the round to come are being looked up, or are.
+        self._begun = False
         self._smaller_reached = False
         self._founder = not self._configured
         self._until = math.inf
@@ -116,6 +133,28 @@ class Joining:
         self.operator_until = now + JOIN_TIMEOUT_S
         self.failure = ""
         self._next_at = min(self._next_at, now)
+
+    def looked_up(self, entry: str, addresses: list[str] | None, now: float) -> None:
+        """The addresses (host:port) that a name has now; None if nobody could say."""
+        if entry not in self._looking:
+            return
+        self._looking.discard(entry)
+        if addresses is None:
+            self._conclusive = False
+        else:
+            self._addresses.update(addresses[:CANDIDATES_MAX])
+        if not self._looking:
+            self._next_at = now
+
+    def named(self, name: str, now: float) -> None:
+        """The node that was asked who it is said so."""
+        if self.state != JoinState.ASKING or self.target:
+            return
+        self._found[self.address] = name
+        if name == self.name:
+            self._close(now)
+        else:
+            self._begin(Purpose.DISCOVERY, name, self.address, now)
 
     def introduce(self, node: str, address: str) -> None:
         """A fellow member refuses this node's key: say Hello to it with the join key."""
@@ -174,7 +213,8 @@ class Joining:
         if self.purpose == Purpose.OPERATOR:
             self.failure = f"{self.target} at {self.address}: {text}"
         elif self.purpose == Purpose.DISCOVERY:
-            self._note(f"discovery: {self.target} at {self.address}: {text}")
+            self._found.pop(self.address, None)
+            self._note(f"discovery: {self.target or 'a node'} at {self.address}: {text}")
         self._close(now)
 
     def refused(self, reason: int, text: str, now: float) -> None:
@@ -218,24 +258,56 @@ class Joining:
         elif self.operator_target and not self.failure and alone:
             if not hosting:
                 self._begin(Purpose.OPERATOR, self.operator_target, self.operator_address, now)
-        elif alone and not hosting and self._candidates:
+        elif alone and not hosting and (self._candidates or self._lookups):
             self._next_candidate(now)
 
     def deadline(self, alone: bool, hosting: bool) -> float:
         """Return when `tick` has something to do."""
         if self.state != JoinState.IDLE:
             return self._until
-        if self._introduce or (alone and not hosting and (self.operator_target or self._candidates)):
+        wants = bool(self.operator_target or self._candidates or self._lookups)
+        if self._introduce or (alone and not hosting and wants):
             return self._next_at
         return math.inf
 
     def _next_candidate(self, now: float) -> None:
         if not self._round:
-            self._round = sorted(self._candidates)
+            if self._lookups and not self._begun:
+                self._look_up(now)
+                return
+            self._begin_round(now)
+            if not self._round:
+                self._end_round(now)
+                return
+        node, address = self._round.pop(0)
+        self._begin(Purpose.DISCOVERY, node, address, now)
+
+    def _look_up(self, now: float) -> None:
+        """Have every name looked up; the round begins when all are, or none any more."""
+        self._begun = True
+        self._conclusive = True
+        self._addresses = set()
+        self._looking = set(self._lookups)
+        self.lookups = list(self._lookups)
+        self._next_at = now + LOOK_UP_TIMEOUT_S
+
+    def _begin_round(self, now: float) -> None:
+        if not self._lookups:
             self._conclusive = True
-            self._smaller_reached = False
-        node = self._round.pop(0)
-        self._begin(Purpose.DISCOVERY, node, self._candidates[node], now)
+        elif self._looking:
+            self._conclusive = False
+            self._looking = set()
+        self._begun = False
+        self._smaller_reached = False
+        self._found = {address: self._found.get(address, "") for address in sorted(self._addresses)}
+        known = dict(self._candidates)
+        asked = []
+        for address, node in self._found.items():
+            if node == "" and address not in known.values():
+                asked.append(("", address))
+            elif node not in ("", self.name):
+                known[node] = address
+        self._round = sorted(known.items()) + asked
 
     def _begin(self, purpose: Purpose, node: str, address: str, now: float) -> None:
         self.purpose = purpose
@@ -251,12 +323,16 @@ class Joining:
         self._until = math.inf
         self._next_at = next_at
         if self.purpose == Purpose.DISCOVERY and not self._round:
-            self._founder = self._conclusive and not self._smaller_reached
-            place = len([node for node in self._candidates if node < self.name])
-            self._next_at = next_at + ROUND_PAUSE_S + ROUND_PAUSE_STEP_S * place
+            self._end_round(next_at)
+
+    def _end_round(self, next_at: float) -> None:
+        self._founder = self._conclusive and not self._smaller_reached
+        nodes = {*self._candidates, *self._found.values()} - {""}
+        place = len([node for node in nodes if node < self.name])
+        self._next_at = next_at + ROUND_PAUSE_S + ROUND_PAUSE_STEP_S * place
 
     def _note(self, text: str) -> None:
         # A candidate that stays down is worth one line, not one a second.
-        if self._noted.get(self.target) != text:
-            self._noted[self.target] = text
+        if self._noted.get(self.target or self.address) != text:
+            self._noted[self.target or self.address] = text
             self.notes.append(text)

@@ -1,8 +1,12 @@
 """Keys: every key pair of a cluster, computed from its cookie.
 
-Owns the derivation: cookie -> seed -> one CURVE pair for each label, where a label is a node name or
-JOIN. Two nodes with one cookie compute the same pairs without ever having met. Every holder of the
-cookie can be any member: this keeps out faults and strangers, not a holder of the cookie.
+Owns the derivation: cookie -> seed -> one CURVE pair for each label. Two nodes with one cookie compute the same pairs
+without ever having met. Every holder of the cookie can be any member: this keeps out faults and strangers, not a holder
+of the cookie.
+
+Who connects has the pair of its own name and of the name of whom it wants to reach (`towards`): a node that has taken
+over an address refuses what is meant for another. Every node answers with the pair of SERVER, so that one of which only
+the address is known can be asked who it is, with the pair of JOIN alone.
 
 It must not know ZeroMQ: the arithmetic on the curve is passed in by the shell. Neither the cookie, the
 seed nor a secret key appears in a repr, an error or a log.
@@ -13,8 +17,10 @@ from collections.abc import Callable
 from hashlib import blake2b, scrypt
 from typing import Final, final
 
-# The label of the pair that a node uses before the cluster knows it. Node names hold an @: no node has this one.
+# The name by which a node goes before the cluster knows it. Node names hold an @: no node has this one.
 JOIN: Final = "join"
+# The label of the pair that every node answers with.
+SERVER: Final = "server"
 
 # The cost of trying one cookie: 128 * r * N = 128 MiB and about half a second. OpenSSL's own limit is 32 MiB.
 SCRYPT_N: Final = 2**17
@@ -46,7 +52,7 @@ class Keys:
         return "Keys(...)"
 
     def pair(self, label: str) -> tuple[bytes, bytes]:
-        """Return (public, secret) of a node name or of JOIN."""
+        """Return (public, secret) of a label."""
         pair = self._pairs.get(label)
         if pair is None:
             secret = blake2b(label.encode(), key=self._seed, digest_size=32, person=b"zvmq curve pair").digest()
@@ -57,8 +63,14 @@ class Keys:
         return pair
 
     def public(self, label: str) -> bytes:
-        """Return the public key of a node name or of JOIN."""
+        """Return the public key of a label."""
         return self.pair(label)[0]
+
+
+def towards(node: str, name: str) -> str:
+    """Return the label of the pair that a node, or JOIN, connects to `name` with; "" is whoever answers."""
+    # There are no blanks in names.
+    return f"{node} to {name}" if name else node
 
 
 def derive(cookie: str, public_key: Callable[[bytes], bytes]) -> Keys:

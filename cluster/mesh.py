@@ -34,6 +34,7 @@ from broker.core.message import Message
 from broker.core.rows import RowChange
 from broker.core.storage import Storage, WriteBatch
 from cluster.admission import Admission
+from cluster.checks import CheckResult, Checks
 from cluster.commands import (
     FrameReceived,
     JoinFailed,
@@ -58,6 +59,7 @@ from cluster.own_tables import OwnTables
 from cluster.peers import MemberView, MeshSettings, Peer, Peers
 from cluster.registry import Registry
 from cluster.replication import Replication
+from cluster.statuses import NodeStatus, Statuses
 from cluster.turn import Turn
 from cluster.wire import FrameError
 
@@ -106,10 +108,14 @@ class Mesh:
         # By node name, for whoever looks; `Peers` alone changes it.
         self.peers: dict[str, Peer] = self._peers.all
         self.readiness = self._peers.readiness
-        self._joining = Joining(settings.name, list(settings.discovery))
+        self._joining = Joining(settings.name, list(settings.discovery), list(settings.lookups))
         self._admission = Admission(self._peers, self._joining, turn)
         self._replication = Replication(self._peers, self.own, turn)
-        self._conversation = Conversation(self._peers, self._replication, self._joining, turn, incarnation)
+        self._checks = Checks(self._peers, self.own, turn)
+        self._statuses = Statuses(self._peers)
+        self._conversation = Conversation(
+            self._peers, self._replication, self._checks, self._statuses, self._joining, turn, incarnation
+        )
         self._turn = turn
         self._store = store
         self._heartbeat_s = self._peers.heartbeat_s
@@ -133,6 +139,9 @@ class Mesh:
                 peer.outgoing.load(now)
         if not self._turn.frozen:
             self._replication.begin()
+            if self._checks.has_rows():
+                self._checks.begin()
+                self._deadline = 0.0
 
     def receive(self, happened: MeshInput, now: float) -> None:
         """Take one input of the transport. Afterwards take messages and tickets, then `flush`."""
@@ -209,9 +218,46 @@ class Mesh:
         self._deadline = 0.0
         self._admission.join(node, address, now)
 
+    def take_lookups(self) -> list[str]:
+        """Return the names of `MeshSettings.lookups` that have to be looked up now; `looked_up` has the answers."""
+        lookups = self._joining.lookups
+        if lookups:
+            self._joining.lookups = []
+        return lookups
+
+    def looked_up(self, entry: str, addresses: list[str] | None, now: float) -> None:
+        """Take the addresses (host:port) that a name has; None if that could not be found out."""
+        self._deadline = 0.0
+        self._joining.looked_up(entry, addresses, now)
+
     def take_join_result(self) -> JoinResult | None:
         """Return the outcome of `join` once it is decided."""
         return self._admission.take_result()
+
+    def check(self, repair: bool, now: float) -> None:
+        """Begin to compare what all members hold; `take_check_result` has the outcome within CHECK_TIMEOUT_S.
+
+        With `repair` they ask for what differs, and the outcome is that of the last of several checks.
+        """
+        self._deadline = 0.0
+        self._checks.check(repair, now)
+
+    def take_check_result(self) -> CheckResult | None:
+        """Return the outcome of `check` once it is known."""
+        return self._checks.take_result()
+
+    def look(self, now: float) -> None:
+        """Ask all nodes what they say of themselves; `take_statuses` has the answers within LOOK_TIMEOUT_S."""
+        self._deadline = 0.0
+        self._statuses.look(now)
+
+    def take_statuses(self) -> dict[str, NodeStatus] | None:
+        """Return what the nodes say of themselves, by name, once there are no more answers to come."""
+        return self._statuses.take_result()
+
+    def ask_status(self, status: Callable[[], NodeStatus]) -> None:
+        """Ask this what this node says of itself."""
+        self._statuses.own = status
 
     def ask_number(self, next_number: Callable[[], int]) -> None:
         """Ask this which number the next message that is published here has at least."""
@@ -265,6 +311,16 @@ class Mesh:
         """Tell everybody what changed of this node's tables; afterwards their versions are those of what was told."""
         self._replication.tell()
 
+    def confirmed(self, store_id: bytes, version: tuple[int, int]) -> None:
+        """A member's stream has come to where it knows this (generation, version) of this node's wishes."""
+        for peer in self.peers.values():
+            if peer.store_id == store_id:
+                peer.knows_wishes = max(peer.knows_wishes, version)
+
+    def is_confirmed(self, version: tuple[int, int]) -> bool:
+        """Say whether every running member has confirmed this (generation, version) of this node's wishes."""
+        return all(peer.knows_wishes >= version for peer in self.peers.values() if peer.running)
+
     def is_complete(self) -> bool:
         """Say whether every member runs, and this node knows all that each said of itself."""
         return self._replication.is_complete()
@@ -308,16 +364,19 @@ class Mesh:
             for peer in self.peers.values():
                 peer.liveness.shift(stall_s, now)
         self._admission.tick(now)
+        self._checks.tick(now)
+        self._statuses.tick(now)
         for peer in self.peers.values():
             self._conversation.tick(peer, now)
         self._peers.update_readiness(now)
         self._deadline = min(self._admission.deadline(), self.readiness.next_deadline())
+        self._deadline = min(self._deadline, self._checks.deadline(), self._statuses.deadline())
         for peer in self.peers.values():
             self._deadline = min(self._deadline, self._conversation.deadline(peer, now))
 
     def next_deadline(self) -> float:
         """Return when `begin` or `tick` has something to do; 0.0 if that is now."""
-        if self._replication.has_requests() and not self._turn.frozen:
+        if not self._turn.frozen and (self._replication.has_requests() or self._checks.has_rows()):
             return 0.0
         deadline = self._deadline
         if not self._turn.frozen:

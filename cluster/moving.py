@@ -173,6 +173,7 @@ class Moving:
         """Take a mark out of the stream of a member; FrameError if it can't be read."""
         switch = unpack_mark(member, body)
         if switch.kind == CONFIRMED and switch.home == self.site.store_id():
+            self._mesh.confirmed(switch.member, (switch.generation, switch.version))
             self.arrivals.confirmed(switch, now)
         elif switch.kind == SWITCHED:
             self.departures.switched(switch)

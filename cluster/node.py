@@ -30,6 +30,8 @@ from cluster.forwards import Mark
 from cluster.joining import JoinResult
 from cluster.mesh import MemberView, Mesh
 from cluster.moving import Moving
+from cluster.statuses import NodeStatus
+from cluster.subscribe_wait import SubscribeWait
 from cluster.wire import FrameError
 
 # How long it takes at most to notice that a listener is not behind any more, but stalls.
@@ -59,7 +61,7 @@ class NodeEffects:
 class NodeCore:
     """One node without its processes and sockets."""
 
-    def __init__(self, owner: QueueOwner, mesh: Mesh, systree: Systree | None = None) -> None:
+    def __init__(self, owner: QueueOwner, mesh: Mesh, systree: Systree | None = None, version: str = "") -> None:
         self.owner = owner
         self.mesh = mesh
         self._systree = systree
@@ -74,8 +76,11 @@ class NodeCore:
             mesh.change_interest([InterestChange(topic_filter, True, persistent)])
         mesh.own.restore(owner.local_rows)
         mesh.ask_number(owner.next_number)
+        mesh.ask_status(self._status)
+        self._version = version
         self.moving = Moving(owner, mesh, mesh.incarnation, mesh.started_at)
         owner.register_with(self.moving.registrar)
+        self._subacks = SubscribeWait(mesh)
         self._tell_readiness()
 
     def set_clock(self, now: float, utc_ms: int) -> None:
@@ -129,6 +134,8 @@ class NodeCore:
         self._tell_readiness()
         self.owner.tick(now)
         self.moving.tick(now)
+        for suback in self._subacks.take_due(now):
+            self.owner.answer(suback)
         if self._systree is not None and now >= self._systree.next_deadline():
             self._publish_systree(self._systree, now)
 
@@ -142,6 +149,7 @@ class NodeCore:
         if self._frozen:
             return self.mesh.next_deadline()
         deadline = min(self.owner.next_deadline(), self.mesh.next_deadline(), self.moving.next_deadline())
+        deadline = min(deadline, self._subacks.next_deadline())
         if self._systree is not None:
             deadline = min(deadline, self._systree.next_deadline())
         if self._held:
@@ -196,6 +204,7 @@ class NodeCore:
         mesh["cluster_outbox_messages"] = sum([member.outbox_messages for member in members])
         mesh["cluster_outbox_bytes"] = sum([member.outbox_bytes for member in members])
         mesh.update(self.mesh.netsplits())
+        mesh["cluster_subacks_unconfirmed"] = self._subacks.unconfirmed
         return node_metrics(counters.named(), counters.dropped, self.owner.counts(), self.owner.totals.named(), mesh)
 
     def take_effects(self) -> NodeEffects:
@@ -212,6 +221,7 @@ class NodeCore:
         if not self._frozen:
             self.moving.answer(now)
             mesh.tell_tables()
+            self._subacks.add(self.owner.take_subacks(), now)
             self.moving.flush()
         commands = mesh.flush(effects.writes, now)
         return NodeEffects(
@@ -231,6 +241,10 @@ class NodeCore:
         """Tell the owner whether this node reaches the members that it needs; not while the store takes no writes."""
         readiness = self.mesh.readiness
         self.owner.netsplit.set_ready(readiness.ready, readiness.reason)
+
+    def _status(self) -> NodeStatus:
+        counts = self.owner.counts()
+        return NodeStatus(counts["num_online"] + counts["num_offline"], counts["queued_messages"], self._version)
 
     def _receive_mark(self, mark: Mark, now: float) -> None:
         try:

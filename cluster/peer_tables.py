@@ -60,7 +60,9 @@ class PeerTables:
         }
         # What the peer said last of each table and when, and when this node asked for it last or heard a part of it.
         self.told: dict[int, TablePosition] = {}
-        self.told_at = -math.inf
+        self.told_at: float = -math.inf
+        # Whether the replicas were then exactly what it said.
+        self.agrees: dict[int, bool] = {}
         self.asked_at: dict[int, float] = {}
 
     def restore(self, filters: list[bytes], interest: bytes) -> None:

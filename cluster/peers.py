@@ -31,7 +31,7 @@ HEARTBEATS_PER_TIMEOUT: Final = 5
 
 @dataclass(slots=True, frozen=True)
 class MeshSettings:
-    """What the configuration says of the mesh; addresses are host:port."""
+    """What the configuration says of the mesh; addresses are host:port, `lookups` names that have some."""
 
     name: str
     address: str
@@ -41,6 +41,7 @@ class MeshSettings:
     planned_restart_s: float = 30.0
     spill_after_s: float = 0.2
     outbox_bytes_max: int = 1 << 30
+    lookups: tuple[str, ...] = ()
 
 
 @dataclass(slots=True, frozen=True)
@@ -89,6 +90,8 @@ class Peer:
         self.heartbeat_at = now
         # The version of its wishes that this node has confirmed in the stream to it.
         self.confirmed = (0, 0)
+        # The version of this node's wishes that the peer, in its life of now, has confirmed in its stream.
+        self.knows_wishes = (0, 0)
         self.starts_missed = 0
         self.refusals = 0
         self.retry_at = math.inf

@@ -90,10 +90,12 @@ class Replication:
                 # Of a newer program; this one makes nothing of it.
                 continue
             peer.tables.told[position.table] = position
+            peer.tables.agrees[position.table] = replica.is_at(position)
             if self._turn.frozen or replica.is_at(position):
                 continue
             if replica.hear(position):
                 learnt = True
+                peer.tables.agrees[position.table] = True
             else:
                 self._ask(peer, position.table, now, False)
         return learnt

@@ -107,6 +107,11 @@ class OwnTable:
             frames.append(pack_table_delta(self.table, self.generation, self.version, part))
         return frames
 
+    def correct(self, bucket: int, total: int) -> None:
+        """Its rows make another sum than was told: tell that, and who differs asks."""
+        self._add(bucket, total - self.sums[bucket])
+        self.touch()
+
     def touch(self) -> None:
         """Tell a version more, although nothing changed: whoever applies it says so."""
         self._touched = True
@@ -137,7 +142,7 @@ class OwnTable:
 
     def validate(self) -> None:
         """Check the invariants that cost nothing to check."""
-        assert self._changes or self.checksum == self._total
+        assert self._changes or self._touched or self.checksum == self._total
 
     def validate_rows(self) -> None:
         """Check the sums against the rows, while everything is committed."""
@@ -289,6 +294,10 @@ class Replica:
         progress = done.next > self.fresh
         self.fresh = max(self.fresh, done.next)
         return progress and self.fresh < BUCKETS
+
+    def correct(self, bucket: int, total: int) -> None:
+        """Its rows make another sum than is kept: what differs is asked for when the owner says where it stands."""
+        self._add(bucket, total - self.sums[bucket])
 
     def forget(self) -> None:
         """Remove everything; the owner is no member any more."""

@@ -5,10 +5,11 @@ ZAP handler and the monitors. It knows keys and node names, and never looks into
 
 How it works
 ------------
-- Keys: the ROUTER is the CURVE server with the pair of this node's name. A DEALER uses this node's pair, or that of
-  JOIN, and expects the server key of the peer's name. ZAP answers in the same loop and thread: an admitted key is
-  named by its node (every frame then carries it as User-Id), any other key gets 400. It is bound before the ROUTER,
-  and ZAP_ENFORCE_DOMAIN refuses everybody if it is gone: without a handler a CURVE server admits anybody.
+- Keys (see `keys`): the ROUTER is the CURVE server, and has the pair of one cookie only, the first. A DEALER uses the
+  pair of this node, or of JOIN, towards the peer's name; when a handshake fails it tries that of the next cookie. ZAP
+  answers in the same loop and thread: an admitted key, of whichever cookie, is named by its node (every frame then
+  carries it as User-Id), any other key gets 400. It is bound before the ROUTER, and ZAP_ENFORCE_DOMAIN refuses
+  everybody if it is gone: without a handler a CURVE server admits anybody.
 - A connection's identity is the ROUTER's own routing id, never one that the peer chose.
 - libzmq gives up for good on a connection that was refused with 400, and reconnects after every other failure. The
   mesh hears `PeerRefused` and decides when to connect anew.
@@ -23,7 +24,7 @@ Create it in the process that uses it, never before a fork: ZeroMQ's threads don
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import zmq
@@ -50,8 +51,8 @@ from cluster.commands import (
     SendJoin,
 )
 from cluster.frames import ANY_FRAME_BYTES_MAX
-from cluster.join_watch import JoinWatch, Seen
-from cluster.keys import JOIN, Keys, derive
+from cluster.join_watch import HANDSHAKE_FAILURES_MAX, JoinWatch, Seen
+from cluster.keys import JOIN, SERVER, Keys, derive, towards
 
 ZAP_ENDPOINT: Final = "inproc://zeromq.zap.01"
 ZAP_DOMAIN: Final = b"zvmq"
@@ -131,6 +132,11 @@ class _Peer:
     def __init__(self, address: str, thread: int) -> None:
         self.address = address
         self.thread = thread
+        # Which cookie it is tried with, and how many handshakes failed since the last that did not.
+        self.cookie = 0
+        self.failures = 0
+        # A handshake is under way.
+        self.shaking = False
         self.control: _Outgoing | None = None
         self.bulk: _Outgoing | None = None
         self.connected = False
@@ -146,16 +152,29 @@ class _Peer:
 class _Join:
     """The connection of an attempt to join."""
 
-    def __init__(self, outgoing: _Outgoing) -> None:
+    def __init__(self, command: OpenJoin, thread: int, outgoing: _Outgoing, cookies: int) -> None:
+        self.command = command
+        self.thread = thread
         self.outgoing = outgoing
-        self.watch = JoinWatch(CONNECT_TIMEOUT_MS / 1000, time.monotonic())
+        # One more try for every other cookie.
+        self.watch = JoinWatch(CONNECT_TIMEOUT_MS / 1000, time.monotonic(), HANDSHAKE_FAILURES_MAX + cookies - 1)
 
 
 class MeshTransport:
     """The sockets of one node's mesh."""
 
-    def __init__(self, keys: Keys, name: str, listen: tuple[str, int], failure_timeout_s: float) -> None:
-        """Bind the cluster's port; raise BindError with the address if that fails."""
+    def __init__(
+        self,
+        keys: Keys,
+        name: str,
+        listen: tuple[str, int],
+        failure_timeout_s: float,
+        other_keys: Sequence[Keys] = (),
+    ) -> None:
+        """Bind the cluster's port; raise BindError with the address if that fails.
+
+        `keys` are those that are served; who has one of `other_keys` is admitted and found, too.
+        """
         self.name = name
         # Counts up whenever `sockets` changed.
         self.changes = 0
@@ -165,9 +184,10 @@ class MeshTransport:
             "mesh_keys_refused": 0,
             "mesh_frames_malformed": 0,
         }
-        self._keys = keys
+        # The first are served.
+        self._keys = [keys, *other_keys]
         self._heartbeat_ms = max(50, int(failure_timeout_s * 1000) // 5)
-        self._admitted: dict[bytes, bytes] = {z85.decode(keys.public(JOIN)): JOIN.encode()}
+        self._admitted: dict[bytes, bytes] = {}
         self._peers: dict[str, _Peer] = {}
         self._join: _Join | None = None
         self._inputs: list[MeshInput] = []
@@ -184,6 +204,9 @@ class MeshTransport:
             SendJoin: self._send_join,
             CloseJoin: self._close_join,
         }
+        for keys in self._keys:
+            self._admitted[z85.decode(keys.public(JOIN))] = JOIN.encode()
+        self._admit(Admit(JOIN))
         # A context of its own: ZAP is one a context, and this one is the mesh's alone.
         self._context: zmq.Context[Socket] = zmq.Context(IO_THREADS)
         self._zap: Socket = self._context.socket(zmq.REP)
@@ -239,7 +262,7 @@ class MeshTransport:
         host, port = listen
         endpoint = f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
         router: Socket = self._context.socket(zmq.ROUTER)
-        public, secret = self._keys.pair(self.name)
+        public, secret = self._keys[0].pair(SERVER)
         router.curve_server = True
         router.curve_publickey = public
         router.curve_secretkey = secret
@@ -260,13 +283,16 @@ class MeshTransport:
             raise BindError(f"can't listen for the cluster on {host}:{port}: {error.strerror}") from None
         return router
 
-    def _make_dealer(self, label: str, node: str, address: str, thread: int, bulk: bool = False) -> _Outgoing:
-        """Connect to `node` with the pair of `label`; raise ZMQError for an address that can't be one."""
+    def _make_dealer(
+        self, name: str, node: str, address: str, thread: int, cookie: int = 0, bulk: bool = False
+    ) -> _Outgoing:
+        """Connect to `node` as `name`; raise ZMQError for an address that can't be one."""
         dealer: Socket = self._context.socket(zmq.DEALER)
-        public, secret = self._keys.pair(label)
+        keys = self._keys[cookie]
+        public, secret = keys.pair(towards(name, node))
         dealer.curve_publickey = public
         dealer.curve_secretkey = secret
-        dealer.curve_serverkey = self._keys.public(node)
+        dealer.curve_serverkey = keys.public(SERVER)
         dealer.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
         dealer.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
         dealer.setsockopt(zmq.CONNECT_TIMEOUT, CONNECT_TIMEOUT_MS)
@@ -352,11 +378,15 @@ class MeshTransport:
         if peer.control is None:
             return
         for seen in peer.control.seen():
-            if seen is Seen.HANDSHAKE_DONE:
+            if seen is Seen.CONNECTED:
+                peer.shaking = True
+            elif seen is Seen.HANDSHAKE_DONE:
                 if peer.bulk is not None:
                     peer.bulk.close()
                 peer.connected = True
-                peer.bulk = self._make_dealer(self.name, node, peer.address, peer.thread, bulk=True)
+                peer.shaking = False
+                peer.failures = 0
+                peer.bulk = self._make_dealer(self.name, node, peer.address, peer.thread, peer.cookie, bulk=True)
                 self._inputs.append(PeerConnected(node))
             elif seen is Seen.DISCONNECTED and peer.connected:
                 peer.connected = False
@@ -368,7 +398,24 @@ class MeshTransport:
             elif seen is Seen.KEY_REFUSED:
                 self._refused(node, peer)
                 return
+            elif seen in (Seen.HANDSHAKE_FAILED, Seen.DISCONNECTED) and self._try_next_cookie(node, peer):
+                return
         self._drain(node, peer.control)
+
+    def _try_next_cookie(self, node: str, peer: _Peer) -> bool:
+        """After a handshake that failed: connect anew with another cookie, if there is one and it is its turn."""
+        if not peer.shaking:
+            # Both are seen of one handshake.
+            return False
+        peer.shaking = False
+        peer.failures += 1
+        if peer.failures % len(self._keys) == 0:
+            # All had their turn, and this one has another when libzmq reconnects: that is what paces it.
+            return False
+        peer.cookie = (peer.cookie + 1) % len(self._keys)
+        peer.close()
+        peer.control = self._make_dealer(self.name, node, peer.address, peer.thread, peer.cookie)
+        return True
 
     def _refused(self, node: str, peer: _Peer) -> None:
         peer.close()
@@ -394,10 +441,17 @@ class MeshTransport:
         for seen in join.outgoing.seen():
             if seen is Seen.HANDSHAKE_DONE:
                 self._inputs.append(PeerConnected(JOIN))
+            failures = join.watch.failures
             failure = join.watch.see(seen, time.monotonic())
             if failure is not None:
                 self._close_join(CloseJoin())
                 self._inputs.append(failure)
+                return
+            if join.watch.failures > failures and len(self._keys) > 1:
+                node, address = join.command.node, join.command.address
+                join.outgoing.close()
+                cookie = join.watch.failures % len(self._keys)
+                join.outgoing = self._make_dealer(JOIN, node, address, join.thread, cookie)
                 return
         self._drain(JOIN, join.outgoing)
 
@@ -409,7 +463,7 @@ class MeshTransport:
         peer.close()
         peer.address = command.address
         try:
-            peer.control = self._make_dealer(self.name, command.node, command.address, peer.thread)
+            peer.control = self._make_dealer(self.name, command.node, command.address, peer.thread, peer.cookie)
         except zmq.ZMQError:
             # An address that can't be one now may be put right by the member's next Hello.
             self._inputs.append(PeerRefused(command.node))
@@ -446,19 +500,22 @@ class MeshTransport:
             self._count("mesh_reply_lost")
 
     def _admit(self, command: Admit) -> None:
-        self._admitted[z85.decode(self._keys.public(command.node))] = command.node.encode()
+        for keys in self._keys:
+            self._admitted[z85.decode(keys.public(towards(command.node, self.name)))] = command.node.encode()
 
     def _revoke(self, command: Revoke) -> None:
-        self._admitted.pop(z85.decode(self._keys.public(command.node)), None)
+        for keys in self._keys:
+            self._admitted.pop(z85.decode(keys.public(towards(command.node, self.name))), None)
 
     def _open_join(self, command: OpenJoin) -> None:
         self._close_join(CloseJoin())
+        thread = self._thread()
         try:
-            dealer = self._make_dealer(JOIN, command.node, command.address, self._thread())
+            dealer = self._make_dealer(JOIN, command.node, command.address, thread)
         except zmq.ZMQError as error:
             self._inputs.append(JoinFailed("invalid", f"not an address: {error.strerror}"))
             return
-        self._join = _Join(dealer)
+        self._join = _Join(command, thread, dealer, len(self._keys))
 
     def _send_join(self, command: SendJoin) -> None:
         if self._join is not None:

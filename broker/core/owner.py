@@ -57,7 +57,7 @@ from broker.core.session_rows import SessionRows
 from broker.core.session_store import SessionStore
 from broker.core.settings import OwnerSettings
 from broker.core.storage import Storage
-from broker.core.subscribing import Subscribing
+from broker.core.subscribing import Suback, Subscribing
 from broker.core.transfer import Departure, Transfers
 from broker.core.wills import Wills
 from broker.mqtt.reasons import Reason
@@ -215,6 +215,19 @@ class QueueOwner:
             reason = self._publishing.release_pending(attachment)
             if reason:
                 self._close(attachment, reason, now)
+
+    def take_subacks(self) -> list[Suback]:
+        """Return the SUBACKs that wait, with `subacks_wait`, since the last call; `answer` sends one."""
+        subacks = self._subscribing.subacks
+        if subacks:
+            self._subscribing.subacks = []
+        return subacks
+
+    def answer(self, suback: Suback) -> None:
+        """Send a SUBACK that has waited, if its connection is still there."""
+        attachment = suback.attachment
+        if self._attachments.get(attachment.connection) is attachment:
+            attachment.outlet.batch.suback(attachment.connection, suback.packet_id, suback.reasons)
 
     def register_with(self, registrar: Registrar) -> None:
         """Leave it to the registrar when a CONNECT is attached; without one that is at once."""

@@ -11,6 +11,7 @@ from broker.core.records import WINDOW_BYTES
 class OwnerSettings:
     """Limits and habits; negative limits are none, and so are limits of 0 where 0 makes no sense.
 
+    With `subacks_wait` a SUBACK leaves when the caller of `QueueOwner.take_subacks` says so.
     `listener_window_bytes` is WINDOW_BYTES but in tests: listeners return credit in parts of that.
     """
 
@@ -35,6 +36,7 @@ class OwnerSettings:
     allow_publish_during_netsplit: bool = False
     allow_subscribe_during_netsplit: bool = False
     allow_unsubscribe_during_netsplit: bool = False
+    subacks_wait: bool = False
     listener_window_bytes: int = WINDOW_BYTES
 
 

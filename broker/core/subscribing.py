@@ -28,6 +28,18 @@ _DO_NOT_SEND: Final = 2
 
 
 @final
+class Suback:
+    """A SUBACK that waits until other nodes know what it grants."""
+
+    __slots__ = ("attachment", "packet_id", "reasons")
+
+    def __init__(self, attachment: Attachment, packet_id: int, reasons: list[int]) -> None:
+        self.attachment = attachment
+        self.packet_id = packet_id
+        self.reasons = reasons
+
+
+@final
 class Subscribing:
     """The subscriptions of all sessions of this node."""
 
@@ -41,6 +53,8 @@ class Subscribing:
     ) -> None:
         # What the other nodes have to hear; the owner takes it.
         self.interest: list[InterestChange] = []
+        # The SUBACKs that somebody else says the time of.
+        self.subacks: list[Suback] = []
         self.groups = dispatcher.shared.groups
         self.wishes = Wishes()
         self._settings = settings
@@ -75,7 +89,11 @@ class Subscribing:
             if not topic_filter.startswith(SHARE_PREFIX):
                 # [MQTT-3.3.1-9] [MQTT-3.8.4-4] [MQTT311-3.3.1-6] [MQTT311-3.8.4-3]
                 replays.append(topic_filter)
-        attachment.outlet.batch.suback(event.connection, event.packet_id, reasons)
+        if self._settings.subacks_wait:
+            # What is retained does not wait for it: PUBLISH packets may come before SUBACK.
+            self.subacks.append(Suback(attachment, event.packet_id, reasons))
+        else:
+            attachment.outlet.batch.suback(event.connection, event.packet_id, reasons)
         if replays:
             self._dispatcher.replay(attachment, replays, now)
 

@@ -4,6 +4,7 @@
     responses   {"type": "progress", "text": ...}, any number, then exactly one of
                 {"type": "result", "result": {"type": "table", "table": [{column: value, ...}, ...]}}
                 {"type": "result", "result": {"type": "text", "text": "Done"}}
+                    with "exit": 1 in it when the result is bad news
                 {"type": "error", "error": text, "exit": exit code of vmq-admin}
 
 Owns the socket, its limits and the checking of requests; what a command does it does not know.

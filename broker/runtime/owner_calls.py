@@ -48,7 +48,7 @@ class OwnerCalls:
             del self._waiting[number]
         if "error" in reply:
             return error_response(str(reply["error"]), int(reply.get("exit", 1)))
-        return {"type": "result", "result": reply["result"]}
+        return {"type": "result", **{name: reply[name] for name in ("result", "exit") if name in reply}}
 
     def receive(self, message: Message) -> None:
         """Pass a reply on. One that comes after its time limit is void."""

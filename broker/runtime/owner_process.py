@@ -23,11 +23,12 @@ import zmq
 
 from broker import __version__
 from broker.config import Config, mesh_advertise, mesh_listen
-from broker.config_values import expiration_s, node_and_address, will_delay_s
+from broker.config_values import DNS_PREFIX, expiration_s, node_and_address, will_delay_s
 from broker.core.events import NEVER_EXPIRES_S, CreditReturned, ListenerGone, ListenerStarted
 from broker.core.listener_records import ListenerHeader, unpack_events
 from broker.core.metrics import in_order, mesh_names, metrics_result
 from broker.core.owner import QueueOwner
+from broker.core.rows import Table
 from broker.core.settings import OwnerSettings
 from broker.core.storage import StorageError
 from broker.core.systree import Systree
@@ -37,8 +38,10 @@ from broker.runtime.commit_gate import CommitGate
 from broker.runtime.control import ControlChannel
 from broker.runtime.rocks_storage import OpenedStore, open_store
 from broker.runtime.run_dir import RunDir
-from cluster.mesh import Mesh, MeshSettings
+from cluster.checks import CheckResult
+from cluster.mesh import MemberView, Mesh, MeshSettings
 from cluster.node import NodeCore, NodeEffects
+from cluster.statuses import NodeStatus
 from cluster.transport import BindError, MeshTransport, cluster_keys
 
 log = logging.getLogger(__name__)
@@ -71,6 +74,10 @@ class OwnerProcess:
         # Frames of listeners that were received and not yet worked off, at most a window of each.
         self._backlog: deque[tuple[ListenerHeader, bytes]] = deque()
         self._joins: list[int] = []
+        # The commands that wait for a check, which is as one of them wanted it.
+        self._checks: list[int] = []
+        # And those that wait for what the other nodes say of themselves.
+        self._shows: list[int] = []
         self._running = True
 
     def run(self) -> None:
@@ -135,6 +142,10 @@ class OwnerProcess:
         for notice in node.owner.take_notices():
             log.warning("%s", notice)
         self._answer_joins()
+        self._answer_checks()
+        self._answer_shows()
+        for name in node.mesh.take_lookups():
+            self._control.send({"type": "look-up", "name": name})
 
     def _carry_out(self, effects: NodeEffects) -> None:
         """Let out what a turn has to say; what it writes is committed."""
@@ -177,6 +188,8 @@ class OwnerProcess:
                 self._channel.remove_listener(int(message["index"]))
             elif kind == "command":
                 self._command(message, now)
+            elif kind == "looked-up":
+                self.node.mesh.looked_up(message["name"], message["addresses"], now)
             elif kind == "stopping":
                 self.node.announce_stop()
             elif kind == "stop":
@@ -189,8 +202,14 @@ class OwnerProcess:
         command = message["command"]
         if command == "cluster join":
             self._join(number, message["arguments"], now)
+        elif command == "cluster check":
+            self._check(number, bool(message["flags"].get("repair")), now)
         elif command == "cluster show":
-            self._reply(number, self._cluster_table(bool(message["flags"].get("verbose"))))
+            if message["flags"].get("verbose"):
+                self._shows.append(number)
+                self.node.mesh.look(now)
+            else:
+                self._reply(number, {"type": "table", "table": cluster_table(self.node.members_view())})
         elif command == "node status":
             self._reply(number, self._status_table())
         elif command == "metrics show":
@@ -210,6 +229,28 @@ class OwnerProcess:
         else:
             self._joins.append(number)
             self.node.join(arguments["discovery-node"], arguments["address"], now)
+
+    def _check(self, number: int, repair: bool, now: float) -> None:
+        if self._checks:
+            self._refuse(number, "a check is under way already", 1)
+        else:
+            self._checks.append(number)
+            self.node.mesh.check(repair, now)
+
+    def _answer_checks(self) -> None:
+        result = self.node.mesh.take_check_result() if self._checks else None
+        if result is not None:
+            for number in self._checks:
+                exit_code = 0 if result.agrees() else 1
+                self._reply(number, {"type": "table", "table": check_table(result)}, exit_code)
+            self._checks = []
+
+    def _answer_shows(self) -> None:
+        statuses = self.node.mesh.take_statuses() if self._shows else None
+        if statuses is not None:
+            for number in self._shows:
+                self._reply(number, {"type": "table", "table": cluster_table(self.node.members_view(), statuses)})
+            self._shows = []
 
     def _backup(self, number: int, directory: str, now: float) -> None:
         if not os.path.isabs(directory):
@@ -237,17 +278,6 @@ class OwnerProcess:
                 self._refuse(number, result.text, 1)
         self._joins = []
 
-    def _cluster_table(self, verbose: bool) -> dict[str, Any]:
-        rows: list[dict[str, Any]] = []
-        for member in self.node.members_view():
-            row: dict[str, Any] = {"Node": member.name, "Running": member.running}
-            if verbose:
-                row["State"] = member.state
-                row["Address"] = member.address
-                row["Link lag (bytes)"] = member.link_bytes_pending
-            rows.append(row)
-        return {"type": "table", "table": rows}
-
     def _status_table(self) -> dict[str, Any]:
         values = {
             **status(self.node),
@@ -263,8 +293,9 @@ class OwnerProcess:
             found = in_order({**found, **mesh_names(self._transport.counters)})
         return metrics_result(found, with_descriptions)
 
-    def _reply(self, number: int, result: dict[str, Any]) -> None:
-        self._control.send({"type": "reply", "id": number, "result": result})
+    def _reply(self, number: int, result: dict[str, Any], exit_code: int = 0) -> None:
+        bad_news = {"exit": exit_code} if exit_code else {}
+        self._control.send({"type": "reply", "id": number, "result": result, **bad_news})
 
     def _refuse(self, number: int, error: str, exit_code: int) -> None:
         self._control.send({"type": "reply", "id": number, "error": error, "exit": exit_code})
@@ -286,11 +317,12 @@ def build_node(config: Config, opened: OpenedStore) -> NodeCore:
             config.node.name,
             mesh_advertise(config),
             config.cluster.failure_timeout_ms / 1000,
-            tuple(node_and_address(text) for text in config.cluster.discovery),
+            tuple(node_and_address(text) for text in config.cluster.discovery if not text.startswith(DNS_PREFIX)),
             config.cluster.readiness,
             config.cluster.planned_restart_s,
             config.cluster.forward_spill_after_ms / 1000,
             config.cluster.outbox_bytes_max,
+            tuple(text for text in config.cluster.discovery if text.startswith(DNS_PREFIX)),
         ),
         opened.storage,
         opened.store_id,
@@ -301,7 +333,7 @@ def build_node(config: Config, opened: OpenedStore) -> NodeCore:
     owner = QueueOwner(owner_settings(config), opened.storage, mesh.interest, opened.store_id, opened.incarnation)
     owner.recover(now, _utc_ms(), log.info)
     interval_s = config.systree.interval_s if config.systree.enabled else 0
-    return NodeCore(owner, mesh, Systree(config.node.name, __version__, interval_s, now))
+    return NodeCore(owner, mesh, Systree(config.node.name, __version__, interval_s, now), __version__)
 
 
 def _utc_ms() -> int:
@@ -313,9 +345,48 @@ def open_transport(config: Config) -> MeshTransport | None:
     cluster = config.cluster
     if not cluster.cookie:
         return None
-    return MeshTransport(
-        cluster_keys(cluster.cookie), config.node.name, mesh_listen(config), cluster.failure_timeout_ms / 1000
-    )
+    keys, *other_keys = [cluster_keys(cookie) for cookie in (cluster.cookie, *cluster.other_cookies)]
+    failure_timeout_s = cluster.failure_timeout_ms / 1000
+    return MeshTransport(keys, config.node.name, mesh_listen(config), failure_timeout_s, other_keys)
+
+
+def cluster_table(members: list[MemberView], statuses: dict[str, NodeStatus] | None = None) -> list[dict[str, Any]]:
+    """Return what `cluster show` shows; with `statuses`, of the nodes that answered, all that is known of members."""
+    rows: list[dict[str, Any]] = []
+    for member in members:
+        row: dict[str, Any] = {"Node": member.name, "Running": member.running}
+        if statuses is not None:
+            status = statuses.get(member.name)
+            row["State"] = member.state
+            row["Address"] = member.address
+            row["Sessions"] = None if status is None else status.sessions
+            row["Queued messages"] = None if status is None else status.queued_messages
+            row["Link lag (bytes)"] = member.link_bytes_pending
+            row["Version"] = None if status is None else status.version
+        rows.append(row)
+    return rows
+
+
+def check_table(result: CheckResult) -> list[dict[str, Any]]:
+    """Return what `cluster check` shows: of each node what it holds of each, itself included."""
+    rows: list[dict[str, Any]] = []
+    for node in sorted([*result.findings, *result.missing]):
+        for found in sorted(result.findings.get(node, []), key=lambda found: (found.owner, found.table)):
+            rows.append(
+                {
+                    "Node": node,
+                    "Table of": found.owner,
+                    "Table": Table(found.table).name.lower() if found.table in set(Table) else str(found.table),
+                    "Version": found.version,
+                    "Checksum": f"{found.checksum:016x}",
+                    "Rows": found.rows,
+                    "Agrees": found.agrees if found.known else None,
+                }
+            )
+        if node in result.missing:
+            columns = ("Table of", "Table", "Version", "Checksum", "Rows", "Agrees")
+            rows.append({"Node": node, **dict.fromkeys(columns)})
+    return rows
 
 
 def status(node: NodeCore) -> dict[str, Any]:
@@ -381,4 +452,5 @@ def owner_settings(config: Config) -> OwnerSettings:
         allow_publish_during_netsplit=cluster.allow_publish_during_netsplit,
         allow_subscribe_during_netsplit=cluster.allow_subscribe_during_netsplit,
         allow_unsubscribe_during_netsplit=cluster.allow_unsubscribe_during_netsplit,
+        subacks_wait=cluster.subscribe_wait == "cluster",
     )

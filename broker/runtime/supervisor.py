@@ -27,7 +27,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from typing import IO, Any
 
@@ -37,7 +37,7 @@ from broker.commands import Command
 from broker.config import Config, listener_processes
 from broker.config_load import ConfigError
 from broker.logs import NodeLog
-from broker.runtime.addresses import AddressError, check_free, resolve_discovery_node
+from broker.runtime.addresses import AddressError, check_free, look_up, resolve_discovery_node
 from broker.runtime.admin_socket import NAME as ADMIN_SOCKET_NAME
 from broker.runtime.admin_socket import AdminSocket, Progress, error_response, text_result
 from broker.runtime.child_process import ChildProcess, ending, python_command
@@ -124,6 +124,8 @@ class Supervisor:
         self._stopping = asyncio.Event()
         self._owner_ready = asyncio.Event()
         self._calls = OwnerCalls()
+        # Those that end by themselves.
+        self._tasks: set[asyncio.Task[None]] = set()
         self._announced_ready = False
         self._exit = 0
 
@@ -142,7 +144,7 @@ class Supervisor:
             await self._stopping.wait()
             await self._stop_children(listeners, owner)
         finally:
-            tasks = (signals, watchdog, owner, *listeners)
+            tasks = (signals, watchdog, owner, *listeners, *self._tasks)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -272,10 +274,23 @@ class Supervisor:
             self._fail(str(message.get("error", f"{slot.label} failed")), int(message.get("exit", 1)))
         elif kind == "listener-silent":
             self._kill_silent(int(message["index"]), int(message["generation"]))
+        elif kind == "look-up":
+            self._spawn(self._look_up(str(message["name"])))
         elif kind in ("reply", "progress"):
             self._calls.receive(message)
         else:
             self._log(logging.ERROR, f"{slot.label} sent an unknown control message: {kind}")
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _look_up(self, name: str) -> None:
+        """Look up a name for the owner, whose loop must not wait for it."""
+        addresses = await look_up(name)
+        if self._owner.child is not None and self._owner.ready:
+            self._owner.child.send({"type": "looked-up", "name": name, "addresses": addresses})
 
     def _kill_silent(self, index: int, generation: int) -> None:
         """End a listener that the owner has not heard for too long; then it is one that died."""

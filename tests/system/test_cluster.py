@@ -17,6 +17,7 @@ from nodes import (
     Node,
     close_started,
     free_address,
+    free_port,
     join_all,
     start_all,
     wait_until,
@@ -129,7 +130,7 @@ def test_a_stranger_on_the_mesh_port_gets_nothing(cluster: list[Node], mechanism
         if mechanism in ("random key", "wrong server key"):
             stranger.curve_publickey, stranger.curve_secretkey = zmq.curve_keypair()
             # The right server key takes the cookie; a stranger with one key of a member is the harder case.
-            stranger.curve_serverkey = server_key(one.name) if mechanism == "random key" else zmq.curve_keypair()[0]
+            stranger.curve_serverkey = server_key() if mechanism == "random key" else zmq.curve_keypair()[0]
         elif mechanism == "PLAIN":
             stranger.plain_username, stranger.plain_password = b"node2@127.0.0.2", COOKIE.encode()
         monitor = stranger.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
@@ -142,11 +143,12 @@ def test_a_stranger_on_the_mesh_port_gets_nothing(cluster: list[Node], mechanism
     assert one.cluster() == {member.name: True for member in cluster}
 
 
-def server_key(name: str) -> bytes:
-    """Return the public key of a node, as one who knows the cookie computes it."""
+def server_key() -> bytes:
+    """Return the public key that nodes answer with, as one who knows the cookie computes it."""
+    from cluster.keys import SERVER
     from cluster.transport import cluster_keys
 
-    return cluster_keys(COOKIE).public(name)
+    return cluster_keys(COOKIE).public(SERVER)
 
 
 def test_discovery_makes_one_cluster_of_nodes_started_at_once(three: list[Node]) -> None:
@@ -296,6 +298,43 @@ def test_a_name_that_is_taken_is_refused(cluster: list[Node], make_node: Callabl
     assert cluster[0].cluster() == {member.name: True for member in cluster}
 
 
+def test_a_member_may_come_back_at_another_address(make_node: Callable[..., Node]) -> None:
+    members = [make_node(number, COOKIE) for number in (1, 2)]
+    start_all(members)
+    join_all(members)
+    one, two = members
+    two.stop()
+    two.settings.append(f"cluster.listen={free_address(two.host)}")
+    two.start()
+    wait_whole(members)
+    two.stop()
+    # While the other one is away, and by an operator's word as well.
+    one.stop()
+    two.mesh_port = free_port(two.host)
+    two.settings.append(f"cluster.listen={two.host}:{two.mesh_port}")
+    start_all(members)
+    wait_whole(members)
+    one.join(two)
+    with Client(two, "keeper", persistent=True), Client(two):
+        own, other = one.table("cluster", "show", "--verbose")
+    assert list(other) == [
+        "Node",
+        "Running",
+        "State",
+        "Address",
+        "Sessions",
+        "Queued messages",
+        "Link lag (bytes)",
+        "Version",
+    ]
+    assert (other["Node"], other["State"], other["Address"]) == (two.name, "alive", f"{two.host}:{two.mesh_port}")
+    assert (own["Sessions"], other["Sessions"], other["Queued messages"]) == (0, 2, 0)
+    assert own["Version"] == other["Version"]
+    two.stop()
+    (_, other) = one.table("cluster", "show", "--verbose")
+    assert (other["Sessions"], other["Queued messages"], other["Version"]) == (None, None, None)
+
+
 def test_a_member_joins_no_other_cluster_and_joining_again_is_harmless(make_node: Callable[..., Node]) -> None:
     members = [make_node(number, COOKIE) for number in (1, 2, 3, 4)]
     start_all(members)
@@ -308,3 +347,85 @@ def test_a_member_joins_no_other_cluster_and_joining_again_is_harmless(make_node
     one.join(two)
     wait_whole([one, two])
     wait_whole([three, four])
+
+
+def test_after_a_suback_that_waits_for_the_cluster_every_node_knows(make_node: Callable[..., Node]) -> None:
+    settings = ["cluster.subscribe_wait=cluster", "cluster.readiness=available"]
+    members = [make_node(number, COOKIE, settings) for number in (1, 2, 3)]
+    start_all(members)
+    join_all(members)
+    one, two, last = members
+    with Client(one) as publisher, Client(two) as other, Client(last) as subscriber:
+        for number in range(50):
+            subscriber.subscribe(f"new/{number}")
+            # At once, and once: there is no second chance.
+            publisher.publish(f"new/{number}", "1")
+            other.publish(f"new/{number}", "2")
+            assert sorted(subscriber.messages(2)) == [(f"new/{number}", "1"), (f"new/{number}", "2")]
+        one.kill()
+        # The node that is waited for is taken for dead, or the time is over.
+        subscriber.subscribe("later")
+        other.publish("later", "3")
+        assert subscriber.message() == ("later", "3")
+
+
+def test_the_cookie_is_changed_by_three_rounds_of_restarts(make_node: Callable[..., Node]) -> None:
+    old, new = COOKIE, "the cookie that comes after it"
+    members = [make_node(number, old) for number in (1, 2)]
+    start_all(members)
+    join_all(members)
+    subscriber = Client(members[1], "keeper", persistent=True).connect()
+    subscriber.subscribe("kept/#")
+    subscriber.disconnect()
+    for cookie, others in ((old, f"[{new}]"), (new, f"[{old}]"), (new, "[]")):
+        for member in members:
+            member.stop()
+            member.settings += [f"cluster.cookie={cookie}", f"cluster.other_cookies={others}"]
+            member.start()
+            # One with the new settings and one with the old ones are a cluster as well.
+            wait_whole(members)
+        with Client(members[0]) as publisher:
+            publisher.publish(f"kept/{cookie}/{others}", "each round")
+    with Client(members[1], "keeper", persistent=True) as subscriber:
+        rounds = [topic for topic, _ in subscriber.messages(3)]
+        assert rounds == [f"kept/{old}/[{new}]", f"kept/{new}/[{old}]", f"kept/{new}/[]"]
+    left_out = make_node(3, old).start()
+    assert "handshake refused" in refused_join(left_out, members[0].discovery_node)
+
+
+def test_a_check_compares_what_all_nodes_hold(make_node: Callable[..., Node]) -> None:
+    members = [make_node(number, COOKIE) for number in (1, 2)]
+    start_all(members)
+    join_all(members)
+    one, two = members
+    with Client(two) as subscriber, Client(one, "keeper", persistent=True) as keeper:
+        subscriber.subscribe("a/#")
+        keeper.subscribe("b/#")
+        checked = one.admin("cluster", "check", "--json")
+        assert (checked.returncode, checked.stderr) == (0, "")
+        table = json.loads(checked.stdout)["table"]
+        names = [one.name, two.name]
+        assert [(row["Node"], row["Table of"], row["Table"]) for row in table] == [
+            (node, owner, kind) for node in names for owner in names for kind in ("passing", "lasting")
+        ]
+        assert all(row["Agrees"] is True for row in table)
+        # The session and the subscription of a persistent client.
+        assert [row["Rows"] for row in table if (row["Table of"], row["Table"]) == (one.name, "lasting")] == [2, 2]
+        assert two.admin("cluster", "check", "--repair").returncode == 0
+    two.kill()
+    wait_until(lambda: one.cluster().get(two.name) is False, f"{one.name} sees that {two.name} is not running")
+    checked = one.admin("cluster", "check", "--json")
+    assert (checked.returncode, checked.stderr) == (1, "")
+    assert json.loads(checked.stdout)["table"][-1] == {
+        "Node": two.name,
+        **dict.fromkeys(("Table of", "Table", "Version", "Checksum", "Rows", "Agrees")),
+    }
+
+
+def test_nodes_find_each_other_by_a_name(make_node: Callable[..., Node]) -> None:
+    # The first finds its own address alone.
+    members = [make_node(number, COOKIE) for number in (1, 2, 3)]
+    for member in members:
+        member.settings.append(f"cluster.discovery=[dns://localhost:{members[0].mesh_port}]")
+    start_all(members)
+    wait_whole(members)

@@ -17,20 +17,20 @@ TIMEOUT_S = 5.0
 class Node:
     """One mesh with its store, and what its application saw."""
 
-    def __init__(self, network, name, discovery=(), storage=None):
+    def __init__(self, network, name, discovery=(), storage=None, lookups=()):
         self.network = network
         self.name = name
         self.storage = storage or MemoryStorage()
         self.store_id = name.encode().ljust(16, b".")
         self.discovery = discovery
+        self.lookups = lookups
         self.down = True
         self.connections = {}
 
     def start(self, address=""):
         self.down = False
-        settings = MeshSettings(
-            self.name, address or f"{self.name}:1", TIMEOUT_S, tuple((node, f"{node}:1") for node in self.discovery)
-        )
+        discovery = tuple((node, f"{node}:1") for node in self.discovery)
+        settings = MeshSettings(self.name, address or f"{self.name}:1", TIMEOUT_S, discovery, lookups=self.lookups)
         cluster_id = b"cluster of " + self.name.encode()
         now = self.network.now
         self.mesh = Mesh(settings, self.storage, self.store_id, next_incarnation(self.storage), cluster_id, now)
@@ -63,9 +63,11 @@ class Network:
         self.cut = set()
         self.last_arrival = {}
         self.lose = lambda command: False
+        # Name -> addresses; None when nobody can say, and a name that is not there has no answer at all.
+        self.names = {}
 
-    def add(self, name, discovery=(), start=True):
-        node = Node(self, name, discovery)
+    def add(self, name, discovery=(), start=True, lookups=()):
+        node = Node(self, name, discovery, lookups=lookups)
         self.nodes[name] = node
         if start:
             node.start()
@@ -115,9 +117,10 @@ class Network:
                 connection = f"{name}/{node.life}/{node.connections.get(command.node, 0)}/{kind}".encode()
                 self.later(peer, say.FrameReceived(name, connection, command.frame), (name, command.node, kind))
         elif isinstance(command, say.OpenJoin):
-            node.join = command.node
-            target = self.nodes.get(command.node)
-            if target is None or not self.reachable(name, command.node):
+            # Who is at an address is who answers; a node that is meant by name answers to that alone.
+            node.join = command.address.removesuffix(":1") if not command.node else command.node
+            target = self.nodes.get(node.join)
+            if target is None or not self.reachable(name, node.join):
                 self.later(node, say.JoinFailed("refused", "the TCP connection was refused"))
             else:
                 self.later(node, say.PeerConnected(JOIN))
@@ -166,6 +169,9 @@ class Network:
         node.storage.commit(batch)
         for command in commands:
             self.execute(node, command)
+        for entry in node.mesh.take_lookups():
+            if entry in self.names:
+                node.mesh.looked_up(entry, self.names[entry], self.now)
         node.mesh.validate()
 
     def run(self, seconds, until=lambda: False):
@@ -226,4 +232,4 @@ def message(payload=b"hi", qos=1, number=1):
 
 
 def payloads(node):
-    return [each.payload for each in node.received]
+    return [each.payload for each in node.received if isinstance(each, Message)]

@@ -74,6 +74,13 @@ def admin(*arguments: str, environ: dict[str, str] | None = None) -> tuple[int, 
     return cli.run(arguments, environ or {}, output, errors), output.getvalue(), errors.getvalue()
 
 
+def test_a_result_may_be_bad_news(fake_node: Callable[..., FakeNode]) -> None:
+    table = {"type": "table", "table": [{"Node": "a@b", "Agrees": False}]}
+    node = fake_node({"type": "result", "result": table, "exit": 1})
+    code, output, errors = admin("cluster", "check", "--repair", f"--data-dir={node.data_dir}", "--json")
+    assert (code, json.loads(output), errors) == (1, table, "")
+
+
 def test_arguments_and_flags_reach_the_node(fake_node: Callable[..., FakeNode]) -> None:
     node = fake_node(DONE)
     assert admin("cluster", "join", "discovery-node=a@b:1", f"--data-dir={node.data_dir}") == (0, "Done\n", "")

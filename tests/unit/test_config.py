@@ -299,6 +299,18 @@ def test_an_ipv6_address_needs_no_quotes_in_an_override() -> None:
         ("{a: " * 3000, "test.yml: not YAML"),
         ("log: {file: ../x}", "test.yml:1: log.file: expected a file name without a directory, not '../x'"),
         ("cluster: {cookie: short}", "test.yml:1: cluster.cookie: the cookie has 5 characters, it needs at least 16"),
+        (
+            f"cluster: {{cookie: {COOKIE}, other_cookies: [{COOKIE}2, short]}}",
+            "test.yml:1: cluster.other_cookies: the cookie has 5 characters, it needs at least 16",
+        ),
+        (
+            f"cluster: {{other_cookies: [{COOKIE}]}}",
+            "test.yml:1: cluster.other_cookies: admitting others needs cluster.cookie or cluster.cookie_file",
+        ),
+        (
+            f"cluster: {{cookie: {COOKIE}, other_cookies: {[f'{COOKIE}{each}' for each in range(5)]}}}",
+            "test.yml:1: cluster.other_cookies: at most 4",
+        ),
         ("cluster: {discovery: [a@b]}", "test.yml:1: cluster.discovery: joining a cluster needs cluster.cookie or"),
         ("cluster: {cookie_file: none}", "test.yml:1: cluster.cookie_file: none: No such file or directory"),
         (
@@ -331,8 +343,6 @@ def test_what_is_wrong_is_said_with_its_place(text: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("cluster.other_cookies", f"[{COOKIE}]"),
-        ("cluster.subscribe_wait", "cluster"),
         ("auth.password_file", "x"),
         ("auth.acl_file", "x"),
         ("auth.plugins", "[x]"),

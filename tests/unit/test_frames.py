@@ -225,6 +225,13 @@ def test_the_recorded_frames_of_every_version_are_read():
     assert recorded == {int(kind): kind.name for kind in frames.FrameType}
 
 
+def test_who_and_name():
+    frame = bytes.fromhex(dict(recorded_frames.VERSION_1)["NAME"])
+    assert frames.unpack_name(frame) == "nöde1@a"
+    assert frames.pack_name("nöde1@a") == frame
+    assert frames.pack_who() == bytes.fromhex(dict(recorded_frames.VERSION_1)["WHO"])
+
+
 def test_the_recorded_messages_are_read():
     frame = bytes.fromhex(dict(recorded_frames.VERSION_1)["FORWARDS"])
     read = Forwards(frame)

@@ -366,6 +366,116 @@ def test_discovery_with_one_seed_node():
     assert network.run(30, network.one_cluster)
 
 
+NODES = "dns://nodes"
+
+
+def looking(network, *numbers, known=None, **options):
+    """Add nodes that look for each other by one name, which has the addresses of `known`."""
+    network.names[NODES] = [f"node{number}@h:1" for number in known or numbers]
+    return [network.add(f"node{number}@h", lookups=(NODES,), **options) for number in numbers]
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations([1, 2, 3])))
+@pytest.mark.parametrize("gap_s", [0.0, 0.05, 2.5])
+def test_a_name_with_addresses_is_as_good_as_a_list_of_nodes(order, gap_s):
+    for seed in range(3):
+        network = Network(seed)
+        for number in order:
+            looking(network, number, known=(1, 2, 3))
+            network.run(gap_s)
+        assert network.run(30, network.one_cluster), f"seed {seed}: {[node.notes for node in network.nodes.values()]}"
+
+
+def test_addresses_that_come_one_after_the_other_are_found():
+    network = Network()
+    network.names[NODES] = []
+    network.add("node2@h", lookups=(NODES,))
+    network.run(5)
+    # The first node is not found by the name until it is there.
+    network.names[NODES] = ["node2@h:1"]
+    network.add("node1@h", lookups=(NODES,))
+    assert network.run(10, network.one_cluster)
+    network.names[NODES] = ["node2@h:1", "node1@h:1", "gone@h:1"]
+    network.add("node3@h", lookups=(NODES,))
+    assert network.run(20, network.one_cluster)
+    # Members look for nobody.
+    network.run(2)
+    del network.names[NODES]
+    network.run(10)
+    assert [node.mesh.take_lookups() for node in network.nodes.values()] == [[], [], []]
+
+
+@pytest.mark.parametrize("answer", ["None", "no answer"])
+def test_while_nobody_can_say_what_a_name_has_nobody_founds_a_cluster(answer):
+    network = Network()
+    looking(network, 1, 2)
+    network.names[NODES] = None
+    if answer == "no answer":
+        del network.names[NODES]
+    assert not network.run(20, network.one_cluster)
+    network.names[NODES] = ["node1@h:1", "node2@h:1"]
+    assert network.run(30, network.one_cluster)
+
+
+def test_names_and_nodes_can_be_looked_for_together():
+    network = Network()
+    network.add("node3@h")
+    network.names[NODES] = ["node3@h:1"]
+    network.add("node1@h", ["node2@h"], lookups=(NODES,))
+    network.add("node2@h", ["node1@h"])
+    assert network.run(30, network.one_cluster)
+
+
+def test_an_operator_joins_while_a_name_is_looked_up():
+    network = Network()
+    network.add("node1@h")
+    network.add("node2@h", lookups=("dns://nobody answers",))
+    network.run(1)
+    assert network.join("node2@h", "node1@h").joined
+
+
+@pytest.mark.parametrize(("oldest", "newest", "fits"), [(2, 3, False), (0, 0, False), (1, 3, True), (0, 1, True)])
+def test_a_node_that_speaks_no_version_of_ours_is_told_so(oldest, newest, fits):
+    network = Network()
+    node = network.add("node1@h")
+    hello = frames.Hello("new@h", b"n" * 16, 1, 0, 0, b"x", "new@h:1", oldest, newest, False, False)
+    # A newer program's Hello is read, whatever the version of its frames, and whatever it has behind what is known.
+    frame = frames.pack_hello(hello) if newest < 2 else b"\x02" + frames.pack_hello(hello)[1:] + b"more"
+    node.mesh.receive(say.FrameReceived(JOIN, b"join/node1@h/1/x", frame), network.now)
+    (reply,) = [each for each in node.mesh.flush(WriteBatch(), network.now) if isinstance(each, say.Reply)]
+    if fits:
+        assert frames.unpack_welcome(reply.frame).running == ["node1@h"]
+    else:
+        refused = frames.unpack_refused(reply.frame)
+        assert refused.reason == frames.Refusal.FINAL
+        assert refused.text == (
+            f"new@h speaks mesh versions {oldest} to {newest}, node1@h speaks 1 to 1: no version in common"
+        )
+
+
+def test_an_operator_hears_that_the_other_node_speaks_another_version():
+    network = Network()
+    network.add("node1@h")
+    joiner = network.add("node2@h")
+    network.lose = lambda command: isinstance(command, say.Reply)
+    joiner.mesh.join("node1@h", "node1@h:1", network.now)
+    network.run(0.5)
+    joiner.mesh.receive(say.FrameReceived(JOIN, b"", b"\x02" + frames.pack_refused(frames.Refusal.FINAL, "")[1:]), 0.0)
+    result = joiner.mesh.take_join_result()
+    assert not result.joined
+    assert result.text == ("node1@h refused: it speaks version 2 of the protocol, this node speaks version 1")
+
+
+def test_the_join_key_gets_a_name_and_nothing_else():
+    network = Network()
+    node = network.add("node1@h")
+    node.mesh.receive(say.FrameReceived(JOIN, b"join/node1@h/1/x", frames.pack_who()), network.now)
+    replies = [each for each in node.mesh.flush(WriteBatch(), network.now) if isinstance(each, say.Reply)]
+    assert [frames.unpack_name(each.frame) for each in replies] == ["node1@h"]
+    node.mesh.receive(say.FrameReceived(JOIN, b"join/node1@h/1/x", frames.pack_who() + b"x"), network.now)
+    assert node.mesh.counters()["frames_of_strangers"] == 1
+
+
 def test_two_operators_who_join_two_nodes_to_each_other_get_one_cluster():
     for seed in range(10):
         network = Network(seed)

@@ -12,7 +12,7 @@ from broker.core.message import Message
 from broker.core.storage import MemoryStorage, WriteBatch
 from cluster import commands as say
 from cluster.join_watch import HANDSHAKE_REFUSED
-from cluster.keys import JOIN
+from cluster.keys import JOIN, SERVER, towards
 from cluster.mesh import Mesh, MeshSettings
 from cluster.transport import BindError, MeshTransport, cluster_keys
 
@@ -34,10 +34,12 @@ class Nodes:
         self.addresses = {}
         self.inputs = {}
 
-    def add(self, name, cookie=COOKIE, failure_timeout_s=5.0):
-        port = free_port()
+    def add(self, name, cookie=COOKIE, failure_timeout_s=5.0, others=()):
+        port = int(self.addresses[name].split(":")[1]) if name in self.addresses else free_port()
         self.addresses[name] = f"127.0.0.1:{port}"
-        self.transports[name] = MeshTransport(cluster_keys(cookie), name, ("127.0.0.1", port), failure_timeout_s)
+        keys = [cluster_keys(other) for other in others]
+        listen = ("127.0.0.1", port)
+        self.transports[name] = MeshTransport(cluster_keys(cookie), name, listen, failure_timeout_s, keys)
         self.inputs[name] = []
         return self.transports[name]
 
@@ -270,6 +272,64 @@ def test_another_cookie_is_refused_and_the_joiner_is_told(nodes):
     assert nodes.frames("node1@a") == []
 
 
+NEW = "the cookie that comes after it"
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        ((COOKIE, NEW), (COOKIE,)),
+        ((COOKIE, NEW), (COOKIE, NEW)),
+        ((NEW, COOKIE), (COOKIE, NEW)),
+        ((NEW, COOKIE), (NEW, COOKIE)),
+        ((NEW,), (NEW, COOKIE)),
+    ],
+)
+def test_members_hear_each_other_at_every_step_of_a_change_of_cookies(nodes, one, two):
+    nodes.add("node1@a", one[0], others=one[1:])
+    nodes.add("node2@a", two[0], others=two[1:])
+    connect(nodes, "node1@a", "node2@a")
+    for here, there in (("node1@a", "node2@a"), ("node2@a", "node1@a")):
+        nodes.transports[here].execute([say.SendControl(there, b"control"), say.SendBulk(there, b"bulk")])
+        assert nodes.poll(lambda there=there: len(nodes.frames(there)) == 2)
+        assert sorted(nodes.frames(there)) == [(here, b"bulk"), (here, b"control")]
+        # Two that have one cookie in common meet by it, and either finds it.
+        nodes.transports[here].execute([say.OpenJoin(there, nodes.addresses[there])])
+        assert nodes.poll(nodes.has(here, say.PeerConnected(JOIN)))
+        nodes.transports[here].execute([say.SendJoin(b"hello")])
+        assert nodes.poll(lambda here=here, there=there: (JOIN, b"hello") in nodes.frames(there))
+
+
+def test_a_member_that_comes_back_with_the_other_cookie_is_found_again(nodes):
+    nodes.add("node1@a", COOKIE, others=[NEW])
+    nodes.add("node2@a", COOKIE, others=[NEW])
+    connect(nodes, "node1@a", "node2@a")
+    for first, other in ((NEW, COOKIE), (COOKIE, NEW)):
+        nodes.transports.pop("node2@a").close()
+        assert nodes.poll(nodes.has("node1@a", say.PeerDisconnected("node2@a")))
+        nodes.inputs["node1@a"].clear()
+        nodes.add("node2@a", first, others=[other]).execute([say.Admit("node1@a")])
+        assert nodes.poll(nodes.has("node1@a", say.PeerConnected("node2@a")))
+        nodes.transports["node1@a"].execute([say.SendControl("node2@a", b"news")])
+        assert nodes.poll(lambda: nodes.frames("node2@a") == [("node1@a", b"news")])
+
+
+def test_a_cookie_that_is_not_admitted_any_more_is_refused(nodes):
+    nodes.add("node1@a", NEW).execute([say.Admit("node2@a")])
+    nodes.add("node2@a", COOKIE, others=["a third cookie of nobody"])
+    nodes.transports["node2@a"].execute([say.OpenJoin("node1@a", nodes.addresses["node1@a"])])
+    failure = nodes.failure("node2@a")
+    assert (failure.kind, failure.text) == ("handshake", HANDSHAKE_REFUSED)
+    nodes.transports["node2@a"].execute([say.ConnectPeer("node1@a", nodes.addresses["node1@a"])])
+    assert not nodes.poll(nodes.has("node2@a", say.PeerConnected("node1@a")), wait_s=1.0)
+    assert nodes.frames("node1@a") == []
+
+
+def test_a_revoked_member_is_refused_with_every_cookie(nodes):
+    nodes.add("node1@a", COOKIE, others=[NEW]).execute([say.Admit("node2@a"), say.Revoke("node2@a")])
+    assert set(nodes.transports["node1@a"]._admitted.values()) == {JOIN.encode()}
+
+
 def test_a_port_that_is_no_cluster_port_is_told(nodes):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
@@ -301,7 +361,7 @@ def test_a_refused_connection_an_unknown_host_and_no_address_have_their_own_text
 def test_a_stranger_who_knows_the_server_key_but_has_a_random_key_is_refused(nodes):
     nodes.add("node1@a")
     public, secret = zmq.curve_keypair()
-    server = cluster_keys(COOKIE).public("node1@a")
+    server = cluster_keys(COOKIE).public(SERVER)
     dealer, monitor = stranger(
         nodes, nodes.addresses["node1@a"], curve_publickey=public, curve_secretkey=secret, curve_serverkey=server
     )
@@ -344,18 +404,33 @@ def test_a_port_in_use_names_the_address(nodes):
         MeshTransport(cluster_keys(COOKIE), "node2@a", (host, int(port)), 5.0)
 
 
+def test_whoever_is_at_an_address_can_be_asked_and_who_is_meant_can_not_be_mistaken(nodes):
+    nodes.add("node1@a").execute([say.Admit("node2@a")])
+    other = nodes.add("node2@a")
+    other.execute([say.OpenJoin("", nodes.addresses["node1@a"])])
+    assert nodes.poll(nodes.has("node2@a", say.PeerConnected(JOIN)))
+    other.execute([say.SendJoin(b"who")])
+    assert nodes.poll(lambda: nodes.frames("node1@a") == [(JOIN, b"who")])
+    # Another node has taken over the address.
+    other.execute([say.OpenJoin("node3@a", nodes.addresses["node1@a"])])
+    assert nodes.failure("node2@a") == say.JoinFailed("handshake", HANDSHAKE_REFUSED)
+    other.execute([say.ConnectPeer("node3@a", nodes.addresses["node1@a"])])
+    assert nodes.poll(nodes.has("node2@a", say.PeerRefused("node3@a")))
+    assert nodes.frames("node1@a") == [(JOIN, b"who")]
+
+
 def test_a_key_of_another_member_can_not_be_borrowed_by_name(nodes):
     """The node of a frame is what the key says, whatever the client calls itself."""
     nodes.add("node1@a").execute([say.Admit("node2@a"), say.Admit("node3@a")])
     keys = cluster_keys(COOKIE)
-    public, secret = keys.pair("node2@a")
+    public, secret = keys.pair(towards("node2@a", "node1@a"))
     dealer, monitor = stranger(
         nodes,
         nodes.addresses["node1@a"],
         routing_id=b"node3@a",
         curve_publickey=public,
         curve_secretkey=secret,
-        curve_serverkey=keys.public("node1@a"),
+        curve_serverkey=keys.public(SERVER),
     )
     assert nodes.poll(lambda: nodes.frames("node1@a"), others=[monitor])
     assert nodes.frames("node1@a")[0][0] == "node2@a"
@@ -427,7 +502,9 @@ def test_three_meshes_join_and_a_message_crosses(meshes):
         assert len(meshes.meshes[name].members_view()) == 3
     sent = Message(b"a/b", b"hi", b"", 1, False, 0.0, "client", b"o" * 16, 7)
     meshes.meshes["node3@a"].forward("node2@a", sent, None, time.monotonic())
-    assert meshes.run(lambda: [each.payload for each in meshes.messages["node2@a"]] == [b"hi"])
+    assert meshes.run(
+        lambda: sent.key() in [each.key() for each in meshes.messages["node2@a"] if isinstance(each, Message)]
+    )
 
 
 def test_three_meshes_find_each_other_by_discovery(meshes):
