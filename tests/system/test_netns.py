@@ -25,7 +25,7 @@ SIZE = 3
 BURNERS_PER_CPU = 2
 SHORT = ("cluster.failure_timeout_ms=3000",)
 # Longer than the failure timeout.
-BUSY_S = 7.0
+BUSY_S = 6.0
 SESSION_TAKEN_OVER = 0x8E
 INFLIGHT_MAX = 20
 PUBLISH, PUBACK, PUBREC, PUBREL, PUBCOMP = 0x30, 0x40, 0x50, 0x62, 0x70
@@ -407,3 +407,27 @@ def test_a_session_with_two_homes_has_one_after_healing(network: Network, member
             assert twice.present
             publish_all(near, [("twice/again", "")])
             assert twice.message() == ("twice/again", "")
+
+
+@AVAILABLE
+def test_a_move_over_a_slow_link_goes_on_after_a_cut(network: Network, members: list[PlacedNode]) -> None:
+    one, two, three = members
+    payload = "x" * LARGE_BYTES
+    messages = [("heavy/old", f"{number} {payload}") for number in range(LARGE_COUNT // 2)]
+    with PlacedClient(two) as publisher:
+        with PlacedClient(three, "heavy", persistent=True) as heavy:
+            heavy.subscribe("heavy/#")
+            wait_known(heavy, publisher)
+        publish_all(publisher, messages)
+        with network.slow(3, *SLOW), PlacedClient(one, "heavy", persistent=True) as heavy:
+            assert heavy.present
+            with network.cut(3):
+                wait_seen(members, {1: {3}, 2: {3}, 3: {1, 2}})
+                publish_all(publisher, numbered("heavy/new", 20))
+            wait_whole(members)
+            heard = heavy.messages(len(messages) + 20)
+            # While the old home is away, what came meanwhile does not wait for what that still has.
+            assert [message for message in heard if message[0] == "heavy/old"] == messages
+            assert [message for message in heard if message[0] == "heavy/new"] == numbered("heavy/new", 20)
+            publisher.publish("heavy/end")
+            assert heavy.message() == ("heavy/end", "")
