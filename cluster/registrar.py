@@ -133,7 +133,7 @@ class Registrar:
 
     def next_deadline(self) -> float:
         """Return when `tick` has something to do."""
-        return self._deadline
+        return self._deadline if self._waiting else math.inf
 
     def take_notices(self) -> list[str]:
         """Return what an operator should read in the log, since the last call."""

@@ -170,7 +170,7 @@ def test_a_turn_reads_a_part_and_the_next_is_due_at_once():
     turns = 0
     mesh.tick(network.now)
     while mesh.next_deadline() == 0.0:
-        mesh.begin()
+        mesh.begin(network.now)
         mesh.tick(network.now)
         turns += 1
     assert turns >= 2 * BUCKETS // audit_module.BUCKETS_PER_TURN
