@@ -39,9 +39,14 @@ class Node:
         self.wanted = {}
         self.join = None
         self.received = []
+        self.marks = []
         self.acknowledged = []
         self.notes = []
         self.life = next(self.network.lives)
+
+    def take_messages(self):
+        for each in self.mesh.take_messages():
+            (self.received if isinstance(each, Message) else self.marks).append(each)
 
     def wish(self, topic_filter, wanted=True, persistent=False):
         self.mesh.change_interest([InterestChange(topic_filter, wanted, persistent)])
@@ -163,7 +168,7 @@ class Network:
         node.mesh.tick(self.now)
         batch = WriteBatch()
         commands = node.mesh.flush(batch, self.now)
-        node.received += [each for each in node.mesh.take_messages() if isinstance(each, Message)]
+        node.take_messages()
         node.acknowledged += node.mesh.take_acknowledged()
         node.notes += node.mesh.take_notes()
         node.storage.commit(batch)
@@ -190,7 +195,7 @@ class Network:
                 node = self.nodes[name]
                 if not node.down and node.life == life:
                     node.mesh.receive(happened, self.now)
-                    node.received += [each for each in node.mesh.take_messages() if isinstance(each, Message)]
+                    node.take_messages()
                     node.acknowledged += node.mesh.take_acknowledged()
         return until()
 

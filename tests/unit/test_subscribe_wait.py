@@ -9,7 +9,6 @@ from test_outbox import MeshedNode
 
 from broker.core.settings import OwnerSettings
 from broker.mqtt.packets import Publish, Suback, Subscribe, SubscriptionRequest, Unsuback, Unsubscribe
-from cluster.forwards import Mark
 from cluster.move_frames import unpack_mark
 from cluster.subscribe_wait import SUBACKS_MAX, WAIT_S, SubscribeWait
 
@@ -80,11 +79,10 @@ def test_nobody_is_sent_the_suback_of_a_connection_that_ended(start):
 
 def hear(node):
     """Do with marks what the queue-owner's shell does."""
-    for mark in node.received:
-        if isinstance(mark, Mark):
-            switch = unpack_mark(mark.body)
-            node.mesh.confirmed(switch.member, (switch.generation, switch.version))
-    node.received = []
+    for mark in node.marks:
+        switch = unpack_mark(mark.sender, mark.body)
+        node.mesh.confirmed(switch.member, (switch.generation, switch.version))
+    node.marks = []
 
 
 class Waits:
