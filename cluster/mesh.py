@@ -31,9 +31,12 @@ from typing import Final, final
 
 from broker.core.effects import InterestChange, Ticket
 from broker.core.message import Message
+from broker.core.retained import RetainedStore
 from broker.core.rows import RowChange
 from broker.core.storage import Storage, WriteBatch
+from broker.core.stored_message import Clock
 from cluster.admission import Admission
+from cluster.clock import HybridClock
 from cluster.commands import (
     FrameReceived,
     JoinFailed,
@@ -58,6 +61,7 @@ from cluster.own_tables import OwnTables
 from cluster.peers import MemberView, MeshSettings, Peer, Peers
 from cluster.registry import Registry
 from cluster.replication import Replication
+from cluster.retained_view import RetainedView
 from cluster.turn import Turn
 from cluster.wire import FrameError
 
@@ -95,11 +99,17 @@ class Mesh:
         self.incarnation = incarnation
         turn = Turn()
         store = MeshStore(storage, turn)
+        self._hybrid = HybridClock()
+        self.retained = RetainedView(
+            settings.name, store_id, storage, turn, store.clock, self._hybrid, settings.heartbeat_s()
+        )
         self.interest = PeerInterest(store, turn)
         self.registry = Registry(settings.name)
-        self.own = OwnTables(settings.name, store_id, incarnation, storage, turn, self.registry)
+        self.own = OwnTables(settings.name, store_id, incarnation, storage, turn, self.registry, self.retained)
         self.membership = Membership(settings.name, store_id, incarnation, settings.address)
-        self._peers = Peers(settings, storage, store, self.membership, self.interest, self.registry, turn)
+        self._peers = Peers(
+            settings, storage, store, self.membership, self.interest, self.registry, self.retained, turn
+        )
         self._peers.first_number = first_number(incarnation)
         self._next_number: Callable[[], int] = _no_number
         # By node name, for whoever looks; `Peers` alone changes it.
@@ -124,6 +134,24 @@ class Mesh:
     def set_clock(self, now: float, utc_ms: int) -> None:
         """Take a reading of both clocks, for the deadlines that are stored."""
         self._store.clock.set(now, utc_ms)
+
+    def stamp(self) -> int:
+        """Return a stamp of the hybrid logical clock, above all that were given or heard of."""
+        return self._hybrid.now(self._store.clock.utc_ms)
+
+    def attach_retained(self, store: RetainedStore, writes: Callable[[], WriteBatch], clock: Clock) -> None:
+        """Have the newest retained messages of all nodes replayed from this store, which has read this node's."""
+        self.retained.attach(store, writes, clock, [peer.store_id for peer in self.peers.values()])
+        for peer in self.peers.values():
+            peer.tables.restore_retained()
+
+    def settle_retained(self) -> None:
+        """See what becomes of this node's retained messages now that others are known."""
+        if self.retained.has_work():
+            running = [peer.store_id for peer in self.peers.values() if peer.running]
+            running.append(self.membership.own().store_id)
+            current_at = self._replication.retained_current_at()
+            self.retained.settle(current_at, self._replication.known_retained(), running)
 
     def receive(self, happened: MeshInput, now: float) -> None:
         """Take one input of the transport. Afterwards take messages and tickets, then `flush`."""
@@ -222,6 +250,12 @@ class Mesh:
             self._turn.moves = []
         return moves
 
+    def take_joined(self) -> bool:
+        """Say whether this node adopted a cluster since the last call."""
+        joined = self._turn.joined
+        self._turn.joined = False
+        return joined
+
     def take_running_changed(self) -> bool:
         """Say whether other members run than at the last call, or others are members."""
         changed = self._turn.running_changed
@@ -276,6 +310,8 @@ class Mesh:
     def begin(self) -> None:
         """Begin a turn: answer who asked for tables. Unless the mesh is frozen, what was written is committed."""
         if not self._turn.frozen:
+            if self.retained.has_doubts():
+                self.retained.begin(self._replication.retained_current_at(), self._read_retained)
             self._replication.begin()
 
     def tick(self, now: float) -> None:
@@ -350,7 +386,7 @@ class Mesh:
 
     def counters(self) -> dict[str, int]:
         """Return the counts of the mesh and, added up, of its links."""
-        return {**self._turn.counts, **self._peers.link_counts()}
+        return {**self._turn.counts, "stamps_clamped": self._hybrid.clamped, **self._peers.link_counts()}
 
     def netsplits(self) -> dict[str, int]:
         """Return how many net splits were detected and resolved."""
@@ -361,6 +397,7 @@ class Mesh:
         self.membership.validate()
         self.interest.validate()
         self.registry.validate()
+        self.retained.validate()
         self.own.validate()
         self._peers.validate()
 
@@ -376,6 +413,11 @@ class Mesh:
             frame_type(frame)
             # It comes on the bulk connection, and names its session.
             self._turn.messages.extend(peer.incoming.receive(Forwards(frame), now))
+            return
+        if kind == FrameType.TABLE_BULK and connection and peer is not None:
+            frame_type(frame)
+            self._deadline = 0.0
+            self._conversation.receive_bulk(peer, frame, now)
             return
         if kind != FrameType.LINK_ACK:
             # Messages and their acknowledgements make nothing due but what `flush` does every turn.
@@ -404,6 +446,11 @@ class Mesh:
             self._conversation.receive(peer, frame_type(frame), frame, now)
             self._confirm(peer, now)
         self._admission.settle(now)
+
+    def _read_retained(self, node: str, topic: bytes) -> bytes:
+        if node == self.membership.name:
+            return self.own.retained_value(topic)
+        return self.peers[node].tables.retained_value(topic)
 
     def _confirm(self, peer: Peer, now: float) -> None:
         """Say in the stream to a peer, before anything that is routed by it, which version of its wishes is known."""

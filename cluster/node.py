@@ -72,6 +72,9 @@ class NodeCore:
         for topic_filter, persistent in owner.local_interest():
             mesh.change_interest([InterestChange(topic_filter, True, persistent)])
         mesh.own.restore(owner.local_rows)
+        owner.retained.stamp = mesh.stamp
+        owner.retained.shared = bool(mesh.peers)
+        mesh.attach_retained(owner.retained, lambda: owner.writes, owner.clock)
         mesh.ask_number(owner.next_number)
         self.moving = Moving(owner, mesh, mesh.incarnation)
         owner.register_with(self.moving.registrar)
@@ -81,7 +84,6 @@ class NodeCore:
         """Take a reading of both clocks."""
         self.owner.set_clock(now, utc_ms)
         self.mesh.set_clock(now, utc_ms)
-        self.moving.set_clock(utc_ms)
 
     def begin(self, now: float) -> None:
         """Begin a turn; what the last one wrote is committed. StorageError if what a queue goes on with can't be read.
@@ -200,6 +202,8 @@ class NodeCore:
         """Return what is to be done since the last call."""
         mesh = self.mesh
         now = self._now
+        if not self._frozen:
+            mesh.settle_retained()
         effects: Effects = self.owner.take_effects()
         if effects.rows:
             mesh.change_rows(effects.rows)
@@ -240,9 +244,12 @@ class NodeCore:
         owner = self.owner
         if mesh.take_routes_changed():
             owner.interest_changed()
+        owner.retained.shared = bool(mesh.peers)
         if self._frozen:
             # An acknowledgement of a peer may let one out that waits behind it, for what is not committed.
             return
+        if mesh.take_joined():
+            owner.retained.become_oldest(owner.writes, owner.clock)
         for message in mesh.take_messages():
             if isinstance(message, Message):
                 owner.receive_forwarded(message, now)
