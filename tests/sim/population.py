@@ -19,6 +19,9 @@ FILTERS = (b"a/#", b"a/+", b"a/b", b"+/b", b"b/#", b"+", b"b/+/y", b"c/+/d")
 CREW = b"$share/crew/work/#"
 WORK = b"work/x"
 FLOOD = b"flood/x"
+# What is retained: everybody's topics, and some that one publisher alone sets. Where nobody wants nearly everything,
+# nobody subscribes to them.
+STATES = (b"state/x", b"state/y")
 
 
 class Population:
@@ -33,6 +36,7 @@ class Population:
         self.witnesses = []
         self.hoarders = []
         self._ledger = ledger
+        self.retains = not wide
         self.filters = FILTERS + WIDE_FILTERS if wide else FILTERS
         nodes = list(world.nodes.values())
         self._make_subscribers(nodes)
@@ -86,6 +90,7 @@ class Population:
             place = index % len(nodes)
             publisher = self._make(f"publisher{index}", nodes[place], rng.random() < 0.7, {})
             publisher.lines = [*rng.sample(LINES, 2), b"at/%d/q" % place, WORK]
+            publisher.states = [*STATES, b"state/of/%d" % index]
             self.publishers.append(publisher)
 
     def _make_crews(self, homes):
