@@ -282,7 +282,7 @@ class Mesh:
         self._replication.tell()
 
     def is_complete(self) -> bool:
-        """Say whether every member runs, and this node knows all that each said of itself."""
+        """Say whether every member runs, and this node knows all that each said of its sessions and wishes."""
         return self._replication.is_complete()
 
     def take_messages(self) -> list[Message | Mark]:

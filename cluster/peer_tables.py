@@ -76,7 +76,8 @@ class PeerTables:
         }
         # What this node sent of its tables on the bulk connection, since the peer last said that it got on with them.
         self.bulk_bytes: int = 0
-        # What the peer said last of each table, and when this node asked for it last or heard a part of it.
+        # What the peer said last of each table, and when this node asked for it last or heard a part of it. When it
+        # said so in a heartbeat, and when on the bulk connection.
         self.told: dict[int, TablePosition] = {}
         self.told_at: float = -math.inf
         self.retained_told_at: float = -math.inf
@@ -103,8 +104,12 @@ class PeerTables:
         return now - self.asked_at.get(table, -math.inf) >= patience_s
 
     def is_current(self) -> bool:
-        """Say whether this node knows exactly what the peer told last of all tables."""
-        return all(table in self.told and replica.is_at(self.told[table]) for table, replica in self.replicas.items())
+        """Say whether this node knows exactly what the peer told last of its sessions and wishes."""
+        return self._is_at(Table.PASSING) and self._is_at(Table.LASTING)
+
+    def is_retained_current(self) -> bool:
+        """Say whether this node knows exactly what the peer told last of its retained messages; they may be many."""
+        return self._is_at(Table.RETAINED)
 
     def known_retained(self) -> int:
         """Return the version of this node's retained messages that the peer has said it knows, -1 if it has not."""
@@ -149,6 +154,10 @@ class PeerTables:
             for topic_filter, wanted in self.subscriptions_of(client_id)
         ]
         return head
+
+    def _is_at(self, table: int) -> bool:
+        told = self.told.get(table)
+        return told is not None and self.replicas[table].is_at(told)
 
     def forget(self) -> None:
         """Remove everything: the peer is no member any more."""

@@ -253,6 +253,7 @@ class Peers:
             and peer.link_open
             and peer.tables.knows_ours()
             and peer.tables.is_current()
+            and peer.tables.is_retained_current()
         )
 
     def views(self) -> list[MemberView]:

@@ -78,7 +78,7 @@ class Replication:
         self._own.told()
 
     def is_complete(self) -> bool:
-        """Say whether every member runs, and this node knows all tables of each."""
+        """Say whether every member runs, and this node knows the sessions and wishes of each."""
         return all(peer.running and peer.tables.is_current() for peer in self._peers.all.values())
 
     def positions(self, peer: Peer) -> list[TablePosition]:
@@ -94,9 +94,12 @@ class Replication:
 
         It is infinity when there are no others, and -infinity while one does not run, or is not known.
         """
-        if not self.is_complete():
-            return -math.inf
-        return min([peer.tables.retained_told_at for peer in self._peers.all.values()], default=math.inf)
+        current_at = math.inf
+        for peer in self._peers.all.values():
+            if not peer.running or not peer.tables.is_retained_current():
+                return -math.inf
+            current_at = min(current_at, peer.tables.retained_told_at)
+        return current_at
 
     def known_retained(self) -> int:
         """Return the version of this node's retained messages that every member has said it knows, -1 if not all."""
@@ -110,17 +113,8 @@ class Replication:
         learnt = False
         peer.tables.told_at = now
         for position in positions:
-            replica = peer.tables.replicas.get(position.table)
-            if replica is None:
-                # Of a newer program; this one makes nothing of it.
-                continue
-            peer.tables.told[position.table] = position
-            if self._turn.frozen or replica.is_at(position):
-                continue
-            if replica.hear(position):
+            if self._hear(peer, position, now):
                 learnt = True
-            else:
-                self._ask(peer, position.table, now, False)
         return learnt
 
     def receive_position(self, peer: Peer, frame: bytes, now: float) -> bool:
@@ -130,7 +124,7 @@ class Replication:
         if last is None or position.known > last.known:
             peer.tables.bulk_bytes = 0
         peer.tables.retained_told_at = now
-        return self.hear(peer, [position], now)
+        return self._hear(peer, position, now)
 
     def receive_delta(self, peer: Peer, frame: bytes, now: float) -> bool:
         """Take a delta; true if this node knows the table now."""
@@ -169,6 +163,19 @@ class Replication:
             self._ask(peer, done.table, now, True)
             return False
         return replica.known_version(done.generation) > 0
+
+    def _hear(self, peer: Peer, position: TablePosition, now: float) -> bool:
+        replica = peer.tables.replicas.get(position.table)
+        if replica is None:
+            # Of a newer program; this one makes nothing of it.
+            return False
+        peer.tables.told[position.table] = position
+        if self._turn.frozen or replica.is_at(position):
+            return False
+        if replica.hear(position):
+            return True
+        self._ask(peer, position.table, now, False)
+        return False
 
     def _position(self, peer: Peer, table: int) -> TablePosition:
         return self._own.all[table].position(0 if self._turn.frozen else peer.tables.known_version(table))
