@@ -8,7 +8,8 @@ bulk connection, in frames that name its session, since it is as long as message
 behind it. In a turn it goes ahead of the forwarded messages. So a node knows the row of a retained message before it
 delivers the message to those who subscribe already, and nobody who subscribes after them is replayed the one before. A
 turn's row leaves with the commit that its PUBACK waits for, and no later than that. What a peer does not keep up with
-(BULK_BYTES_MAX) is lost on the way, and repaired.
+(BULK_BYTES_MAX), or gets while its store takes no writes, is lost on the way, and repaired: then a message may be there
+before its row.
 
 A replica that is not where its owner says that the table stands asks for what differs, and asks again when
 PATIENCE_HEARTBEATS brought neither an answer nor a part of one. Requests are answered at the beginning of the next

@@ -5,8 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from retained_network import RETAINED, RetainedNetwork, join_all, retained_cluster
 
-from broker.core.retained_rows import FAMILY, stamp_of
-from broker.core.storage import WriteBatch, put_store_id
+from broker.core.message import Message
+from broker.core.retained_rows import FAMILY, pack_deleted, pack_stored, retained_row, stamp_of, stored_key
+from broker.core.storage import StorageError, WriteBatch, put_store_id
 from cluster import commands as say
 from cluster.clock import AHEAD_MS_MAX, LOGICAL_BITS
 from cluster.frames import FrameType
@@ -20,6 +21,10 @@ YEAR_2099_MS = 2_300_000_000_000
 
 def is_table_bulk(command):
     return isinstance(command, say.SendBulk) and command.frame[1] == FrameType.TABLE_BULK
+
+
+def is_message(received):
+    return isinstance(received, Message)
 
 
 def requests(nodes):
@@ -134,6 +139,33 @@ def test_a_restart_without_changes_sends_nothing():
         assert network.agrees()
     assert told == {FrameType.TABLE_POSITION}
     assert requests(nodes) == 0
+
+
+def test_a_row_goes_ahead_of_the_message_that_is_forwarded():
+    """Reason: who subscribes after others had the message must not be replayed the one before."""
+    network, (one, two) = retained_cluster(count=2)
+    one.publish(b"t", b"old")
+    assert network.run(5, lambda: network.shows({b"t": b"old"}))
+    sent = []
+    execute = network.execute
+
+    def through(node, command):
+        if node is one and isinstance(command, say.SendBulk):
+            kind = command.frame[1]
+            sent.append(unpack_table_bulk(command.frame)[1][1] if kind == FrameType.TABLE_BULK else kind)
+        execute(node, command)
+
+    network.execute = through
+    for number in range(20):
+        payload = b"%d" % number
+        live = Message(b"t", payload, b"", 1, True, 0.0, "client", one.store_id, (1 << 40) + number)
+        one.mesh.forward(two.name, live, None, network.now)
+        one.publish(b"t", payload)
+        sent.clear()
+        assert network.run(5, lambda number=number: len([each for each in two.received if is_message(each)]) > number)
+        assert two.shown() == {b"t": payload}
+        news = [kind for kind in sent if kind != FrameType.TABLE_POSITION]
+        assert news == [FrameType.TABLE_DELTA, FrameType.FORWARDS]
 
 
 # Clocks.
@@ -263,6 +295,28 @@ def test_a_copied_store_makes_all_that_it_holds_its_own():
     copy.kill(node.name)
     node.start()
     assert node.shown() == {b"t": b"of one", b"u": b"of two"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        (b"short", b"\1"),
+        (stored_key(b"x" * 16, b"t"), b"\1\1"),
+        (stored_key(b"x" * 16, b"t"), b""),
+        (stored_key(b"x" * 16, b"t"), b"\x63"),
+        (b"x" * 16 + b"\0\0" + retained_row(b"t"), pack_stored(pack_deleted(bytes(24)))),
+        (b"x" * 16 + b"\xff\xff" + retained_row(b"t"), pack_stored(pack_deleted(bytes(24)))),
+        (b"\xff" * 40, b"\1"),
+    ],
+)
+def test_stored_rows_of_others_that_can_not_be_read_are_named(key, value):
+    network = RetainedNetwork()
+    node = network.add("node1@h", start=False)
+    batch = WriteBatch()
+    batch.put(FAMILY, key, value)
+    node.storage.commit(batch)
+    with pytest.raises(StorageError, match="retained record"):
+        node.start()
 
 
 # Limits and sizes.
