@@ -320,7 +320,7 @@ class Node:
 
     def retained_rows(self) -> dict[tuple[int, bytes], bytes]:
         """What the other nodes have to know of what is retained: this node's rows as they are stored."""
-        stored = self.storage.scan("retained", b"", b"")
+        stored = self.storage.scan("retained", self.store_id, self.store_id + b"\xff\xff")
         return {(int(Table.RETAINED), retained_row(stored_topic(key))): value[1:] for key, value in stored}
 
     def told_rows(self) -> dict[tuple[int, bytes], bytes]:
