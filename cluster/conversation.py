@@ -33,6 +33,7 @@ from cluster.membership import State
 from cluster.peers import Peer, Peers
 from cluster.replication import Replication
 from cluster.statuses import Statuses
+from cluster.table_frames import unpack_table_bulk
 from cluster.turn import Turn
 from cluster.wire import FrameError
 
@@ -82,6 +83,7 @@ class Conversation:
             FrameType.TABLE_REQUEST: replication.receive_request,
             FrameType.TABLE_ROWS: replication.receive_rows,
             FrameType.TABLE_DONE: replication.receive_done,
+            FrameType.TABLE_POSITION: replication.receive_position,
         }
 
     def connected(self, peer: Peer, now: float) -> None:
@@ -147,6 +149,16 @@ class Conversation:
         if handler is None:
             raise FrameError(f"unexpected frame type {kind}")
         handler(peer, frame, now)
+
+    def receive_bulk(self, peer: Peer, frame: bytes, now: float) -> None:
+        """Take a TABLE_BULK frame; FrameError if it can't be read."""
+        session, inner = unpack_table_bulk(frame)
+        if session != peer.incoming.session:
+            self._turn.count("frames_of_old_connections")
+        elif inner[1] not in self._table_handlers:
+            raise FrameError(f"unexpected frame type {inner[1]}")
+        else:
+            self.receive(peer, inner[1], inner, now)
 
     def tick(self, peer: Peer, now: float) -> None:
         """Do what is due between this node and the peer."""
@@ -255,3 +267,4 @@ class Conversation:
             self._replication.positions(peer),
         )
         self._peers.send(peer, pack_heartbeat(heartbeat))
+        self._replication.tell_bulk_position(peer)

@@ -79,6 +79,8 @@ class FrameType(IntEnum):
     TABLE_REQUEST = 13
     TABLE_ROWS = 14
     TABLE_DONE = 15
+    TABLE_POSITION = 16
+    TABLE_BULK = 17
     TURN_REQUEST = 20
     TURN_GRANT = 21
     TURN_RELEASE = 22
@@ -350,20 +352,28 @@ def pack_heartbeat(heartbeat: Heartbeat) -> bytes:
         len(heartbeat.tables),
     )
     for each in heartbeat.tables:
-        frame += _TABLE.pack(each.table, each.generation, each.version, each.checksum, each.known)
+        frame += pack_table_position(each)
     return bytes(frame)
+
+
+def pack_table_position(position: TablePosition) -> bytes:
+    """Pack where a table stands."""
+    return _TABLE.pack(position.table, position.generation, position.version, position.checksum, position.known)
+
+
+def read_table_position(reader: Reader) -> TablePosition:
+    """Read where a table stands."""
+    table, generation, version, checksum, known = _TABLE.unpack(reader.take(_TABLE.size))
+    if version > NUMBER_MAX:
+        raise FrameError(f"{version} is out of range")
+    return TablePosition(table, generation, version, checksum, known)
 
 
 def unpack_heartbeat(frame: bytes) -> Heartbeat:
     """Unpack a HEARTBEAT frame."""
     reader = frame_body(frame, FrameType.HEARTBEAT)
     session, counter, digest, your_session, position, flags, count = _HEARTBEAT.unpack(reader.take(_HEARTBEAT.size))
-    tables = []
-    for _ in range(count):
-        table, generation, version, checksum, known = _TABLE.unpack(reader.take(_TABLE.size))
-        if version > NUMBER_MAX:
-            raise FrameError(f"{version} is out of range")
-        tables.append(TablePosition(table, generation, version, checksum, known))
+    tables = [read_table_position(reader) for _ in range(count)]
     reader.end()
     return Heartbeat(session, counter, digest, your_session, position, flags & 1 != 0, tables)
 

@@ -31,10 +31,13 @@ from typing import Final, final
 
 from broker.core.effects import InterestChange, Ticket
 from broker.core.message import Message
+from broker.core.retained import RetainedStore
 from broker.core.rows import RowChange
 from broker.core.storage import Storage, WriteBatch
+from broker.core.stored_message import Clock
 from cluster.admission import Admission
 from cluster.checks import CheckResult, Checks
+from cluster.clock import HybridClock
 from cluster.commands import (
     FrameReceived,
     JoinFailed,
@@ -59,6 +62,7 @@ from cluster.own_tables import OwnTables
 from cluster.peers import MemberView, MeshSettings, Peer, Peers
 from cluster.registry import Registry
 from cluster.replication import Replication
+from cluster.retained_view import RetainedView
 from cluster.statuses import NodeStatus, Statuses
 from cluster.turn import Turn
 from cluster.wire import FrameError
@@ -98,11 +102,17 @@ class Mesh:
         self.started_at = now
         turn = Turn()
         store = MeshStore(storage, turn)
+        self._hybrid = HybridClock()
+        self.retained = RetainedView(
+            settings.name, store_id, storage, turn, store.clock, self._hybrid, settings.heartbeat_s()
+        )
         self.interest = PeerInterest(store, turn)
         self.registry = Registry(settings.name)
-        self.own = OwnTables(settings.name, store_id, incarnation, storage, turn, self.registry)
+        self.own = OwnTables(settings.name, store_id, incarnation, storage, turn, self.registry, self.retained)
         self.membership = Membership(settings.name, store_id, incarnation, settings.address)
-        self._peers = Peers(settings, storage, store, self.membership, self.interest, self.registry, turn)
+        self._peers = Peers(
+            settings, storage, store, self.membership, self.interest, self.registry, self.retained, turn
+        )
         self._peers.first_number = first_number(incarnation)
         self._next_number: Callable[[], int] = _no_number
         # By node name, for whoever looks; `Peers` alone changes it.
@@ -138,10 +148,30 @@ class Mesh:
             for peer in self.peers.values():
                 peer.outgoing.load(now)
         if not self._turn.frozen:
+            if self.retained.has_doubts():
+                self.retained.begin(self._replication.retained_current_at(), self._read_retained)
             self._replication.begin()
             if self._checks.has_rows():
                 self._checks.begin()
                 self._deadline = 0.0
+
+    def stamp(self) -> int:
+        """Return a stamp of the hybrid logical clock, above all that were given or heard of."""
+        return self._hybrid.now(self._store.clock.utc_ms)
+
+    def attach_retained(self, store: RetainedStore, writes: Callable[[], WriteBatch], clock: Clock) -> None:
+        """Have the newest retained messages of all nodes replayed from this store, which has read this node's."""
+        self.retained.attach(store, writes, clock, [peer.store_id for peer in self.peers.values()])
+        for peer in self.peers.values():
+            peer.tables.restore_retained()
+
+    def settle_retained(self) -> None:
+        """See what becomes of this node's retained messages now that others are known."""
+        if self.retained.has_work():
+            running = [peer.store_id for peer in self.peers.values() if peer.running]
+            running.append(self.membership.own().store_id)
+            current_at = self._replication.retained_current_at()
+            self.retained.settle(current_at, self._replication.known_retained(), running)
 
     def receive(self, happened: MeshInput, now: float) -> None:
         """Take one input of the transport. Afterwards take messages and tickets, then `flush`."""
@@ -281,6 +311,12 @@ class Mesh:
             self._turn.moves = []
         return moves
 
+    def take_joined(self) -> bool:
+        """Say whether this node adopted a cluster since the last call."""
+        joined = self._turn.joined
+        self._turn.joined = False
+        return joined
+
     def take_running_changed(self) -> bool:
         """Say whether other members run than at the last call, or others are members."""
         changed = self._turn.running_changed
@@ -322,7 +358,7 @@ class Mesh:
         return all(peer.knows_wishes >= version for peer in self.peers.values() if peer.running)
 
     def is_complete(self) -> bool:
-        """Say whether every member runs, and this node knows all that each said of itself."""
+        """Say whether every member runs, and this node knows all that each said of its sessions and wishes."""
         return self._replication.is_complete()
 
     def take_messages(self) -> list[Message | Mark]:
@@ -422,7 +458,7 @@ class Mesh:
 
     def counters(self) -> dict[str, int]:
         """Return the counts of the mesh and, added up, of its links."""
-        return {**self._turn.counts, **self._peers.link_counts()}
+        return {**self._turn.counts, "stamps_clamped": self._hybrid.clamped, **self._peers.link_counts()}
 
     def netsplits(self) -> dict[str, int]:
         """Return how many net splits were detected and resolved."""
@@ -433,6 +469,7 @@ class Mesh:
         self.membership.validate()
         self.interest.validate()
         self.registry.validate()
+        self.retained.validate()
         self.own.validate()
         self._peers.validate()
 
@@ -448,6 +485,11 @@ class Mesh:
             frame_type(frame)
             # It comes on the bulk connection, and names its session.
             self._turn.messages.extend(peer.incoming.receive(Forwards(frame), now))
+            return
+        if kind == FrameType.TABLE_BULK and connection and peer is not None:
+            frame_type(frame)
+            self._deadline = 0.0
+            self._conversation.receive_bulk(peer, frame, now)
             return
         if kind != FrameType.LINK_ACK:
             # Messages and their acknowledgements make nothing due but what `flush` does every turn.
@@ -476,6 +518,11 @@ class Mesh:
             self._conversation.receive(peer, frame_type(frame), frame, now)
             self._confirm(peer, now)
         self._admission.settle(now)
+
+    def _read_retained(self, node: str, topic: bytes) -> bytes:
+        if node == self.membership.name:
+            return self.own.retained_value(topic)
+        return self.peers[node].tables.retained_value(topic)
 
     def _confirm(self, peer: Peer, now: float) -> None:
         """Say in the stream to a peer, before anything that is routed by it, which version of its wishes is known."""

@@ -18,7 +18,6 @@ from broker.core.epoch import NO_EPOCH
 from broker.core.owner import QueueOwner
 from broker.core.transfer import SessionHead
 from cluster.arrivals import Arrivals
-from cluster.clock import HybridClock
 from cluster.departures import Departures
 from cluster.frames import FrameType
 from cluster.mesh import Mesh
@@ -113,8 +112,6 @@ class Moving:
     def __init__(self, owner: QueueOwner, mesh: Mesh, incarnation: int, now: float) -> None:
         self._owner = owner
         self._mesh = mesh
-        self._clock = HybridClock()
-        self._utc_ms: int = 0
         self._now: float = 0.0
         self.site = MeshSite(mesh)
         self.registration = Registration(
@@ -130,7 +127,7 @@ class Moving:
             self.arrivals,
             self.departures,
             self._remembered,
-            self._stamp,
+            mesh.stamp,
         )
         # By store id, whether a member ran when it was looked at last.
         self._ran: dict[bytes, bool] = {}
@@ -147,10 +144,6 @@ class Moving:
             session = owner.session(client_id)
             if session is not None:
                 self.departures.follow(session, now)
-
-    def set_clock(self, utc_ms: int) -> None:
-        """Take a reading of the wall clock."""
-        self._utc_ms = utc_ms
 
     def load(self, now: float) -> None:
         """Read what leaves this node. Everything that was written must be committed."""
@@ -182,6 +175,7 @@ class Moving:
         """Draw the conclusions of what changed, and do what is due."""
         self._now = now
         if self._mesh.take_running_changed():
+            self._mesh.retained.running_changed()
             self._update_running(now)
         if self._mesh.take_tables_changed():
             self.registration.check_current(now)
@@ -272,9 +266,6 @@ class Moving:
                 client_id, session.epoch, home.epoch, False, now
             ):
                 self._mesh.registry.look_again(client_id)
-
-    def _stamp(self) -> int:
-        return self._clock.now(self._utc_ms)
 
     def _remembered(self, client_id: str, store_id: bytes) -> SessionHead | None:
         for peer in self._mesh.peers.values():

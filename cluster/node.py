@@ -75,6 +75,9 @@ class NodeCore:
         for topic_filter, persistent in owner.local_interest():
             mesh.change_interest([InterestChange(topic_filter, True, persistent)])
         mesh.own.restore(owner.local_rows)
+        owner.retained.stamp = mesh.stamp
+        owner.retained.shared = bool(mesh.peers)
+        mesh.attach_retained(owner.retained, lambda: owner.writes, owner.clock)
         mesh.ask_number(owner.next_number)
         mesh.ask_status(self._status)
         self._version = version
@@ -87,7 +90,6 @@ class NodeCore:
         """Take a reading of both clocks."""
         self.owner.set_clock(now, utc_ms)
         self.mesh.set_clock(now, utc_ms)
-        self.moving.set_clock(utc_ms)
 
     def begin(self, now: float) -> None:
         """Begin a turn; what the last one wrote is committed. StorageError if what goes on in the store can't be read.
@@ -211,6 +213,8 @@ class NodeCore:
         """Return what is to be done since the last call."""
         mesh = self.mesh
         now = self._now
+        if not self._frozen:
+            mesh.settle_retained()
         effects: Effects = self.owner.take_effects()
         if effects.rows:
             mesh.change_rows(effects.rows)
@@ -259,9 +263,12 @@ class NodeCore:
         owner = self.owner
         if mesh.take_routes_changed():
             owner.interest_changed()
+        owner.retained.shared = bool(mesh.peers)
         if self._frozen:
             # An acknowledgement of a peer may let one out that waits behind it, for what is not committed.
             return
+        if mesh.take_joined():
+            owner.retained.become_oldest(owner.writes, owner.clock)
         for message in mesh.take_messages():
             if isinstance(message, Message):
                 owner.receive_forwarded(message, now)

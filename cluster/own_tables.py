@@ -3,6 +3,8 @@
 Owns the tables of this node: the rows that the queue-owner reports, and the ENDED rows that the registry calls for. It
 knows nothing of peers or frames' ways; `replication` carries what it packs.
 
+The rows of RETAINED are written by the queue-owner, which reports only what it has done to them.
+
 The rows of LASTING follow from the sessions in the store, and are committed in the same batch. At a start both are
 compared, so that a store of an older program, or one whose sessions ended with the start, is put right.
 """
@@ -26,6 +28,7 @@ from broker.core.rows import (
 )
 from broker.core.storage import Storage
 from cluster.registry import Registry
+from cluster.retained_view import RetainedView, value_in
 from cluster.table_rows import MemoryRows, StoredRows
 from cluster.tables import OwnTable
 from cluster.turn import Turn
@@ -41,18 +44,30 @@ class OwnTables:
     """The tables of this node by number."""
 
     def __init__(
-        self, node: str, store_id: bytes, incarnation: int, storage: Storage, turn: Turn, registry: Registry
+        self,
+        node: str,
+        store_id: bytes,
+        incarnation: int,
+        storage: Storage,
+        turn: Turn,
+        registry: Registry,
+        retained: RetainedView,
     ) -> None:
         self._node = node
         self._registry = registry
+        self._retained = retained
         self._complete = False
         self._passing = MemoryRows()
+        self._retained_rows = StoredRows(storage, turn, store_id, Table.RETAINED, told=True)
         lasting = OwnTable(Table.LASTING, incarnation, StoredRows(storage, turn, store_id, Table.LASTING))
         self.all: dict[int, OwnTable] = {
             int(Table.PASSING): OwnTable(Table.PASSING, incarnation, self._passing),
             int(Table.LASTING): lasting,
+            # The queue-owner writes its rows itself.
+            int(Table.RETAINED): OwnTable(Table.RETAINED, incarnation, self._retained_rows),
         }
         lasting.restore()
+        self.all[Table.RETAINED].restore()
         for bucket, row, value in lasting.rows.scan():
             if row[0] == RowKind.ENDED:
                 registry.set_row(node, Table.LASTING, bucket, row, value)
@@ -96,6 +111,8 @@ class OwnTables:
             subject = row_subject(row)
             bucket = bucket_of(subject)
             self.all[change.table].change(bucket, row, change.was, change.value)
+            if row[0] == RowKind.RETAINED:
+                self._retained.changed(subject, change.value is not None)
             if row[0] not in REGISTERED:
                 continue
             if change.value is not None:
@@ -123,6 +140,14 @@ class OwnTables:
     def touch_wishes(self) -> None:
         """Have the next version of this node's wishes told, although nothing changed."""
         self.all[Table.PASSING].touch()
+
+    def retained_value(self, topic: bytes) -> bytes:
+        """Return the value of this node's row of a topic, as it is committed; b"" if there is none."""
+        return value_in(self._retained_rows, topic)
+
+    def told(self) -> None:
+        """All changes are told."""
+        self._retained.told(self.all[Table.RETAINED].version)
 
     def settle(self, complete: bool) -> None:
         """See which ENDED rows have to come, and which may go; `complete`: every member's tables are known here.

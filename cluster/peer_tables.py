@@ -15,6 +15,7 @@ from cluster.frames import TablePosition
 from cluster.interest import PeerInterest
 from cluster.own_tables import REGISTERED
 from cluster.registry import Registry
+from cluster.retained_view import RetainedView, value_in
 from cluster.table_rows import MemoryRows, StoredRows
 from cluster.tables import Replica
 from cluster.turn import Turn
@@ -24,13 +25,21 @@ from cluster.turn import Turn
 class Views:
     """Which view wants a row."""
 
-    def __init__(self, interest: PeerInterest, registry: Registry) -> None:
+    def __init__(self, interest: PeerInterest, registry: Registry, retained: RetainedView) -> None:
         self._interest = interest
         self._registry = registry
+        self._retained = retained
+
+    def forget(self, node: str) -> None:
+        """A node is no member any more; afterwards it is told that its buckets hold nothing."""
+        self._retained.forget(node)
 
     def bucket_replaced(self, node: str, table: int, bucket: int) -> None:
         """A bucket is told anew; of interest every row that went is told."""
-        self._registry.bucket_replaced(node, table, bucket)
+        if table == Table.RETAINED:
+            self._retained.bucket_replaced(node, bucket)
+        else:
+            self._registry.bucket_replaced(node, table, bucket)
 
     def set_row(self, node: str, table: int, bucket: int, row: bytes, value: bytes) -> None:
         """A row is there."""
@@ -38,6 +47,8 @@ class Views:
             self._registry.set_row(node, table, bucket, row, value)
         elif row[0] == RowKind.INTEREST and table == Table.PASSING:
             self._interest.set_row(node, row, value)
+        elif row[0] == RowKind.RETAINED and table == Table.RETAINED:
+            self._retained.set_row(node, bucket, row, value)
 
     def remove_row(self, node: str, table: int, bucket: int, row: bytes) -> None:
         """A row is gone."""
@@ -45,6 +56,8 @@ class Views:
             self._registry.remove_row(node, table, bucket, row)
         elif row[0] == RowKind.INTEREST and table == Table.PASSING:
             self._interest.remove_row(node, row)
+        elif row[0] == RowKind.RETAINED and table == Table.RETAINED:
+            self._retained.remove_row(node, bucket, row)
 
 
 @final
@@ -53,14 +66,21 @@ class PeerTables:
 
     def __init__(self, node: str, store_id: bytes, storage: Storage, turn: Turn, views: Views) -> None:
         self._node = node
+        self._views = views
         self._lasting = StoredRows(storage, turn, store_id, Table.LASTING)
+        self._retained = StoredRows(storage, turn, store_id, Table.RETAINED)
         self.replicas: dict[int, Replica] = {
             int(Table.PASSING): Replica(node, Table.PASSING, MemoryRows(), views),
             int(Table.LASTING): Replica(node, Table.LASTING, self._lasting, views),
+            int(Table.RETAINED): Replica(node, Table.RETAINED, self._retained, views),
         }
-        # What the peer said last of each table and when, and when this node asked for it last or heard a part of it.
+        # What this node sent of its tables on the bulk connection, since the peer last said that it got on with them.
+        self.bulk_bytes: int = 0
+        # What the peer said last of each table, and when this node asked for it last or heard a part of it. When it
+        # said so in a heartbeat, and when on the bulk connection.
         self.told: dict[int, TablePosition] = {}
         self.told_at: float = -math.inf
+        self.retained_told_at: float = -math.inf
         # Whether the replicas were then exactly what it said.
         self.agrees: dict[int, bool] = {}
         self.asked_at: dict[int, float] = {}
@@ -71,19 +91,37 @@ class PeerTables:
         for topic_filter in filters:
             self.replicas[Table.PASSING].restore_row(pack_row(RowKind.INTEREST, topic_filter), interest)
 
+    def restore_retained(self) -> None:
+        """Begin with what the store holds of the peer's retained messages; whoever replays them is there."""
+        self.replicas[Table.RETAINED].restore()
+
     def greeted(self) -> None:
         """A new conversation begins; what was said in the last one, and asked for, is void."""
         self.told = {}
         self.told_at = -math.inf
         self.asked_at = {}
+        self.bulk_bytes = 0
 
     def may_ask(self, table: int, now: float, patience_s: float) -> bool:
         """Say whether it is time to ask for a table; if it was asked for, an answer may be on its way."""
         return now - self.asked_at.get(table, -math.inf) >= patience_s
 
     def is_current(self) -> bool:
-        """Say whether this node knows wholly what the peer's last heartbeat told of all tables."""
-        return all(table in self.told and replica.covers(self.told[table]) for table, replica in self.replicas.items())
+        """Say whether this node knows wholly what the peer told last of its sessions and wishes."""
+        return self._covers(Table.PASSING) and self._covers(Table.LASTING)
+
+    def is_retained_current(self) -> bool:
+        """Say whether this node knows exactly what the peer told last of its retained messages; they may be many."""
+        return self._is_at(Table.RETAINED)
+
+    def known_retained(self) -> int:
+        """Return the version of this node's retained messages that the peer has said it knows, -1 if it has not."""
+        told = self.told.get(Table.RETAINED)
+        return -1 if told is None else told.known - 1
+
+    def retained_value(self, topic: bytes) -> bytes:
+        """Return the value of the peer's row of a topic, as it is committed here; b"" if there is none."""
+        return value_in(self._retained, topic)
 
     def knows_ours(self) -> bool:
         """Say whether the peer said last that it knows all tables of this node."""
@@ -120,8 +158,17 @@ class PeerTables:
         ]
         return head
 
+    def _covers(self, table: int) -> bool:
+        told = self.told.get(table)
+        return told is not None and self.replicas[table].covers(told)
+
+    def _is_at(self, table: int) -> bool:
+        told = self.told.get(table)
+        return told is not None and self.replicas[table].is_at(told)
+
     def forget(self) -> None:
         """Remove everything: the peer is no member any more."""
+        self._views.forget(self._node)
         for replica in self.replicas.values():
             replica.forget()
 

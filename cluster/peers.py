@@ -23,6 +23,7 @@ from cluster.mesh_store import MeshStore
 from cluster.peer_tables import PeerTables, Views
 from cluster.readiness import ALL, Readiness
 from cluster.registry import Registry
+from cluster.retained_view import RetainedView
 from cluster.turn import Turn
 
 # A failure timeout has so many heartbeats.
@@ -42,6 +43,10 @@ class MeshSettings:
     spill_after_s: float = 0.2
     outbox_bytes_max: int = 1 << 30
     lookups: tuple[str, ...] = ()
+
+    def heartbeat_s(self) -> float:
+        """Return the time between two heartbeats."""
+        return self.failure_timeout_s / HEARTBEATS_PER_TIMEOUT
 
 
 @dataclass(slots=True, frozen=True)
@@ -109,6 +114,7 @@ class Peers:
         membership: Membership,
         interest: PeerInterest,
         registry: Registry,
+        retained: RetainedView,
         turn: Turn,
     ) -> None:
         self.all: dict[str, Peer] = {}
@@ -116,7 +122,7 @@ class Peers:
         self.interest = interest
         self.cluster_id = b""
         self.readiness = Readiness(settings.readiness, settings.planned_restart_s, settings.failure_timeout_s)
-        self.heartbeat_s = settings.failure_timeout_s / HEARTBEATS_PER_TIMEOUT
+        self.heartbeat_s = settings.heartbeat_s()
         self._failure_timeout_s = settings.failure_timeout_s
         self._storage = storage
         self._spill_after_s = settings.spill_after_s
@@ -124,7 +130,7 @@ class Peers:
         # This node's first number in every stream; whoever makes this says which.
         self.first_number = first_number(0)
         self._store = store
-        self._views = Views(interest, registry)
+        self._views = Views(interest, registry, retained)
         self._turn = turn
         # What the store holds of members is read at the start alone; of one that comes later it holds nothing.
         self._restoring = False
@@ -147,6 +153,7 @@ class Peers:
     def adopt(self, cluster_id: bytes) -> None:
         """Become a member of this cluster."""
         self.cluster_id = cluster_id
+        self._turn.joined = True
         self._store.put_cluster_id(cluster_id)
 
     def merge(self, members: list[Member], removed: list[tuple[str, bytes]], now: float) -> None:
@@ -249,6 +256,7 @@ class Peers:
             and peer.link_open
             and peer.tables.knows_ours()
             and peer.tables.is_current()
+            and peer.tables.is_retained_current()
         )
 
     def views(self) -> list[MemberView]:

@@ -1,21 +1,35 @@
 """Replication: how the members come to hold each other's tables.
 
-Owns the talk of tables on the control connections: deltas, positions in heartbeats, requests and their answers. What
-they mean `tables` says; it knows nothing of rows.
+Owns the talk of tables: deltas, positions, requests and their answers. What they mean `tables` says; it knows nothing
+of rows.
+
+All is said on the control connections, positions in heartbeats, but for what a node tells of RETAINED: that goes on the
+bulk connection, in frames that name its session, since it is as long as messages are, and heartbeats must not wait
+behind it. In a turn it goes ahead of the forwarded messages. So a node knows the row of a retained message before it
+delivers the message to those who subscribe already, and nobody who subscribes after them is replayed the one before. A
+turn's row leaves with the commit that its PUBACK waits for, and no later than that. What a peer does not keep up with
+(BULK_BYTES_MAX), or gets while its store takes no writes, is lost on the way, and repaired: then a message may be there
+before its row.
 
 A replica that is not where its owner says that the table stands asks for what differs, and asks again when
 PATIENCE_HEARTBEATS brought neither an answer nor a part of one. Requests are answered at the beginning of the next
 turn, when all that was told is committed; only the newest request of a peer counts.
 """
 
+import math
 from typing import Final, final
 
+from broker.core.rows import Table
+from cluster.commands import SendBulk
 from cluster.frames import TablePosition
 from cluster.own_tables import OwnTables
 from cluster.peers import Peer, Peers
 from cluster.table_frames import (
     TableRequest,
+    pack_position,
+    pack_table_bulk,
     pack_table_request,
+    unpack_position,
     unpack_table_delta,
     unpack_table_done,
     unpack_table_request,
@@ -24,6 +38,8 @@ from cluster.table_frames import (
 from cluster.turn import Turn
 
 PATIENCE_HEARTBEATS: Final = 2
+# What a peer is told of a table on the bulk connection before it has said that it got on with what it was told.
+BULK_BYTES_MAX: Final = 8 * 1024 * 1024
 
 
 @final
@@ -48,7 +64,7 @@ class Replication:
             peer = self._peers.all.get(node)
             if peer is not None:
                 for frame in self._own.all[table].answer(request):
-                    self._peers.send(peer, frame)
+                    self._send(peer, table, frame)
 
     def has_requests(self) -> bool:
         """Say whether `begin` has something to do."""
@@ -61,10 +77,12 @@ class Replication:
         for table in self._own.all.values():
             for delta in table.take_deltas(bool(peers)):
                 for peer in peers:
-                    self._peers.send(peer, delta)
+                    if peer.tables.bulk_bytes < BULK_BYTES_MAX or table.table != Table.RETAINED:
+                        self._send(peer, table.table, delta)
+        self._own.told()
 
     def is_complete(self) -> bool:
-        """Say whether every member runs, and this node knows all tables of each."""
+        """Say whether every member runs, and this node knows the sessions and wishes of each."""
         return all(peer.running and peer.tables.is_current() for peer in self._peers.all.values())
 
     def is_current(self, since: float) -> bool:
@@ -77,28 +95,48 @@ class Replication:
 
     def positions(self, peer: Peer) -> list[TablePosition]:
         """Return where this node's tables stand, and what it knows of the peer's; frozen it knows nothing new."""
-        frozen = self._turn.frozen
-        return [own.position(0 if frozen else peer.tables.known_version(table)) for table, own in self._own.all.items()]
+        return [self._position(peer, table) for table in self._own.all if table != Table.RETAINED]
+
+    def tell_bulk_position(self, peer: Peer) -> None:
+        """Say on the bulk connection where the table stands that is told there."""
+        self._send(peer, Table.RETAINED, pack_position(self._position(peer, Table.RETAINED)))
+
+    def retained_current_at(self) -> float:
+        """Return when the last of all members said where its retained messages stand, which this node knows.
+
+        It is infinity when there are no others, and -infinity while one does not run, or is not known.
+        """
+        current_at = math.inf
+        for peer in self._peers.all.values():
+            if not peer.running or not peer.tables.is_retained_current():
+                return -math.inf
+            current_at = min(current_at, peer.tables.retained_told_at)
+        return current_at
+
+    def known_retained(self) -> int:
+        """Return the version of this node's retained messages that every member has said it knows, -1 if not all."""
+        known = self._own.all[Table.RETAINED].version
+        for peer in self._peers.all.values():
+            known = min(known, peer.tables.known_retained())
+        return known
 
     def hear(self, peer: Peer, positions: list[TablePosition], now: float) -> bool:
         """Take what a heartbeat says; true if this node knows a table now that it did not know."""
         learnt = False
         peer.tables.told_at = now
         for position in positions:
-            replica = peer.tables.replicas.get(position.table)
-            if replica is None:
-                # Of a newer program; this one makes nothing of it.
-                continue
-            peer.tables.told[position.table] = position
-            peer.tables.agrees[position.table] = replica.is_at(position)
-            if self._turn.frozen or replica.is_at(position):
-                continue
-            if replica.hear(position):
+            if self._hear(peer, position, now):
                 learnt = True
-                peer.tables.agrees[position.table] = True
-            else:
-                self._ask(peer, position.table, now, False)
         return learnt
+
+    def receive_position(self, peer: Peer, frame: bytes, now: float) -> bool:
+        """Take where a table stands; true if this node knows it now and did not."""
+        position = unpack_position(frame)
+        last = peer.tables.told.get(position.table)
+        if last is None or position.known > last.known:
+            peer.tables.bulk_bytes = 0
+        peer.tables.retained_told_at = now
+        return self._hear(peer, position, now)
 
     def receive_delta(self, peer: Peer, frame: bytes, now: float) -> bool:
         """Take a delta; if it does not follow, ask for what differs."""
@@ -113,6 +151,8 @@ class Replication:
         request = unpack_table_request(frame)
         if request.table in self._own.all:
             self._requests[peer.name, request.table] = request
+            if request.table == Table.RETAINED:
+                peer.tables.bulk_bytes = 0
         return False
 
     def receive_rows(self, peer: Peer, frame: bytes, now: float) -> bool:
@@ -135,6 +175,31 @@ class Replication:
             self._ask(peer, done.table, now, True)
             return False
         return replica.known_version(done.generation) > 0
+
+    def _hear(self, peer: Peer, position: TablePosition, now: float) -> bool:
+        replica = peer.tables.replicas.get(position.table)
+        if replica is None:
+            # Of a newer program; this one makes nothing of it.
+            return False
+        peer.tables.told[position.table] = position
+        peer.tables.agrees[position.table] = replica.is_at(position)
+        if self._turn.frozen or replica.is_at(position):
+            return False
+        if replica.hear(position):
+            peer.tables.agrees[position.table] = True
+            return True
+        self._ask(peer, position.table, now, False)
+        return False
+
+    def _position(self, peer: Peer, table: int) -> TablePosition:
+        return self._own.all[table].position(0 if self._turn.frozen else peer.tables.known_version(table))
+
+    def _send(self, peer: Peer, table: int, frame: bytes) -> None:
+        if table != Table.RETAINED:
+            self._peers.send(peer, frame)
+        elif peer.outgoing.open:
+            peer.tables.bulk_bytes += len(frame)
+            self._turn.commands.append(SendBulk(peer.name, pack_table_bulk(peer.outgoing.session, frame)))
 
     def _ask(self, peer: Peer, table: int, now: float, at_once: bool) -> None:
         patience_s = 0.0 if at_once else PATIENCE_HEARTBEATS * self._peers.heartbeat_s

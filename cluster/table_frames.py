@@ -10,6 +10,8 @@ as in `wire`, a bytes32 is a u32 length and as many bytes; rows and values are a
     TABLE_REQUEST  u8 table, u32 round, u16 first bucket, u64 sum of each bucket from the first on
     TABLE_ROWS     u8 table, u32 round, u32 part, u32 count, piece*
     TABLE_DONE     u8 table, u32 round, u32 parts, u64 generation, number version, u16 first bucket not looked at
+    TABLE_POSITION position (see `frames`): where the table stands, of one that heartbeats do not tell of
+    TABLE_BULK     u64 session, one of the frames above but TABLE_REQUEST: how they travel on the bulk connection
 
 Of a kind that this program knows every row is checked; others are held and handed on as they are.
 """
@@ -17,6 +19,7 @@ Of a kind that this program knows every row is checked; others are held and hand
 from dataclasses import dataclass
 from typing import Final
 
+from broker.core.retained_rows import unpack_retained
 from broker.core.rows import (
     BUCKETS,
     RowKind,
@@ -29,15 +32,25 @@ from broker.core.rows import (
     unpack_session,
     unpack_subscription,
 )
-from broker.core.stored_message import UNREADABLE
-from broker.mqtt.topics import check_filter, unmounted
-from cluster.frames import FrameType, frame_body, frame_head
+from broker.core.stored_message import UNREADABLE, Clock
+from broker.mqtt.topics import check_filter, check_name, unmounted
+from cluster.frames import (
+    FrameType,
+    TablePosition,
+    frame_body,
+    frame_head,
+    frame_type,
+    pack_table_position,
+    read_table_position,
+)
 from cluster.wire import FrameError, Reader, pack_bytes32, pack_u16, pack_u32, pack_u64
 
 _WAS: Final = 1
 _IS: Final = 2
 _FIRST: Final = 1
 _LAST: Final = 2
+# For values that are only looked at.
+_NO_CLOCK: Final = Clock(0.0, 0)
 
 
 @dataclass(slots=True, frozen=True)
@@ -213,6 +226,33 @@ def unpack_table_done(frame: bytes) -> TableDone:
     return TableDone(table, round_, parts, generation, version, first)
 
 
+def pack_position(position: TablePosition) -> bytes:
+    """Pack a TABLE_POSITION frame."""
+    return bytes(frame_head(FrameType.TABLE_POSITION)) + pack_table_position(position)
+
+
+def unpack_position(frame: bytes) -> TablePosition:
+    """Unpack a TABLE_POSITION frame."""
+    reader = frame_body(frame, FrameType.TABLE_POSITION)
+    position = read_table_position(reader)
+    reader.end()
+    return position
+
+
+def pack_table_bulk(session: int, frame: bytes) -> bytes:
+    """Pack a TABLE_BULK frame around another one."""
+    return bytes(frame_head(FrameType.TABLE_BULK)) + pack_u64(session) + frame
+
+
+def unpack_table_bulk(frame: bytes) -> tuple[int, bytes]:
+    """Return the session and the frame in a TABLE_BULK frame; of tables and whole that one is not yet."""
+    reader = frame_body(frame, FrameType.TABLE_BULK)
+    session = reader.u64()
+    inner = reader.rest()
+    frame_type(inner)
+    return session, inner
+
+
 def check_row(row: bytes, value: bytes | None) -> None:
     """Raise FrameError if this is no row, or no value of one of its kind."""
     if not is_row(row):
@@ -230,6 +270,11 @@ def check_row(row: bytes, value: bytes | None) -> None:
             assert subject.decode() and not row_rest(row) and (value is None or unpack_session(value))
         elif kind == RowKind.ENDED:
             assert subject.decode() and not row_rest(row) and (value is None or unpack_ended(value))
+        elif kind == RowKind.RETAINED:
+            check_name(unmounted(subject))
+            assert not row_rest(row)
+            if value is not None:
+                unpack_retained(subject, value, _NO_CLOCK)
     except UNREADABLE as error:
         raise FrameError(f"{row[:80]!r} is no row of kind {kind}: {error}") from None
 

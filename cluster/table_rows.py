@@ -6,14 +6,14 @@ Owns the layout of what is stored. It knows nothing of sums or versions: `tables
 from collections.abc import Iterator
 from typing import Final, Protocol, final
 
-from broker.core.rows import BUCKETS, bucket_of, row_subject
+from broker.core.retained_rows import FAMILY as RETAINED_FAMILY
+from broker.core.rows import BUCKETS, ROW_VERSION, Table, bucket_of, row_subject
 from broker.core.storage import Storage, WriteBatch
 from broker.core.stored_message import check_version, corrupt
 from cluster.table_frames import check_row
 from cluster.turn import Turn
 from cluster.wire import FrameError
 
-ROW_VERSION: Final = 1
 KEY_TABLE: Final = b"table/"
 
 
@@ -81,26 +81,35 @@ class MemoryRows:
 class StoredRows:
     """Rows in the store: registry "table/", store_id of the owner, table u8, bucket u16, row -> version u8, value.
 
-    Writes go into the turn's batch; reads see what is committed. They are held to the same bounds as what a peer says:
-    StorageError if a row is none, or is of a newer program, or the store can't be read.
+    Those of RETAINED have the family `retained` to themselves: there a key begins with the store_id, and the bucket
+    follows. Writes go into the turn's batch, of rows that are `told` only into whoever's they are; reads see what is
+    committed. They are held to the same bounds as what a peer says: StorageError if a row is none, or is of a newer
+    program, or the store can't be read.
     """
 
-    def __init__(self, storage: Storage, turn: Turn, store_id: bytes, table: int) -> None:
+    def __init__(self, storage: Storage, turn: Turn, store_id: bytes, table: int, told: bool = False) -> None:
         self._storage = storage
         self._turn = turn
+        self._told = told
+        self._family = "registry"
         self._prefix = KEY_TABLE + store_id + bytes((table,))
+        if table == Table.RETAINED:
+            self._family = RETAINED_FAMILY
+            self._prefix = store_id
 
     def put(self, bucket: int, row: bytes, value: bytes) -> None:
         """Set a row."""
-        self._turn.writes.put("registry", self._key(bucket) + row, bytes((ROW_VERSION,)) + value)
+        if not self._told:
+            self._turn.writes.put(self._family, self._key(bucket) + row, bytes((ROW_VERSION,)) + value)
 
     def delete(self, bucket: int, row: bytes) -> None:
         """Remove a row."""
-        self._turn.writes.delete("registry", self._key(bucket) + row)
+        if not self._told:
+            self._turn.writes.delete(self._family, self._key(bucket) + row)
 
     def replace(self, bucket: int, rows: dict[bytes, bytes]) -> list[bytes]:
         """Set all rows of a bucket; which of them went is not known."""
-        self._turn.writes.delete_range("registry", self._key(bucket), self._key(bucket + 1))
+        self._turn.writes.delete_range(self._family, self._key(bucket), self._key(bucket + 1))
         for row, value in rows.items():
             self.put(bucket, row, value)
         return []
@@ -125,15 +134,15 @@ class StoredRows:
 
     def clear(self) -> None:
         """Remove everything."""
-        self._turn.writes.delete_range("registry", self._prefix, self._key(BUCKETS))
+        self._turn.writes.delete_range(self._family, self._prefix, self._key(BUCKETS))
 
     def _key(self, bucket: int) -> bytes:
         return self._prefix + bucket.to_bytes(2, "big")
 
     def _scan(self, start: bytes, end: bytes) -> Iterator[tuple[int, bytes, bytes]]:
         at = len(self._prefix)
-        for key, stored in self._storage.scan("registry", start, end):
-            check_version(stored, ROW_VERSION, "registry")
+        for key, stored in self._storage.scan(self._family, start, end):
+            check_version(stored, ROW_VERSION, self._family)
             row, value = key[at + 2 :], stored[1:]
             try:
                 check_row(row, value)
@@ -141,10 +150,10 @@ class StoredRows:
                 if bucket != bucket_of(row_subject(row)):
                     raise FrameError("a row in another bucket than its own")
             except FrameError as error:
-                raise corrupt("registry", key, error) from None
+                raise corrupt(self._family, key, error) from None
             yield bucket, row, value
 
 
 def forget_tables(batch: WriteBatch) -> None:
-    """Remove all tables from a store that becomes another one."""
+    """Remove all tables from a store that becomes another one, except RETAINED, which that makes its own."""
     batch.delete_range("registry", KEY_TABLE, KEY_TABLE[:-1] + bytes((KEY_TABLE[-1] + 1,)))

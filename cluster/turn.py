@@ -27,6 +27,7 @@ COUNTS: Final = (
     "peers_died",
     "table_requests",
     "outbox_left",
+    "retained_over_limit",
 )
 
 
@@ -48,6 +49,8 @@ class Turn:
         self.running_changed = True
         self.tables_changed = True
         self.routes_changed = False
+        # This node adopted a cluster.
+        self.joined = False
         self.counts: dict[str, int] = dict.fromkeys(COUNTS, 0)
         self._notes: list[str] = []
         self._noted: dict[str, str] = {}

@@ -145,6 +145,8 @@ _MESH_COUNTERS: Final[dict[str, str]] = {
     "cluster_link_duplicates": "The forwarded messages that came twice and were taken once.",
     "cluster_link_stale_frames": "The frames of a link's earlier session.",
     "cluster_link_messages_received": "The messages that other nodes forwarded to this one, and marks between them.",
+    "cluster_retained_over_limit": "The retained messages of other nodes that were kept beyond this node's limits.",
+    "cluster_stamps_clamped": "The stamps of other nodes that were more than a minute ahead of this node's clock.",
     "cluster_send_blocked": "How often a socket to another node took nothing more.",
     "cluster_reply_lost": "The replies to a node whose connection was gone.",
     "cluster_subacks_unconfirmed": "The SUBACKs that left before every running member had confirmed them.",

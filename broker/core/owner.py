@@ -56,7 +56,8 @@ from broker.core.session import Attachment, Session
 from broker.core.session_rows import SessionRows
 from broker.core.session_store import SessionStore
 from broker.core.settings import OwnerSettings
-from broker.core.storage import Storage
+from broker.core.storage import Storage, WriteBatch
+from broker.core.stored_message import Clock
 from broker.core.subscribing import Suback, Subscribing
 from broker.core.transfer import Departure, Transfers
 from broker.core.wills import Wills
@@ -88,7 +89,7 @@ class QueueOwner:
         self, settings: OwnerSettings, storage: Storage, interest: Interest, store_id: bytes, incarnation: int
     ) -> None:
         self.settings = settings
-        self.retained = RetainedStore(settings.retained_messages_max, settings.retained_bytes_max)
+        self.retained = RetainedStore(settings.retained_messages_max, settings.retained_bytes_max, store_id)
         self._storage = storage
         self._store = SessionStore(storage)
         self._routes = Routes(interest)
@@ -277,6 +278,16 @@ class QueueOwner:
         if departure is not None:
             self.transfers.end_departure(departure, now)
 
+    @property
+    def writes(self) -> WriteBatch:
+        """The batch of this turn."""
+        return self._store.writes
+
+    @property
+    def clock(self) -> Clock:
+        """Both clocks, for deadlines that are stored."""
+        return self._store.clock
+
     def is_committed(self) -> bool:
         """Say whether nothing was written since `take_effects`."""
         return not len(self._store.writes)
@@ -315,6 +326,9 @@ class QueueOwner:
         effects = Effects()
         effects.writes = self._store.take_writes()
         effects.rows, self._rows.changes = self._rows.changes, []
+        if self.retained.changes:
+            effects.rows += self.retained.changes
+            self.retained.changes = []
         effects.interest, self._subscribing.interest = self._subscribing.interest, []
         effects.to_peers, self._publishing.forwards = self._publishing.forwards, []
         for outlet in self._outlets.values():

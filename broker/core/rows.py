@@ -10,6 +10,7 @@ table compare it. It knows nothing of peers, frames or of where rows lie: `clust
     SESSION       subject client id  flags u8 (1 user name, 2 persistent), epoch (32 bytes), expiry u32, user name str
     SUBSCRIPTION  subject client id, key filter   options u8, identifier u32
     ENDED         subject client id  epoch (32 bytes): all sessions of older epochs are over
+    RETAINED      subject topic      see `retained_rows`
 
 Everything about one subject lies in one of BUCKETS buckets, so that holders find what differs bucket by bucket. The sum
 of a bucket is that of the hashes of its rows modulo 2**64: a change costs one hash, and the order does not matter.
@@ -26,6 +27,8 @@ from broker.core.stored_message import string, unpack_string
 BUCKETS: Final = 1024
 SUM_MASK: Final = (1 << 64) - 1
 VALUE_VERSION: Final = 1
+# What a row's value begins with in the store.
+ROW_VERSION: Final = 1
 SUBJECT_AT: Final = 3
 
 _SESSION: Final = struct.Struct(">BB32sI")
@@ -53,6 +56,7 @@ class RowKind(IntEnum):
     SESSION = 2
     SUBSCRIPTION = 3
     ENDED = 4
+    RETAINED = 5
 
 
 @final

@@ -42,6 +42,16 @@ class Clock:
         self._now = now
         self._utc_ms = utc_ms
 
+    @property
+    def now(self) -> float:
+        """The latest reading of monotonic time."""
+        return self._now
+
+    @property
+    def utc_ms(self) -> int:
+        """The latest reading of the wall clock."""
+        return self._utc_ms
+
     def to_utc_ms(self, deadline: float) -> int:
         """Return the UTC deadline in ms of a monotonic one; 0.0 is 0, never."""
         return 0 if deadline == 0.0 else self._utc_ms + int((deadline - self._now) * 1000)

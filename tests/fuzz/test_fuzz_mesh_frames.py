@@ -113,6 +113,15 @@ def status(frame: bytes) -> bytes:
     return statuses.pack_status(*statuses.unpack_status(frame))
 
 
+def table_position(frame: bytes) -> bytes:
+    return table_frames.pack_position(table_frames.unpack_position(frame))
+
+
+def table_bulk(frame: bytes) -> bytes:
+    session, inner = table_frames.unpack_table_bulk(frame)
+    return table_frames.pack_table_bulk(session, inner)
+
+
 def positions(frame: bytes) -> bytes:
     found = frames.unpack_position(frame)
     return frames.pack_positions(found.session, found.position)
@@ -234,6 +243,8 @@ UNPACKERS = {
     int(FrameType.TABLE_REQUEST): table_request,
     int(FrameType.TABLE_ROWS): table_rows,
     int(FrameType.TABLE_DONE): table_done,
+    int(FrameType.TABLE_POSITION): table_position,
+    int(FrameType.TABLE_BULK): table_bulk,
     int(FrameType.TURN_REQUEST): turn_request,
     int(FrameType.TURN_GRANT): turn_grant,
     int(FrameType.TURN_RELEASE): turn_release,

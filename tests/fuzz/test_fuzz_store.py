@@ -10,6 +10,7 @@ from fuzzing import Target, examples, near
 from hypothesis import given
 
 from broker.core.message import Message
+from broker.core.retained import RetainedStore
 from broker.core.storage import MemoryStorage, StorageError, WriteBatch
 from broker.core.stored_message import Clock
 from broker.mqtt.packets import (
@@ -22,7 +23,9 @@ from broker.mqtt.packets import (
     SubscriptionRequest,
     Will,
 )
+from cluster.clock import HybridClock
 from cluster.outbox import Outbox, recover
+from cluster.retained_view import RetainedView
 from cluster.turn import Turn
 
 FAMILIES = ("session", "queue", "message", "retained", "will", "outbox")
@@ -75,8 +78,23 @@ def check(data: bytes) -> None:
         live(Node(storage=storage, incarnation=2))
         for outbox in recover(storage, Turn(), Clock(1000.0, UTC_MS)).values():
             assert len(outbox.read(0, 1 << 62, 1 << 30)) <= outbox.messages
+        take_over(storage)
     except StorageError as error:
         assert str(error)
+
+
+def take_over(storage: MemoryStorage) -> None:
+    """Have another store make what is retained its own."""
+    clock = Clock(1000.0, UTC_MS)
+    writes = WriteBatch()
+    retained = RetainedStore(-1, -1, PEER)
+    view = RetainedView("node@h", PEER, storage, Turn(), clock, HybridClock(), heartbeat_s=1.0)
+    view.attach(retained, lambda: writes, clock, [])
+    storage.commit(writes)
+    retained.validate()
+    again = RetainedStore(-1, -1, PEER)
+    again.recover(storage, clock)
+    assert len(again) == len(retained)
 
 
 def live(node: Node) -> None:

@@ -266,3 +266,22 @@ def check_wills(world, clients, ledger):
             f"the will {left.message.number} of {left.client.name} was published, which "
             f"{'said goodbye' if left.farewell else 'came back'}",
         )
+
+
+def check_retained(world, ledger):
+    """Of a topic that one publisher sets, its last word stands; of any other somebody's word that was not refused."""
+    last = {}
+    words = {}
+    for message in ledger.published.values():
+        if message.retain and not message.refused:
+            last[message.topic] = b"" if message.deletes else message.payload
+            words.setdefault(message.topic, set()).add(last[message.topic])
+    for node in world.nodes.values():
+        shown = {message.topic: message.payload for message in node.core.owner.retained.match(b"#", world.now)}
+        for topic in last:
+            found = shown.pop(topic, b"")
+            if b"/of/" in topic:
+                world.check(found == last[topic], f"{node.name} retains {found[:20]!r} of {topic!r}, not the last word")
+            else:
+                world.check(found in words[topic] | {b""}, f"{node.name} retains {found[:20]!r} of {topic!r}")
+        world.check(not shown, f"{node.name} retains what nobody published: {sorted(shown)}")

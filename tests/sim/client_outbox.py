@@ -44,9 +44,9 @@ class Outbox:
         """Say whether everything is published and settled."""
         return not self.backlog and not self.under_way
 
-    def add(self, topic, qos, padding_bytes):
+    def add(self, topic, qos, padding_bytes, retain=False, deletes=False):
         """Publish a new message as soon as the window and the connection allow."""
-        self.backlog.append((topic, qos, padding_bytes))
+        self.backlog.append((topic, qos, padding_bytes, retain, deletes))
         self.flush()
 
     def connection_ended(self):
@@ -75,8 +75,10 @@ class Outbox:
         """Send of the backlog what the window allows."""
         client = self.client
         while self.backlog and client.is_online() and len(self.under_way) < UNACKNOWLEDGED_MAX:
-            topic, qos, padding_bytes = self.backlog.popleft()
+            topic, qos, padding_bytes, retain, deletes = self.backlog.popleft()
             message = client.ledger.add(client.name, topic, qos, padding_bytes)
+            message.retain = retain
+            message.deletes = deletes
             self.world.promises(client, message)
             self.world.count(f"publishes QoS {qos}")
             packet_id = 0
@@ -91,7 +93,8 @@ class Outbox:
         self.world.note(f"{self.client.name} publishes {message.number} {topic.decode()} QoS {message.qos}")
         if packet_id:
             self._expected_acks.append(packet_id)
-        self.client.send(PublishReceived, packet_id, Message(topic, message.payload, b"", message.qos))
+        payload = b"" if message.deletes else message.payload
+        self.client.send(PublishReceived, packet_id, Message(topic, payload, b"", message.qos, message.retain))
 
     def puback(self, packet_id, reason):
         """A PUBACK came."""

@@ -6,6 +6,7 @@ Each question is answered with "" or with what is not so yet. `check_store` comp
 from collections import Counter
 
 from broker.core.owner import QueueOwner
+from broker.core.retained_rows import value_order
 from broker.core.routes import NoInterest
 from broker.core.rows import RowKind, Table, row_subject, unpack_interest
 
@@ -54,6 +55,24 @@ def tables_converged(world):
                     return f"{other.name} does not know table {number} of {node.name}"
     registries = {frozenset(node.core.mesh.registry.rows()) for node in world.nodes.values()}
     return "" if len(registries) == 1 else "the nodes know different homes of client ids"
+
+
+def retained_converged(world):
+    """Return "" if all nodes show the same retained messages, and each is one node's, else what is wrong."""
+    shown = {}
+    rows = {}
+    for node in world.nodes.values():
+        store = node.core.owner.retained
+        shown[node.name] = {message.topic: message.payload for message in store.match(b"#", world.now)}
+        for _, row, value in node.core.mesh.own.all[Table.RETAINED].rows.scan():
+            rows.setdefault(row_subject(row), []).append(value_order(value))
+    first = next(iter(shown.values()))
+    for name, found in shown.items():
+        if found != first:
+            return f"{name} shows other retained messages"
+    if sorted(rows) != sorted(first) or any(len(orders) > 1 for orders in rows.values()):
+        return f"there are rows {sorted(rows)} of the retained topics {sorted(first)}"
+    return ""
 
 
 def check_tables(world, node):

@@ -12,6 +12,7 @@ class Published:
     __slots__ = (
         "acked",
         "acked_at",
+        "deletes",
         "finishers",
         "groups",
         "home",
@@ -21,6 +22,7 @@ class Published:
         "publisher",
         "qos",
         "refused",
+        "retain",
         "sends",
         "takers",
         "topic",
@@ -34,6 +36,9 @@ class Published:
         self.qos = qos
         self.payload = payload
         self.will = will
+        # With RETAIN; `deletes` then, and has no payload on the wire.
+        self.retain = False
+        self.deletes = False
         self.sends = 0
         self.acked = False
         self.acked_at = 0.0

@@ -20,6 +20,9 @@ FILTERS = (b"a/#", b"a/+", b"a/b", b"+/b", b"b/#", b"+", b"b/+/y", b"c/+/d")
 CREW = b"$share/crew/work/#"
 WORK = b"work/x"
 FLOOD = b"flood/x"
+# What is retained: everybody's topics, and some that one publisher alone sets. Where nobody wants nearly everything,
+# nobody subscribes to them.
+STATES = (b"state/x", b"state/y")
 
 
 class Population:
@@ -35,6 +38,7 @@ class Population:
         self.hoarders = []
         self.roamers = []
         self._ledger = ledger
+        self.retains = not wide
         self.filters = FILTERS + WIDE_FILTERS if wide else FILTERS
         nodes = list(world.nodes.values())
         self._make_subscribers(nodes)
@@ -98,6 +102,7 @@ class Population:
             place = index % len(nodes)
             publisher = self._make(f"publisher{index}", nodes[place], rng.random() < 0.7, {})
             publisher.lines = [*rng.sample(LINES, 2), b"at/%d/q" % place, WORK]
+            publisher.states = [*STATES, b"state/of/%d" % index]
             self.publishers.append(publisher)
 
     def _make_crews(self, homes):

@@ -11,6 +11,7 @@ from world import AFTER_COMMIT
 from broker.core.events import CONNECTION_LOST
 from broker.core.netsplit_gate import NetsplitGate
 from broker.core.owner import QueueOwner
+from broker.core.retained import RetainedStore
 from broker.core.rows import BUCKETS
 from broker.core.session_store import SessionStore
 from broker.core.shared_dispatch import SharedDispatcher
@@ -18,9 +19,12 @@ from broker.core.storage import DELETE, PUT, WriteBatch
 from cluster.frames import FrameType
 from cluster.incoming_link import IncomingLink
 from cluster.link import OutgoingLink
+from cluster.retained_view import RetainedView
 from cluster.tables import Replica
 
 SEEDS = range(40)
+# Those in which something is retained.
+RETAINING = range(1, 40, 2)
 
 interpreted = pytest.mark.skipif(
     not hasattr(IncomingLink.receive, "__code__"), reason="compiled classes can't be changed in memory"
@@ -42,15 +46,15 @@ def tormented(world):
         world.later(8.0 + 3.0 * place, strike)
 
 
-def caught(prepare=None):
+def caught(prepare=None, seeds=SEEDS):
     """Return what the first seed says that notices, and fail if none does."""
-    for seed in SEEDS:
+    for seed in seeds:
         try:
             workload.run(seed, prepare=prepare)
         except workload.Failure as failure:
             print(failure)
             return str(failure)
-    pytest.fail(f"none of {len(SEEDS)} seeds noticed")
+    pytest.fail(f"none of {len(seeds)} seeds noticed")
 
 
 def without(effects, lost):
@@ -346,6 +350,27 @@ def test_a_will_that_a_goodbye_does_not_discard_is_caught(monkeypatch):
 
     monkeypatch.setattr(QueueOwner, "_execute_will", keep)
     assert "said goodbye" in caught()
+
+
+# Retained messages.
+
+
+@interpreted
+def test_a_delete_that_leaves_no_row_is_caught(monkeypatch):
+    put = RetainedStore._put_own
+
+    def forget(self, topic, kept, value, writes):
+        if kept.message is not None:
+            put(self, topic, kept, value, writes)
+
+    monkeypatch.setattr(RetainedStore, "_put_own", forget)
+    assert "retain" in caught(seeds=RETAINING)
+
+
+@interpreted
+def test_rows_that_outlive_newer_ones_are_caught(monkeypatch):
+    monkeypatch.setattr(RetainedView, "_is_superseded", lambda self, topic: False)
+    assert "rows" in caught(seeds=RETAINING)
 
 
 # Net splits.

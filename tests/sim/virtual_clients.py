@@ -217,6 +217,11 @@ class Client:
         """Publish a new message as soon as the window and the connection allow."""
         self.outbox.add(topic, qos, padding_bytes)
 
+    def retain(self, topic, qos, padding_bytes, deletes):
+        """Set what is retained of a topic, or delete it."""
+        self.world.count("retained deletes" if deletes else "retained sets")
+        self.outbox.add(topic, qos, padding_bytes, True, deletes)
+
     def unsubscribe(self, topic_filter):
         """Give up a filter."""
         if self.state != ONLINE or topic_filter not in self.wanted:

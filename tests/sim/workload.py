@@ -67,6 +67,8 @@ def describe(stats):
         "wills left",
         "wills due",
         "wills published",
+        "retained sets",
+        "retained deletes",
         "loaded from tails",
         "dropped by full queues",
         "crashes",
@@ -247,6 +249,9 @@ class Workload:
                 topic, qos = rng.choice(publisher.lines), rng.choice((0, 1, 1, 2, 2))
                 self.world.later(at, publisher.publish, topic, qos, rng.choice(self.paddings))
                 at += 0.002 * rng.random()
+            if self.population.retains and rng.random() < 0.5:
+                topic, deletes = rng.choice(publisher.states), rng.random() < 0.3
+                self.world.later(at, publisher.retain, topic, rng.choice((1, 2)), rng.choice(self.paddings), deletes)
             at += rng.expovariate(burst / 1.0) * burst * 0.18 * burst
 
     def _plan_flood(self):
@@ -296,6 +301,7 @@ class Workload:
             or convergence.clients_idle(world, self.clients)
             or convergence.interest_converged(world)
             or convergence.tables_converged(world)
+            or convergence.retained_converged(world)
             or convergence.links_idle(world)
             or convergence.online_queues_empty(world)
         )
@@ -337,6 +343,7 @@ class Workload:
             checkers.check_copies(world, self.clients, self.ledger)
             checkers.check_order(world, self.clients, self.ledger)
             checkers.check_wills(world, self.clients, self.ledger)
+            checkers.check_retained(world, self.ledger)
         for message in self.ledger.published.values():
             settled = message.acked or message.refused or not message.qos or message.will
             world.check(settled, f"message {message.number} of {message.publisher} was never answered")

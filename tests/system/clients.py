@@ -95,6 +95,10 @@ class Client:
         """Wait for the next SUBACK and return its reason codes."""
         return self._subscribed.get(timeout=LIMIT_S)
 
+    def retain(self, topic: str, payload: str | bytes) -> None:
+        """Set what is retained of a topic, or delete it with an empty payload, and wait for PUBACK."""
+        self.wait_acknowledged(self.paho.publish(topic, payload, 1, retain=True).mid)
+
     def publish(self, topic: str, payload: str | bytes = "", qos: int = 1) -> None:
         """Publish; QoS 1 waits for PUBACK."""
         self.wait_acknowledged(self.publish_later(topic, payload, qos))

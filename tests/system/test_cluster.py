@@ -226,6 +226,70 @@ def test_what_a_node_that_is_down_has_to_get_survives_the_node_that_has_it(make_
         assert subscriber.nothing_waits()
 
 
+def retained_at(node: Node, topic_filter: str) -> list[tuple[str, str]]:
+    """Return, sorted, what a new subscriber of a node is sent before something that is published now."""
+    with Client(node) as subscriber:
+        subscriber.subscribe(topic_filter)
+        subscriber.subscribe("end")
+        subscriber.publish("end")
+        found = []
+        while True:
+            message = subscriber.message()
+            if message[0] == "end":
+                return sorted(found)
+            found.append(message)
+
+
+def wait_retained(members: list[Node], topic_filter: str, *expected: tuple[str, str]) -> None:
+    """Wait until every member has exactly this for a new subscriber."""
+    for member in members:
+        wait_until(
+            lambda member=member: retained_at(member, topic_filter) == list(expected),  # type: ignore[misc]
+            f"{member.name} retains {expected}",
+        )
+
+
+def test_a_retained_message_is_every_nodes(three: list[Node]) -> None:
+    one, two, last = three
+    large = "x" * 1_000_000
+    with Client(one) as first, Client(two) as second:
+        first.retain("state/1", "on")
+        wait_retained(three, "state/#", ("state/1", "on"))
+        second.retain("state/1", "off")
+        first.retain("state/2", large)
+        wait_retained(three, "state/#", ("state/1", "off"), ("state/2", large))
+        last.kill()
+        last.start()
+        wait_whole(three)
+        wait_retained([last], "state/#", ("state/1", "off"), ("state/2", large))
+        first.retain("state/1", "")
+        wait_retained(three, "state/#", ("state/2", large))
+    for member in three:
+        member.kill()
+    start_all(three)
+    wait_whole(three)
+    wait_retained(three, "state/#", ("state/2", large))
+
+
+def test_what_is_deleted_while_a_node_is_down_does_not_rise_with_it(make_node: Callable[..., Node]) -> None:
+    members = [make_node(number, COOKIE, ["cluster.readiness=majority"]) for number in (1, 2, 3)]
+    start_all(members)
+    join_all(members)
+    one, two, last = members
+    with Client(one) as client, Client(last) as owner:
+        owner.retain("state/1", "old")
+        owner.retain("state/2", "old")
+        wait_retained(members, "state/#", ("state/1", "old"), ("state/2", "old"))
+        last.kill()
+        wait_until(lambda: one.cluster().get(last.name) is False, f"{one.name} sees that {last.name} is not running")
+        client.retain("state/1", "")
+        client.retain("state/2", "new")
+        wait_retained([one, two], "state/#", ("state/2", "new"))
+    last.start()
+    wait_whole(members)
+    wait_retained(members, "state/#", ("state/2", "new"))
+
+
 def test_a_cluster_comes_back_in_any_order_without_discovery(make_node: Callable[..., Node]) -> None:
     members = [make_node(number, COOKIE) for number in (1, 2, 3)]
     start_all(members)

@@ -16,8 +16,9 @@ from broker.core.listener import ListenerCore
 from broker.core.listener_records import LISTENER_HEADER_BYTES, ListenerHeader, unpack_events
 from broker.core.owner import QueueOwner
 from broker.core.owner_records import owner_frame
+from broker.core.retained_rows import retained_row, stored_topic
 from broker.core.routes import Interest, NoInterest
-from broker.core.rows import RowChange, row_hash
+from broker.core.rows import RowChange, Table, row_hash
 from broker.core.settings import OwnerSettings
 from broker.core.storage import MemoryStorage
 from broker.mqtt.codec import decode, encode, split
@@ -188,7 +189,7 @@ class Node:
         self.owner = QueueOwner(self.settings, self.storage, self.interest, store_id, incarnation)
         self.owner.recover(now, utc_ms)
         # What the other nodes know of this one's sessions: (table, row) -> value.
-        self.rows = {(table, row): value for table, row, value in self.owner.local_rows()}
+        self.rows = {**self.local_rows(), **self.retained_rows()}
         self.turns: list[Effects] = []
         self.forwards: list[Forward] = []
         self.interest_changes: list[InterestChange] = []
@@ -313,8 +314,17 @@ class Node:
         self.change_rows(effects.rows)
         return effects
 
+    def local_rows(self) -> dict[tuple[int, bytes], bytes]:
+        """What the other nodes have to know of the sessions."""
+        return {(table, row): value for table, row, value in self.owner.local_rows()}
+
+    def retained_rows(self) -> dict[tuple[int, bytes], bytes]:
+        """What the other nodes have to know of what is retained: this node's rows as they are stored."""
+        stored = self.storage.scan("retained", self.store_id, self.store_id + b"\xff\xff")
+        return {(int(Table.RETAINED), retained_row(stored_topic(key))): value[1:] for key, value in stored}
+
     def told_rows(self) -> dict[tuple[int, bytes], bytes]:
-        """What the other nodes know of the sessions."""
+        """What the other nodes know of the sessions, and of what is retained."""
         self.take_effects()
         return dict(self.rows)
 
@@ -382,7 +392,7 @@ class Node:
         """The owner's invariants, and that store and memory agree, and what the other nodes know."""
         self.owner.validate()
         told = self.told_rows()
-        assert told == {(table, row): value for table, row, value in self.owner.local_rows()}
+        assert told == {**self.local_rows(), **self.retained_rows()}
         sessions = {key[:8] for key in self.stored("session") if len(key) == 8}
         parts = {key[:8] for key in self.stored("session") if key[8:9] in (b"/", b"i")}
         assert parts <= sessions, "a subscription of no session"

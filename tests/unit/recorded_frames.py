@@ -62,8 +62,16 @@ VERSION_1 = [
         "010f020000000700000002ffffffffffffffff00000000000000050400",
     ),
     (
+        "TABLE_POSITION",
+        "01100300000000000000077fffffffffffffffffffffffffffffff0000000000000009",
+    ),
+    (
         "STOPPING",
         "011e",
+    ),
+    (
+        "TABLE_BULK",
+        "0111000000000000000501100300000000000000077fffffffffffffffffffffffffffffff0000000000000009",
     ),
     (
         "FORWARDS",

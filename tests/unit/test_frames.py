@@ -8,6 +8,14 @@ from librt.strings import BytesWriter
 
 from broker.core.epoch import Epoch, pack_epoch
 from broker.core.message import Message
+from broker.core.retained_rows import (
+    pack_deleted,
+    pack_order,
+    pack_retained,
+    retained_row,
+    unpack_retained,
+    value_order,
+)
 from broker.core.rows import (
     RowKind,
     SessionRow,
@@ -17,6 +25,7 @@ from broker.core.rows import (
     pack_session,
     pack_subscription,
 )
+from broker.core.stored_message import Clock
 from cluster import forwards, frames, table_frames
 from cluster.forwards import Forwards, Mark
 from cluster.membership import Member, State
@@ -51,6 +60,7 @@ REQUEST = table_frames.TableRequest(2, 7, 1022, [2**64 - 1, 3])
 ROWS = table_frames.TableRows(
     3, 7, 1, [table_frames.Piece(5, False, True, ENTRIES[:2]), table_frames.Piece(1023, True, False, ENTRIES[2:])]
 )
+POSITION = frames.TablePosition(3, 7, 2**63 - 1, 2**64 - 1, 9)
 DONE = table_frames.TableDone(2, 7, 2, 2**64 - 1, 5, 1024)
 
 
@@ -90,6 +100,7 @@ TABLE = [
     (table_frames.pack_table_request(REQUEST), table_frames.unpack_table_request, REQUEST),
     (pack_rows(ROWS), table_frames.unpack_table_rows, ROWS),
     (table_frames.pack_table_done(DONE), table_frames.unpack_table_done, DONE),
+    (table_frames.pack_position(POSITION), table_frames.unpack_position, POSITION),
 ]
 # Their recordings stand in the order of this table.
 
@@ -127,6 +138,7 @@ def test_numbers_that_could_not_be_counted_on_are_refused():
             frames.unpack_welcome: 2**63 - 1,
             table_frames.unpack_table_delta: 2,
             table_frames.unpack_table_done: 5,
+            table_frames.unpack_position: 2**63 - 1,
             frames.unpack_position: 5,
         }
         if unpack in numbers:
@@ -180,6 +192,52 @@ def test_a_row_with_a_value_of_another_kind_is_refused(row, value):
         if end < 3 + row[2]:
             with pytest.raises(FrameError, match="ends within its subject"):
                 table_frames.check_row(row[:end], value)
+
+
+def test_a_frame_of_tables_on_the_bulk_connection_names_its_session():
+    inner = table_frames.pack_position(POSITION)
+    frame = table_frames.pack_table_bulk(2**64 - 1, inner)
+    assert table_frames.unpack_table_bulk(frame) == (2**64 - 1, inner)
+    for wrong in (frame[:9], frame[:11], frame[:10] + b"\x02" + frame[11:], b"\x02" + frame[1:]):
+        with pytest.raises(FrameError):
+            table_frames.unpack_table_bulk(wrong)
+
+
+MESSAGE = Message(b"t/x", b"payload", b"", 1, True, 1010.0, "client", STORE, 7)
+ORDER = pack_order(2**64 - 1, STORE)
+KEPT = pack_retained(ORDER, MESSAGE, Clock(1000.0, 1_700_000_000_000))
+
+
+def test_a_row_of_a_retained_message_is_read():
+    row = retained_row(b"t/x")
+    assert row == pack_row(RowKind.RETAINED, b"t/x")
+    for value in (KEPT, pack_deleted(ORDER), None):
+        table_frames.check_row(row, value)
+    assert value_order(KEPT) == value_order(pack_deleted(ORDER)) == ORDER
+    back = unpack_retained(b"t/x", KEPT, Clock(5.0, 1_700_000_003_000))
+    assert (back.payload, back.qos, back.retain, back.expires_at) == (b"payload", 1, True, 12.0)
+    assert (back.publisher, back.origin, back.number) == ("client", STORE, 7)
+    assert unpack_retained(b"t/x", pack_deleted(ORDER), Clock(0.0, 0)) is None
+
+
+@pytest.mark.parametrize(
+    ("row", "value"),
+    [
+        (retained_row(b"t/y"), KEPT),
+        (retained_row(b""), KEPT),
+        (retained_row(b"t/+"), None),
+        (retained_row(b"\xff"), None),
+        (retained_row(b"t/x") + b"key", KEPT),
+        (retained_row(b"t/x"), KEPT[:40]),
+        (retained_row(b"t/x"), b"\x02" + KEPT[1:]),
+        (retained_row(b"t/x"), pack_deleted(ORDER)[:-1]),
+        (retained_row(b"t/x"), pack_deleted(ORDER) + b"x"),
+        (retained_row(b"t/x"), b""),
+    ],
+)
+def test_what_is_no_row_of_a_retained_message_is_refused(row, value):
+    with pytest.raises(FrameError, match="is no row"):
+        table_frames.check_row(row, value)
 
 
 def test_tables_and_buckets_that_are_not_there_are_refused():

@@ -19,8 +19,11 @@ from broker.core.rows import (
     unpack_ended,
 )
 from broker.core.storage import MemoryStorage, WriteBatch
+from broker.core.stored_message import Clock
+from cluster.clock import HybridClock
 from cluster.own_tables import OwnTables
 from cluster.registry import Registry
+from cluster.retained_view import RetainedView
 from cluster.table_rows import KEY_TABLE
 from cluster.turn import Turn
 
@@ -41,7 +44,10 @@ class Node:
         self.storage = storage or MemoryStorage()
         self.turn = Turn()
         self.registry = Registry("a")
-        self.own = OwnTables("a", STORES["a"], incarnation, self.storage, self.turn, self.registry)
+        self.retained = RetainedView(
+            "a", STORES["a"], self.storage, self.turn, Clock(0.0, 0), HybridClock(), heartbeat_s=1.0
+        )
+        self.own = OwnTables("a", STORES["a"], incarnation, self.storage, self.turn, self.registry, self.retained)
 
     def restart(self):
         return Node(self.storage.survivor(), self.own.all[LASTING].generation + 1)
@@ -155,7 +161,7 @@ def test_a_store_that_became_another_one_has_rows_under_its_own_name():
     node = Node()
     node.session()
     node.commit()
-    node.own = OwnTables("a", b"another store...", 2, node.storage, node.turn, node.registry)
+    node.own = OwnTables("a", b"another store...", 2, node.storage, node.turn, node.registry, node.retained)
     node.restore((LASTING, X, session_value()))
     assert any(key.startswith(KEY_TABLE + b"another store...") for key, _ in node.storage.scan("registry", b"", b""))
 

@@ -129,6 +129,8 @@ def test_what_changed_while_the_node_was_frozen_is_told_before_it_is_asked_for()
     network, nodes = cluster(count=2)
     mesh = nodes[0].mesh
     request = table_frames.pack_table_request(table_frames.TableRequest(2, 1, 0, [0] * 1024))
+    # A heartbeat may be on its way out.
+    mesh.flush(WriteBatch(), network.now)
     mesh.receive(say.FrameReceived("node2@h", mesh.peers["node2@h"].connection, request), network.now)
     mesh.freeze(True)
     mesh.change_rows([session_row(b"x", nodes[0])])

@@ -3,7 +3,7 @@
 import gc
 
 import pytest
-from core_helpers import Node
+from core_helpers import STORE_ID, Node
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,6 +11,7 @@ from broker.core.arrival import first_place
 from broker.core.delivery_queue import HEAD_MAX
 from broker.core.epoch import COUNTER_MAX, FIRST_EPOCH, Epoch
 from broker.core.message import Delivery, Message
+from broker.core.retained_rows import stored_key
 from broker.core.session import Session
 from broker.core.session_store import INLINE_BYTES_MAX, LOAD_MAX, SessionStore
 from broker.core.shared import SharedGroup
@@ -436,6 +437,7 @@ def test_a_long_key_is_named_by_its_beginning():
 
 
 ORPHAN = bytes(7) + b"\x99"
+RETAINED = stored_key(STORE_ID, b"t")
 
 
 @pytest.mark.parametrize(
@@ -452,12 +454,15 @@ ORPHAN = bytes(7) + b"\x99"
         ("session", ORPHAN + b"$$share/g\0t", b"\x01"),
         ("queue", ORPHAN + bytes(8), b"\x01\x09\0\0\0\0\0\1" + bytes(40)),
         ("queue", ORPHAN + bytes(8), b"\x01"),
-        ("retained", b"t", b"\x01\0" + bytes(8) + b"k" * 24),
+        ("retained", RETAINED, b"\x01\x01\0" + bytes(8) + b"k" * 24),
+        ("retained", RETAINED[:-1], b"\x01\x01\0" + bytes(8) + b"k" * 24 + bytes(11) + b"\0\1t\0\0\0\0x"),
+        ("retained", RETAINED, b""),
+        ("retained", RETAINED, b"\x01\x01\x01" + bytes(33)),
         ("will", b"c", b"\x01"),
         ("will", b"c", b"\x01" + bytes(17) + b"\0\0\0\1t\0\0\0\x09"),
         ("will", b"\xff", b"\x01" + bytes(17) + b"\0\0\0\1t\0\0\0\0"),
-        ("retained", b"t", b"\x01\0" + bytes(8) + b"k" * 24 + bytes(11) + b"\0\1t\0\0\0\x09"),
-        ("retained", b"t", b"\x01\0" + bytes(8) + b"k" * 24 + bytes(11) + b"\0\1u\0\0\0\0x"),
+        ("retained", RETAINED, b"\x01\x01\0" + bytes(8) + b"k" * 24 + bytes(11) + b"\0\1t\0\0\0\x09"),
+        ("retained", RETAINED, b"\x01\x01\0" + bytes(8) + b"k" * 24 + bytes(11) + b"\0\1u\0\0\0\0x"),
     ],
 )
 def test_a_record_that_can_not_be_read_is_named(family, key, value):

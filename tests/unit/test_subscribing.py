@@ -321,7 +321,8 @@ def retain_many(node: Node, count: int) -> None:
     """So many messages retained under r/N/a."""
     store = node.owner._store
     for number in range(count):
-        node.owner.retained.set(Message(b"r/%d/a" % number, b"x"), store.writes, store.clock, node.now)
+        message = Message(b"r/%d/a" % number, b"x", origin=node.store_id, number=number + 1)
+        node.owner.retained.set(message, store.writes, store.clock, node.now)
     node.settle()
 
 
