@@ -75,7 +75,7 @@ class RetainedNetwork(Network):
         mesh = node.mesh
         node.clock.set(self.now, self.utc_ms(node))
         mesh.set_clock(self.now, self.utc_ms(node))
-        mesh.begin()
+        mesh.begin(self.now)
         mesh.tick(self.now)
         node.retained.shared = bool(mesh.peers)
         if mesh.take_joined():
