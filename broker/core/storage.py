@@ -10,7 +10,7 @@ what acknowledges it. Reads go straight to the Storage and never see an uncommit
 
 A key belongs to one family; keys are ordered as unsigned bytes. Every value begins with a version byte, so that an
 older program can tell what it can't read; `SCHEMA_VERSION` counts changes to the families and keys themselves. A
-store of an older version is brought up to date by the steps in UPGRADES, one version at a time.
+store of an older version is brought up to date by the steps in `upgrades`, one version at a time.
 
 Errors are of two kinds. StorageError is the disk's: full, corrupt, locked, written by a newer program; the node
 stays up and acknowledges nothing. A family that doesn't exist or a reversed range is ours, and raises KeyError or
@@ -24,7 +24,7 @@ from typing import Final, Protocol
 FAMILIES: Final = ("meta", "session", "queue", "message", "outbox", "registry", "retained", "will")
 
 # The layout of the store that this program writes, and the newest that it reads.
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 # The version byte in front of the values of `meta` that this module writes.
 META_VERSION: Final = 1
@@ -154,11 +154,6 @@ class MemoryStorage:
         return copy
 
 
-# What brings a store from the version before to the version named, in as many batches as it wants. The last batch holds
-# the stamp (`put_schema`), and whatever a crash leaves before it is what the same step finds again and goes on from.
-UPGRADES: Final[dict[int, Callable[[Storage], None]]] = {}
-
-
 def put_schema(batch: WriteBatch, version: int) -> None:
     """Stamp the store: from the commit of this batch on it has this version."""
     batch.put("meta", KEY_SCHEMA, bytes([version]))
@@ -186,9 +181,13 @@ def check_schema(storage: Storage, newest: int = SCHEMA_VERSION) -> int:
 
 
 def upgrade_schema(
-    storage: Storage, steps: Mapping[int, Callable[[Storage], None]] = UPGRADES, newest: int = SCHEMA_VERSION
+    storage: Storage, steps: Mapping[int, Callable[[Storage], None]], newest: int = SCHEMA_VERSION
 ) -> None:
-    """Bring an older store up to date; StorageError if it is a newer program's. Call it before anything is read."""
+    """Bring an older store up to date; StorageError if it is a newer program's. Call it before anything is read.
+
+    A step brings it from the version before to the one it is named by, in as many batches as it wants. The last one has
+    the stamp (`put_schema`), and whatever a crash leaves before it is what the same step finds again and goes on from.
+    """
     stored = check_schema(storage, newest)
     for version in range(stored + 1, newest + 1):
         steps[version](storage)

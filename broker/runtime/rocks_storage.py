@@ -38,6 +38,7 @@ from broker.core.storage import (
     next_incarnation,
     upgrade_schema,
 )
+from broker.core.upgrades import UPGRADES
 
 SyncMode = Literal["always", "interval", "never"]
 
@@ -119,7 +120,7 @@ class RocksStorage:
             if name == "meta":
                 # First of all families: nothing is created in a store that we don't understand.
                 check_schema(self)
-        upgrade_schema(self)
+        upgrade_schema(self, UPGRADES)
 
     def commit(self, batch: WriteBatch) -> None:
         """Apply the batch atomically and hand it to the operating system; nothing of it if it can't be done."""
