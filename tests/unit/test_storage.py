@@ -394,10 +394,12 @@ def test_open_store_makes_private_directories_and_an_identity(tmp_path: Path) ->
 
 def test_a_newer_store_on_disk_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     storage = RocksStorage(tmp_path, "interval", 100)
-    put_all(storage, "meta", {b"schema": b"\x02"})
+    put_all(storage, "meta", {b"schema": bytes([core.SCHEMA_VERSION + 1])})
     storage.close()
     for _ in range(2):
-        with pytest.raises(StorageError, match=r"schema version 2.* up to version 1"):
+        with pytest.raises(
+            StorageError, match=rf"schema version {core.SCHEMA_VERSION + 1}.* up to version {core.SCHEMA_VERSION}"
+        ):
             open_store(tmp_path, "interval", 100)
 
 
