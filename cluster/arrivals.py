@@ -263,8 +263,6 @@ class Arrivals:
         """Return the members of which not everything below their cut has come."""
         arrival = session.arrival
         assert arrival is not None
-        if node == self._site.store_id():
-            return []
         passed = arrival.donors[node].passed
         missing = []
         for member in [self._site.store_id(), *self._site.others()]:

@@ -155,8 +155,9 @@ class Departures:
                 self._due[take.client_id] = leaving
             return
         if leaving is not None and self._owner.session(take.client_id) is not None:
-            # It has come back, and what its stub here has follows at once.
-            return
+            if not self._make_way(leaving, now):
+                return
+            leaving = None
         held = leaving.departure.session if leaving is not None else self._owner.session(take.client_id)
         if held is not None and held.user_name and held.user_name != take.user_name:
             # [MQTT-3.1.3-8] [MQTT311-3.1.3-9] Nobody reads, ends or takes over what belongs to another user.
@@ -201,8 +202,8 @@ class Departures:
 
     def leave(self, client_id: str, old_epoch: Epoch, epoch: Epoch, urgent: bool, now: float) -> bool:
         """Freeze a client's session, which is to have another home, and offer it there; false: it can't leave yet."""
-        if client_id in self.leavings:
-            # It has come back, and what its stub here has follows at once.
+        before = self.leavings.get(client_id)
+        if before is not None and not self._make_way(before, now):
             return False
         departure = self._owner.depart(client_id, now)
         if departure is None:
@@ -245,8 +246,17 @@ class Departures:
         if session.arrival is None:
             self._end(leaving, now)
         else:
-            self._owner.transfers.stay(leaving.departure, now)
             self._retarget(leaving, session.epoch, False)
+
+    def _make_way(self, leaving: Leaving, now: float) -> bool:
+        """End a stub whose session has come back and leaves again, if it has given all it had; else it is asked again.
+
+        What its members still have for it comes to the stub that the session becomes.
+        """
+        if not self._owner.transfers.is_drained(leaving.departure):
+            return False
+        self._end(leaving, now)
+        return True
 
     def _retarget(self, leaving: Leaving, epoch: Epoch, urgent: bool) -> None:
         self._leave_queues(leaving)
@@ -445,8 +455,6 @@ class Departures:
     def _is_ended(self, leaving: Leaving, passed: dict[bytes, int]) -> bool:
         if not self._owner.transfers.is_drained(leaving.departure):
             return False
-        if leaving.home == self._site.store_id():
-            return True
         return self._site.store_id() in passed and all(member in passed for member in self._site.others())
 
     def _ask_to_switch(self, now: float) -> None:

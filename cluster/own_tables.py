@@ -118,7 +118,7 @@ class OwnTables:
             if change.value is not None:
                 self._registry.set_row(self._node, change.table, bucket, row, change.value)
                 continue
-            if not self._registry.is_alone(bucket, subject):
+            if not change.moved and not self._registry.is_alone(bucket, subject):
                 self._end_if_older(subject, change.table == Table.LASTING)
             self._registry.remove_row(self._node, change.table, bucket, row)
 

@@ -64,11 +64,13 @@ class RowChange:
     """A row of a table of this node began, changed or ended (`value` None).
 
     `was` is the hash of the row with the value before, 0 when there was none: tables are too large to look it up.
+    `moved` says of one that ended that what it stood for goes on elsewhere.
     """
 
-    __slots__ = ("row", "table", "value", "was")
+    __slots__ = ("moved", "row", "table", "value", "was")
 
-    def __init__(self, table: int, row: bytes, was: int, value: bytes | None) -> None:
+    def __init__(self, table: int, row: bytes, was: int, value: bytes | None, moved: bool = False) -> None:
+        self.moved = moved
         self.table = table
         self.row = row
         self.was = was

@@ -60,8 +60,15 @@ class SessionRows:
         if session.persistent:
             self._change_subscription(session, topic_filter, before, None)
 
+    def moved(self, session: Session) -> None:
+        """The session is another's: what older homes have of it goes there."""
+        self._end(session, True)
+
     def ended(self, session: Session) -> None:
-        """The session ended, and with it all that it had."""
+        """The session ended, and with it all that it had, older homes' parts included."""
+        self._end(session, False)
+
+    def _end(self, session: Session, moved: bool) -> None:
         told = session.told
         if not told:
             return
@@ -70,7 +77,7 @@ class SessionRows:
             for topic_filter, subscription in session.subscriptions.items():
                 self._change_subscription(session, topic_filter, subscription, None)
         row = pack_row(RowKind.SESSION, session.client_id.encode())
-        self.changes.append(RowChange(_table(is_persistent_session(told)), row, row_hash(row, told), None))
+        self.changes.append(RowChange(_table(is_persistent_session(told)), row, row_hash(row, told), None, moved))
 
     def snapshot(self, sessions: Iterable[Session]) -> Iterator[tuple[int, bytes, bytes]]:
         """Iterate (table, row, value) of all that is to be known of the sessions, and take it for told."""

@@ -151,7 +151,7 @@ class Transfers:
         """The client id gets a session at this node again: what others know of it is about that."""
         departure = self.departures.get(client_id)
         if departure is not None:
-            self._rows.ended(departure.session)
+            self._rows.moved(departure.session)
 
     def head(self, departure: Departure) -> SessionHead:
         """Return what the new home has to have first, as it is now."""
@@ -233,10 +233,6 @@ class Transfers:
             self._wills.adopt(departure.will, departure.will.due)
         return session
 
-    def stay(self, departure: Departure, now: float) -> None:
-        """The stub's session is at this node again: what matches comes to that, and the stub gives what it has."""
-        self._subscribing.end_session(departure.session, now)
-
     def is_drained(self, departure: Departure) -> bool:
         """Say whether nothing is left to be moved."""
         return not departure.sent and departure.session.queue.is_empty() and not len(departure.session.inflight)
@@ -246,7 +242,7 @@ class Transfers:
         session = departure.session
         self.head_taken(departure)
         del self.departures[session.client_id]
-        self._rows.ended(session)
+        self._rows.moved(session)
         self._subscribing.end_session(session, now)
         if len(session.queue):
             self._dispatcher.counters.drop("session_ended", len(session.queue))
