@@ -84,11 +84,13 @@ class Arrival:
     `direct_from`, unless it is 0, says that everything came directly that has this or a later place elsewhere.
     """
 
-    __slots__ = ("cuts", "direct_from", "donors", "first_seq", "given", "had", "relayed", "skips")
+    __slots__ = ("cuts", "direct_from", "donors", "first_seq", "given", "had", "is_stub", "relayed", "skips")
 
     def __init__(self, first_seq: int) -> None:
         self.first_seq = first_seq
         self.direct_from: int = 0
+        # Whether the session leaves again: then it takes whatever comes.
+        self.is_stub = False
         self.cuts: dict[bytes, int] = {}
         self.donors: dict[bytes, Donor] = {}
         # What donors gave that are over: epoch counter, and between which places.
@@ -110,6 +112,10 @@ class Arrival:
 
     def takes(self, origin: bytes, number: int) -> bool:
         """Say whether a message that came directly is for the session."""
+        if self.is_stub:
+            # From the first one on that it takes it has them all.
+            self.set_cut(origin, number)
+            return True
         if self.direct_from:
             return True
         cut = self.cuts.get(origin)

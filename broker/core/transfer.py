@@ -143,6 +143,11 @@ class Transfers:
         # Whatever is still to come goes to the new home, which hears how far it had come here.
         self._dispatcher.arriving.pop(session, None)
         session.gate = 0
+        arrival = session.arrival
+        if arrival is not None and arrival.donors:
+            # Older homes will go on giving, here if it comes back.
+            arrival.is_stub = True
+            self._dispatcher.arriving[session] = arrival
         departure = Departure(session, self._wills.suspend(session.client_id))
         self.departures[session.client_id] = departure
         return departure
@@ -218,9 +223,13 @@ class Transfers:
         session.left_to = 0
         self._store.delete_departing(session)
         session.queue.keep_in_memory(self._settings.queue_lifo, session.next_seq - 1)
-        arrival = Arrival(first_place(epoch))
-        # What the other home may have got of the session was directed here as well.
-        arrival.direct_from = first_place(session.epoch) + (1 << PLACE_BITS)
+        arrival = session.arrival
+        if arrival is None or not arrival.donors:
+            arrival = Arrival(first_place(epoch))
+            # What the other home may have got of the session was directed here as well.
+            arrival.direct_from = first_place(session.epoch) + (1 << PLACE_BITS)
+        arrival.is_stub = False
+        arrival.first_seq = first_place(epoch)
         session.epoch = epoch
         session.next_seq = max(session.next_seq, first_place(epoch) + 1)
         session.arrival = arrival
@@ -228,6 +237,7 @@ class Transfers:
         self._lifetimes.adopt(session)
         self._store.put_session(session)
         self._store.put_arrival(session)
+        session.gate = arrival.first_seq if arrival.is_gated() else 0
         self._rows.tell(session)
         if departure.will is not None:
             self._wills.adopt(departure.will, departure.will.due)
@@ -242,6 +252,7 @@ class Transfers:
         session = departure.session
         self.head_taken(departure)
         del self.departures[session.client_id]
+        self._dispatcher.arriving.pop(session, None)
         self._rows.moved(session)
         self._subscribing.end_session(session, now)
         if len(session.queue):
@@ -299,7 +310,7 @@ class Transfers:
 
     def arriving(self) -> list[Session]:
         """Return the sessions that still get something from other nodes, or may."""
-        return list(self._dispatcher.arriving)
+        return [session for session in self._dispatcher.arriving if not session.departing]
 
     def introduce(self, session: Session, donor_id: bytes, counter: int, head: SessionHead) -> None:
         """An old home says by which epoch counter it was that, and how far it had come itself."""
@@ -448,5 +459,7 @@ class Transfers:
             assert not session.queue.in_memory()
         for session, arrival in self._dispatcher.arriving.items():
             assert session.arrival is arrival
-            assert session.gate == (arrival.first_seq if arrival.is_gated() else 0)
-            assert self._lifetimes.sessions[session.client_id] is session
+            assert arrival.is_stub == session.departing
+            if not session.departing:
+                assert session.gate == (arrival.first_seq if arrival.is_gated() else 0)
+                assert self._lifetimes.sessions[session.client_id] is session
