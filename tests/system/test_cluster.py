@@ -470,7 +470,7 @@ def test_a_check_compares_what_all_nodes_hold(make_node: Callable[..., Node]) ->
         table = json.loads(checked.stdout)["table"]
         names = [one.name, two.name]
         assert [(row["Node"], row["Table of"], row["Table"]) for row in table] == [
-            (node, owner, kind) for node in names for owner in names for kind in ("passing", "lasting")
+            (node, owner, kind) for node in names for owner in names for kind in ("passing", "lasting", "retained")
         ]
         assert all(row["Agrees"] is True for row in table)
         # The session and the subscription of a persistent client.

@@ -63,16 +63,17 @@ def test_all_nodes_say_what_they_hold_of_all():
     assert (result.agrees(), result.missing, sorted(result.findings)) == (True, [], NAMES)
     for found in result.findings.values():
         held = {(each.owner, each.table): each for each in found}
-        assert sorted(held) == [(name, table) for name in NAMES for table in (PASSING, LASTING)]
+        assert sorted(held) == [(name, table) for name in NAMES for table in Table]
         for (owner, table), each in held.items():
             own = network.nodes[owner].mesh.own.all[table]
-            assert each == Finding(owner, table, own.version, own.checksum, 10 if table == PASSING else 7, True, True)
+            rows = {PASSING: 10, LASTING: 7}.get(table, 0)
+            assert each == Finding(owner, table, own.version, own.checksum, rows, True, True)
 
 
 def test_a_node_that_is_alone_agrees_with_itself():
     network, nodes = filled(count=1)
     result = check(network, nodes[0])
-    assert result.agrees() and [each.owner for each in result.findings["node1@h"]] == ["node1@h"] * 2
+    assert result.agrees() and [each.owner for each in result.findings["node1@h"]] == ["node1@h"] * len(Table)
 
 
 def test_tables_that_change_all_the_time_agree():
@@ -143,7 +144,7 @@ def test_a_member_that_is_down_is_missing_and_of_its_tables_nobody_knows():
     network.run(10)
     result = check(network, nodes[0])
     assert result.missing == ["node3@h"] and not result.agrees()
-    assert wrong(result) == [(name, "node3@h", table) for name in NAMES[:2] for table in (PASSING, LASTING)]
+    assert wrong(result) == [(name, "node3@h", table) for name in NAMES[:2] for table in Table]
     assert not any(each.known for found in result.findings.values() for each in found if not each.agrees)
 
 
