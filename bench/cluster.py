@@ -34,7 +34,7 @@ from bench.brokers import BrokerError, Kind, RunningBroker, free_port
 from bench.loaders import SETTLE_S, LoadError, Messages, Run, compile_loaders, new_tag, run_load
 from bench.pipeline import WARM_UP_SHARE, say
 from bench.scenarios import MEMORY_SETTLE_S
-from bench.tables import Row, ratio
+from bench.tables import Row, ratio, ratios
 from broker.mqtt.codec import encode
 from broker.mqtt.packets import Connack, Connect, Publish, Subscribe, SubscriptionRequest
 
@@ -152,12 +152,7 @@ def forwarding(setting: Setting) -> list[Row]:
             "subscribers": place,
             **{title: median(title, digits, rounds) for title, digits in MEDIANS.items()},
             **{title: sum(round(one[title]) for one in rounds) for title in SUMS},
-            **{
-                f"x {title}": ratio(
-                    mine[title] / near[title] for mine, near in zip(rounds, found[qos, NEAR], strict=True)
-                )
-                for title in RATIOS
-            },
+            **{f"x {title}": ratio(ratios(rounds, found[qos, NEAR], title)) for title in RATIOS},
         }
         for (qos, place), rounds in sorted(found.items(), key=lambda each: each[0][0])
     ]
