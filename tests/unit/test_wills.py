@@ -294,7 +294,7 @@ def test_wills_that_went_leave_no_deadlines(node):
     """A year of delay and a reconnect every second must not be 30 million remembered deadlines."""
     for _ in range(300):
         leave(node, 31_536_000, NEVER).drop()
-    assert len(node.owner._wills._due) < 100
+    assert len(node.owner.wills._due) < 100
 
 
 @pytest.mark.parametrize(
