@@ -6,9 +6,9 @@ will comes due at its own node is `broker.core.wills`' business.
 
 Theory of operation
 -------------------
-A member is gone when this node does not hear it, and has told so for DOUBT_HEARTBEATS without that somebody who hears
-the member brought its denial; not while it is waited for because it announced its stop. A will is due when its node has
-been gone for its delay. Then the keeper of the client id claims it:
+A node says in AWAY rows which members it does not hear. A member is gone when all that run say so; not while it is
+waited for because it announced its stop. A will is due when its node has been gone for its delay. Then the keeper of
+the client id claims it:
 
     due --turn--> no later session of the client id, nobody's claim: CLAIM row, committed and told
         --every running member knows the row, and there is no other--> published, the row says spent: one batch
@@ -41,7 +41,7 @@ from cluster.registration import Granted, Registration, TurnResult
 from cluster.will_view import Claim, KnownWill
 
 TURNS_AT_ONCE: Final = 2048
-# How long a death that was told may be denied, and others may take to say what a dead member said.
+# How long others may take to say what a member said that is not heard any more.
 DOUBT_HEARTBEATS: Final = 2
 # How often to look again for what nobody tells.
 POLL_S: Final = 0.1
@@ -75,10 +75,12 @@ class Claims:
         self._name = mesh.membership.name
         self._store_id = mesh.membership.own().store_id
         self._doubt_s: float = DOUBT_HEARTBEATS * mesh.heartbeat_s
-        # Node -> since when this node does not hear it, and since when nobody does; those that are gone, since when.
+        # Node -> since when this node does not hear it; those of which that was said; those that are gone, since when.
         self._missing: dict[str, float] = {}
-        self._dead: dict[str, float] = {}
+        self._said: dict[str, bytes] = {}
         self._gone: dict[str, float] = {}
+        # Those that are to be removed, and are gone however that is.
+        self._removed: dict[str, bool] = {}
         # (due, node, client id) of wills of nodes that are gone.
         self._due: list[tuple[float, str, bytes]] = []
         # Token -> (node, client id), and the other way round. Tokens of connections are not negative.
@@ -106,6 +108,7 @@ class Claims:
     def claim_now(self, node: str) -> None:
         """A member is to be removed: its wills are due, whatever their delays, and though it announced a stop."""
         self._gone[node] = -math.inf
+        self._removed[node] = True
         self._schedule()
         self._deadline = 0.0
 
@@ -145,8 +148,9 @@ class Claims:
 
     def tick(self, now: float) -> None:
         """Do what is due; call it once a turn."""
-        if now < self._deadline:
+        if now < self._deadline and not self._wills.away_changed:
             return
+        self._wills.away_changed = False
         self._note_missing(now)
         self._ask(now)
         if self._pending and self._knows_others(now):
@@ -218,31 +222,39 @@ class Claims:
         mesh = self._mesh
         for name in [name for name in self._missing if name not in mesh.peers or mesh.peers[name].running]:
             del self._missing[name]
-            self._dead.pop(name, None)
             self._gone.pop(name, None)
+            self._removed.pop(name, None)
+            if name in self._said:
+                mesh.own.set_away(self._said.pop(name), False)
         changed, self._running_changed = self._running_changed, False
         for name, peer in mesh.peers.items():
             if peer.running:
                 continue
             # Who was not heard since the start may be about to be.
             since = self._missing.setdefault(name, max(now, mesh.started_at + mesh.failure_timeout_s))
-            if now < since:
-                continue
-            if name not in self._dead:
-                self._dead[name] = since
-                mesh.say_dead(name, now)
+            if now >= since and name not in self._said:
+                self._said[name] = peer.store_id
+                mesh.own.set_away(peer.store_id, True)
                 changed = True
-            elif not mesh.is_said_dead(name):
-                # Somebody hears it.
-                self._dead[name] = now
-            if now < self._dead[name] + self._doubt_s or now < mesh.readiness.planned_until(name):
+            if not self._is_gone(peer, now):
                 self._gone.pop(name, None)
             elif name not in self._gone:
-                self._gone[name] = self._dead[name]
+                self._gone[name] = now
                 changed = True
         if changed:
             self._schedule()
             self._speak_for_missing()
+
+    def _is_gone(self, peer: Peer, now: float) -> bool:
+        """Say whether nobody hears a member, and it is not waited for."""
+        if peer.name in self._removed:
+            return True
+        if peer.name not in self._said or now < self._mesh.readiness.planned_until(peer.name):
+            return False
+        for name, other in self._mesh.peers.items():
+            if other.running and not (other.tables.is_current() and self._wills.is_away_for(name, peer.store_id)):
+                return False
+        return True
 
     def _schedule(self) -> None:
         """Put all wills of nodes that are gone in the order in which they are due."""
@@ -269,7 +281,7 @@ class Claims:
     def _claimable(self, node: str, client_id: bytes) -> KnownWill | None:
         """Return the will of a client of a node that is gone, if nobody has claimed it."""
         will = self._wills.will(node, client_id)
-        if node not in self._gone or will is None:
+        if node not in self._gone or node not in self._mesh.peers or will is None:
             return None
         claimed = self._wills.claims(client_id, self._mesh.peers[node].store_id, will.number)
         return None if claimed else will
@@ -298,7 +310,7 @@ class Claims:
 
     def _speak_for_missing(self) -> None:
         """Say what those said that are away, to whoever comes back meanwhile."""
-        for name in self._dead:
+        for name in self._said:
             for said in self._wills.claims_of(name):
                 claimer = self._peer(said.claimer)
                 is_kept = self._registration.keeper(said.client_id.decode()) == self._name
@@ -364,6 +376,6 @@ class Claims:
             return now + POLL_S
         deadline = self._due[0][0] if self._due else math.inf
         if self._missing or self._spoken_for:
-            # Denials and announcements come without a word to this part.
+            # Whether the others' tables are known, and who announced a stop, nobody tells this part.
             deadline = min(deadline, now + self._mesh.heartbeat_s)
         return max(deadline, now)

@@ -230,9 +230,7 @@ class Conversation:
 
     def _receive_members(self, peer: Peer, frame: bytes, now: float) -> None:
         members = unpack_members(frame)
-        if self._peers.merge(members.members, members.removed, now):
-            # Whoever is said to be dead, and is not, hears and denies it before anything comes of it.
-            self._peers.tell_members(now)
+        self._peers.merge(members.members, members.removed, now)
 
     def _receive_positions(self, peer: Peer, frame: bytes, now: float) -> None:
         position = unpack_position(frame)

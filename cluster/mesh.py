@@ -368,15 +368,6 @@ class Mesh:
         """Say whether every running member has said that it knows this version of what outlives a start here."""
         return all(peer.tables.knows_lasting(version) for peer in self.peers.values() if peer.running)
 
-    def is_said_dead(self, name: str) -> bool:
-        """Say whether a member is told to be dead, and nobody who hears it has brought its denial."""
-        return self._peers.is_said_dead(name)
-
-    def say_dead(self, name: str, now: float) -> None:
-        """Tell everybody that a member is dead, as far as this node knows."""
-        self._peers.say_dead(name, now)
-        self._deadline = 0.0
-
     def take_messages(self) -> list[Message | Mark]:
         """Return the messages that peers forwarded, and the marks between them, in order."""
         return self._turn.take_messages()

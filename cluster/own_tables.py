@@ -21,6 +21,7 @@ from broker.core.rows import (
     RowKind,
     Table,
     bucket_of,
+    pack_away,
     pack_claim,
     pack_ended,
     pack_interest,
@@ -145,6 +146,13 @@ class OwnTables:
         row = pack_row(RowKind.CLAIM, client_id, key)
         was = 0 if known is None else row_hash(row, pack_claim(known.number, known.spent))
         self.change([RowChange(Table.LASTING, row, was, value)])
+
+    def set_away(self, store_id: bytes, away: bool) -> None:
+        """Say that this node does not hear a member, or that it does again."""
+        row = pack_row(RowKind.AWAY, store_id)
+        known = self._passing.get(bucket_of(store_id), row)
+        was = 0 if known is None else row_hash(row, known)
+        self.change([RowChange(Table.PASSING, row, was, pack_away() if away else None)])
 
     def lasting_version(self) -> int:
         """Return the version of what outlives a start, as told so far."""

@@ -156,8 +156,8 @@ class Peers:
         self._turn.joined = True
         self._store.put_cluster_id(cluster_id)
 
-    def merge(self, members: list[Member], removed: list[tuple[str, bytes]], now: float) -> bool:
-        """Take in what somebody tells of the membership; true if it changed anything."""
+    def merge(self, members: list[Member], removed: list[tuple[str, bytes]], now: float) -> None:
+        """Take in what somebody tells of the membership."""
         changed = False
         for name, store_id in removed:
             if self.membership.merge_removed(name, store_id):
@@ -168,7 +168,6 @@ class Peers:
                 changed = True
         if changed:
             self._update(now)
-        return changed
 
     def retry(self, now: float) -> None:
         """Try again at once with those that refused this node's key."""
@@ -246,15 +245,6 @@ class Peers:
                 running[name] = peer is None or peer.running
         if self.readiness.update(running, now):
             self._turn.note(self.readiness.reason or "this node is ready")
-
-    def is_said_dead(self, name: str) -> bool:
-        """Say whether a member is told to be dead, and nobody who hears it has brought its denial."""
-        return self.membership.members[name].state >= State.DEAD
-
-    def say_dead(self, name: str, now: float) -> None:
-        """Tell everybody that a member is dead, as far as this node knows."""
-        self.membership.tell(name, State.DEAD)
-        self.tell_members(now)
 
     def is_complete(self, name: str) -> bool:
         """Say whether links are open both ways, and both sides know each other's tables."""

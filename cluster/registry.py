@@ -35,7 +35,7 @@ from broker.core.rows import (
 from cluster.will_view import WillView
 
 # What the registry makes something of.
-OF_WILLS: Final = (RowKind.WILL, RowKind.CLAIM)
+OF_WILLS: Final = (RowKind.WILL, RowKind.CLAIM, RowKind.AWAY)
 REGISTERED: Final = (RowKind.SESSION, RowKind.ENDED, *OF_WILLS)
 
 
@@ -193,8 +193,7 @@ class Registry:
 
     def bucket_replaced(self, node: str, table: int, bucket: int) -> None:
         """Forget what a table's bucket held."""
-        if table == Table.LASTING:
-            self.wills.bucket_replaced(node, bucket)
+        self.wills.bucket_replaced(node, table, bucket)
         homes = self._homes[bucket]
         for subject in [each for each, home in homes.items() if _has(home, node, table)]:
             self._remove_home(homes, subject, node, table)

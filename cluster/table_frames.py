@@ -26,6 +26,7 @@ from broker.core.rows import (
     RowKind,
     Table,
     is_row,
+    pack_away,
     row_rest,
     row_subject,
     unpack_claim,
@@ -280,6 +281,8 @@ def check_row(row: bytes, value: bytes | None) -> None:
         elif kind == RowKind.CLAIM:
             assert subject.decode() and len(row_rest(row)) == 2 * STORE_ID_BYTES
             assert value is None or unpack_claim(value)
+        elif kind == RowKind.AWAY:
+            assert len(subject) == STORE_ID_BYTES and not row_rest(row) and value in (None, pack_away())
         elif kind == RowKind.RETAINED:
             check_name(unmounted(subject))
             assert not row_rest(row)

@@ -1,7 +1,7 @@
-"""The will view: which wills clients left at which node, and what is said of those that are not to be published there.
+"""The will view: which wills clients left at which node, what is said of them elsewhere, and which nodes are not heard.
 
-Owns what the WILL and CLAIM rows of all nodes say, this node's among them. It keeps no message, knows nothing of how
-rows come here, and decides nothing: `claims` does.
+Owns what the WILL, CLAIM and AWAY rows of all nodes say, this node's among them. It keeps no message, knows nothing of
+how rows come here, and decides nothing: `claims` does.
 
 A will is named by its client id, its node and its number. Times are those of the last `now` that was set: since when a
 will waits is when this node heard so, as clocks of two nodes need not agree.
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import final
 
 from broker.core.left_will import will_tag
-from broker.core.rows import RowKind, bucket_of, row_rest, row_subject, unpack_claim
+from broker.core.rows import RowKind, Table, bucket_of, row_rest, row_subject, unpack_claim
 from broker.core.storage import STORE_ID_BYTES
 
 
@@ -62,6 +62,9 @@ class WillView:
         self._wills: dict[str, dict[int, dict[bytes, KnownWill]]] = {}
         # Client id -> (teller, key).
         self._claims: dict[bytes, dict[tuple[str, bytes], Claim]] = {}
+        # The store id of a member -> the nodes that do not hear it.
+        self._away: dict[bytes, dict[str, bool]] = {}
+        self.away_changed = False
         # Client ids of which a will of this node, or something that it says of another's, may have to change.
         self._doubtful: dict[bytes, bool] = {}
         # Those of which this node has a session, and perhaps another one a will of before.
@@ -114,6 +117,10 @@ class WillView:
                 highest = max(highest, will.epoch)
         return highest
 
+    def is_away_for(self, node: str, store_id: bytes) -> bool:
+        """Say whether a node does not hear a member."""
+        return node in self._away.get(store_id, {})
+
     def session_began(self, node: str, client_id: bytes) -> None:
         """A session of a client id began, or ended, at a node: what the client left elsewhere before may have to go."""
         if node == self._own:
@@ -138,8 +145,12 @@ class WillView:
 
     # The rows of tables.
 
-    def bucket_replaced(self, node: str, bucket: int) -> None:
-        """Forget what a node's bucket held."""
+    def bucket_replaced(self, node: str, table: int, bucket: int) -> None:
+        """Forget what a bucket of a node's table held."""
+        if table == Table.PASSING:
+            for store_id in [each for each in self._away if bucket_of(each) == bucket]:
+                self._set_away(node, store_id, False)
+            return
         for client_id in self._wills.get(node, {}).pop(bucket, {}):
             self._note(client_id)
         # Few wills are claimed.
@@ -149,8 +160,11 @@ class WillView:
                     self._remove_claim(client_id, teller, key)
 
     def set_row(self, node: str, bucket: int, row: bytes, value: bytes) -> None:
-        """A WILL or CLAIM row is there."""
+        """A row of a kind in OF_WILLS is there."""
         client_id = row_subject(row)
+        if row[0] == RowKind.AWAY:
+            self._set_away(node, client_id, True)
+            return
         if row[0] == RowKind.CLAIM:
             key = row_rest(row)
             number, spent = unpack_claim(value)
@@ -162,8 +176,11 @@ class WillView:
         self._note(client_id)
 
     def remove_row(self, node: str, bucket: int, row: bytes) -> None:
-        """A WILL or CLAIM row is gone."""
+        """A row of a kind in OF_WILLS is gone."""
         client_id = row_subject(row)
+        if row[0] == RowKind.AWAY:
+            self._set_away(node, client_id, False)
+            return
         if row[0] == RowKind.CLAIM:
             self._remove_claim(client_id, node, row_rest(row))
         else:
@@ -179,6 +196,16 @@ class WillView:
             for bucket, wills in buckets.items():
                 assert all(bucket_of(client_id) == bucket for client_id in wills)
         assert all(self._claims.values())
+
+    def _set_away(self, node: str, store_id: bytes, away: bool) -> None:
+        self.away_changed = True
+        nodes = self._away.setdefault(store_id, {})
+        if away:
+            nodes[node] = True
+        else:
+            nodes.pop(node, None)
+        if not nodes:
+            del self._away[store_id]
 
     def _remove_claim(self, client_id: bytes, teller: str, key: bytes) -> None:
         claims = self._claims.get(client_id, {})

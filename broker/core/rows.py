@@ -14,6 +14,7 @@ table compare it. It knows nothing of peers, frames or of where rows lie: `clust
     WILL          subject client id  see `left_will`
     CLAIM         subject client id, key store_id of whose will it is, store_id of who claims it
                                      flags u8 (1 spent), number u64
+    AWAY          subject store_id   nothing: this node does not hear that member
 
 Everything about one subject lies in one of BUCKETS buckets, so that holders find what differs bucket by bucket. The sum
 of a bucket is that of the hashes of its rows modulo 2**64: a change costs one hash, and the order does not matter.
@@ -46,7 +47,7 @@ _SPENT: Final = 1
 class Table(IntEnum):
     """The tables of a node."""
 
-    # What is rebuilt at a start: interest, and sessions that end with their connections.
+    # What is rebuilt at a start: interest, sessions that end with their connections, and which members are not heard.
     PASSING = 1
     # What is in the store: persistent sessions, their subscriptions, what ended, wills and claims of them.
     LASTING = 2
@@ -64,6 +65,7 @@ class RowKind(IntEnum):
     RETAINED = 5
     WILL = 6
     CLAIM = 7
+    AWAY = 8
 
 
 @final
@@ -202,3 +204,8 @@ def unpack_claim(value: bytes) -> tuple[int, bool]:
     version, flags, number = _CLAIM.unpack(value)
     assert version == VALUE_VERSION
     return number, flags & _SPENT != 0
+
+
+def pack_away() -> bytes:
+    """Return the value of an AWAY row."""
+    return bytes((VALUE_VERSION,))

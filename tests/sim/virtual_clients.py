@@ -173,10 +173,10 @@ class Client:
         if left.connected:
             self._left = left
         if farewell:
-            self.world.later(FAREWELL_S, self._farewell_arrived, left, self._listener, self.home.life)
+            self.world.later(FAREWELL_S, self._farewell_arrived, left, self._listener, left.home.life)
 
     def _farewell_arrived(self, left, listener, life):
-        left.farewell_arrived = listener.up and self.home.up and self.home.life == life == left.life
+        left.farewell_arrived = listener.up and left.home.up and left.home.life == life == left.life
 
     def _retry(self, clean):
         rng = self.world.rng
