@@ -249,7 +249,7 @@ class Claims:
         """Say whether nobody hears a member, and it is not waited for."""
         if peer.name in self._removed:
             return True
-        if peer.name not in self._said or now < self._mesh.readiness.planned_until(peer.name):
+        if peer.name not in self._said or now < self._mesh.readiness.waited_until(peer.name):
             return False
         for name, other in self._mesh.peers.items():
             if other.running and not (other.tables.is_current() and self._wills.is_away_for(name, peer.store_id)):
@@ -353,7 +353,11 @@ class Claims:
         if claimer is None:
             # Who was removed publishes nothing.
             return not claim.spent
-        return claimer.running and claimer.tables.is_current()
+        if not (claimer.running and claimer.tables.is_current()):
+            return False
+        # It may be that others don't hear it yet: what it says itself is said here as well until it says it no more.
+        others = self._wills.claims(claim.client_id, claim.whose, claim.number)
+        return not any(other.teller == claimer.name and other.claimer == claim.claimer for other in others)
 
     def _end(self, claim: Claim, now: float) -> None:
         self._mesh.own.end_claim(claim.client_id, claim.key())

@@ -75,9 +75,9 @@ class Readiness:
             if until > now
         ]
 
-    def planned_until(self, name: str) -> float:
-        """Return until when a member that stopped as planned is waited for, -infinity if it did not."""
-        return self._planned.get(name, (0, -math.inf))[1]
+    def waited_until(self, name: str) -> float:
+        """Return until when a member is waited for that stopped as planned, is just back from that, or new here."""
+        return max(self._planned.get(name, (0, -math.inf))[1], self._new_until.get(name, -math.inf))
 
     def greeted(self, name: str, life: int, now: float) -> None:
         """A member greeted in this life: in a later one than that which stopped it is as any other that came."""
@@ -98,7 +98,7 @@ class Readiness:
         for name in sorted(running):
             if running[name]:
                 continue
-            until = max(self._new_until.get(name, now), self._planned.get(name, (0, now))[1])
+            until = max(self.waited_until(name), now)
             if until > now:
                 self._deadline = min(self._deadline, until)
             else:

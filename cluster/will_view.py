@@ -100,6 +100,14 @@ class WillView:
         """Return what a node says of wills."""
         return [claim for claims in self._claims.values() for claim in claims.values() if claim.teller == teller]
 
+    def is_spent(self, client_id: bytes, whose: bytes) -> bool:
+        """Say whether the will that a client left in a store, as far as that is known, is nobody's to publish."""
+        return any(
+            claim.spent
+            for _, will in self.wills_elsewhere(client_id)
+            for claim in self.claims(client_id, whose, will.number)
+        )
+
     def own_claims_on(self, client_id: bytes) -> list[Claim]:
         """Return what this node says of a client's wills."""
         return [claim for claim in self._claims.get(client_id, {}).values() if claim.teller == self._own]

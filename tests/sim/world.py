@@ -20,16 +20,20 @@ from network import Network
 from broker.core.events import CreditReturned, ListenerGone, ListenerStarted, connection_key
 from broker.core.owner import QueueOwner
 from broker.core.owner_records import unpack_owner_records
+from broker.core.rows import RowKind
 from broker.core.settings import OwnerSettings
 from broker.core.storage import PUT, MemoryStorage, ensure_store_id, next_incarnation
 from cluster.commands import SendBulk
 from cluster.mesh import Mesh, MeshSettings
 from cluster.node import NodeCore
 from cluster.readiness import AVAILABLE
+from cluster.table_rows import KEY_TABLE
 
 FAILURE_TIMEOUT_S = 3.0
 PLANNED_RESTART_S = 6.0
 START_S = 1000.0
+# Where in a key of the store the name of a row begins.
+ROW_AT = len(KEY_TABLE) + 16 + 1 + 2
 # A cut that is shorter than this nobody notices.
 NOTICED_S = 0.9
 UTC_MS_AT_ZERO = 1_700_000_000_000
@@ -434,10 +438,17 @@ class Node:
 
 
 def _hurts(effects):
-    """Say whether a turn has something to lose: messages in its writes, or on their way to other nodes."""
-    if any(operation[1] in ("queue", "session", "will", "outbox") for operation in effects.writes.operations):
-        return True
+    """Say whether a turn has something to lose: messages or claims in its writes, or messages on their way."""
+    for operation in effects.writes.operations:
+        if operation[1] in ("queue", "session", "will", "outbox") or is_claim(operation):
+            return True
     return any(isinstance(command, SendBulk) for command in effects.commands)
+
+
+def is_claim(operation):
+    """Say whether an operation of a batch writes a CLAIM row."""
+    kind, family, key, _value = operation
+    return kind == PUT and family == "registry" and key.startswith(KEY_TABLE) and key[ROW_AT] == RowKind.CLAIM
 
 
 class World:
