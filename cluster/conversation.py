@@ -267,7 +267,7 @@ class Conversation:
     def _tell_stops(self, peer: Peer, now: float) -> None:
         stops = self._peers.readiness.planned(now)
         if stops:
-            self._peers.send(peer, pack_stops([(name, life, max(0, int(1000 * ago_s))) for name, life, ago_s in stops]))
+            self._peers.send(peer, pack_stops([(name, life, max(1, int(1000 * ago_s))) for name, life, ago_s in stops]))
 
     def _heartbeat(self, peer: Peer, now: float) -> None:
         """Say that this node turns; until the peer has answered the Hello, repeat that instead."""

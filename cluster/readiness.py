@@ -61,8 +61,12 @@ class Readiness:
         self._lives: dict[str, int] = {}
 
     def announced(self, name: str, life: int, now: float, ago_s: float = 0.0) -> bool:
-        """A member said that it stops, so long ago; lives are a node's starts, counted. True if that is news."""
-        if life <= self._planned.get(name, (-1, 0.0))[0] or life < self._lives.get(name, -1):
+        """A member said that it stops; lives are a node's starts, counted. True if that is news.
+
+        `ago_s` is how long ago, if another one tells it, 0 if the member says so itself.
+        """
+        known = self._planned.get(name, (-1, 0.0))[0]
+        if life < self._lives.get(name, -1) or life < known or (life == known and ago_s):
             return False
         self._planned[name] = (life, now + self._planned_restart_s - ago_s)
         return True

@@ -13,6 +13,7 @@ may get more than once what was on its way at that time, and what its old home s
 from bisect import bisect_left
 
 from ledger import matches, shared_part
+from world import FAILURE_TIMEOUT_S
 
 QUEUE_FULL = "queue_full"
 # What two pipes and a turn take at most, in seconds.
@@ -24,6 +25,8 @@ CLOCK_S = 0.02
 # How long after a death others publish a will that is due, after they have missed the node; and how long before it they
 # must have been at one to know the will.
 CLAIM_S = 5.0
+# How soon after a death at least somebody misses the node.
+MISSED_S = FAILURE_TIMEOUT_S - 0.5
 PEACE_S = 6.0
 # So long before and after, a partition may matter to what is published.
 APART_S = 15.0
@@ -239,7 +242,8 @@ def expected_wills(world, left):
     """Return how often a will has to be published at least, and at most.
 
     In a cluster at one that is once at most: by its own node, or by another one when that is away for long enough.
-    While some node takes another for dead that lives, each may publish it.
+    While some node takes another for dead that lives, each may publish it. So may others when the node has published it
+    and died before anybody heard of that.
     """
     home = left.home
     back_at = left.back_at or world.now
@@ -257,6 +261,8 @@ def expected_wills(world, left):
     if not left.ended_at:
         return 0, 0
     deaths = [at for at in home.died_at if left.asked_at <= at <= back_at]
+    if _may_be_unheard(world, left, deaths):
+        return 0, len(world.nodes)
     if not deaths:
         if left.delay_s == 0:
             return 1, 1
@@ -267,11 +273,10 @@ def expected_wills(world, left):
         # The connection that a death ended waits for the grace; one that had ended before may be due without.
         waited = left.ended_at < deaths[0]
         first = left.ended_at + left.delay_s if waited else deaths[0] + wait_s
-        for at, name, _lived, planned_until in world.misses:
-            if name == home.name and deaths[0] <= at <= back_at:
-                # From here on another node may publish it.
-                due_at = left.ended_at + left.delay_s if waited else at + left.delay_s
-                first = min(first, max(at, planned_until, due_at))
+        # From here on another node may publish it.
+        missed_at = deaths[0] + MISSED_S
+        due_at = left.ended_at + left.delay_s if waited else missed_at + left.delay_s
+        first = min(first, max(missed_at, home.waited_until[deaths[0]], due_at))
         last = max(starts[-1] + wait_s, left.told_at + left.delay_s)
     if back_at < first - CLOCK_S:
         return 0, 0
@@ -282,6 +287,16 @@ def expected_wills(world, left):
     if home.up and back_asked_at > last + late_s:
         return 1, 1
     return (1, 1) if deaths and _is_claimed(world, left, deaths[-1], back_asked_at - late_s) else (0, 1)
+
+
+def _may_be_unheard(world, left, deaths):
+    """Say whether a node may have published a will and died before anybody heard of that."""
+    if not deaths or not left.ended_at:
+        return False
+    published_at = left.ended_at + left.delay_s
+    before = [at for at in world.troubles if published_at - PEACE_S < at < deaths[0]]
+    in_peace = not before and deaths[0] > left.told_at + left.delay_s + LATE_S
+    return len(deaths) > 1 or (published_at <= deaths[0] and not in_peace)
 
 
 def _is_claimed(world, left, died_at, until):

@@ -168,6 +168,8 @@ class Node:
         self.stalled_until = 0.0
         # Until when the others wait for it, since it said that it stops.
         self.planned_until = 0.0
+        # That, by when it died.
+        self.waited_until = {}
         # Drops of lives that ended, as of their last commit, and of this one; counts of links of lives that ended.
         self.drops_before = Counter()
         self.drops = Counter()
@@ -233,6 +235,7 @@ class Node:
         self.up = False
         self.crashes += 1
         self.died_at.append(world.now)
+        self.waited_until[world.now] = self.planned_until
         world.trouble()
         self.links_before.update(self.core.mesh.counters())
         self._count_readiness()
