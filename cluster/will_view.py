@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import final
 
 from broker.core.left_will import will_tag
-from broker.core.rows import RowKind, Table, bucket_of, row_rest, row_subject, unpack_claim
+from broker.core.rows import BUCKETS, RowKind, Table, bucket_of, row_rest, row_subject, unpack_claim
 from broker.core.storage import STORE_ID_BYTES
 
 
@@ -60,8 +60,8 @@ class WillView:
         self._own = own
         # Node -> bucket -> client id.
         self._wills: dict[str, dict[int, dict[bytes, KnownWill]]] = {}
-        # Client id -> (teller, key).
-        self._claims: dict[bytes, dict[tuple[str, bytes], Claim]] = {}
+        # By bucket: client id -> (teller, key).
+        self._claims: list[dict[bytes, dict[tuple[str, bytes], Claim]]] = [{} for _ in range(BUCKETS)]
         # The store id of a member -> the nodes that do not hear it.
         self._away: dict[bytes, dict[str, bool]] = {}
         self.away_changed = False
@@ -91,14 +91,16 @@ class WillView:
 
     def claims(self, client_id: bytes, whose: bytes, number: int) -> list[Claim]:
         """Return what all nodes say of a will."""
-        claims = self._claims.get(client_id)
-        if claims is None:
-            return []
-        return [claim for claim in claims.values() if claim.whose == whose and claim.number == number]
+        claims = self._claims_on(client_id).values()
+        return [claim for claim in claims if claim.whose == whose and claim.number == number]
 
     def claims_of(self, teller: str) -> list[Claim]:
         """Return what a node says of wills."""
-        return [claim for claims in self._claims.values() for claim in claims.values() if claim.teller == teller]
+        found = []
+        for bucket in self._claims:
+            for claims in bucket.values():
+                found += [claim for claim in claims.values() if claim.teller == teller]
+        return found
 
     def is_spent(self, client_id: bytes, whose: bytes) -> bool:
         """Say whether the will that a client left in a store, as far as that is known, is nobody's to publish."""
@@ -110,11 +112,11 @@ class WillView:
 
     def own_claims_on(self, client_id: bytes) -> list[Claim]:
         """Return what this node says of a client's wills."""
-        return [claim for claim in self._claims.get(client_id, {}).values() if claim.teller == self._own]
+        return [claim for claim in self._claims_on(client_id).values() if claim.teller == self._own]
 
     def own_claim(self, client_id: bytes, key: bytes) -> Claim | None:
         """Return this node's row with that key."""
-        return self._claims.get(client_id, {}).get((self._own, key))
+        return self._claims_on(client_id).get((self._own, key))
 
     def highest_epoch(self, client_id: bytes) -> bytes:
         """Return the latest packed epoch of a client's wills, b"" if there is none."""
@@ -161,11 +163,10 @@ class WillView:
             return
         for client_id in self._wills.get(node, {}).pop(bucket, {}):
             self._note(client_id)
-        # Few wills are claimed.
-        for client_id in [each for each in self._claims if bucket_of(each) == bucket]:
-            for teller, key in list(self._claims[client_id]):
+        for client_id, claims in list(self._claims[bucket].items()):
+            for teller, key in list(claims):
                 if teller == node:
-                    self._remove_claim(client_id, teller, key)
+                    self._remove_claim(bucket, client_id, teller, key)
 
     def set_row(self, node: str, bucket: int, row: bytes, value: bytes) -> None:
         """A row of a kind in OF_WILLS is there."""
@@ -176,7 +177,7 @@ class WillView:
         if row[0] == RowKind.CLAIM:
             key = row_rest(row)
             number, spent = unpack_claim(value)
-            self._claims.setdefault(client_id, {})[node, key] = Claim(node, client_id, key, number, spent)
+            self._claims[bucket].setdefault(client_id, {})[node, key] = Claim(node, client_id, key, number, spent)
         else:
             tag = will_tag(value)
             wills = self._wills.setdefault(node, {}).setdefault(bucket, {})
@@ -190,7 +191,7 @@ class WillView:
             self._set_away(node, client_id, False)
             return
         if row[0] == RowKind.CLAIM:
-            self._remove_claim(client_id, node, row_rest(row))
+            self._remove_claim(bucket, client_id, node, row_rest(row))
         else:
             wills = self._wills.get(node, {}).get(bucket, {})
             wills.pop(client_id, None)
@@ -203,7 +204,8 @@ class WillView:
         for buckets in self._wills.values():
             for bucket, wills in buckets.items():
                 assert all(bucket_of(client_id) == bucket for client_id in wills)
-        assert all(self._claims.values())
+        for bucket, claimed in enumerate(self._claims):
+            assert all(bucket_of(client_id) == bucket and claims for client_id, claims in claimed.items())
 
     def _set_away(self, node: str, store_id: bytes, away: bool) -> None:
         self.away_changed = True
@@ -215,13 +217,16 @@ class WillView:
         if not nodes:
             del self._away[store_id]
 
-    def _remove_claim(self, client_id: bytes, teller: str, key: bytes) -> None:
-        claims = self._claims.get(client_id, {})
+    def _claims_on(self, client_id: bytes) -> dict[tuple[str, bytes], Claim]:
+        return self._claims[bucket_of(client_id)].get(client_id, {})
+
+    def _remove_claim(self, bucket: int, client_id: bytes, teller: str, key: bytes) -> None:
+        claims = self._claims[bucket].get(client_id, {})
         claims.pop((teller, key), None)
         if not claims:
-            self._claims.pop(client_id, None)
+            self._claims[bucket].pop(client_id, None)
         self._note(client_id)
 
     def _note(self, client_id: bytes) -> None:
-        if client_id in self._claims or self.will(self._own, client_id) is not None:
+        if self._claims_on(client_id) or self.will(self._own, client_id) is not None:
             self._doubtful[client_id] = True
