@@ -46,6 +46,8 @@ TURNS_AT_ONCE: Final = 2048
 DOUBT_HEARTBEATS: Final = 2
 # How often to look again for what nobody tells.
 POLL_S: Final = 0.1
+# So long a claim keeps the turn: a member whose store takes no writes confirms nothing, for which no client is to wait.
+TURN_S: Final = 2.0
 # Whose turn could not be had is asked for again after so long.
 RETRY_S: Final = 1.0
 
@@ -54,12 +56,13 @@ RETRY_S: Final = 1.0
 class Pending:
     """A claim that is not spent yet. `version` is that of the table that tells it, -1 before that is known."""
 
-    __slots__ = ("claim", "token", "version")
+    __slots__ = ("claim", "since", "token", "version")
 
-    def __init__(self, claim: Claim, token: int, version: int) -> None:
+    def __init__(self, claim: Claim, token: int, version: int, since: float) -> None:
         self.claim = claim
-        # The request whose turn is held; 0 for none, after a restart.
+        # The request whose turn is held, 0 for none; since when it is.
         self.token = token
+        self.since = since
         self.version = version
 
 
@@ -98,7 +101,7 @@ class Claims:
             if claim.claimer != self._store_id:
                 self._spoken_for[claim.claimer] = True
             elif not claim.spent:
-                self._pending[claim.client_id, claim.key()] = Pending(claim, 0, 0)
+                self._pending[claim.client_id, claim.key()] = Pending(claim, 0, 0, 0.0)
         owner.wills.held = bool(mesh.peers)
 
     def running_changed(self) -> None:
@@ -137,7 +140,7 @@ class Claims:
         key = self._mesh.peers[node].store_id + self._store_id
         self._mesh.own.claim(client_id, key, will.number, False)
         claim = Claim(self._name, client_id, key, will.number, False)
-        self._pending[client_id, key] = Pending(claim, result.token, -1)
+        self._pending[client_id, key] = Pending(claim, result.token, -1, now)
 
     def look(self, now: float) -> None:
         """See what others say of this node's wills; call it once a turn, before those that are due are published."""
@@ -158,10 +161,13 @@ class Claims:
             for pending in list(self._pending.values()):
                 if pending.version >= 0 and self._mesh.is_lasting_known(pending.version):
                     self._publish(pending, now)
+        for pending in self._pending.values():
+            if now >= pending.since + TURN_S:
+                self._release(pending, now)
         self._fall_silent(now)
         self._deadline = self._next(now)
 
-    def cancel(self) -> None:
+    def cancel(self, now: float) -> None:
         """Clients are back whose sessions began in this turn: what they left elsewhere before is spent."""
         for client_id in self._wills.take_back():
             epoch = self._mesh.registry.latest_own(client_id.decode())
@@ -169,8 +175,7 @@ class Claims:
                 peer = self._mesh.peers.get(node)
                 if peer is not None and will.epoch < epoch:
                     key = peer.store_id + self._store_id
-                    if (client_id, key) not in self._pending:
-                        self._mesh.own.claim(client_id, key, will.number, True)
+                    self._spend(Claim(self._name, client_id, key, will.number, True), now)
 
     def next_deadline(self) -> float:
         """Return when `tick` has something to do."""
@@ -295,8 +300,12 @@ class Claims:
         others = self._wills.claims(claim.client_id, claim.whose, claim.number)
         will = self._wills.will(peer.name, claim.client_id)
         latest = self._mesh.registry.highest_epoch(claim.client_id.decode())
-        if any(other.claimer < self._store_id for other in others) or will is None or will.epoch < pack_epoch(latest):
+        if any(other.claimer < self._store_id for other in others):
             self._end(claim, now)
+            return
+        if will is None or will.epoch < pack_epoch(latest):
+            # Its client is back.
+            self._spend(claim, now)
             return
         left = peer.tables.will_of(claim.client_id.decode())
         if left is None or left.number != claim.number:
@@ -304,8 +313,7 @@ class Claims:
             return
         self._owner.publish_will(left, now)
         self.claimed += 1
-        self._mesh.own.claim(claim.client_id, claim.key(), claim.number, True)
-        self._forget(claim, now)
+        self._spend(claim, now)
 
     # What is said.
 
@@ -364,10 +372,19 @@ class Claims:
         self._mesh.own.end_claim(claim.client_id, claim.key())
         self._forget(claim, now)
 
+    def _spend(self, claim: Claim, now: float) -> None:
+        self._mesh.own.claim(claim.client_id, claim.key(), claim.number, True)
+        self._forget(claim, now)
+
     def _forget(self, claim: Claim, now: float) -> None:
         pending = self._pending.pop((claim.client_id, claim.key()), None)
-        if pending is not None and pending.token:
+        if pending is not None:
+            self._release(pending, now)
+
+    def _release(self, pending: Pending, now: float) -> None:
+        if pending.token:
             self._registration.release(pending.token, NO_EPOCH, now)
+            pending.token = 0
 
     def _peer(self, store_id: bytes) -> Peer | None:
         for peer in self._mesh.peers.values():

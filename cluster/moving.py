@@ -212,7 +212,7 @@ class Moving:
 
         Sessions that began are in the registry now, and what their clients left elsewhere is spent.
         """
-        self.claims.cancel()
+        self.claims.cancel(now)
         for (asker, home), version in list(self._switches.items()):
             own = self.site.store_id()
             known = self.site.version() if home == own else self.site.known_version(home)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import final
 
 from broker.core.left_will import will_tag
-from broker.core.rows import BUCKETS, RowKind, Table, bucket_of, row_rest, row_subject, unpack_claim
+from broker.core.rows import RowKind, Table, bucket_of, row_rest, row_subject, unpack_claim
 from broker.core.storage import STORE_ID_BYTES
 
 
@@ -60,8 +60,8 @@ class WillView:
         self._own = own
         # Node -> bucket -> client id.
         self._wills: dict[str, dict[int, dict[bytes, KnownWill]]] = {}
-        # By bucket: client id -> (teller, key).
-        self._claims: list[dict[bytes, dict[tuple[str, bytes], Claim]]] = [{} for _ in range(BUCKETS)]
+        # Bucket -> client id -> (teller, key).
+        self._claims: dict[int, dict[bytes, dict[tuple[str, bytes], Claim]]] = {}
         # The store id of a member -> the nodes that do not hear it.
         self._away: dict[bytes, dict[str, bool]] = {}
         self.away_changed = False
@@ -97,7 +97,7 @@ class WillView:
     def claims_of(self, teller: str) -> list[Claim]:
         """Return what a node says of wills."""
         found = []
-        for bucket in self._claims:
+        for bucket in self._claims.values():
             for claims in bucket.values():
                 found += [claim for claim in claims.values() if claim.teller == teller]
         return found
@@ -163,7 +163,7 @@ class WillView:
             return
         for client_id in self._wills.get(node, {}).pop(bucket, {}):
             self._note(client_id)
-        for client_id, claims in list(self._claims[bucket].items()):
+        for client_id, claims in list(self._claims.get(bucket, {}).items()):
             for teller, key in list(claims):
                 if teller == node:
                     self._remove_claim(bucket, client_id, teller, key)
@@ -177,7 +177,9 @@ class WillView:
         if row[0] == RowKind.CLAIM:
             key = row_rest(row)
             number, spent = unpack_claim(value)
-            self._claims[bucket].setdefault(client_id, {})[node, key] = Claim(node, client_id, key, number, spent)
+            self._claims.setdefault(bucket, {}).setdefault(client_id, {})[node, key] = Claim(
+                node, client_id, key, number, spent
+            )
         else:
             tag = will_tag(value)
             wills = self._wills.setdefault(node, {}).setdefault(bucket, {})
@@ -204,7 +206,7 @@ class WillView:
         for buckets in self._wills.values():
             for bucket, wills in buckets.items():
                 assert all(bucket_of(client_id) == bucket for client_id in wills)
-        for bucket, claimed in enumerate(self._claims):
+        for bucket, claimed in self._claims.items():
             assert all(bucket_of(client_id) == bucket and claims for client_id, claims in claimed.items())
 
     def _set_away(self, node: str, store_id: bytes, away: bool) -> None:
@@ -218,13 +220,16 @@ class WillView:
             del self._away[store_id]
 
     def _claims_on(self, client_id: bytes) -> dict[tuple[str, bytes], Claim]:
-        return self._claims[bucket_of(client_id)].get(client_id, {})
+        return self._claims.get(bucket_of(client_id), {}).get(client_id, {}) if self._claims else {}
 
     def _remove_claim(self, bucket: int, client_id: bytes, teller: str, key: bytes) -> None:
-        claims = self._claims[bucket].get(client_id, {})
+        clients = self._claims.get(bucket, {})
+        claims = clients.get(client_id, {})
         claims.pop((teller, key), None)
         if not claims:
-            self._claims[bucket].pop(client_id, None)
+            clients.pop(client_id, None)
+        if not clients:
+            self._claims.pop(bucket, None)
         self._note(client_id)
 
     def _note(self, client_id: bytes) -> None:

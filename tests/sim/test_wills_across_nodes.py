@@ -16,7 +16,7 @@ from cluster.running_view import keeper_among
 GRACE_S = 4
 # Long enough for a death to be noticed, told, and the wills claimed and published.
 CLAIMED_S = 8.0
-QUIET_S = 15.0
+QUIET_S = 10.0
 
 
 class Cluster:
@@ -387,7 +387,7 @@ def test_a_session_that_moved_took_its_will_along():
     assert cluster.copies() == [1, 1, 1]
 
 
-@pytest.mark.parametrize("after_s", [0.0, 0.004, 0.008, 0.012, 0.016, 0.02, 0.05])
+@pytest.mark.parametrize("after_s", [0.0, 0.004, 0.008, 0.016])
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_move_and_a_death_race(after_s, victim):
     """The client goes again before it is attached, so that its will is still to come."""
