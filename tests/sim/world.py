@@ -444,7 +444,7 @@ class World:
         self.revived = Counter()
         self.stats = Counter()
         self.turns = 0
-        self.validate_every = 1
+        self.validate_every = 8
         self.power_loss = False
         # Which members a node needs to be ready. Seeds that are about messages across a split need none.
         self.readiness = AVAILABLE
