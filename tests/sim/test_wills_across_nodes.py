@@ -9,6 +9,7 @@ from world import AFTER_COMMIT, PLANNED_RESTART_S, ROW_AT, World, is_claim
 from broker.core.epoch import Epoch
 from broker.core.rows import RowKind, row_rest, row_subject, unpack_claim
 from broker.core.settings import OwnerSettings
+from cluster.frames import FrameType
 from cluster.move_frames import Take
 from cluster.readiness import ALL, AVAILABLE
 from cluster.running_view import keeper_among
@@ -226,6 +227,32 @@ def test_a_claimer_that_dies_before_anybody_hears_of_it(spent, order):
     if order != "together":
         cluster.world.run(QUIET_S)
     cluster.start(back[1])
+    assert cluster.copies() == [1, 1, 1]
+
+
+def test_a_claimer_publishes_nothing_before_the_others_know_of_it():
+    """Although what it says of it is lost for long; then it dies when it has published."""
+    cluster = Cluster()
+    one = cluster.nodes[0]
+    claimer = cluster.claimer()
+    network = cluster.world.network
+    lost = (FrameType.TABLE_DELTA, FrameType.TABLE_ROWS)
+
+    def lose(node, effects):
+        if network.lose_frame is None and any(map(is_claim, effects.writes.operations)):
+            network.lose_frame = lambda frame: frame[1] in lost
+
+    cluster.world.mutations.append(lose)
+    crashed = cluster.crash_when(lambda spent: spent)
+    one.kill()
+    cluster.world.run(CLAIMED_S + 10.0)
+    assert network.lose_frame is not None
+    assert (crashed, cluster.copies()) == ([], [0, 0, 0])
+    network.lose_frame = lambda frame: False
+    cluster.world.run(CLAIMED_S)
+    assert crashed == [claimer]
+    one.start()
+    cluster.start(claimer)
     assert cluster.copies() == [1, 1, 1]
 
 
