@@ -144,7 +144,8 @@ class Claims:
 
     def look(self, now: float) -> None:
         """See what others say of this node's wills; call it once a turn, before those that are due are published."""
-        self._owner.wills.held = not self._knows_others(now)
+        # Without a will there is nothing to ask for, which would be asked for in every turn.
+        self._owner.wills.held = not self._knows_others(now) if len(self._owner.wills) else bool(self._mesh.peers)
         for client_id in self._wills.take_doubtful():
             self._look_at(client_id)
             for claim in self._wills.own_claims_on(client_id):
@@ -394,7 +395,7 @@ class Claims:
 
     def _next(self, now: float) -> float:
         """Return when to look again."""
-        if self._pending or self._owner.wills.held or self._asked:
+        if self._pending or self._asked or (self._owner.wills.held and len(self._owner.wills)):
             return now + POLL_S
         deadline = self._due[0][0] if self._due else math.inf
         if self._missing or self._spoken_for:
