@@ -281,9 +281,14 @@ def expected_wills(world, left):
     if back_at < first - CLOCK_S:
         return 0, 0
     late_s = LATE_S + (STALL_S if world.stats["stalls"] else 0.0)
-    troubles = [at for at in world.troubles if at <= back_asked_at]
-    # What a node that had just died may have done the others wait for.
-    last = max(last, troubles[-1] + CLAIM_S)
+    if deaths:
+        last = max(last, starts[-1])
+        others = [node for node in world.nodes.values() if node is not home]
+        if any(at > deaths[0] + MISSED_S for node in others for at in node.died_at):
+            # A will that it had claimed waits until it is back.
+            last = max(last, max(at for at in world.troubles if at <= back_asked_at))
+    # So long a node waits at most to know what others did that start or die meanwhile.
+    last += CLAIM_S
     if home.up and back_asked_at > last + late_s:
         return 1, 1
     return (1, 1) if deaths and _is_claimed(world, left, deaths[-1], back_asked_at - late_s) else (0, 1)

@@ -9,6 +9,7 @@ from world import AFTER_COMMIT, PLANNED_RESTART_S, ROW_AT, World, is_claim
 from broker.core.epoch import Epoch
 from broker.core.rows import RowKind, row_rest, row_subject, unpack_claim
 from broker.core.settings import OwnerSettings
+from broker.core.storage import PUT, WriteBatch
 from cluster.frames import FrameType
 from cluster.move_frames import Take
 from cluster.readiness import ALL, AVAILABLE
@@ -23,8 +24,9 @@ QUIET_S = 10.0
 class Cluster:
     """Nodes at one, a witness of all wills at each, and one client that leaves a will at the first node."""
 
-    def __init__(self, delay_s=0, qos=2, persistent=True, retained=False, readiness=AVAILABLE, count=3):
+    def __init__(self, delay_s=0, qos=2, persistent=True, retained=False, readiness=AVAILABLE, count=3, mutation=None):
         world = World(1)
+        world.mutations = [mutation] if mutation is not None else []
         world.readiness = readiness
         world.promises = lambda publisher, message: None
         settings = OwnerSettings(leave_will_grace_s=GRACE_S)
@@ -159,6 +161,21 @@ def test_a_node_that_is_back_before_it_is_missed_publishes_its_wills_itself():
     cluster.start(cluster.nodes[0])
     assert cluster.copies() == [1, 1, 1]
     assert cluster.claimed() == 0
+
+
+def test_a_will_that_is_not_stored_is_lost_with_its_node():
+    """What the others know of it is what its node says; so the scenario before this one sees what is stored."""
+
+    def forget(node, effects):
+        kept = WriteBatch()
+        kept.operations = [each for each in effects.writes.operations if each[:2] != (PUT, "will")]
+        effects.writes = kept
+
+    cluster = Cluster(mutation=forget)
+    cluster.nodes[0].kill()
+    cluster.world.run(1.0)
+    cluster.start(cluster.nodes[0])
+    assert cluster.copies() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("away_s", [1.0, CLAIMED_S])
