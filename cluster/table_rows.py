@@ -15,6 +15,8 @@ from cluster.turn import Turn
 from cluster.wire import FrameError
 
 KEY_TABLE: Final = b"table/"
+# Of so few bytes there are no more than 65,793 values.
+SHORT_BYTES: Final = 2
 
 
 class Rows(Protocol):
@@ -45,6 +47,8 @@ class MemoryRows:
 
     def __init__(self) -> None:
         self._buckets: list[dict[bytes, bytes]] = [{} for _ in range(BUCKETS)]
+        # Short values are flags of very many rows: each that there is once.
+        self._short: dict[bytes, bytes] = {}
 
     def get(self, bucket: int, row: bytes) -> bytes | None:
         """Return the value of a row."""
@@ -52,7 +56,7 @@ class MemoryRows:
 
     def put(self, bucket: int, row: bytes, value: bytes) -> None:
         """Set a row."""
-        self._buckets[bucket][row] = value
+        self._buckets[bucket][row] = self._only(value)
 
     def delete(self, bucket: int, row: bytes) -> None:
         """Remove a row."""
@@ -61,7 +65,7 @@ class MemoryRows:
     def replace(self, bucket: int, rows: dict[bytes, bytes]) -> list[bytes]:
         """Set all rows of a bucket; return those that went."""
         gone = [row for row in self._buckets[bucket] if row not in rows]
-        self._buckets[bucket] = rows
+        self._buckets[bucket] = {row: self._only(value) for row, value in rows.items()}
         return gone
 
     def read(self, bucket: int) -> list[tuple[bytes, bytes]]:
@@ -75,6 +79,9 @@ class MemoryRows:
     def clear(self) -> None:
         """Remove everything."""
         self._buckets = [{} for _ in range(BUCKETS)]
+
+    def _only(self, value: bytes) -> bytes:
+        return self._short.setdefault(value, value) if len(value) <= SHORT_BYTES else value
 
 
 @final
