@@ -129,7 +129,9 @@ class SessionStore:
 
     def delete_session(self, session: Session) -> None:
         """Remove the session with all that is stored of it; what was in flight or queued must not be used again."""
-        self._delete_queue(session.number, session.queue, list(session.inflight.deliveries.values()))
+        if len(session.inflight) or not session.queue.is_empty():
+            # Ranges that were deleted slow down every search after them, and most queues end empty.
+            self._delete_queue(session.number, session.queue, list(session.inflight.deliveries.values()))
         start = _number(session.number)
         self.writes.delete_range("session", start, start + _KEY_END)
 
@@ -249,9 +251,6 @@ class SessionStore:
             self.writes.delete("message", key)
 
     def _delete_queue(self, owner: int, queue: DeliveryQueue, inflight: list[Delivery]) -> None:
-        if not inflight and queue.is_empty():
-            # Ranges that were deleted slow down every search after them, and most queues end empty.
-            return
         for delivery in (*inflight, *queue.deliveries()):
             if delivery.stored and not delivery.released:
                 self._dereference(owner, delivery)
