@@ -23,7 +23,7 @@ same, as after a lost frame.
 Bounds: SESSIONS_AT_ONCE move to one home at a time, each with at most CHUNK_BYTES unconfirmed; those whose clients wait
 go first. A client id has one TAKE that waits, the last.
 
-Invariants: every stub of the owner has a Leaving, and the other way round; `active` are of their home's Leavings, and
+Invariants: every stub of the owner has a LeavingSession, and the other way round; `active` are of their home's Leavings, and
 no more than SESSIONS_AT_ONCE.
 """
 
@@ -36,7 +36,7 @@ from broker.core.owner import QueueOwner
 from broker.core.session import Session
 from broker.core.transfer import Departure
 from cluster.frames import FrameType
-from cluster.leaving import RETRY_S, Leaving
+from cluster.leaving_session import RETRY_S, LeavingSession
 from cluster.move_frames import (
     DISCARDED,
     HEAD_TAKEN,
@@ -70,10 +70,10 @@ class Destination:
     """One new home: the sessions that are under way there, and those that wait for that, in order."""
 
     def __init__(self) -> None:
-        self.active: dict[str, Leaving] = {}
+        self.active: dict[str, LeavingSession] = {}
         # Those whose clients wait, and the others.
-        self.urgent: OrderedDict[str, Leaving] = OrderedDict()
-        self.waiting: OrderedDict[str, Leaving] = OrderedDict()
+        self.urgent: OrderedDict[str, LeavingSession] = OrderedDict()
+        self.waiting: OrderedDict[str, LeavingSession] = OrderedDict()
         self.items: list[bytes] = []
 
     def has(self, client_id: str) -> bool:
@@ -111,7 +111,7 @@ class Departures:
     """The sessions that leave this node."""
 
     def __init__(self, owner: QueueOwner, site: Site) -> None:
-        self.leavings: dict[str, Leaving] = {}
+        self.leavings: dict[str, LeavingSession] = {}
         self.moved: int = 0
         self.discarded: int = 0
         self.notices: list[str] = []
@@ -120,7 +120,7 @@ class Departures:
         self._switching = Switching(owner, site)
         self._destinations: dict[bytes, Destination] = {}
         # Leavings about which something has to be said, or may have.
-        self._due: dict[str, Leaving] = {}
+        self._due: dict[str, LeavingSession] = {}
         self._load_due = False
         self._held: dict[str, HeldTake] = {}
         self._look_at: float = math.inf
@@ -129,7 +129,7 @@ class Departures:
     def restore(self, client_id: str, departure: Departure) -> None:
         """Go on with a stub that was found in the store; whose it is, the registry says."""
         session = departure.session
-        self.leavings[client_id] = Leaving(departure, session.epoch, session.epoch)
+        self.leavings[client_id] = LeavingSession(departure, session.epoch, session.epoch)
 
     # What happens.
 
@@ -207,7 +207,7 @@ class Departures:
         departure = self._owner.depart(client_id, now)
         if departure is None:
             return True
-        leaving = Leaving(departure, old_epoch, epoch)
+        leaving = LeavingSession(departure, old_epoch, epoch)
         self.leavings[client_id] = leaving
         self._enter(leaving, urgent)
         return True
@@ -246,7 +246,7 @@ class Departures:
         else:
             self._retarget(leaving, session.epoch, False)
 
-    def _make_way(self, leaving: Leaving, now: float) -> bool:
+    def _make_way(self, leaving: LeavingSession, now: float) -> bool:
         """End a stub whose session has come back and leaves again, if it has given all it had; else it is asked again.
 
         What its members still have for it comes to the stub that the session becomes.
@@ -256,7 +256,7 @@ class Departures:
         self._end(leaving, now)
         return True
 
-    def _retarget(self, leaving: Leaving, epoch: Epoch, urgent: bool) -> None:
+    def _retarget(self, leaving: LeavingSession, epoch: Epoch, urgent: bool) -> None:
         self._leave_queues(leaving)
         self._switching.forget(leaving)
         leaving.epoch = epoch
@@ -336,7 +336,7 @@ class Departures:
                         self._load(leaving, destination, now)
                 destination.fill()
 
-    def _load(self, leaving: Leaving, destination: Destination, now: float) -> None:
+    def _load(self, leaving: LeavingSession, destination: Destination, now: float) -> None:
         departure = leaving.departure
         after = max(leaving.sent_to, departure.confirmed)
         deliveries = [] if leaving.is_read() else self._owner.transfers.read(departure, CHUNK_BYTES)
@@ -399,7 +399,7 @@ class Departures:
                     assert self.leavings[client_id] is leaving
         self._switching.validate(self.leavings)
 
-    def _advance(self, leaving: Leaving, now: float) -> None:
+    def _advance(self, leaving: LeavingSession, now: float) -> None:
         departure = leaving.departure
         session = departure.session
         again = not leaving.quiet and now >= leaving.spoke_at + RETRY_S
@@ -427,7 +427,7 @@ class Departures:
             leaving.spoke_at = now
             self._put(leaving.home, pack_state(session.client_id, leaving.epoch, list(passed.items()), ended))
 
-    def _offer(self, leaving: Leaving, now: float) -> None:
+    def _offer(self, leaving: LeavingSession, now: float) -> None:
         leaving.spoke_at = now
         leaving.quiet = False
         head = self._owner.transfers.head(leaving.departure)
@@ -441,19 +441,19 @@ class Departures:
             member in passed for member in site.others() if site.is_running(member)
         )
 
-    def _is_ended(self, leaving: Leaving, passed: dict[bytes, int]) -> bool:
+    def _is_ended(self, leaving: LeavingSession, passed: dict[bytes, int]) -> bool:
         if not self._owner.transfers.is_drained(leaving.departure):
             return False
         return self._site.store_id() in passed and all(member in passed for member in self._site.others())
 
-    def _enter(self, leaving: Leaving, urgent: bool) -> None:
+    def _enter(self, leaving: LeavingSession, urgent: bool) -> None:
         self._load_due = True
         self._due[leaving.client_id] = leaving
         destination = self._destination(leaving.home)
         (destination.urgent if urgent else destination.waiting)[leaving.client_id] = leaving
         destination.fill()
 
-    def _activate(self, leaving: Leaving) -> None:
+    def _activate(self, leaving: LeavingSession) -> None:
         """There is something to be read of it."""
         self._load_due = True
         if not self._destination(leaving.home).has(leaving.client_id):
@@ -466,18 +466,18 @@ class Departures:
             self._destinations[home] = destination
         return destination
 
-    def _leave_queues(self, leaving: Leaving) -> None:
+    def _leave_queues(self, leaving: LeavingSession) -> None:
         destination = self._destinations.get(leaving.home)
         if destination is not None:
             destination.remove(leaving.client_id)
             destination.fill()
 
-    def _forget(self, leaving: Leaving) -> None:
+    def _forget(self, leaving: LeavingSession) -> None:
         self._leave_queues(leaving)
         self._switching.forget(leaving)
         del self.leavings[leaving.client_id]
 
-    def _end(self, leaving: Leaving, now: float) -> None:
+    def _end(self, leaving: LeavingSession, now: float) -> None:
         self._forget(leaving)
         self._owner.transfers.end_departure(leaving.departure, now)
 

@@ -19,7 +19,7 @@ from typing import Final, final
 
 from broker.core.owner import QueueOwner
 from cluster.frames import FrameType
-from cluster.leaving import RETRY_S, Leaving
+from cluster.leaving_session import RETRY_S, LeavingSession
 from cluster.move_frames import Switch, frames, pack_switch
 from cluster.site import Site
 
@@ -33,7 +33,7 @@ class _Awaited:
     __slots__ = ("leavings", "version")
 
     def __init__(self) -> None:
-        self.leavings: dict[str, Leaving] = {}
+        self.leavings: dict[str, LeavingSession] = {}
         self.version: tuple[int, int] = _NO_VERSION
 
 
@@ -49,7 +49,7 @@ class Switching:
         self._ask_at: float = math.inf
         self._look_due = False
 
-    def begin(self, leaving: Leaving) -> None:
+    def begin(self, leaving: LeavingSession) -> None:
         """The new home has the session's head, and says in which version its subscriptions are: all are to switch."""
         self.forget(leaving)
         leaving.switched.clear()
@@ -57,7 +57,7 @@ class Switching:
         for member in self._members():
             self._await(leaving, member)
 
-    def again(self, leaving: Leaving, member: bytes) -> None:
+    def again(self, leaving: LeavingSession, member: bytes) -> None:
         """What a member said is not enough, or the new home has lost what it made of that."""
         if leaving.head_taken and member in self._members():
             leaving.switched.pop(member, None)
@@ -65,12 +65,12 @@ class Switching:
             leaving.said_ended = False
             self._await(leaving, member)
 
-    def forget(self, leaving: Leaving) -> None:
+    def forget(self, leaving: LeavingSession) -> None:
         """The session has left, or goes elsewhere."""
         for member in list(self._awaited):
             self._remove(leaving, member)
 
-    def marked(self, mark: Switch) -> list[Leaving]:
+    def marked(self, mark: Switch) -> list[LeavingSession]:
         """A member's stream has come to where it sends to a home directly; the sessions for which that was awaited."""
         return self._switch(mark.member, mark.home, (mark.generation, mark.version), mark.number)
 
@@ -78,7 +78,7 @@ class Switching:
         """More may be known here of what homes want."""
         self._look_due = bool(self._awaited)
 
-    def members_changed(self, leavings: dict[str, Leaving]) -> None:
+    def members_changed(self, leavings: dict[str, LeavingSession]) -> None:
         """The members, or who of them runs, have changed."""
         members = self._members()
         for member in [each for each in self._awaited if each not in members]:
@@ -89,12 +89,12 @@ class Switching:
                     if member not in leaving.switched:
                         self._await(leaving, member)
 
-    def tick(self, now: float) -> list[Leaving]:
+    def tick(self, now: float) -> list[LeavingSession]:
         """Ask who has not switched, and switch ourselves; the sessions for which this node has."""
         if now >= self._ask_at:
             self._ask_at = math.inf
             self._ask(now)
-        switched: list[Leaving] = []
+        switched: list[LeavingSession] = []
         if self._look_due:
             self._look_due = False
             own = self._site.store_id()
@@ -107,7 +107,7 @@ class Switching:
         """Return when `tick` has something to do."""
         return 0.0 if self._look_due else self._ask_at
 
-    def validate(self, leavings: dict[str, Leaving]) -> None:
+    def validate(self, leavings: dict[str, LeavingSession]) -> None:
         """Check the invariants."""
         members = self._members()
         awaited = {
@@ -127,7 +127,7 @@ class Switching:
     def _members(self) -> list[bytes]:
         return [self._site.store_id(), *self._site.others()]
 
-    def _await(self, leaving: Leaving, member: bytes) -> None:
+    def _await(self, leaving: LeavingSession, member: bytes) -> None:
         homes = self._awaited.setdefault(member, {})
         awaited = homes.get(leaving.home)
         if awaited is None:
@@ -138,7 +138,7 @@ class Switching:
         self._ask_at = 0.0
         self._look_due = True
 
-    def _remove(self, leaving: Leaving, member: bytes) -> None:
+    def _remove(self, leaving: LeavingSession, member: bytes) -> None:
         homes = self._awaited[member]
         awaited = homes.get(leaving.home)
         if awaited is None:
@@ -149,7 +149,7 @@ class Switching:
             if not homes:
                 del self._awaited[member]
 
-    def _switch(self, member: bytes, home: bytes, version: tuple[int, int], number: int) -> list[Leaving]:
+    def _switch(self, member: bytes, home: bytes, version: tuple[int, int], number: int) -> list[LeavingSession]:
         awaited = self._awaited.get(member, {}).get(home)
         if awaited is None:
             return []

@@ -9,7 +9,7 @@ from core_helpers import Node, started_nodes
 from broker.core.epoch import Epoch
 from broker.core.transfer import SessionHead
 from cluster.departures import PATIENCE_S, WAIT_POLL_S, Departures
-from cluster.leaving import RETRY_S
+from cluster.leaving_session import RETRY_S
 from cluster.move_frames import (
     DELIVERIES,
     HEAD,

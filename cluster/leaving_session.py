@@ -1,4 +1,4 @@
-"""A leaving: one session that leaves this node, and how far it is. `departures` says what becomes of it."""
+"""A leaving session: one that leaves this node, and how far it is. `departures` says what becomes of it."""
 
 import math
 from typing import Final, final
@@ -11,7 +11,7 @@ RETRY_S: Final = 0.5
 
 
 @final
-class Leaving:
+class LeavingSession:
     """A session that leaves: to which home, and how far it is."""
 
     __slots__ = (
