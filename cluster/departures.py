@@ -23,8 +23,8 @@ same, as after a lost frame.
 Bounds: SESSIONS_AT_ONCE move to one home at a time, each with at most CHUNK_BYTES unconfirmed; those whose clients wait
 go first. A client id has one TAKE that waits, the last.
 
-Invariants: every stub of the owner has a LeavingSession, and the other way round; `active` are of their home's Leavings, and
-no more than SESSIONS_AT_ONCE.
+Invariants: every stub of the owner has a LeavingSession, and the other way round; `active` are of their home's, and no
+more than SESSIONS_AT_ONCE.
 """
 
 import math
