@@ -265,6 +265,9 @@ class Arrivals:
         self._settle(node, item.client_id)
 
     def _begin(self, head: SessionHead, epoch: Epoch, donor: bytes, heir: bool, now: float) -> Session:
+        if self._registry.wills.is_spent(head.client_id.encode(), donor):
+            # An old home that was away does not know it yet.
+            head.will = None
         cut = (self._site.store_id(), self._owner.next_number())
         session = self._owner.transfers.begin_arrival(head, epoch, donor, heir, cut, now)
         self.watch(head.client_id)

@@ -1,4 +1,4 @@
-"""Moving: the parts that register client ids and move sessions, joined with the owner and the mesh.
+"""Moving: the parts that register client ids, claim wills and move sessions, joined with the owner and the mesh.
 
 Owns the order in which they are told things, and is their `Site`: it translates between the names by which the mesh
 knows members and the store ids by which sessions know their homes. It decides nothing itself but who leaves: a session
@@ -17,6 +17,7 @@ from typing import Final, final
 from broker.core.owner import QueueOwner
 from broker.core.transfer import SessionHead
 from cluster.arrivals import Arrivals
+from cluster.claims import Claims
 from cluster.departures import Departures
 from cluster.frames import FrameType
 from cluster.mesh import Mesh
@@ -118,6 +119,7 @@ class Moving:
         )
         self.departures = Departures(owner, self.site)
         self.arrivals = Arrivals(owner, self.site, mesh.registry)
+        self.claims = Claims(owner, mesh, self.registration)
         self.registrar = Registrar(
             owner,
             self.site,
@@ -125,6 +127,7 @@ class Moving:
             mesh.registry,
             self.arrivals,
             self.departures,
+            self.claims,
             self._remembered,
             mesh.stamp,
         )
@@ -175,11 +178,13 @@ class Moving:
         self._now = now
         if self._mesh.take_running_changed():
             self._mesh.retained.running_changed()
+            self.claims.running_changed()
             self._update_running(now)
         if self._mesh.take_tables_changed():
             self.registration.check_current(now)
             self.arrivals.changed()
             self.departures.tables_changed()
+        self.claims.tick(now)
         self._leave_superseded(now)
         frames, self.site.loop = self.site.loop, []
         for frame in frames:
@@ -198,10 +203,15 @@ class Moving:
             self.arrivals.next_deadline(),
             self.registrar.next_deadline(),
             self.departures.next_deadline(),
+            self.claims.next_deadline(),
         )
 
     def answer(self, now: float) -> None:
-        """Say in the streams, behind all that was published here in this turn, whose wishes are known."""
+        """Say in the streams, behind all that was published here in this turn, whose wishes are known.
+
+        Sessions that began are in the registry now, and what their clients left elsewhere is spent.
+        """
+        self.claims.cancel(now)
         for (asker, home), version in list(self._switches.items()):
             own = self.site.store_id()
             known = self.site.version() if home == own else self.site.known_version(home)
@@ -214,6 +224,7 @@ class Moving:
         """Send what was gathered; this node's tables are told."""
         self.arrivals.flush()
         self.departures.flush()
+        self.claims.flush()
         for node, frame in self.registration.take_frames():
             if node in self._mesh.peers:
                 self._mesh.tell(node, frame)
@@ -223,7 +234,12 @@ class Moving:
 
     def counts(self) -> dict[str, int]:
         """Return what is counted."""
-        return {**self.arrivals.counts(), **self.departures.counts(), **self.registration.counters()}
+        return {
+            **self.arrivals.counts(),
+            **self.departures.counts(),
+            **self.registration.counters(),
+            "wills_claimed": self.claims.claimed,
+        }
 
     def validate(self) -> None:
         """Check the invariants of all parts."""
@@ -231,6 +247,7 @@ class Moving:
         self.arrivals.validate()
         self.departures.validate()
         self.registrar.validate()
+        self.claims.validate()
 
     def _update_running(self, now: float) -> None:
         self.site.update()

@@ -134,6 +134,8 @@ class NodeCore:
         self.mesh.tick(now)
         self._collect(now)
         self._tell_readiness()
+        # What others publish, or have published, is not to be published here as well.
+        self.moving.claims.look(now)
         self.owner.tick(now)
         self.moving.tick(now)
         for suback in self._subacks.take_due(now):
@@ -207,6 +209,7 @@ class NodeCore:
         mesh["cluster_outbox_bytes"] = sum([member.outbox_bytes for member in members])
         mesh.update(self.mesh.netsplits())
         mesh["cluster_subacks_unconfirmed"] = self._subacks.unconfirmed
+        mesh["cluster_wills_claimed"] = self.moving.claims.claimed
         return node_metrics(counters.named(), counters.dropped, self.owner.counts(), self.owner.totals.named(), mesh)
 
     def take_effects(self) -> NodeEffects:

@@ -32,6 +32,7 @@ from broker.core.owner import QueueOwner
 from broker.core.transfer import SessionHead
 from broker.mqtt.reasons import Reason
 from cluster.arrivals import Arrivals
+from cluster.claims import Claims
 from cluster.departures import Departures
 from cluster.move_frames import MOVED, REFUSED, Take
 from cluster.registration import Granted, Registration
@@ -66,6 +67,7 @@ class Registrar:
         registry: Registry,
         arrivals: Arrivals,
         departures: Departures,
+        claims: Claims,
         remembered: Callable[[str, bytes], SessionHead | None],
         stamp: Callable[[], int],
     ) -> None:
@@ -79,6 +81,7 @@ class Registrar:
         self._registry = registry
         self._arrivals = arrivals
         self._departures = departures
+        self._claims = claims
         self._remembered = remembered
         self._stamp = stamp
         self._waiting: dict[int, Waiting] = {}
@@ -151,12 +154,17 @@ class Registrar:
 
     def _go_on(self, now: float) -> None:
         for result in self._registration.take_results():
+            if result.token < 0:
+                # Connections have other numbers.
+                self._claims.turn_decided(result, now)
+                continue
             waiting = self._waiting.get(result.token)
             if waiting is None:
                 continue
             if isinstance(result, Granted):
                 latest = max(result.epoch, self._registry.highest_epoch(result.client_id))
-                waiting.epoch = Epoch(latest.counter + 1, self._stamp(), self._site.store_id())
+                counter = self._registry.next_counter(result.client_id, latest)
+                waiting.epoch = Epoch(counter, self._stamp(), self._site.store_id())
                 self._resolve(waiting, latest, now)
             else:
                 self._refuse(waiting, Reason.SERVER_UNAVAILABLE, now)

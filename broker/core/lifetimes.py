@@ -160,7 +160,7 @@ class Lifetimes:
         self._dispatcher.session_ended(session, now)
         if session.persistent:
             self._store.delete_session(session)
-        left = None if will_waits else self._wills.take(session.client_id)
+        left = None if will_waits else self._wills.take(session.client_id, now)
         if left is not None:
             # [MQTT-3.1.2-8] The session ends before the delay does.
             self._publishing.publish_will(left, now)

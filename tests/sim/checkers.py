@@ -13,6 +13,7 @@ may get more than once what was on its way at that time, and what its old home s
 from bisect import bisect_left
 
 from ledger import matches, shared_part
+from world import FAILURE_TIMEOUT_S
 
 QUEUE_FULL = "queue_full"
 # What two pipes and a turn take at most, in seconds.
@@ -21,6 +22,14 @@ PIPES_S = 0.1
 LATE_S = 1.0
 STALL_S = 7.0
 CLOCK_S = 0.02
+# How long after a death others publish a will that is due, after they have missed the node; and how long before it they
+# must have been at one to know the will.
+CLAIM_S = 5.0
+# How soon after a death at least somebody misses the node.
+MISSED_S = FAILURE_TIMEOUT_S - 0.5
+PEACE_S = 6.0
+# So long before and after, a partition may matter to what is published.
+APART_S = 15.0
 
 
 def promise(world, clients, publisher, message):
@@ -86,13 +95,14 @@ def check_delivery(world, clients, ledger):
             if not any(member.name in message.finishers for member in members):
                 missing.setdefault(home.name, []).append((message.number, message.publisher, group.decode()))
     for left in ledger.wills:
-        home = left.client.home
         low, _high = expected_wills(world, left)
         for client in clients:
-            if client.home is home and client.steady and low and b"will/#" in client.wanted:
+            if client.steady and low and b"will/#" in client.wanted:
                 world.count("wills due")
                 if left.message.payload not in received[client.name]:
-                    missing.setdefault(home.name, []).append((left.message.number, left.client.name, client.name))
+                    missing.setdefault(client.home.name, []).append(
+                        (left.message.number, left.client.name, client.name)
+                    )
     everything = [each for lost in missing.values() for each in lost]
     for node_name, lost in [*missing.items(), ("", everything)]:
         nodes = [node for node in world.nodes.values() if node_name in ("", node.name)]
@@ -124,6 +134,9 @@ def check_copies(world, clients, ledger):
             continue
         for payload, copies in client.inbox.copies.items():
             message = ledger.published[payload]
+            if message.will:
+                # `check_wills` counts these.
+                continue
             # What was on the way when an old home went away may be at both, and nobody can tell before it is back.
             limit = world.revived[client.name] + (
                 copies_allowed(by_name, message)
@@ -185,6 +198,9 @@ def check_order(world, clients, ledger):
                 continue
             seen.add(payload)
             message = ledger.published[payload]
+            if message.will:
+                # One may be published by another node than the next.
+                continue
             bounded = settings.max_offline_messages >= 0
             if message.sends > 1 and (bounded or client.name not in message.promised):
                 continue
@@ -223,18 +239,30 @@ def check_lifo_order(world, client, ledger):
 
 
 def expected_wills(world, left):
-    """Return how often a will has to be published at least, and at most."""
-    if left.farewell and left.farewell_arrived:
+    """Return how often a will has to be published at least, and at most.
+
+    In a cluster at one that is once at most: by its own node, or by another one when that is away for long enough.
+    While some node takes another for dead that lives, each may publish it. So may others when the node has published it
+    and died before anybody heard of that.
+    """
+    home = left.home
+    back_at = left.back_at or world.now
+    back_asked_at = left.back_asked_at or world.now
+    # What is cut off when the client connects, or when the will is published, counts as well.
+    divided = world.is_divided(left.asked_at - APART_S, back_at + APART_S)
+    high = len(world.nodes) if divided else 1
+    if left.farewell and left.farewell_arrived and not divided:
         return 0, 0
     if not left.connected or left.farewell:
         # Nobody but the node knows whether it had the CONNECT, or the DISCONNECT.
-        return 0, 1
+        return 0, high
+    if divided:
+        return 0, high
     if not left.ended_at:
         return 0, 0
-    home = left.client.home
-    back_at = left.back_at or world.now
-    back_asked_at = left.back_asked_at or world.now
     deaths = [at for at in home.died_at if left.asked_at <= at <= back_at]
+    if _may_be_unheard(world, left, deaths):
+        return 0, len(world.nodes)
     if not deaths:
         if left.delay_s == 0:
             return 1, 1
@@ -243,28 +271,64 @@ def expected_wills(world, left):
         wait_s = max(left.delay_s, home.settings.leave_will_grace_s)
         starts = [at for at in home.started_at if at <= back_asked_at]
         # The connection that a death ended waits for the grace; one that had ended before may be due without.
-        first = deaths[0] + wait_s if deaths[0] <= left.ended_at else left.ended_at + left.delay_s
+        waited = left.ended_at < deaths[0]
+        first = left.ended_at + left.delay_s if waited else deaths[0] + wait_s
+        # From here on another node may publish it.
+        missed_at = deaths[0] + MISSED_S
+        due_at = left.ended_at + left.delay_s if waited else missed_at + left.delay_s
+        first = min(first, max(missed_at, home.waited_until[deaths[0]], due_at))
         last = max(starts[-1] + wait_s, left.told_at + left.delay_s)
     if back_at < first - CLOCK_S:
         return 0, 0
     late_s = LATE_S + (STALL_S if world.stats["stalls"] else 0.0)
-    return (1, 1) if home.up and back_asked_at > last + late_s else (0, 1)
+    if deaths:
+        last = max(last, starts[-1])
+        others = [node for node in world.nodes.values() if node is not home]
+        if any(at > deaths[0] + MISSED_S for node in others for at in node.died_at):
+            # A will that it had claimed waits until it is back.
+            last = max(last, max(at for at in world.troubles if at <= back_asked_at))
+    # So long a node waits at most to know what others did that start or die meanwhile.
+    last += CLAIM_S
+    if home.up and back_asked_at > last + late_s:
+        return 1, 1
+    return (1, 1) if deaths and _is_claimed(world, left, deaths[-1], back_asked_at - late_s) else (0, 1)
+
+
+def _may_be_unheard(world, left, deaths):
+    """Say whether a node may have published a will and died before anybody heard of that."""
+    if not deaths or not left.ended_at:
+        return False
+    published_at = left.ended_at + left.delay_s
+    before = [at for at in world.troubles if published_at - PEACE_S < at < deaths[0]]
+    in_peace = not before and deaths[0] > left.told_at + left.delay_s + LATE_S
+    return len(deaths) > 1 or (published_at <= deaths[0] and not in_peace)
+
+
+def _is_claimed(world, left, died_at, until):
+    """Say whether others had to publish a will of a node that died, in peace otherwise, until a time."""
+    before = [at for at in world.troubles if at < died_at]
+    after = [at for at in world.troubles if died_at < at <= until]
+    if after or died_at - max(before[-1], left.asked_at) < PEACE_S or not left.ended_at:
+        return False
+    missed = [max(at, planned) for at, name, _, planned in world.misses if name == left.home.name and at >= died_at]
+    return bool(missed) and until > max(missed[0], left.told_at) + left.delay_s + CLAIM_S
 
 
 def check_wills(world, clients, ledger):
     """No will came that must not come; that those came which must, `check_delivery` has seen."""
-    came = set()
-    for client in clients:
-        came.update(arrival.payload for arrival in client.inbox.arrivals)
     for left in ledger.wills:
         _low, high = expected_wills(world, left)
-        published = left.message.payload in came
-        if published:
+        copies = max(client.inbox.copies[left.message.payload] for client in clients if not client.shares)
+        if copies:
             world.count("wills published")
         world.check(
-            high or not published,
+            high or not copies,
             f"the will {left.message.number} of {left.client.name} was published, which "
             f"{'said goodbye' if left.farewell else 'came back'}",
+        )
+        world.check(
+            copies <= high,
+            f"the will {left.message.number} of {left.client.name} was published {copies} times",
         )
 
 

@@ -80,7 +80,7 @@ def check_tables(world, node):
     told = {}
     for number, own in node.core.mesh.own.all.items():
         own.validate_rows()
-        of_sessions = (RowKind.SESSION, RowKind.SUBSCRIPTION)
+        of_sessions = (RowKind.SESSION, RowKind.SUBSCRIPTION, RowKind.WILL)
         told.update({(number, row): value for _, row, value in own.rows.scan() if row[0] in of_sessions})
     found = {(table, row): value for table, row, value in node.core.owner.local_rows()}
     world.check(told == found, f"{node.name} tells others something else of its sessions than is so")

@@ -2,6 +2,7 @@
 
 from population import CREW
 from virtual_clients import DISCONNECT_WITH_WILL, ONLINE
+from world import PLANNED_RESTART_S
 
 from cluster.readiness import AVAILABLE
 
@@ -98,6 +99,7 @@ class Faults:
         if node.up and not node.crash_point:
             self.world.count("planned stops")
             node.core.announce_stop()
+            node.planned_until = self.world.now + PLANNED_RESTART_S
             node.wake(0.0)
             self.world.later(0.3, self._stopped, node, node.life)
 
@@ -117,6 +119,8 @@ class Faults:
         self.world.note(f"{node.name} stands still for {seconds:.1f} s")
         self.world.count("stalls")
         node.stalled_until = self.world.now + seconds
+        self.world.trouble()
+        self.world.later(seconds, self.world.trouble)
 
     def _disturb(self, client):
         """Let a client do one of the things that clients do."""

@@ -67,6 +67,7 @@ class LeftWill:
         "ended_at",
         "farewell",
         "farewell_arrived",
+        "home",
         "life",
         "message",
         "told_at",
@@ -74,6 +75,7 @@ class LeftWill:
 
     def __init__(self, client, message, delay_s):
         self.client = client
+        self.home = client.home
         self.message = message
         self.delay_s = delay_s
         self.life = client.home.life

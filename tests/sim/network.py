@@ -213,6 +213,7 @@ class Network:
         world.count("partitions")
         world.note(f"partition {one} {'<->' if both else '->'} {other}")
         self._blocked.add((one, other))
+        world.cut(one, other)
         if both:
             self._blocked.add((other, one))
         for wire in self._wires_between(one, other):
@@ -225,6 +226,7 @@ class Network:
             return
         self.world.count("heals")
         self.world.note(f"heal {one} {other}")
+        self.world.healed(one, other)
         self._blocked.discard((one, other))
         self._blocked.discard((other, one))
         for wire in self._wires_between(one, other):

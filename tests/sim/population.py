@@ -5,7 +5,7 @@ visitors     sessions that end with their connections
 publishers   publish at all QoS; some have no session beside their connection
 workers      members of shared groups, one group at each of two nodes; the first of each never leaves,
              and the second has no session beside its connection
-mortals      leave a will with every connection
+mortals      leave a will with every connection; some roam
 witnesses    one at each node, subscribed to all wills before the first is left
 roamers      persistent sessions that connect now to one node and now to another
 hoarders     away while a publisher floods them: their queues go on in the store
@@ -127,6 +127,7 @@ class Population:
         for index in range(4):
             mortal = self._make(f"mortal{index}", nodes[index % len(nodes)], rng.random() < 0.6, {})
             delay_s = rng.choice((0, 0, 2, 5)) if mortal.version == 5 else 0
+            mortal.roams = rng.random() < 0.4
             mortal.will = (b"will/%d" % index, rng.choice((1, 2)), delay_s)
             self.mortals.append(mortal)
 

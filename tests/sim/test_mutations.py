@@ -327,13 +327,6 @@ def test_listeners_may_die_while_a_link_is_down():
 # Wills.
 
 
-def test_a_will_that_is_not_stored_is_caught():
-    def forget(node, effects):
-        without(effects, lambda kind, family, key, value: kind == PUT and family == "will")
-
-    assert "never arrived" in caught(lambda world: world.mutations.append(forget))
-
-
 def test_a_will_that_is_published_again_after_a_restart_is_caught():
     def forget(node, effects):
         without(effects, lambda kind, family, key, value: kind != PUT and family == "will")

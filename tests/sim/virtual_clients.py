@@ -57,6 +57,7 @@ class Client:
         self.receive_maximum = 0
         # (topic, QoS, delay) of the will that it leaves with each connection.
         self.will = None
+        self.will_retained = False
         # Filters that the broker acknowledged, with the QoS granted.
         self.subscribed = {}
         self.session_exists = False
@@ -114,7 +115,7 @@ class Client:
         left = self.ledger.add_will(self, topic, qos, delay_s if self.persistent else 0)
         self._present = left
         self.world.count("wills left")
-        return Will(topic, left.message.payload, b"", qos, delay_s=delay_s)
+        return Will(topic, left.message.payload, b"", qos, self.will_retained, delay_s=delay_s)
 
     def disconnect(self, abruptly, half_open=False, reason=0):
         """End the connection; `half_open` leaves the node in the belief that it stands for a while."""
@@ -173,10 +174,10 @@ class Client:
         if left.connected:
             self._left = left
         if farewell:
-            self.world.later(FAREWELL_S, self._farewell_arrived, left, self._listener, self.home.life)
+            self.world.later(FAREWELL_S, self._farewell_arrived, left, self._listener, left.home.life)
 
     def _farewell_arrived(self, left, listener, life):
-        left.farewell_arrived = listener.up and self.home.up and self.home.life == life == left.life
+        left.farewell_arrived = listener.up and left.home.up and left.home.life == life == left.life
 
     def _retry(self, clean):
         rng = self.world.rng

@@ -20,16 +20,22 @@ from network import Network
 from broker.core.events import CreditReturned, ListenerGone, ListenerStarted, connection_key
 from broker.core.owner import QueueOwner
 from broker.core.owner_records import unpack_owner_records
+from broker.core.rows import RowKind
 from broker.core.settings import OwnerSettings
 from broker.core.storage import PUT, MemoryStorage, ensure_store_id, next_incarnation
 from cluster.commands import SendBulk
 from cluster.mesh import Mesh, MeshSettings
 from cluster.node import NodeCore
 from cluster.readiness import AVAILABLE
+from cluster.table_rows import KEY_TABLE
 
 FAILURE_TIMEOUT_S = 3.0
 PLANNED_RESTART_S = 6.0
 START_S = 1000.0
+# Where in a key of the store the name of a row begins.
+ROW_AT = len(KEY_TABLE) + 16 + 1 + 2
+# A cut that is shorter than this nobody notices.
+NOTICED_S = 0.9
 UTC_MS_AT_ZERO = 1_700_000_000_000
 # As in the owner process: the longest sleep, and how much is taken in one turn.
 POLL_S_MAX = 1.0
@@ -160,6 +166,10 @@ class Node:
         self.died_at = []
         self.crash_point = ""
         self.stalled_until = 0.0
+        # Until when the others wait for it, since it said that it stops.
+        self.planned_until = 0.0
+        # That, by when it died.
+        self.waited_until = {}
         # Drops of lives that ended, as of their last commit, and of this one; counts of links of lives that ended.
         self.drops_before = Counter()
         self.drops = Counter()
@@ -180,6 +190,8 @@ class Node:
         self.up = True
         now = world.now
         self.started_at.append(now)
+        self.planned_until = 0.0
+        world.trouble()
         storage = self.storage
         incarnation = next_incarnation(storage)
         settings = MeshSettings(
@@ -223,6 +235,8 @@ class Node:
         self.up = False
         self.crashes += 1
         self.died_at.append(world.now)
+        self.waited_until[world.now] = self.planned_until
+        world.trouble()
         self.links_before.update(self.core.mesh.counters())
         self._count_readiness()
         self.core = None
@@ -383,6 +397,8 @@ class Node:
             world.digest.update(b"%d" % index + records)
         for note in effects.notes:
             world.note(f"{self.name}: {note}")
+            if note.endswith(" is not running") and note.count(" ") == 3:
+                world.missed(note.split(" ")[0])
             if note.startswith("session of "):
                 # Its old home had no part in that.
                 world.revived[note.split("'")[1]] += 1
@@ -425,10 +441,17 @@ class Node:
 
 
 def _hurts(effects):
-    """Say whether a turn has something to lose: messages in its writes, or on their way to other nodes."""
-    if any(operation[1] in ("queue", "session", "will", "outbox") for operation in effects.writes.operations):
-        return True
+    """Say whether a turn has something to lose: messages or claims in its writes, or messages on their way."""
+    for operation in effects.writes.operations:
+        if operation[1] in ("queue", "session", "will", "outbox") or is_claim(operation):
+            return True
     return any(isinstance(command, SendBulk) for command in effects.commands)
+
+
+def is_claim(operation):
+    """Say whether an operation of a batch writes a CLAIM row."""
+    kind, family, key, _value = operation
+    return kind == PUT and family == "registry" and key.startswith(KEY_TABLE) and key[ROW_AT] == RowKind.CLAIM
 
 
 class World:
@@ -440,6 +463,13 @@ class World:
         self.now = START_S
         self.digest = hashlib.blake2b(digest_size=8)
         self.nodes = {}
+        # (when, who, whether that lived, until when it was waited for): every time that a node misses another one.
+        self.misses = []
+        # When a node started, a connection was cut or healed, or a node stood still.
+        self.troubles = []
+        # Since when two nodes can not hear each other, and when that was so before.
+        self._cuts = {}
+        self._divided = []
         # By client, how often its session began without its old home.
         self.revived = Counter()
         self.stats = Counter()
@@ -507,6 +537,34 @@ class World:
     def count(self, name, count=1):
         """Count something for the summary."""
         self.stats[name] += count
+
+    def missed(self, name):
+        """A node does not hear another one."""
+        node = self.nodes[name]
+        self.misses.append((self.now, name, node.up, node.planned_until))
+
+    def cut(self, one, other):
+        """Two nodes can't hear each other any more, or one of them the other."""
+        self.trouble()
+        self._cuts.setdefault(frozenset((one, other)), self.now)
+
+    def healed(self, one, other):
+        """Two nodes can hear each other again."""
+        self.trouble()
+        begun = self._cuts.pop(frozenset((one, other)), None)
+        if begun is not None:
+            self._divided.append((begun, self.now))
+
+    def is_divided(self, since, until):
+        """Say whether between two times some node may have taken another for dead that lived."""
+        divided = [*self._divided, *[(begun, self.now) for begun in self._cuts.values()]]
+        if any(begun <= until and end >= since and end - begun > NOTICED_S for begun, end in divided):
+            return True
+        return any(lived and since <= at <= until for at, _name, lived, _planned_until in self.misses)
+
+    def trouble(self):
+        """Something happens after which nodes may need a while to find each other."""
+        self.troubles.append(self.now)
 
     def note(self, text):
         """Write a line of the trace."""
