@@ -87,6 +87,8 @@ class Arrivals:
         )
         # Something has happened that may end arrivals.
         self._check_due = bool(self._needs)
+        # When to look again, as long as there are arrivals.
+        self._check_at: float = math.inf
 
     # What is wanted.
 
@@ -107,7 +109,10 @@ class Arrivals:
 
     def watch(self, client_id: str) -> None:
         """A session became an arrival without having come: see when it is over."""
-        self._needs.setdefault(client_id, (0, 0))
+        if client_id not in self._needs:
+            self._needs[client_id] = (0, 0)
+            # Members say from where on they send to it, though they have known for long what it wants.
+            self._site.touch()
         self._check_due = True
 
     def take_ready(self) -> list[tuple[str, int, Epoch]]:
@@ -164,13 +169,13 @@ class Arrivals:
         if now >= self._deadline:
             self._deadline = math.inf
             self._ask(now)
-        if self._check_due and self._needs:
+        if self._needs and (self._check_due or now >= self._check_at):
             self._check_due = False
             self._check(now)
 
     def next_deadline(self) -> float:
         """Return when `tick` has something to do."""
-        return 0.0 if self._ready else self._deadline
+        return 0.0 if self._ready else min(self._deadline, self._check_at)
 
     def flush(self) -> None:
         """Answer; call it when the turn's wishes have their version."""
@@ -263,6 +268,9 @@ class Arrivals:
         """Return the members of which not everything below their cut has come."""
         arrival = session.arrival
         assert arrival is not None
+        if arrival.direct_from:
+            # It needs no cuts. The old home says its last word when everybody has switched.
+            return []
         passed = arrival.donors[node].passed
         missing = []
         for member in [self._site.store_id(), *self._site.others()]:
@@ -300,14 +308,19 @@ class Arrivals:
     def _check(self, now: float) -> None:
         """End the arrivals to which nothing can come any more."""
         transfers = self._owner.transfers
-        complete = self._site.is_complete()
+        # That this node knows all, and of no other home any more, is said by no event.
+        self._check_at = now + RETRY_S
+        if not self._site.is_complete():
+            return
         for client_id in list(self._needs):
             session = self._owner.session(client_id)
             if session is None or session.arrival is None:
                 del self._needs[client_id]
-            elif complete and not session.arrival.donors and len(self._registry.homes(client_id)) <= 1:
+            elif not session.arrival.donors and len(self._registry.homes(client_id)) <= 1:
                 transfers.end_arrival(session, now)
                 del self._needs[client_id]
+        if not self._needs:
+            self._check_at = math.inf
 
     def _answer(self, node: bytes, item: Item, flags: int) -> MoveAck:
         session = self._owner.session(item.client_id)

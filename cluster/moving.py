@@ -14,7 +14,7 @@ commit of the turn.
 from collections.abc import Callable
 from typing import Final, final
 
-from broker.core.epoch import NO_EPOCH
+from broker.core.epoch import NO_EPOCH, Epoch, pack_epoch
 from broker.core.owner import QueueOwner
 from broker.core.transfer import SessionHead
 from cluster.arrivals import Arrivals
@@ -63,6 +63,10 @@ class MeshSite:
     def others(self) -> list[bytes]:
         """Return the other members, whether they run or not."""
         return list(self._names)
+
+    def name_of(self, store_id: bytes) -> str:
+        """Return the name of another member, "" if there is none such."""
+        return self._names.get(store_id, "")
 
     def is_running(self, store_id: bytes) -> bool:
         """Say whether a member runs."""
@@ -127,6 +131,7 @@ class Moving:
             self.arrivals,
             self.departures,
             self._remembered,
+            self._end_older,
             mesh.stamp,
         )
         # By store id, whether a member ran when it was looked at last.
@@ -144,6 +149,10 @@ class Moving:
             session = owner.session(client_id)
             if session is not None:
                 self.departures.follow(session, now)
+
+    def joined(self) -> None:
+        """This node adopted a cluster: of the epochs that it gave while it was alone nothing is left."""
+        self.registration.forget_released()
 
     def load(self, now: float) -> None:
         """Read what leaves this node. Everything that was written must be committed."""
@@ -266,6 +275,11 @@ class Moving:
                 client_id, session.epoch, home.epoch, False, now
             ):
                 self._mesh.registry.look_again(client_id)
+
+    def _end_older(self, client_id: str, epoch: Epoch, told: bytes) -> None:
+        known = (self._mesh.membership.name, self.site.name_of(told))
+        if any(home.node not in known for home in self._mesh.registry.homes(client_id)):
+            self._mesh.own.end(client_id.encode(), pack_epoch(epoch))
 
     def _remembered(self, client_id: str, store_id: bytes) -> SessionHead | None:
         for peer in self._mesh.peers.values():
