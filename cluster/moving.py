@@ -288,20 +288,26 @@ class Moving:
         return None
 
     def _receive_move(self, node: str, store_id: bytes, frame: bytes, now: float) -> None:
-        items = [item for item in unpack_move(frame, now) if self._is_expected(item)]
+        items = [item for item in unpack_move(frame, now) if self._is_expected(store_id, item)]
         self.arrivals.receive(store_id, items, now)
         for item in items:
             session = self._owner.session(item.client_id)
             if session is not None:
                 self.departures.follow(session, now)
 
-    def _is_expected(self, item: Item) -> bool:
-        """Say whether an old home's word is for this node; a stub that nobody has taken is the session it is about."""
+    def _is_expected(self, node: bytes, item: Item) -> bool:
+        """Say whether an old home's word is for this node.
+
+        If a stub is here that nobody has taken, or that is meant for the very node that gives the session away, then
+        that is the session which the word is about: two stubs would wait for each other.
+        """
         if item.kind != HEAD or self._owner.session(item.client_id) is not None:
             return True
         if not self.departures.has_stub(item.client_id):
             return True
-        if not self.departures.is_untaken(item.client_id):
+        assert item.head is not None
+        given_back = self.departures.is_given_back(item.client_id, node, item.epoch, item.head.taken)
+        if not given_back and not self.departures.is_untaken(item.client_id):
             return False
         self.departures.come_back(item.client_id, item.epoch)
         self.arrivals.watch(item.client_id)

@@ -11,11 +11,12 @@ Theory of operation
                                                                         are here, or when that node has none any more
                          a session at a node that is away:          --> made of what the registry knows, and attached;
                                                                         what it had queued comes when that node is back
-    Clean Start asks that node to forget the session, and does not wait for one that is away: a later epoch is enough.
+    Clean Start asks that node to forget the session, and does not wait for one that is away: what that has is over by
+    an ENDED row.
 
 The turn is given back when the client is attached, with the session's epoch. A CONNECT whose client goes meanwhile has
-its session moved all the same, unless that would have to be made or ended. One that waits for CONNECT_TIMEOUT_S is refused; another CONNECT of the
-same client id ends it as it would end a connection [MQTT-3.1.4-3].
+its session moved all the same, unless that would have to be made or ended. One that waits for CONNECT_TIMEOUT_S is
+refused; another CONNECT of the same client id ends it as it would end a connection [MQTT-3.1.4-3].
 
 A node alone knows everything by itself: there nothing waits.
 
