@@ -12,6 +12,7 @@ may get more than once what was on its way at that time, and what its old home s
 
 from bisect import bisect_left
 
+from latecomer import HELD, NAME
 from ledger import matches, shared_part
 
 QUEUE_FULL = "queue_full"
@@ -20,22 +21,39 @@ PIPES_S = 0.1
 # What the node and its timers may be late; how long a node may stand still, or leave what listeners say.
 LATE_S = 1.0
 STALL_S = 7.0
-CLOCK_S = 0.02
+CLOCK_S = 0.05
 
 
 def promise(world, clients, publisher, message):
-    """Write into a message, whose publish begins now, which sessions and shared groups it is promised to."""
+    """Write into a message, which its publisher sends now, which sessions and shared groups it is promised to.
+
+    One that was sent before, and to another node, may be either's: it is promised where both knew of an interest.
+    """
     home = publisher.home
-    message.home = home
-    if message.qos == 0 or not home.up:
+    if message.sends and message.home is home:
         return
+    promised, groups = set(), set()
+    if message.qos and home.up:
+        promised, groups = _owed(world, clients, home, message)
+    if message.sends:
+        promised &= message.promised
+        groups &= message.groups
+    message.home = home
+    message.promised = promised
+    message.groups = groups
+
+
+def _owed(world, clients, home, message):
+    """Return the sessions and the shared groups which a node owes a message."""
+    promised, groups = set(), set()
     interest = home.core.mesh.interest
     known = {name: set(interest.persistent_filters(name)) for name in world.nodes}
     for client in clients:
         if not client.persistent or not client.session_exists:
             continue
         if client.roams:
-            _promise_roamer(world, client, known, message)
+            if _is_owed_to_roamer(world, client, known, message):
+                promised.add(client.name)
             continue
         local = client.home is home
         for topic_filter, qos in client.subscribed.items():
@@ -43,13 +61,14 @@ def promise(world, clients, publisher, message):
             if shared is not None:
                 # The group lasts as long as a member that never leaves; groups are a node's own.
                 if qos and local and client.steady and matches(shared, message.topic):
-                    message.groups.add(topic_filter)
+                    groups.add(topic_filter)
             elif qos and (local or topic_filter in known[client.home.name]) and matches(topic_filter, message.topic):
-                message.promised.add(client.name)
+                promised.add(client.name)
                 break
+    return promised, groups
 
 
-def _promise_roamer(world, client, known, message):
+def _is_owed_to_roamer(world, client, known, message):
     """What every node has known that it is wanted stays known wherever the client goes."""
     filters = client.subscribed
     if not client.rooted:
@@ -58,8 +77,7 @@ def _promise_roamer(world, client, known, message):
             node.up and set(filters) <= set(node.core.mesh.interest.persistent_filters(client.home.name))
             for node in others
         )
-    if client.rooted and any(qos and matches(name, message.topic) for name, qos in filters.items()):
-        message.promised.add(client.name)
+    return client.rooted and any(qos and matches(name, message.topic) for name, qos in filters.items())
 
 
 def check_delivery(world, clients, ledger):
@@ -81,7 +99,7 @@ def check_delivery(world, clients, ledger):
                 missing.setdefault(place, []).append((message.number, message.publisher, name))
         for group in sorted(message.groups):
             world.count("promises to groups")
-            home = by_name[message.publisher].home
+            home = message.home
             members = [client for client in clients if client.home is home and group in client.ever_wanted]
             if not any(member.name in message.finishers for member in members):
                 missing.setdefault(home.name, []).append((message.number, message.publisher, group.decode()))
@@ -105,7 +123,7 @@ def check_delivery(world, clients, ledger):
         )
 
 
-def copies_allowed(by_name, message):
+def copies_allowed(world, by_name, message):
     """Return how many copies of a message of QoS 1 or 2 a session may be sent."""
     if message.will:
         return 1
@@ -113,7 +131,8 @@ def copies_allowed(by_name, message):
     if message.qos == 1 or not publisher.persistent:
         # Every sending is a publish: QoS 1 is at least once, and nobody knows the ids of a session that is over.
         return message.sends
-    return 1
+    # A session that began anew without its old home may not know what its client has sent there.
+    return min(message.sends, 1 + world.revived[publisher.client_id])
 
 
 def check_copies(world, clients, ledger):
@@ -122,11 +141,14 @@ def check_copies(world, clients, ledger):
     for client in clients:
         if client.shares:
             continue
+        if client.contends and world.revived[client.client_id]:
+            # Several old homes may have had it in flight, one after another.
+            continue
         for payload, copies in client.inbox.copies.items():
             message = ledger.published[payload]
             # What was on the way when an old home went away may be at both, and nobody can tell before it is back.
-            limit = world.revived[client.name] + (
-                copies_allowed(by_name, message)
+            limit = world.revived[client.client_id] + (
+                copies_allowed(world, by_name, message)
                 if message.qos
                 else 1 + sum(node.crashes for node in world.nodes.values())
             )
@@ -152,7 +174,7 @@ def check_groups(world, clients, ledger):
             takers.setdefault((worker.home, group), []).append(session < worker.sessions)
         for (_home, group), ended in takers.items():
             world.check(
-                len(ended) <= copies_allowed(by_name, message) + sum(ended),
+                len(ended) <= copies_allowed(world, by_name, message) + sum(ended),
                 f"message {message.number} of QoS {message.qos} went to {len(ended)} sessions of {group}, of which "
                 f"{sum(ended)} ended",
             )
@@ -162,12 +184,13 @@ def check_order(world, clients, ledger):
     """First deliveries to a session come in the publisher's order, by publisher, topic and QoS.
 
     A message that was sent again may have missed a session the first time, if that had no promise then. A group has
-    no order: what a member could not take goes to another.
+    no order: what a member could not take goes to another. Nor have two nodes to which a publisher has been.
     """
+    by_name = {client.name: client for client in clients}
     for client in clients:
         if client.shares:
             continue
-        if world.revived[client.name]:
+        if world.revived[client.client_id]:
             # What its old homes had came when they were back.
             continue
         settings = client.home.settings
@@ -186,9 +209,10 @@ def check_order(world, clients, ledger):
             seen.add(payload)
             message = ledger.published[payload]
             bounded = settings.max_offline_messages >= 0
-            if message.sends > 1 and (bounded or client.name not in message.promised):
+            roams = not message.will and by_name[message.publisher].roams
+            if message.sends > 1 and (bounded or roams or client.name not in message.promised):
                 continue
-            stream = (message.publisher, message.topic, message.qos, arrival.qos)
+            stream = (message.publisher, message.home, message.topic, message.qos, arrival.qos)
             world.check(
                 last.get(stream, 0) < message.number,
                 f"{client.name} received message {message.number} of {message.publisher} on "
@@ -232,6 +256,9 @@ def expected_wills(world, left):
     if not left.ended_at:
         return 0, 0
     home = left.client.home
+    if home.clocks.was_set and home.died_at:
+        # Deadlines that are stored go by the wall clock.
+        return 0, 1
     back_at = left.back_at or world.now
     back_asked_at = left.back_asked_at or world.now
     deaths = [at for at in home.died_at if left.asked_at <= at <= back_at]
@@ -247,7 +274,7 @@ def expected_wills(world, left):
         last = max(starts[-1] + wait_s, left.told_at + left.delay_s)
     if back_at < first - CLOCK_S:
         return 0, 0
-    late_s = LATE_S + (STALL_S if world.stats["stalls"] else 0.0)
+    late_s = LATE_S + (STALL_S if world.stats["stalls"] or world.stats["slow nodes"] else 0.0)
     return (1, 1) if home.up and back_asked_at > last + late_s else (0, 1)
 
 
@@ -269,18 +296,27 @@ def check_wills(world, clients, ledger):
 
 
 def check_retained(world, ledger):
-    """Of a topic that one publisher sets, its last word stands; of any other somebody's word that was not refused."""
+    """Of a topic that one publisher sets, its last word stands; of any other somebody's word that was not refused.
+
+    Of what a latecomer brought nothing stands against what the cluster had.
+    """
     last = {}
     words = {}
+    held = b""
     for message in ledger.published.values():
+        if message.topic == HELD and message.home.name != NAME:
+            held = message.payload
         if message.retain and not message.refused:
             last[message.topic] = b"" if message.deletes else message.payload
             words.setdefault(message.topic, set()).add(last[message.topic])
     for node in world.nodes.values():
-        shown = {message.topic: message.payload for message in node.core.owner.retained.match(b"#", world.now)}
+        now = node.clocks.monotonic()
+        shown = {message.topic: message.payload for message in node.core.owner.retained.match(b"#", now)}
         for topic in last:
             found = shown.pop(topic, b"")
-            if b"/of/" in topic:
+            if topic == HELD:
+                world.check(found == held, f"{node.name} retains {found[:20]!r} of {topic!r}, which the latecomer set")
+            elif b"/of/" in topic:
                 world.check(found == last[topic], f"{node.name} retains {found[:20]!r} of {topic!r}, not the last word")
             else:
                 world.check(found in words[topic] | {b""}, f"{node.name} retains {found[:20]!r} of {topic!r}")
