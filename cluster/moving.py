@@ -310,6 +310,7 @@ class Moving:
         if not given_back and not self.departures.is_untaken(item.client_id):
             return False
         self.departures.come_back(item.client_id, item.epoch)
+        self.departures.notices.append(f"session of {item.client_id!r} is back before it was all elsewhere")
         self.arrivals.watch(item.client_id)
         return True
 

@@ -141,16 +141,21 @@ def check_copies(world, clients, ledger):
     for client in clients:
         if client.shares:
             continue
-        if client.contends and world.revived[client.client_id]:
-            # Several old homes may have had it in flight, one after another.
+        if client.contends:
+            # It shares its session with others, and has seen only a part of what that was sent.
             continue
         for payload, copies in client.inbox.copies.items():
             message = ledger.published[payload]
             # What was on the way when an old home went away may be at both, and nobody can tell before it is back.
-            limit = world.revived[client.client_id] + (
-                copies_allowed(world, by_name, message)
-                if message.qos
-                else 1 + sum(node.crashes for node in world.nodes.values())
+            # So may what came while a node with a session of the same client id was joining.
+            limit = (
+                world.twins[client.client_id]
+                + world.revived[client.client_id]
+                + (
+                    copies_allowed(world, by_name, message)
+                    if message.qos
+                    else 1 + sum(node.crashes for node in world.nodes.values())
+                )
             )
             world.check(
                 copies <= limit,
@@ -188,7 +193,7 @@ def check_order(world, clients, ledger):
     """
     by_name = {client.name: client for client in clients}
     for client in clients:
-        if client.shares:
+        if client.shares or client.contends:
             continue
         if world.revived[client.client_id]:
             # What its old homes had came when they were back.

@@ -34,6 +34,7 @@ class Latecomer:
         self.twin = make("late twin", self.node, True, {b"at/late/#": 1})
         self.twin.client_id = population.clients[0].client_id
         population.clients.remove(self.twin)
+        world.twins[self.twin.client_id] += 1
         self._rounds = 0
         self._asked = None
 

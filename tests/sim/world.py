@@ -33,6 +33,8 @@ class World:
         self.nodes = {}
         # By client, how often its session began without its old home.
         self.revived = Counter()
+        # By client, how many sessions of its client id joined with their nodes.
+        self.twins = Counter()
         self.stats = Counter()
         self.turns = 0
         # Looking changes nothing: who replays a seed sees the turn in which it went wrong.
