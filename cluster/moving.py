@@ -134,8 +134,9 @@ class Moving:
             self._end_older,
             mesh.stamp,
         )
-        # By store id, whether a member ran when it was looked at last.
+        # By store id, whether a member ran when it was looked at last, and in which life.
         self._ran: dict[bytes, bool] = {}
+        self._lives: dict[bytes, int] = {}
         # (asker, home, generation, version): who is to be told when this node knows a version of a home's wishes.
         self._switches: dict[tuple[bytes, bytes], tuple[int, int]] = {}
         self._frames: Final[dict[int, Callable[[str, bytes, bytes, float], None]]] = {
@@ -256,8 +257,12 @@ class Moving:
             if runs != self._ran.get(store_id, False):
                 self.arrivals.running(store_id, runs, now)
                 self.registrar.running(store_id, runs, now)
-                if runs:
-                    self.departures.home_is_back(store_id)
+        for peer in self._mesh.peers.values():
+            life = peer.session >> _LIFE_SHIFT
+            if peer.running and (life != self._lives.get(peer.store_id) or not self._ran.get(peer.store_id)):
+                # It may have been back before anybody missed it.
+                self._lives[peer.store_id] = life
+                self.departures.home_is_back(peer.store_id)
         self._ran = {peer.store_id: peer.running for peer in self._mesh.peers.values()}
         self.departures.changed()
 
