@@ -79,13 +79,11 @@ def retained_converged(world):
 def moves_over(world):
     """Return "" if no session is under way between nodes and nobody has or wants a turn, else where that is so."""
     for node in world.nodes.values():
-        moving = node.core.moving
-        counts = moving.counts()
+        # Whoever waits with a CONNECT has a turn, or wants one.
+        counts = node.core.moving.counts()
         for name in ("moves_arriving", "moves_leaving", "turns_kept", "turns_requested"):
             if counts[name]:
                 return f"{node.name} has {counts[name]} of {name}"
-        if moving.registrar.count():
-            return f"{moving.registrar.count()} CONNECTs wait at {node.name}"
         ended = node.core.mesh.registry.own_ended()
         if ended:
             return f"{node.name} still says what of {ended[0]} is over"
