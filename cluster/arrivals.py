@@ -199,9 +199,10 @@ class Arrivals:
             self._ask(self._fresh, now)
         self._fresh = []
         if self._check_due and now >= self._check_at:
-            self._check_due = False
             self._check_at = now + CHECK_S
             self._check(now)
+            # That this node knows all, and of no other home any more, is said by no event.
+            self._check_due = bool(self._needs)
 
     def next_deadline(self) -> float:
         """Return when `tick` has something to do."""
@@ -306,6 +307,9 @@ class Arrivals:
         """Return the members of which not everything below their cut has come."""
         arrival = session.arrival
         assert arrival is not None
+        if arrival.direct_from:
+            # It needs no cuts. The old home says its last word when everybody has switched.
+            return []
         passed = arrival.donors[node].passed
         missing = []
         for member in [self._site.store_id(), *self._site.others()]:
@@ -343,12 +347,13 @@ class Arrivals:
     def _check(self, now: float) -> None:
         """End the arrivals to which nothing can come any more."""
         transfers = self._owner.transfers
-        complete = self._site.is_complete()
+        if not self._site.is_complete():
+            return
         for client_id in list(self._needs):
             session = self._owner.session(client_id)
             if session is None or session.arrival is None:
                 self._forget(client_id)
-            elif complete and not session.arrival.donors and not self._registry.has_rival_homes(client_id):
+            elif not session.arrival.donors and not self._registry.has_rival_homes(client_id):
                 transfers.end_arrival(session, now)
                 self._forget(client_id)
 

@@ -271,7 +271,8 @@ class NodeCore:
             # An acknowledgement of a peer may let one out that waits behind it, for what is not committed.
             return
         if mesh.take_joined():
-            owner.retained.become_oldest(owner.writes, owner.clock)
+            owner.become_oldest()
+            self.moving.joined()
         for message in mesh.take_messages():
             if isinstance(message, Message):
                 owner.receive_forwarded(message, now)

@@ -11,11 +11,12 @@ Theory of operation
                                                                         are here, or when that node has none any more
                          a session at a node that is away:          --> made of what the registry knows, and attached;
                                                                         what it had queued comes when that node is back
-    Clean Start asks that node to forget the session, and does not wait for one that is away: a later epoch is enough.
+    Clean Start asks that node to forget the session, and does not wait for one that is away: what that has is over by
+    an ENDED row.
 
-The turn is given back when the client is attached, with the session's epoch. A CONNECT whose client goes meanwhile is
-forgotten, but a move that has begun goes on. One that waits for CONNECT_TIMEOUT_S is refused; another CONNECT of the
-same client id ends it as it would end a connection [MQTT-3.1.4-3].
+The turn is given back when the client is attached, with the session's epoch. A CONNECT whose client goes meanwhile has
+its session moved all the same, unless that would have to be made or ended. One that waits for CONNECT_TIMEOUT_S is
+refused; another CONNECT of the same client id ends it as it would end a connection [MQTT-3.1.4-3].
 
 A node alone knows everything by itself: there nothing waits.
 
@@ -46,13 +47,15 @@ CONNECT_TIMEOUT_S: Final = 5.0
 class Waiting:
     """A CONNECT that waits; `epoch` is the session's new one, None until it has the turn."""
 
-    __slots__ = ("deadline", "epoch", "event", "old_home")
+    __slots__ = ("deadline", "epoch", "event", "is_gone", "old_home")
 
     def __init__(self, event: Attach, deadline: float) -> None:
         self.event = event
         self.deadline = deadline
         self.epoch: Epoch | None = None
         self.old_home: bytes = b""
+        # Its client has gone; the session comes all the same.
+        self.is_gone = False
 
 
 @final
@@ -69,10 +72,12 @@ class Registrar:
         departures: Departures,
         claims: Claims,
         remembered: Callable[[str, bytes], SessionHead | None],
+        end_older: Callable[[str, Epoch, bytes], None],
         stamp: Callable[[], int],
     ) -> None:
         """`remembered` makes a head of the rows that a node that is away has of a client id.
 
+        `end_older` says that what nodes have of a client id is over before an epoch; the node that is named was told.
         `stamp` is the hybrid clock.
         """
         self._owner = owner
@@ -83,6 +88,7 @@ class Registrar:
         self._departures = departures
         self._claims = claims
         self._remembered = remembered
+        self._end_older = end_older
         self._stamp = stamp
         self._waiting: dict[int, Waiting] = {}
         self._by_client: dict[str, Waiting] = {}
@@ -93,8 +99,7 @@ class Registrar:
         """Take a CONNECT."""
         before = self._by_client.get(event.client_id)
         if before is not None:
-            self._owner.refuse(before.event, Reason.SESSION_TAKEN_OVER)
-            self._forget(before, now)
+            self._refuse(before, Reason.SESSION_TAKEN_OVER, now)
         waiting = Waiting(event, now + CONNECT_TIMEOUT_S)
         self._waiting[event.connection] = waiting
         self._by_client[event.client_id] = waiting
@@ -105,8 +110,12 @@ class Registrar:
     def detach(self, connection: int, now: float) -> None:
         """A connection that is not attached ended."""
         waiting = self._waiting.get(connection)
-        if waiting is not None:
+        if waiting is None:
+            return
+        if waiting.event.clean_start:
             self._forget(waiting, now)
+        else:
+            waiting.is_gone = True
 
     def lose_listener(self, listener: int, now: float) -> None:
         """All connections of a listener ended."""
@@ -184,7 +193,10 @@ class Registrar:
         """Decide where the session is, by the latest epoch that is known of it, and have it or ask for it."""
         event = waiting.event
         assert waiting.epoch is not None
-        if latest.store_id in (NO_EPOCH.store_id, self._site.store_id()):
+        is_here = latest.store_id in (NO_EPOCH.store_id, self._site.store_id())
+        if waiting.is_gone and (is_here or not self._site.is_running(latest.store_id)):
+            self._forget(waiting, now)
+        elif is_here:
             gone = self._owner.session(event.client_id) is None and not event.clean_start
             if gone and self._departures.come_back(event.client_id, waiting.epoch):
                 self._arrivals.watch(event.client_id)
@@ -216,18 +228,24 @@ class Registrar:
     def _finish(self, waiting: Waiting, now: float) -> None:
         assert waiting.epoch is not None
         event = waiting.event
-        self._owner.attach(event, waiting.epoch, now)
+        epoch = NO_EPOCH
+        if not waiting.is_gone:
+            epoch = waiting.epoch
+            self._owner.attach(event, epoch, now)
         session = self._owner.session(event.client_id)
-        epoch = waiting.epoch
         if session is not None:
             epoch = session.epoch
+            if event.clean_start:
+                # Otherwise what waits for the client at a node that is away would come with that.
+                self._end_older(event.client_id, epoch, waiting.old_home)
             self._departures.follow(session, now)
         del self._waiting[event.connection]
         del self._by_client[event.client_id]
         self._registration.release(event.connection, epoch, now)
 
     def _refuse(self, waiting: Waiting, reason: int, now: float) -> None:
-        self._owner.refuse(waiting.event, reason)
+        if not waiting.is_gone:
+            self._owner.refuse(waiting.event, reason)
         self._forget(waiting, now)
 
     def _forget(self, waiting: Waiting, now: float) -> None:

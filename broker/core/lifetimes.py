@@ -91,6 +91,14 @@ class Lifetimes:
         if session.expires_at != 0.0:
             self._schedule(session)
 
+    def become_oldest(self) -> None:
+        """Have every session be of an earlier epoch than any that the cluster has which this node joins."""
+        for session in self.sessions.values():
+            session.epoch = first_epoch(0, self._store_id)
+            if session.persistent:
+                self._store.put_session(session)
+            self._rows.tell(session)
+
     def release(self, session: Session) -> None:
         """A session goes to another node: from now on it is not this node's."""
         del self.sessions[session.client_id]

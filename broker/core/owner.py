@@ -244,6 +244,11 @@ class QueueOwner:
         """Ask this whether a node can be sent a message that it has to have; without it every node can."""
         self._publishing.has_room = has_room
 
+    def become_oldest(self) -> None:
+        """This node joins a cluster: what it has adds to what is there, and overrides nothing."""
+        self.retained.become_oldest(self._store.writes, self._store.clock)
+        self._lifetimes.become_oldest()
+
     def interest_changed(self) -> None:
         """The other nodes' interest changed: remembered routes are void."""
         self._routes.invalidate()

@@ -25,7 +25,7 @@ an arrival of its own only as long as nobody has asked for it.
 from collections import deque
 from typing import final
 
-from broker.core.arrival import PLACE_BITS, Arrival, Donor, first_place
+from broker.core.arrival import NOWHERE, PLACE_BITS, Arrival, Donor, first_place
 from broker.core.dispatch import Dispatcher
 from broker.core.epoch import Epoch
 from broker.core.inflight import PACKET_ID_MAX
@@ -347,7 +347,7 @@ class Transfers:
         """Another old home has something left of the session, which has a life of its own here."""
         if session.arrival is None:
             session.arrival = Arrival(first_place(session.epoch))
-            session.arrival.direct_from = first_place(session.epoch)
+            session.arrival.direct_from = NOWHERE
             self._dispatcher.arriving[session] = session.arrival
         if donor not in session.arrival.donors:
             session.arrival.donor(donor)

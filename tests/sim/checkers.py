@@ -12,8 +12,9 @@ may get more than once what was on its way at that time, and what its old home s
 
 from bisect import bisect_left
 
+from latecomer import HELD, NAME
 from ledger import matches, shared_part
-from world import FAILURE_TIMEOUT_S
+from virtual_node import FAILURE_TIMEOUT_S
 
 QUEUE_FULL = "queue_full"
 # What two pipes and a turn take at most, in seconds.
@@ -21,7 +22,7 @@ PIPES_S = 0.1
 # What the node and its timers may be late; how long a node may stand still, or leave what listeners say.
 LATE_S = 1.0
 STALL_S = 7.0
-CLOCK_S = 0.02
+CLOCK_S = 0.05
 # How long after a death others publish a will that is due, after they have missed the node; and how long before it they
 # must have been at one to know the will.
 CLAIM_S = 5.0
@@ -33,18 +34,35 @@ APART_S = 15.0
 
 
 def promise(world, clients, publisher, message):
-    """Write into a message, whose publish begins now, which sessions and shared groups it is promised to."""
+    """Write into a message, which its publisher sends now, which sessions and shared groups it is promised to.
+
+    One that was sent before, and to another node, may be either's: it is promised where both knew of an interest.
+    """
     home = publisher.home
-    message.home = home
-    if message.qos == 0 or not home.up:
+    if message.sends and message.home is home:
         return
+    promised, groups = set(), set()
+    if message.qos and home.up:
+        promised, groups = _owed(world, clients, home, message)
+    if message.sends:
+        promised &= message.promised
+        groups &= message.groups
+    message.home = home
+    message.promised = promised
+    message.groups = groups
+
+
+def _owed(world, clients, home, message):
+    """Return the sessions and the shared groups which a node owes a message."""
+    promised, groups = set(), set()
     interest = home.core.mesh.interest
     known = {name: set(interest.persistent_filters(name)) for name in world.nodes}
     for client in clients:
         if not client.persistent or not client.session_exists:
             continue
         if client.roams:
-            _promise_roamer(world, client, known, message)
+            if _is_owed_to_roamer(world, client, known, message):
+                promised.add(client.name)
             continue
         local = client.home is home
         for topic_filter, qos in client.subscribed.items():
@@ -52,13 +70,14 @@ def promise(world, clients, publisher, message):
             if shared is not None:
                 # The group lasts as long as a member that never leaves; groups are a node's own.
                 if qos and local and client.steady and matches(shared, message.topic):
-                    message.groups.add(topic_filter)
+                    groups.add(topic_filter)
             elif qos and (local or topic_filter in known[client.home.name]) and matches(topic_filter, message.topic):
-                message.promised.add(client.name)
+                promised.add(client.name)
                 break
+    return promised, groups
 
 
-def _promise_roamer(world, client, known, message):
+def _is_owed_to_roamer(world, client, known, message):
     """What every node has known that it is wanted stays known wherever the client goes."""
     filters = client.subscribed
     if not client.rooted:
@@ -67,8 +86,7 @@ def _promise_roamer(world, client, known, message):
             node.up and set(filters) <= set(node.core.mesh.interest.persistent_filters(client.home.name))
             for node in others
         )
-    if client.rooted and any(qos and matches(name, message.topic) for name, qos in filters.items()):
-        message.promised.add(client.name)
+    return client.rooted and any(qos and matches(name, message.topic) for name, qos in filters.items())
 
 
 def check_delivery(world, clients, ledger):
@@ -90,7 +108,7 @@ def check_delivery(world, clients, ledger):
                 missing.setdefault(place, []).append((message.number, message.publisher, name))
         for group in sorted(message.groups):
             world.count("promises to groups")
-            home = by_name[message.publisher].home
+            home = message.home
             members = [client for client in clients if client.home is home and group in client.ever_wanted]
             if not any(member.name in message.finishers for member in members):
                 missing.setdefault(home.name, []).append((message.number, message.publisher, group.decode()))
@@ -115,7 +133,7 @@ def check_delivery(world, clients, ledger):
         )
 
 
-def copies_allowed(by_name, message):
+def copies_allowed(world, by_name, message):
     """Return how many copies of a message of QoS 1 or 2 a session may be sent."""
     if message.will:
         return 1
@@ -123,7 +141,8 @@ def copies_allowed(by_name, message):
     if message.qos == 1 or not publisher.persistent:
         # Every sending is a publish: QoS 1 is at least once, and nobody knows the ids of a session that is over.
         return message.sends
-    return 1
+    # A session that began anew without its old home may not know what its client has sent there.
+    return min(message.sends, 1 + world.revived[publisher.client_id])
 
 
 def check_copies(world, clients, ledger):
@@ -132,16 +151,24 @@ def check_copies(world, clients, ledger):
     for client in clients:
         if client.shares:
             continue
+        if client.contends:
+            # It shares its session with others, and has seen only a part of what that was sent.
+            continue
         for payload, copies in client.inbox.copies.items():
             message = ledger.published[payload]
             if message.will:
                 # `check_wills` counts these.
                 continue
             # What was on the way when an old home went away may be at both, and nobody can tell before it is back.
-            limit = world.revived[client.name] + (
-                copies_allowed(by_name, message)
-                if message.qos
-                else 1 + sum(node.crashes for node in world.nodes.values())
+            # So may what came while a node with a session of the same client id was joining.
+            limit = (
+                world.twins[client.client_id]
+                + world.revived[client.client_id]
+                + (
+                    copies_allowed(world, by_name, message)
+                    if message.qos
+                    else 1 + sum(node.crashes for node in world.nodes.values())
+                )
             )
             world.check(
                 copies <= limit,
@@ -165,7 +192,7 @@ def check_groups(world, clients, ledger):
             takers.setdefault((worker.home, group), []).append(session < worker.sessions)
         for (_home, group), ended in takers.items():
             world.check(
-                len(ended) <= copies_allowed(by_name, message) + sum(ended),
+                len(ended) <= copies_allowed(world, by_name, message) + sum(ended),
                 f"message {message.number} of QoS {message.qos} went to {len(ended)} sessions of {group}, of which "
                 f"{sum(ended)} ended",
             )
@@ -175,12 +202,13 @@ def check_order(world, clients, ledger):
     """First deliveries to a session come in the publisher's order, by publisher, topic and QoS.
 
     A message that was sent again may have missed a session the first time, if that had no promise then. A group has
-    no order: what a member could not take goes to another.
+    no order: what a member could not take goes to another. Nor have two nodes to which a publisher has been.
     """
+    by_name = {client.name: client for client in clients}
     for client in clients:
-        if client.shares:
+        if client.shares or client.contends:
             continue
-        if world.revived[client.name]:
+        if world.revived[client.client_id]:
             # What its old homes had came when they were back.
             continue
         settings = client.home.settings
@@ -202,9 +230,10 @@ def check_order(world, clients, ledger):
                 # One may be published by another node than the next.
                 continue
             bounded = settings.max_offline_messages >= 0
-            if message.sends > 1 and (bounded or client.name not in message.promised):
+            roams = not message.will and by_name[message.publisher].roams
+            if message.sends > 1 and (bounded or roams or client.name not in message.promised):
                 continue
-            stream = (message.publisher, message.topic, message.qos, arrival.qos)
+            stream = (message.publisher, message.home, message.topic, message.qos, arrival.qos)
             world.check(
                 last.get(stream, 0) < message.number,
                 f"{client.name} received message {message.number} of {message.publisher} on "
@@ -260,6 +289,9 @@ def expected_wills(world, left):
         return 0, high
     if not left.ended_at:
         return 0, 0
+    if home.clocks.was_set and home.died_at:
+        # Deadlines that are stored go by the wall clock.
+        return 0, high
     deaths = [at for at in home.died_at if left.asked_at <= at <= back_at]
     if _may_be_unheard(world, left, deaths):
         return 0, len(world.nodes)
@@ -280,7 +312,7 @@ def expected_wills(world, left):
         last = max(starts[-1] + wait_s, left.told_at + left.delay_s)
     if back_at < first - CLOCK_S:
         return 0, 0
-    late_s = LATE_S + (STALL_S if world.stats["stalls"] else 0.0)
+    late_s = LATE_S + (STALL_S if world.stats["stalls"] or world.stats["slow nodes"] else 0.0)
     if deaths:
         last = max(last, starts[-1])
         others = [node for node in world.nodes.values() if node is not home]
@@ -333,18 +365,27 @@ def check_wills(world, clients, ledger):
 
 
 def check_retained(world, ledger):
-    """Of a topic that one publisher sets, its last word stands; of any other somebody's word that was not refused."""
+    """Of a topic that one publisher sets, its last word stands; of any other somebody's word that was not refused.
+
+    Of what a latecomer brought nothing stands against what the cluster had.
+    """
     last = {}
     words = {}
+    held = b""
     for message in ledger.published.values():
+        if message.topic == HELD and message.home.name != NAME:
+            held = message.payload
         if message.retain and not message.refused:
             last[message.topic] = b"" if message.deletes else message.payload
             words.setdefault(message.topic, set()).add(last[message.topic])
     for node in world.nodes.values():
-        shown = {message.topic: message.payload for message in node.core.owner.retained.match(b"#", world.now)}
+        now = node.clocks.monotonic()
+        shown = {message.topic: message.payload for message in node.core.owner.retained.match(b"#", now)}
         for topic in last:
             found = shown.pop(topic, b"")
-            if b"/of/" in topic:
+            if topic == HELD:
+                world.check(found == held, f"{node.name} retains {found[:20]!r} of {topic!r}, which the latecomer set")
+            elif b"/of/" in topic:
                 world.check(found == last[topic], f"{node.name} retains {found[:20]!r} of {topic!r}, not the last word")
             else:
                 world.check(found in words[topic] | {b""}, f"{node.name} retains {found[:20]!r} of {topic!r}")

@@ -211,6 +211,8 @@ class Network:
         """Block what goes from `one` to `other`, and what comes back if `both`."""
         world = self.world
         world.count("partitions")
+        if not both:
+            world.count("partitions of one direction")
         world.note(f"partition {one} {'<->' if both else '->'} {other}")
         self._blocked.add((one, other))
         world.cut(one, other)

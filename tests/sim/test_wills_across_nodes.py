@@ -4,7 +4,8 @@ import convergence
 import pytest
 from ledger import Ledger
 from virtual_clients import Client
-from world import AFTER_COMMIT, PLANNED_RESTART_S, ROW_AT, World, is_claim
+from virtual_node import AFTER_COMMIT, PLANNED_RESTART_S, ROW_AT, is_claim
+from world import World
 
 from broker.core.epoch import Epoch
 from broker.core.rows import RowKind, row_rest, row_subject, unpack_claim
