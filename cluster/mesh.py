@@ -26,6 +26,7 @@ the links; every other frame is taken for lost on the way, which the conversatio
 Invariants: those of the parts.
 """
 
+import math
 from collections.abc import Callable
 from typing import Final, final
 
@@ -35,6 +36,7 @@ from broker.core.retained import RetainedStore
 from broker.core.rows import RowChange
 from broker.core.storage import Storage, WriteBatch
 from broker.core.stored_message import Clock
+from cluster.addressing import NO_ADDRESS, Addressed
 from cluster.admission import Admission
 from cluster.checks import CheckResult, Checks
 from cluster.clock import HybridClock
@@ -77,6 +79,8 @@ _MOVES: Final = (
     FrameType.TURN_SURVEY,
     FrameType.TURNS_HELD,
 )
+# So often is looked, at most, whether somebody else can have what waits for shared groups of dead members.
+RECLAIM_S: Final = 1.0
 _FORWARDS: Final = bytes([FrameType.FORWARDS])
 # What changes nothing that is stored, and, of a node that stops, is not said again.
 _HEARD_WHILE_FROZEN: Final = (bytes([FrameType.HEARTBEAT]), bytes([FrameType.STOPPING]))
@@ -115,6 +119,9 @@ class Mesh:
         )
         self._peers.first_number = first_number(incarnation)
         self._next_number: Callable[[], int] = _no_number
+        self._can_move: Callable[[bytes, Message], bool] = _nobody
+        # When what waits for members that are dead is looked at again, as somebody else may have it now.
+        self._reclaim_at = math.inf
         # By node name, for whoever looks; `Peers` alone changes it.
         self.peers: dict[str, Peer] = self._peers.all
         self.readiness = self._peers.readiness
@@ -129,6 +136,7 @@ class Mesh:
         self._turn = turn
         self._store = store
         self._heartbeat_s = self._peers.heartbeat_s
+        self._failure_timeout_s = settings.failure_timeout_s
         self._ticked_at = now
         self._deadline = 0.0
         self._peers.restore(new_cluster_id, now)
@@ -147,6 +155,8 @@ class Mesh:
         if not len(self._turn.writes):
             for peer in self.peers.values():
                 peer.outgoing.load(now)
+                if not peer.running and peer.outgoing.is_reclaiming():
+                    self._reclaim(peer)
         if not self._turn.frozen:
             if self.retained.has_doubts():
                 self.retained.begin(self._replication.retained_current_at(), self._read_retained)
@@ -220,7 +230,15 @@ class Mesh:
         peer = self.peers.get(node)
         return peer is None or peer.outgoing.has_room(message, peer.running)
 
-    def forward(self, node: str, message: Message, ticket: Ticket | None, now: float, persistent: bool = True) -> None:
+    def forward(
+        self,
+        node: str,
+        message: Message,
+        ticket: Ticket | None,
+        now: float,
+        persistent: bool = True,
+        address: bytes = NO_ADDRESS,
+    ) -> None:
         """Send a message to a node that wants it, now or, with `persistent`, when it is back."""
         peer = self.peers.get(node)
         if peer is None:
@@ -229,7 +247,7 @@ class Mesh:
                 self._turn.acknowledged.append(ticket)
                 self._deadline = 0.0
             return
-        peer.outgoing.forward(message, ticket, persistent, peer.running, now)
+        peer.outgoing.forward(message, ticket, persistent, peer.running, now, address)
 
     def change_interest(self, changes: list[InterestChange]) -> None:
         """Note changes of what this node wants; `flush` tells them."""
@@ -289,6 +307,10 @@ class Mesh:
         """Ask this what this node says of itself."""
         self._statuses.own = status
 
+    def ask_can_move(self, can_move: Callable[[bytes, Message], bool]) -> None:
+        """Ask this whether others than a member that died could have a message of a shared group."""
+        self._can_move = can_move
+
     def ask_number(self, next_number: Callable[[], int]) -> None:
         """Ask this which number the next message that is published here has at least."""
         self._next_number = next_number
@@ -343,6 +365,12 @@ class Mesh:
         if self.peers[node].outgoing.open:
             self._turn.commands.append(SendBulk(node, frame))
 
+    def _reclaim(self, peer: Peer) -> None:
+        """Take back messages that a member did not acknowledge before it died, and others can have."""
+        found = peer.outgoing.reclaim(self._can_move)
+        self._turn.messages.extend(found)
+        self._turn.counts["groups_moved"] += sum([len(each.groups) for each in found])
+
     def tell_tables(self) -> None:
         """Tell everybody what changed of this node's tables; afterwards their versions are those of what was told."""
         self._replication.tell()
@@ -361,7 +389,7 @@ class Mesh:
         """Say whether every member runs, and this node knows all that each said of its sessions and wishes."""
         return self._replication.is_complete()
 
-    def take_messages(self) -> list[Message | Mark]:
+    def take_messages(self) -> list[Message | Addressed | Mark]:
         """Return the messages that peers forwarded, and the marks between them, in order."""
         return self._turn.take_messages()
 
@@ -374,6 +402,18 @@ class Mesh:
         changed = self._turn.routes_changed
         self._turn.routes_changed = False
         return changed
+
+    def take_groups_changed(self) -> list[bytes]:
+        """Return the shared filters of groups of which other nodes may have something else than at the last call."""
+        if not self._turn.groups_changed:
+            return []
+        changed, self._turn.groups_changed = list(self._turn.groups_changed), {}
+        self.reclaim_soon()
+        return changed
+
+    def reclaim_soon(self) -> None:
+        """Somebody may be able to have what waits for groups of members that are dead."""
+        self._reclaim_at = min(self._reclaim_at, self._ticked_at + RECLAIM_S)
 
     def take_notes(self) -> list[str]:
         """Return what an operator should read, once."""
@@ -394,6 +434,15 @@ class Mesh:
                 peer.outgoing.forgive(now)
             elif peer.outgoing.is_spill_due(peer.running, now):
                 peer.outgoing.spill()
+        if now >= self._reclaim_at and not self._turn.frozen:
+            self._reclaim_at = math.inf
+            # What was on its way when this node itself went down is not taken from those that are only not heard yet.
+            if now >= self.started_at + self._failure_timeout_s:
+                for peer in self.peers.values():
+                    if not peer.running:
+                        peer.outgoing.begin_reclaim()
+            else:
+                self.reclaim_soon()
         if now < self._deadline:
             return
         if stall_s > self._heartbeat_s:
@@ -416,7 +465,10 @@ class Mesh:
             return 0.0
         deadline = self._deadline
         if not self._turn.frozen:
+            deadline = min(deadline, self._reclaim_at)
             for peer in self.peers.values():
+                if not peer.running and peer.outgoing.is_reclaiming():
+                    return 0.0
                 deadline = min(deadline, peer.outgoing.spill_at())
         return deadline
 
@@ -538,3 +590,7 @@ class Mesh:
 
 def _no_number() -> int:
     return 0
+
+
+def _nobody(shared_filter: bytes, message: Message) -> bool:
+    return False

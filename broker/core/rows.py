@@ -11,6 +11,7 @@ table compare it. It knows nothing of peers, frames or of where rows lie: `clust
     SUBSCRIPTION  subject client id, key filter   options u8, identifier u32
     ENDED         subject client id  epoch (32 bytes): all sessions of older epochs are over
     RETAINED      subject topic      see `retained_rows`
+    GROUP         subject shared filter   flags u8 (1 persistent), u32 about how many members are connected
 
 Everything about one subject lies in one of BUCKETS buckets, so that holders find what differs bucket by bucket. The sum
 of a bucket is that of the hashes of its rows modulo 2**64: a change costs one hash, and the order does not matter.
@@ -33,6 +34,7 @@ SUBJECT_AT: Final = 3
 
 _SESSION: Final = struct.Struct(">BB32sI")
 _SUBSCRIPTION: Final = struct.Struct(">BBI")
+_GROUP: Final = struct.Struct(">BBI")
 _EPOCH_AT: Final = 2
 _USER_NAME: Final = 1
 _PERSISTENT: Final = 2
@@ -41,7 +43,7 @@ _PERSISTENT: Final = 2
 class Table(IntEnum):
     """The tables of a node."""
 
-    # What is rebuilt at a start: interest, and sessions that end with their connections.
+    # What is rebuilt at a start: interest, shared groups, and sessions that end with their connections.
     PASSING = 1
     # What is in the store: persistent sessions, their subscriptions, and what ended.
     LASTING = 2
@@ -57,6 +59,7 @@ class RowKind(IntEnum):
     SUBSCRIPTION = 3
     ENDED = 4
     RETAINED = 5
+    GROUP = 6
 
 
 @final
@@ -130,6 +133,21 @@ def unpack_interest(value: bytes) -> bool:
     """Return whether a wish is persistent; AssertionError if this is no such value."""
     assert len(value) == 2 and value[0] == VALUE_VERSION
     return value[1] & 1 != 0
+
+
+def pack_group(persistent: bool, online: int) -> bytes:
+    """Return the value of a GROUP row."""
+    return _GROUP.pack(VALUE_VERSION, 1 if persistent else 0, online)
+
+
+def unpack_group(value: bytes) -> tuple[bool, int]:
+    """Return whether a node's part of a group is persistent, and about how many of it are connected.
+
+    One of UNREADABLE if this is no such value.
+    """
+    version, flags, online = _GROUP.unpack(value)
+    assert version == VALUE_VERSION
+    return flags & 1 != 0, online
 
 
 def pack_session(session: SessionRow) -> bytes:

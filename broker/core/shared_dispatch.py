@@ -29,7 +29,7 @@ class SharedDispatcher:
     """Hands messages to the members of shared groups."""
 
     def __init__(self, settings: OwnerSettings, store: SessionStore, sender: Sender) -> None:
-        # By shared filter. Who subscribes is `Subscribing`'s business.
+        # By shared filter. Who is a member, and what comes here at all, is `groups`' business.
         self.groups: dict[bytes, SharedGroup] = {}
         # Groups in which something waits.
         self.waiting: dict[SharedGroup, bool] = {}
@@ -188,8 +188,16 @@ class SharedDispatcher:
             self._store.delete_delivery(group.number, delivery)
         return True
 
+    def take(self, group: SharedGroup, delivery: Delivery) -> None:
+        """Take the head of a group's queue, which goes elsewhere or nowhere."""
+        group.queue.take(delivery)
+        if group.queue.is_empty():
+            del self.waiting[group]
+        if delivery.stored:
+            self._store.delete_delivery(group.number, delivery)
+
     def group_ends(self, group: SharedGroup) -> None:
-        """The last member went: what waits goes with it."""
+        """Nobody is left: what waits goes, too."""
         waiting = len(group.queue)
         if waiting:
             self.counters.drop("group_ended", waiting)
@@ -207,23 +215,6 @@ class SharedDispatcher:
                 if group.queue.is_empty():
                     del self.waiting[group]
 
-    def session_ended(self, session: Session, now: float) -> None:
-        """What groups had given to it at QoS 1 is another member's.
-
-        What it had at QoS 2 must not go to anybody else [MQTT-4.8.2-5].
-        """
-        for delivery in session.inflight.deliveries.values():
-            group = self.groups.get(delivery.shared) if delivery.qos == 1 else None
-            if group is None:
-                continue
-            message = delivery.message
-            if message.expires_at and message.expires_at <= now:
-                # [MQTT-3.3.2-5] Its delivery to another has not begun.
-                self.counters.drop("expired")
-            else:
-                self.offer(group, message, now)
-            self.forget_kept(delivery)
-
     def load(self, group: SharedGroup) -> None:
         """Read on where the queue of one in `loading` goes on in the store; then it is no more in it.
 
@@ -236,7 +227,6 @@ class SharedDispatcher:
     def validate(self, sessions: Iterable[Session]) -> None:
         """Check the invariants of the groups; `sessions` are all of the node."""
         for group in self.groups.values():
-            assert group.members
             group.validate()
             assert (group in self.waiting) == (not group.queue.is_empty())
         self._validate_kept(sessions)

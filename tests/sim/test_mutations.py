@@ -9,12 +9,12 @@ import workload
 from world import AFTER_COMMIT
 
 from broker.core.events import CONNECTION_LOST
+from broker.core.groups import Groups
 from broker.core.netsplit_gate import NetsplitGate
 from broker.core.owner import QueueOwner
 from broker.core.retained import RetainedStore
 from broker.core.rows import BUCKETS
 from broker.core.session_store import SessionStore
-from broker.core.shared_dispatch import SharedDispatcher
 from broker.core.storage import DELETE, PUT, WriteBatch
 from cluster.frames import FrameType
 from cluster.incoming_link import IncomingLink
@@ -255,7 +255,7 @@ def test_a_group_that_keeps_nothing_of_what_it_gave_is_caught():
     """What its members have whose sessions are not stored is lost when the process is killed."""
 
     def forget(node, effects):
-        groups = node.core.owner._subscribing.groups.values()
+        groups = node.core.owner._groups.all.values()
         kept = {(group.number, record.seq) for group in groups for record in group.kept.values()}
 
         def lost(kind, family, key, value):
@@ -271,15 +271,11 @@ def test_a_group_that_keeps_nothing_of_what_it_gave_is_caught():
 
 @interpreted
 def test_a_member_that_takes_what_it_had_with_it_is_caught(monkeypatch):
-    session_ended = SharedDispatcher.session_ended
-
     def lose(self, session, now):
         for delivery in session.inflight.deliveries.values():
-            self.forget_kept(delivery)
-            delivery.shared = b""
-        session_ended(self, session, now)
+            self._shared.forget_kept(delivery)
 
-    monkeypatch.setattr(SharedDispatcher, "session_ended", lose)
+    monkeypatch.setattr(Groups, "session_ended", lose)
     assert "$share/crew" in caught()
 
 

@@ -36,6 +36,8 @@ POLL_S_MAX = 1.0
 BEHIND_POLL_S = 0.1
 INPUTS_PER_TURN = 64
 
+# The version of an outbox record that is for groups.
+ADDRESSED = 2
 NOW = "now"
 BEFORE_COMMIT = "before the commit"
 AFTER_COMMIT = "after the commit"
@@ -189,6 +191,7 @@ class Node:
         owner = QueueOwner(self.settings, storage, mesh.interest, self.store_id, incarnation)
         owner.recover(now, world.utc_ms())
         self.core = NodeCore(owner, mesh)
+        mesh.ask_can_move(self._can_move)
         if world.power_loss:
             self._sync(self.life)
         self._inputs.clear()
@@ -202,6 +205,14 @@ class Node:
         for index in range(len(self.listeners)):
             self._start_listener(index)
         self.wake(0.0)
+
+    def _can_move(self, shared_filter, message):
+        """What a dead node was to have, and may have had, goes to another member: note how often."""
+        can_move = self.core.owner.can_move(shared_filter, message)
+        if can_move:
+            self.world.moved[shared_filter, message.payload] += 1
+            self.world.count("moved from dead nodes")
+        return can_move
 
     def listener_died(self, index):
         """A listener process ends: its clients are cut off, the supervisor tells the owner and starts another."""
@@ -396,9 +407,9 @@ class Node:
                 return
         if len(effects.writes):
             self.storage.commit(effects.writes)
-        world.count(
-            "put into outboxes", sum(each[0] == PUT and each[1] == "outbox" for each in effects.writes.operations)
-        )
+        outboxed = [value for kind, family, _, value in effects.writes.operations if (kind, family) == (PUT, "outbox")]
+        world.count("put into outboxes", len(outboxed))
+        world.count("put into outboxes for groups", sum(value[0] == ADDRESSED for value in outboxed))
         self.drops = Counter(self.core.owner.counters.dropped)
         if point == AFTER_COMMIT:
             self.kill()
@@ -442,6 +453,8 @@ class World:
         self.nodes = {}
         # By client, how often its session began without its old home.
         self.revived = Counter()
+        # By shared filter and payload, how often a message was taken from a dead node for other members.
+        self.moved = Counter()
         self.stats = Counter()
         self.turns = 0
         self.validate_every = 1
