@@ -3,8 +3,8 @@
 keepers      persistent sessions with filters of all kinds; some want what only their own node's publishers say
 visitors     sessions that end with their connections
 publishers   publish at all QoS; some have no session beside their connection
-workers      members of shared groups that reach over all nodes: of the crew two never leave, some have no session beside
-             their connection, and one roams; of the gang nobody stays for ever
+workers      members of shared groups that reach over all nodes: of the crew two never leave, some have no session
+             beside their connection, and one roams; of the gang nobody stays for ever
 mortals      leave a will with every connection
 witnesses    one at each node, subscribed to all wills before the first is left
 roamers      persistent sessions that connect now to one node and now to another
