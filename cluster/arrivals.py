@@ -142,6 +142,10 @@ class Arrivals:
             session = self._owner.session(client_id)
             if session is not None and (0, 0) < needs <= version:
                 self._owner.transfers.set_cut(session, mark.member, mark.number, now)
+                self._check_due = True
+                if session.arrival is not None and session.arrival.overlaps():
+                    # Its next mark stands behind all that it sends twice.
+                    self._site.touch()
 
     def running(self, node: bytes, runs: bool, now: float) -> None:
         """A member runs, or does not any more."""
@@ -305,7 +309,12 @@ class Arrivals:
             session = self._owner.session(client_id)
             if session is None or session.arrival is None:
                 del self._needs[client_id]
-            elif complete and not session.arrival.donors and len(self._registry.homes(client_id)) <= 1:
+            elif (
+                complete
+                and not session.arrival.donors
+                and not session.arrival.overlaps()
+                and len(self._registry.homes(client_id)) <= 1
+            ):
                 transfers.end_arrival(session, now)
                 del self._needs[client_id]
 
