@@ -15,8 +15,8 @@ origin), and through the old home, which goes on taking what is routed to it. A 
     from an old home, from the cut on                              had already, directly
 
 An old home passes on what an origin sends in the order of its numbers. So when a cut is heard of late, what came that
-way until then (`relayed`) came wholly, and the cut is behind it. What the origin sends directly, on a slow link perhaps,
-overlaps with that: the arrival is not over before the direct way has come as far.
+way until then (`relayed`) came wholly, and the cut is behind it. What the origin sends directly, on a slow link
+perhaps, overlaps with that: the arrival is not over before the direct way has come as far.
 
 What came directly has higher places in the queue than all that comes from old homes. It waits behind the gate while an
 origin's messages come directly and the old home has not said that it has passed on everything below the cut (`passed`).

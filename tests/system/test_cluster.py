@@ -462,7 +462,7 @@ def test_a_shared_subscription_is_one_in_the_whole_cluster(make_node: Callable[.
         for client in (lasting, near, far):
             client.subscribe("end")
         shares = published(0, 60, [lasting, near, far])
-        assert sorted(sum(shares, [])) == sorted(map(str, range(60)))
+        assert sorted(number for each in shares for number in each) == sorted(map(str, range(60)))
         assert all(10 < len(each) < 30 for each in shares), "to each alike"
         last.kill()
         shares = published(60, 60, [lasting, near])
