@@ -280,6 +280,45 @@ def test_a_member_that_takes_what_it_had_with_it_is_caught(monkeypatch):
 
 
 @interpreted
+def test_a_group_that_two_nodes_serve_is_caught(monkeypatch):
+    choose = Groups.choose
+
+    def choose_more(self, routed, message):
+        choice = choose(self, routed, message)
+        for each in routed:
+            if each.here is not None and each.here.online and each.here not in choice.here:
+                choice.here.append(each.here)
+        return choice
+
+    monkeypatch.setattr(Groups, "choose", choose_more)
+    assert "sessions of b'$share" in caught()
+
+
+@interpreted
+def test_a_node_that_drops_what_it_can_not_give_to_a_member_is_caught(monkeypatch):
+    place = Groups.place
+
+    def place_here(self, shared_filter, message, now):
+        if shared_filter in self.all and self.all[shared_filter].members:
+            place(self, shared_filter, message, now)
+
+    monkeypatch.setattr(Groups, "place", place_here)
+    assert "$share/" in caught()
+
+
+def test_what_is_taken_from_a_queue_and_not_committed_for_another_node_is_caught():
+    def forget(node, effects):
+        removed = {
+            key[:8] for kind, family, key, _ in effects.writes.operations if kind == DELETE and family == "queue"
+        }
+        groups = node.core.owner._groups.all.values()
+        if any(group.number.to_bytes(8, "big") in removed and not group.online for group in groups):
+            without(effects, lambda kind, family, key, value: (kind, family, value[:1]) == (PUT, "outbox", b"\x02"))
+
+    caught(lambda world: world.mutations.append(forget))
+
+
+@interpreted
 def test_a_tail_that_loses_a_message_is_caught(monkeypatch):
     load = SessionStore.load
 
