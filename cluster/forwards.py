@@ -61,6 +61,8 @@ _MESSAGE_FIXED_BYTES: Final = 13
 # An expiry interval has 32 bits of seconds; a message that comes in with the longest has that much left.
 _REMAINING_MS_MAX: Final = 0xFFFFFFFF * 1000
 
+_NO_GROUPS: Final[list[bytes]] = []
+
 # Room for a message's frame data beside its texts, for estimates.
 MESSAGE_OVERHEAD_BYTES: Final = _MESSAGE_FIXED_BYTES + 8 + 8 + ORIGIN_BYTES
 
@@ -160,7 +162,7 @@ class Forwards:
             if flags & _MESSAGE_FOREIGN:
                 origin = frame[position : position + ORIGIN_BYTES]
                 position += ORIGIN_BYTES
-            groups: list[bytes] = []
+            groups = _NO_GROUPS
             plain = True
             if flags & _MESSAGE_ADDRESSED:
                 groups, plain, place = unpack_address(frame, int(position))
