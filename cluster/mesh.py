@@ -26,14 +26,13 @@ the links; every other frame is taken for lost on the way, which the conversatio
 Invariants: those of the parts.
 """
 
-import math
 from collections.abc import Callable
 from typing import Final, final
 
 from broker.core.effects import InterestChange, Ticket
 from broker.core.message import Message
 from broker.core.retained import RetainedStore
-from broker.core.rows import RowChange
+from broker.core.rows import RowChange, RowKind
 from broker.core.storage import Storage, WriteBatch
 from broker.core.stored_message import Clock
 from cluster.addressing import NO_ADDRESS, Addressed
@@ -62,6 +61,7 @@ from cluster.mesh_store import MeshStore
 from cluster.move_frames import CONFIRMED, Switch, pack_mark
 from cluster.own_tables import OwnTables
 from cluster.peers import MemberView, MeshSettings, Peer, Peers
+from cluster.reclaiming import Reclaiming
 from cluster.registry import Registry
 from cluster.replication import Replication
 from cluster.retained_view import RetainedView
@@ -79,8 +79,6 @@ _MOVES: Final = (
     FrameType.TURN_SURVEY,
     FrameType.TURNS_HELD,
 )
-# So often is looked, at most, whether somebody else can have what waits for shared groups of dead members.
-RECLAIM_S: Final = 1.0
 _FORWARDS: Final = bytes([FrameType.FORWARDS])
 # What changes nothing that is stored, and, of a node that stops, is not said again.
 _HEARD_WHILE_FROZEN: Final = (bytes([FrameType.HEARTBEAT]), bytes([FrameType.STOPPING]))
@@ -119,9 +117,6 @@ class Mesh:
         )
         self._peers.first_number = first_number(incarnation)
         self._next_number: Callable[[], int] = _no_number
-        self._can_move: Callable[[bytes, Message], bool] = _nobody
-        # When what waits for members that are dead is looked at again, as somebody else may have it now.
-        self._reclaim_at = math.inf
         # By node name, for whoever looks; `Peers` alone changes it.
         self.peers: dict[str, Peer] = self._peers.all
         self.readiness = self._peers.readiness
@@ -129,6 +124,7 @@ class Mesh:
         self._admission = Admission(self._peers, self._joining, turn)
         self._replication = Replication(self._peers, self.own, turn)
         self._checks = Checks(self._peers, self.own, turn)
+        self._reclaiming = Reclaiming(self._peers, turn, now + settings.failure_timeout_s)
         self._statuses = Statuses(self._peers)
         self._conversation = Conversation(
             self._peers, self._replication, self._checks, self._statuses, self._joining, turn, incarnation
@@ -136,7 +132,6 @@ class Mesh:
         self._turn = turn
         self._store = store
         self._heartbeat_s = self._peers.heartbeat_s
-        self._failure_timeout_s = settings.failure_timeout_s
         self._ticked_at = now
         self._deadline = 0.0
         self._peers.restore(new_cluster_id, now)
@@ -155,8 +150,7 @@ class Mesh:
         if not len(self._turn.writes):
             for peer in self.peers.values():
                 peer.outgoing.load(now)
-                if not peer.running and peer.outgoing.is_reclaiming():
-                    self._reclaim(peer)
+            self._reclaiming.begin()
         if not self._turn.frozen:
             if self.retained.has_doubts():
                 self.retained.begin(self._replication.retained_current_at(), self._read_retained)
@@ -254,8 +248,10 @@ class Mesh:
         self.own.change_interest(changes)
 
     def change_rows(self, changes: list[RowChange]) -> None:
-        """Note changes of this node's sessions; `flush` writes and tells them."""
+        """Note changes of this node's sessions and groups; `flush` writes and tells them."""
         self.own.change(changes)
+        if any(change.row[0] == RowKind.GROUP for change in changes):
+            self._reclaiming.soon(self._ticked_at)
 
     def is_current(self, since: float) -> bool:
         """Say whether this node knows the tables of every running member as they were at that time or later."""
@@ -309,7 +305,7 @@ class Mesh:
 
     def ask_can_move(self, can_move: Callable[[bytes, Message], bool]) -> None:
         """Ask this whether others than a member that died could have a message of a shared group."""
-        self._can_move = can_move
+        self._reclaiming.can_move = can_move
 
     def ask_number(self, next_number: Callable[[], int]) -> None:
         """Ask this which number the next message that is published here has at least."""
@@ -365,12 +361,6 @@ class Mesh:
         if self.peers[node].outgoing.open:
             self._turn.commands.append(SendBulk(node, frame))
 
-    def _reclaim(self, peer: Peer) -> None:
-        """Take back messages that a member did not acknowledge before it died, and others can have."""
-        found = peer.outgoing.reclaim(self._can_move)
-        self._turn.messages.extend(found)
-        self._turn.counts["groups_moved"] += sum([len(each.groups) for each in found])
-
     def tell_tables(self) -> None:
         """Tell everybody what changed of this node's tables; afterwards their versions are those of what was told."""
         self._replication.tell()
@@ -408,12 +398,8 @@ class Mesh:
         if not self._turn.groups_changed:
             return []
         changed, self._turn.groups_changed = list(self._turn.groups_changed), {}
-        self.reclaim_soon()
+        self._reclaiming.soon(self._ticked_at)
         return changed
-
-    def reclaim_soon(self) -> None:
-        """Somebody may be able to have what waits for groups of members that are dead."""
-        self._reclaim_at = min(self._reclaim_at, self._ticked_at + RECLAIM_S)
 
     def take_notes(self) -> list[str]:
         """Return what an operator should read, once."""
@@ -434,15 +420,8 @@ class Mesh:
                 peer.outgoing.forgive(now)
             elif peer.outgoing.is_spill_due(peer.running, now):
                 peer.outgoing.spill()
-        if now >= self._reclaim_at and not self._turn.frozen:
-            self._reclaim_at = math.inf
-            # What was on its way when this node itself went down is not taken from those that are only not heard yet.
-            if now >= self.started_at + self._failure_timeout_s:
-                for peer in self.peers.values():
-                    if not peer.running:
-                        peer.outgoing.begin_reclaim()
-            else:
-                self.reclaim_soon()
+        if not self._turn.frozen:
+            self._reclaiming.tick(now)
         if now < self._deadline:
             return
         if stall_s > self._heartbeat_s:
@@ -465,10 +444,8 @@ class Mesh:
             return 0.0
         deadline = self._deadline
         if not self._turn.frozen:
-            deadline = min(deadline, self._reclaim_at)
+            deadline = min(deadline, self._reclaiming.deadline())
             for peer in self.peers.values():
-                if not peer.running and peer.outgoing.is_reclaiming():
-                    return 0.0
                 deadline = min(deadline, peer.outgoing.spill_at())
         return deadline
 
@@ -590,7 +567,3 @@ class Mesh:
 
 def _no_number() -> int:
     return 0
-
-
-def _nobody(shared_filter: bytes, message: Message) -> bool:
-    return False

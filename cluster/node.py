@@ -23,7 +23,6 @@ from broker.core.message import Message
 from broker.core.metrics import mesh_names, node_metrics
 from broker.core.owner import QueueOwner
 from broker.core.owner_records import OwnerBatch
-from broker.core.rows import RowKind
 from broker.core.storage import WriteBatch
 from broker.core.systree import Systree
 from cluster.addressing import NO_ADDRESS, Addressed, pack_address
@@ -222,8 +221,6 @@ class NodeCore:
         effects: Effects = self.owner.take_effects()
         if effects.rows:
             mesh.change_rows(effects.rows)
-            if any(change.row[0] == RowKind.GROUP for change in effects.rows):
-                mesh.reclaim_soon()
         if effects.interest:
             mesh.change_interest(effects.interest)
         for forward in effects.to_peers:

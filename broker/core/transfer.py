@@ -255,6 +255,7 @@ class Transfers:
         self._dispatcher.arriving.pop(session, None)
         self._rows.moved(session)
         self._subscribing.end_session(session, now)
+        self._subscribing.groups.session_ended(session, now)
         if len(session.queue):
             self._dispatcher.counters.drop("session_ended", len(session.queue))
         self._store.delete_session(session)

@@ -365,6 +365,33 @@ def test_a_part_that_ends_leaves_its_queue_to_the_others(seed, how):
     assert scene.dropped("group_ended") == 0
 
 
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_member_that_begins_anew_elsewhere_leaves_what_it_had_to_the_others(seed, at_once):
+    scene = Scene(seed)
+    one, two, three = scene.nodes
+    member = scene.client("m", one, persistent=True, window=3)
+    member.inbox.ack_delay_s = 1000.0
+    publisher = scene.client("p", one, topic_filter=None)
+    scene.known()
+    payloads = scene.publish(publisher, 10)
+    scene.acknowledged(payloads)
+    other = scene.client("other", three)
+    member.wanted = {}
+    scene.leave(member)
+    if not at_once:
+        # Its session is on the way already when its client wants nothing of it.
+        scene.move(member, two)
+        scene.world.run(0.05)
+        member.comes_back = False
+        member.disconnect(True)
+    member.home = two
+    member.comes_back = True
+    member.connect(True)
+    scene.wait(lambda: "" if set(scene.heard(other)) == set(payloads) else f"{len(scene.heard(other))} came")
+    scene.quiet()
+    assert scene.dropped("group_ended") == 0
+
+
 def test_what_was_in_flight_at_qos2_is_nobody_elses(seed):
     """[MQTT-4.8.2-5] At QoS 1 another member has it, wherever that is."""
     scene = Scene(seed, 2)
