@@ -164,8 +164,9 @@ class Forwards:
                 position += ORIGIN_BYTES
             groups = _NO_GROUPS
             plain = True
+            waited = False
             if flags & _MESSAGE_ADDRESSED:
-                groups, plain, place = unpack_address(frame, int(position))
+                groups, plain, waited, place = unpack_address(frame, int(position))
                 position = place
             if end - position < texts or qos == 3:
                 raise FrameError("malformed message")
@@ -182,7 +183,7 @@ class Forwards:
             position += payload_length
             retain = flags & _MESSAGE_RETAIN != 0
             message = Message(topic, payload, properties, qos, retain, expires_at, publisher, origin, number)
-            found.append(Addressed(message, groups, plain) if groups else message)
+            found.append(Addressed(message, groups, plain, waited) if groups else message)
         if position != end:
             raise FrameError("FORWARDS frame with something behind its messages")
         return found

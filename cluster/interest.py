@@ -117,7 +117,7 @@ class PeerInterest:
         self._turn.routes_changed = True
 
     def _set_group(self, node: str, shared_filter: bytes, value: bytes) -> None:
-        persistent, online = unpack_group(value)
+        persistent, online, full = unpack_group(value)
         peer = self._peers[node]
         known = peer.parts.get(shared_filter)
         if persistent and (known is None or not known.persistent):
@@ -125,10 +125,11 @@ class PeerInterest:
         elif known is not None and known.persistent and not persistent:
             self._store.delete_interest(peer.store_id, shared_filter)
         if known is None:
-            self._set_part(node, shared_filter, GroupPart(node, online, persistent, node in self._running))
+            self._set_part(node, shared_filter, GroupPart(node, online, persistent, node in self._running, full))
         else:
             known.online = online
             known.persistent = persistent
+            known.full = full
             self._turn.groups_changed[shared_filter] = True
 
     def _set_part(self, node: str, shared_filter: bytes, part: GroupPart) -> None:

@@ -224,7 +224,9 @@ class NodeCore:
         if effects.interest:
             mesh.change_interest(effects.interest)
         for forward in effects.to_peers:
-            address = pack_address(forward.groups, forward.plain) if forward.groups else NO_ADDRESS
+            address = NO_ADDRESS
+            if forward.groups:
+                address = pack_address(forward.groups, forward.plain, forward.waited)
             mesh.forward(forward.node, forward.message, forward.ticket, now, forward.persistent, address)
         if not self._frozen:
             self.moving.answer(now)
@@ -281,7 +283,7 @@ class NodeCore:
             elif isinstance(message, Addressed):
                 if message.plain:
                     owner.receive_forwarded(message.message, now)
-                owner.receive_for_groups(message.message, message.groups, now)
+                owner.receive_for_groups(message.message, message.groups, now, message.waited)
             elif message.body:
                 self._receive_mark(message, now)
         for node, frame in mesh.take_moves():

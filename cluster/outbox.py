@@ -41,11 +41,14 @@ _KEY_BYTES: Final = STORE_ID_BYTES + 8
 class Stored:
     """A message that was read back: its number in the stream, and how many bytes it takes in the store."""
 
-    __slots__ = ("groups", "message", "number", "plain", "size")
+    __slots__ = ("groups", "message", "number", "plain", "size", "waited")
 
-    def __init__(self, number: int, message: Message, size: int, groups: list[bytes], plain: bool) -> None:
+    def __init__(
+        self, number: int, message: Message, size: int, groups: list[bytes], plain: bool, waited: bool
+    ) -> None:
         self.groups = groups
         self.plain = plain
+        self.waited = waited
         self.number = number
         self.message = message
         self.size = size
@@ -119,15 +122,16 @@ class Outbox:
             check_version(value, VALUE_VERSION, FAMILY)
             groups: list[bytes] = []
             plain = True
+            waited = False
             pos = 1
             try:
                 if value[:1] == _ADDRESSED:
-                    groups, plain, pos = unpack_address(value, pos)
+                    groups, plain, waited, pos = unpack_address(value, pos)
                 body = pos + MESSAGE_KEY_BYTES
                 message = unpack_message(value[pos:body], value, body, self._clock)
             except (*UNREADABLE, FrameError) as error:
                 raise corrupt(FAMILY, key, error) from None
-            found.append(Stored(_number(key), message, size, groups, plain))
+            found.append(Stored(_number(key), message, size, groups, plain, waited))
         return found
 
     def sizes(self, first: int, last: int) -> list[tuple[int, int]]:

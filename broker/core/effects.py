@@ -41,10 +41,10 @@ class Forward:
 
     With `persistent` the node has to have it: unless a ticket waits for that, it is stored with the turn's writes.
     `groups` are the shared filters of the groups for which the node was chosen; `plain` says that it is for the other
-    subscribers there as well.
+    subscribers there as well, `waited` that it comes out of a queue.
     """
 
-    __slots__ = ("groups", "message", "node", "persistent", "plain", "ticket")
+    __slots__ = ("groups", "message", "node", "persistent", "plain", "ticket", "waited")
 
     def __init__(
         self,
@@ -54,6 +54,7 @@ class Forward:
         persistent: bool,
         groups: list[bytes] | None = None,
         plain: bool = True,
+        waited: bool = False,
     ) -> None:
         self.node = node
         self.message = message
@@ -61,6 +62,7 @@ class Forward:
         self.persistent = persistent
         self.groups = groups
         self.plain = plain
+        self.waited = waited
 
 
 @final

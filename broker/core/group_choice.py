@@ -52,11 +52,15 @@ class Lots:
 
 @final
 class GroupPart:
-    """What another node has of a group: about how many members are connected, and whether some will come back."""
+    """What another node has of a group: about how many members are connected, and whether some will come back.
 
-    __slots__ = ("node", "online", "persistent", "running")
+    What waits elsewhere is not for one that is `full`; what is published is, as for any other queue.
+    """
 
-    def __init__(self, node: str, online: int, persistent: bool, running: bool = True) -> None:
+    __slots__ = ("full", "node", "online", "persistent", "running")
+
+    def __init__(self, node: str, online: int, persistent: bool, running: bool = True, full: bool = False) -> None:
+        self.full = full
         self.node = node
         self.online = online
         self.persistent = persistent

@@ -13,8 +13,10 @@ was to have which died. From then on it is a message as any other.
 
 What waits here while nobody of the group is connected goes to those that are connected elsewhere, and what waits in a
 part without members to those that will come back, too: the oldest first, from the queue into the outbox in one batch.
-A group that something of the sort has happened to is in `_due`, and `tick` looks at it. When nobody is known to have it
-a part without members waits until every member of the cluster is heard, and then ends with its queue, which is counted.
+It is not dropped there for want of room, and goes only where the queue is not full: a part says so when half of its
+limits is taken, and again when but a quarter is. A group that something of the sort has happened to is in `_due`, and
+`tick` looks at it. When nobody is known to have it a part without members waits until every member of the cluster is
+heard, and then ends with its queue, which is counted.
 
 Invariants: a part without members has a queue, or is due; others are told of no part without members.
 """
@@ -83,7 +85,7 @@ class Groups:
         self._interest = interest
         self._lots = Lots(seed)
         # Groups of which other nodes may have to hear something else; those that `tick` looks at, now or after a while.
-        self._changed: dict[SharedGroup, bool] = {}
+        self._changed = dispatcher.shared.changed
         self._due: dict[SharedGroup, bool] = {}
         self._stuck: dict[SharedGroup, bool] = {}
         self._retry_at: float = math.inf
@@ -171,7 +173,7 @@ class Groups:
                 was = row_hash(row, group.told) if group.told else 0
                 changes.append(RowChange(Table.PASSING, row, was, value or None))
                 group.told = value
-        self._changed = {}
+        self._changed.clear()
         return changes
 
     def snapshot(self) -> Iterator[tuple[int, bytes, bytes]]:
@@ -207,8 +209,11 @@ class Groups:
                 choice.nodes.setdefault(node, []).append(each.others.shared_filter)
         return choice
 
-    def place(self, shared_filter: bytes, message: Message, now: float) -> None:
-        """Give a message that is the group's already to a member here or to a node that has one."""
+    def place(self, shared_filter: bytes, message: Message, now: float, waited: bool = False) -> None:
+        """Give a message that is the group's already to a member here or to a node that has one.
+
+        `waited` says that it comes out of another node's queue.
+        """
         group = self.all.get(shared_filter)
         node = self._choose(PREFER_LOCAL, group, self._interest.group(shared_filter), message)
         if node is None and message.qos and not self.is_complete():
@@ -220,11 +225,11 @@ class Groups:
                 self._counters.drop("group_ended")
         elif node == HERE:
             assert group is not None
-            self._shared.offer(group, message, now)
+            self._shared.offer(group, message, now, waited)
             if not group.online:
                 self._due[group] = True
         else:
-            self._forward(node, shared_filter, message)
+            self._forward(node, shared_filter, message, waited)
 
     def can_move(self, shared_filter: bytes, message: Message) -> bool:
         """Say whether somebody that runs could have a message of a group which another node was to have."""
@@ -269,10 +274,10 @@ class Groups:
             full = full or node
             parts = [part for part in parts if part.node != node]
 
-    def _forward(self, node: str, shared_filter: bytes, message: Message) -> None:
+    def _forward(self, node: str, shared_filter: bytes, message: Message, waited: bool) -> None:
         """Who is sent a group's message is the only one, and so has to have it."""
         self._counters.router_matches_remote += 1
-        self._forwarding.add(Forward(node, message, None, True, [shared_filter], False))
+        self._forwarding.add(Forward(node, message, None, True, [shared_filter], False, waited))
 
     # What waits.
 
@@ -314,13 +319,13 @@ class Groups:
                 self._shared.take(group, delivery)
                 self._counters.drop("expired")
                 continue
-            node = self._choose(PREFER_LOCAL, group, group.others, message)
-            if not node or not self._forwarding.has_room(node, message):
+            node = self._next_home(group, message)
+            if not node:
                 self._look_again(group, now)
                 return count
             self._shared.take(group, delivery)
             self._counters.queue_message_out += 1
-            self._forward(node, group.shared_filter, message)
+            self._forward(node, group.shared_filter, message, True)
             count += 1
         self._due[group] = True
         return count
@@ -330,6 +335,13 @@ class Groups:
         if group.online or group.others is None or (self._policy == LOCAL_ONLY and group.members):
             return False
         return bool(choose(PREFER_LOCAL, 0, group.lasting > 0, group.others.parts.values(), True, 0))
+
+    def _next_home(self, group: SharedGroup, message: Message) -> str | None:
+        """Return the node that has room for the next of what waits here, HERE or None if it has to wait on."""
+        assert group.others is not None
+        parts = [part for part in group.others.parts.values() if not part.full]
+        node = choose(PREFER_LOCAL, 0, group.lasting > 0, parts, True, self._lots.take())
+        return node if node and self._forwarding.has_room(node, message) else None
 
     def _look_again(self, group: SharedGroup, now: float) -> None:
         self._stuck[group] = True

@@ -226,10 +226,15 @@ class QueueOwner:
         """Deliver to sessions what another node forwarded; it is never forwarded again (one hop)."""
         self._publishing.receive_forwarded(message, now)
 
-    def receive_for_groups(self, message: Message, shared_filters: list[bytes], now: float) -> None:
-        """Give a message to these groups, or have another node do so where that is not possible here."""
+    def receive_for_groups(
+        self, message: Message, shared_filters: list[bytes], now: float, waited: bool = False
+    ) -> None:
+        """Give a message to these groups, or have another node do so where that is not possible here.
+
+        `waited` says that it comes out of the queue of another node.
+        """
         for shared_filter in shared_filters:
-            self._groups.place(shared_filter, message, now)
+            self._groups.place(shared_filter, message, now, waited)
 
     def publish_here(self, message: Message, now: float) -> None:
         """Deliver what concerns this node alone to its own sessions and groups."""

@@ -11,7 +11,7 @@ table compare it. It knows nothing of peers, frames or of where rows lie: `clust
     SUBSCRIPTION  subject client id, key filter   options u8, identifier u32
     ENDED         subject client id  epoch (32 bytes): all sessions of older epochs are over
     RETAINED      subject topic      see `retained_rows`
-    GROUP         subject shared filter   flags u8 (1 persistent), u32 about how many members are connected
+    GROUP         subject shared filter   flags u8 (1 persistent, 2 full), u32 about how many members are connected
 
 Everything about one subject lies in one of BUCKETS buckets, so that holders find what differs bucket by bucket. The sum
 of a bucket is that of the hashes of its rows modulo 2**64: a change costs one hash, and the order does not matter.
@@ -135,19 +135,19 @@ def unpack_interest(value: bytes) -> bool:
     return value[1] & 1 != 0
 
 
-def pack_group(persistent: bool, online: int) -> bytes:
+def pack_group(persistent: bool, online: int, full: bool = False) -> bytes:
     """Return the value of a GROUP row."""
-    return _GROUP.pack(VALUE_VERSION, 1 if persistent else 0, online)
+    return _GROUP.pack(VALUE_VERSION, (1 if persistent else 0) | (2 if full else 0), online)
 
 
-def unpack_group(value: bytes) -> tuple[bool, int]:
-    """Return whether a node's part of a group is persistent, and about how many of it are connected.
+def unpack_group(value: bytes) -> tuple[bool, int, bool]:
+    """Return whether a node's part of a group is persistent, about how many are connected, and whether it is full.
 
     One of UNREADABLE if this is no such value.
     """
     version, flags, online = _GROUP.unpack(value)
     assert version == VALUE_VERSION
-    return flags & 1 != 0, online
+    return flags & 1 != 0, online, flags & 2 != 0
 
 
 def pack_session(session: SessionRow) -> bytes:

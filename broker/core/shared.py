@@ -39,6 +39,7 @@ class SharedGroup:
 
     __slots__ = (
         "_turn",
+        "full",
         "kept",
         "lasting",
         "members",
@@ -64,6 +65,8 @@ class SharedGroup:
         self.told: bytes = b""
         self.members: dict[Session, Subscription] = {}
         self.queue = DeliveryQueue()
+        # Whether the queue was over half of its limits, and has not come below a quarter since.
+        self.full = False
         # What is in flight at members whose sessions are not stored -> the group's own record of it, which is.
         self.kept: dict[Delivery, Delivery] = {}
         self.next_seq: int = 1
@@ -129,7 +132,7 @@ class SharedGroup:
             known = unpack_group(self.told)[1]
             if known and known < 2 * online < 4 * known:
                 online = known
-        return pack_group(self.lasting > 0, online)
+        return pack_group(self.lasting > 0, online, self.full)
 
     def in_turn(self, place: int) -> "Session":
         """Return the connected member who is asked at this place: who stands at 0 is asked first."""

@@ -168,7 +168,7 @@ def forwarded(frame: bytes) -> bytes:
             size += len(each.body)
             forwards.pack_mark(body, each)
             continue
-        address = pack_address(each.groups, each.plain) if isinstance(each, Addressed) else NO_ADDRESS
+        address = pack_address(each.groups, each.plain, each.waited) if isinstance(each, Addressed) else NO_ADDRESS
         message = each.message if isinstance(each, Addressed) else each
         size += message.size() + len(address)
         assert 0 <= message.qos <= 2 and message.topic and message.expires_at >= 0.0

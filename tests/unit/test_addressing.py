@@ -42,11 +42,11 @@ def seen(each):
     return each.body if isinstance(each, Mark) else each.payload
 
 
-@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize(("plain", "waited"), [(False, False), (False, True), (True, False), (True, True)])
 @pytest.mark.parametrize("groups", [[GROUP], [MOUNTED, GROUP], [b"$share/g/%d" % number for number in range(70_000)]])
-def test_an_address_comes_out_as_it_went_in(groups, plain):
-    packed = pack_address(groups, plain)
-    assert unpack_address(b"front" + packed + b"rest", 5) == (groups, plain, 5 + len(packed))
+def test_an_address_comes_out_as_it_went_in(groups, plain, waited):
+    packed = pack_address(groups, plain, waited)
+    assert unpack_address(b"front" + packed + b"rest", 5) == (groups, plain, waited, 5 + len(packed))
     assert pack_address([], True) == NO_ADDRESS
 
 
@@ -64,13 +64,14 @@ def test_an_address_of_no_group_is_refused():
 def test_messages_with_addresses_come_out_as_they_went_in():
     foreign = Message(b"t", b"foreign", b"p", 2, True, 160.0, "c", OTHER, 7)
     items = [(message(b"0", 0), pack_address([GROUP], False)), (message(b"1"), NO_ADDRESS)]
-    items.append((foreign, pack_address([GROUP, MOUNTED], True)))
+    items.append((foreign, pack_address([GROUP, MOUNTED], True, True)))
     found = Forwards(pack(*items)).messages(STORE, 0.0)
     assert [seen(each) for each in found] == [
         (b"0", [GROUP], False),
         b"1",
         (b"foreign", [GROUP, MOUNTED], True),
     ]
+    assert [each.waited for each in found if isinstance(each, Addressed)] == [False, True]
     last = found[-1].message
     assert (last.origin, last.number, last.qos, last.retain) == (OTHER, 7, 2, True)
     assert last.expires_at == pytest.approx(160.0)
@@ -116,14 +117,14 @@ def test_an_outbox_keeps_addresses():
     outbox = Outbox(storage, turn, clock, OTHER, 1 << 30)
     outbox.put(1, message(b"1"))
     assert not outbox.addressed
-    size = outbox.put(2, message(b"2"), pack_address([GROUP], True))
+    size = outbox.put(2, message(b"2"), pack_address([GROUP], True, True))
     assert outbox.addressed
     committed(storage, turn)
     again = recover(storage, turn, clock)[OTHER]
     assert again.addressed
     one, two = again.read(1, 2, 1 << 30)
     assert (one.message.payload, one.groups, one.plain) == (b"1", [], True)
-    assert (two.message.payload, two.groups, two.plain, two.size) == (b"2", [GROUP], True, size)
+    assert (two.message.payload, two.groups, two.plain, two.waited, two.size) == (b"2", [GROUP], True, True, size)
     again.delete([1, 2], one.size + two.size)
     assert not again.addressed
 

@@ -48,10 +48,10 @@ class Cluster:
         self.complete = True
         self.node.owner.ask_complete(lambda: self.complete)
 
-    def tell(self, name, online=0, persistent=False, running=True, shared_filter=SHARED):
+    def tell(self, name, online=0, persistent=False, running=True, shared_filter=SHARED, full=False):
         """Another node says what it has of a group."""
         group = self.others.groups.setdefault(shared_filter, GroupParts(shared_filter))
-        group.parts[name] = GroupPart(name, online, persistent, running)
+        group.parts[name] = GroupPart(name, online, persistent, running, full)
         self.node.owner.interest_changed()
         self.node.owner.others_changed(shared_filter)
         self.node.settle()
@@ -88,7 +88,7 @@ def payloads(count, first=0):
 
 def told(cluster):
     value = cluster.node.told_rows().get((int(Table.PASSING), ROW))
-    return None if value is None else unpack_group(value)
+    return None if value is None else unpack_group(value)[:2]
 
 
 def test_others_hear_how_many_are_connected_and_whether_some_come_back(cluster):
@@ -125,7 +125,7 @@ def test_a_storm_of_members_is_told_in_a_few_rows(cluster):
 def test_a_restart_tells_the_same(cluster):
     cluster.node.persistent("b").subscribe(SHARED)
     restarted = cluster.node.restart()
-    assert unpack_group(restarted.local_rows()[int(Table.PASSING), ROW]) == (True, 0)
+    assert unpack_group(restarted.local_rows()[int(Table.PASSING), ROW]) == (True, 0, False)
 
 
 # What is published here.
@@ -249,6 +249,52 @@ def test_what_finds_no_room_is_tried_again(cluster):
     full = False
     cluster.node.advance(1.0)
     assert len(cluster.take()) == 3
+
+
+def full(cluster):
+    return unpack_group(cluster.node.told_rows()[int(Table.PASSING), ROW])[2]
+
+
+def test_a_part_says_when_it_is_full_and_when_it_has_room_again(start):
+    cluster = Cluster(start, settings=OwnerSettings(max_online_messages=20, max_offline_messages=20))
+    member = cluster.node.persistent("a", properties={WINDOW: 1})
+    member.subscribe(SHARED)
+    cluster.publish(11)
+    assert not full(cluster)
+    cluster.publish(1, first=11)
+    assert full(cluster), "more than half of it waits"
+    for number in range(5):
+        member.acknowledge(number + 1)
+    assert full(cluster)
+    member.acknowledge(6)
+    assert not full(cluster)
+
+
+def test_what_waits_is_for_nobody_who_is_full(cluster):
+    member = cluster.node.persistent("a")
+    member.subscribe(SHARED)
+    member.drop()
+    cluster.publish(3)
+    cluster.tell("n2", 1, full=True)
+    assert cluster.take() == []
+    cluster.publish(1, first=3)
+    assert len(cluster.take()) == 1, "what is published is for who is connected"
+    cluster.tell("n2", 1)
+    assert [payload for _, payload, _, _ in cluster.take()] == payloads(3)
+    assert [each.waited for turn in cluster.node.turns for each in turn.to_peers] == [False, True, True, True]
+
+
+def test_what_has_waited_is_not_dropped_for_want_of_room(start):
+    cluster = Cluster(start, settings=OwnerSettings(max_online_messages=5, max_offline_messages=5))
+    member = cluster.node.connect("a", 5, properties={WINDOW: 1})
+    member.subscribe(SHARED)
+    cluster.publish(6)
+    for waited in (False, True):
+        message = Message(b"t", b"came", b"", 1, False, 0.0, "c", b"o" * 16, 9)
+        cluster.node.owner.receive_for_groups(message, [SHARED], cluster.node.now, waited)
+        cluster.node.settle()
+        assert cluster.node.dropped("queue_full") == 1
+    assert cluster.node.owner.counts()["queued_messages"] == 7
 
 
 def test_what_expired_while_it_waited_goes_nowhere(cluster):

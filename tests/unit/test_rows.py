@@ -83,8 +83,8 @@ VALUES = [
 def test_values_come_out_as_they_went_in():
     assert rows.unpack_subscription(VALUES[1][0]) == (9, 7)
     assert rows.unpack_interest(rows.pack_interest(True)) and not rows.unpack_interest(rows.pack_interest(False))
-    assert rows.unpack_group(VALUES[4][0]) == (True, 7)
-    assert rows.unpack_group(rows.pack_group(False, 0)) == (False, 0)
+    assert rows.unpack_group(VALUES[4][0]) == (True, 7, False)
+    assert rows.unpack_group(rows.pack_group(False, 0, True)) == (False, 0, True)
     assert rows.unpack_ended(VALUES[3][0]) == pack_epoch(EPOCH)
 
 

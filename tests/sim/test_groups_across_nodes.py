@@ -335,6 +335,26 @@ def test_what_waits_goes_to_who_connects_elsewhere(seed, count):
     assert scene.waiting(one) == 0
 
 
+def test_nothing_that_waits_is_dropped_for_want_of_room_elsewhere(seed):
+    """Every node's queue is full when one member comes back, which takes one message at a time."""
+    scene = Scene(seed, max_offline_messages=20, max_online_messages=20)
+    members = [scene.client(f"m{place}", node, persistent=True, window=1) for place, node in enumerate(scene.nodes)]
+    publishers = [scene.client(f"p{place}", node, topic_filter=None) for place, node in enumerate(scene.nodes)]
+    scene.known()
+    for member in members:
+        scene.leave(member)
+    payloads = []
+    for publisher in publishers:
+        payloads += scene.publish(publisher, 20)
+        scene.acknowledged(payloads)
+    assert [scene.waiting(node) for node in scene.nodes] == [20, 20, 20]
+    members[1].inbox.ack_delay_s = 0.05
+    members[1].come_back()
+    scene.wait(lambda: "" if scene.heard(members[1]) == once(payloads) else f"{len(scene.heard(members[1]))} came")
+    scene.quiet()
+    assert scene.dropped("queue_full") == 0
+
+
 @pytest.mark.parametrize("how", ["unsubscribe", "clean start", "disconnect"])
 def test_a_part_that_ends_leaves_its_queue_to_the_others(seed, how):
     """The others are away as well: it waits for them where they will come back."""
