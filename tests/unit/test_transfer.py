@@ -397,3 +397,30 @@ def test_a_cut_that_is_known_in_time_overlaps_with_nothing() -> None:
     assert not arrival.overlaps()
     arrival.note_relayed(ELSEWHERE, 9)
     assert not arrival.overlaps()
+
+
+def test_what_a_group_gave_to_the_session_comes_on_no_other_way(start: Callable[..., Node]) -> None:
+    """The seed that showed it: its number is behind the cut, where other messages of the origin come directly."""
+    old, new = start(store_id=HERE), start(store_id=THERE)
+    client = old.persistent("mover")
+    client.subscribe(b"$share/g/t", 1)
+    message = Message(b"t", b"given", qos=1, origin=ELSEWHERE, number=9)
+    old.owner.receive_for_groups(message, [b"$share/g/t"], old.now)
+    old.settle()
+    assert client.take_payloads() == [b"given"]
+    again = new.persistent("mover")
+    again.subscribe(b"t", 1)
+    session = new.owner.session("mover")
+    assert session is not None
+    move = Move(old, new)
+    transfers = new.owner.transfers
+    transfers.add_donor(session, HERE, new.now)
+    assert session.arrival is not None
+    session.arrival.direct_from = 0
+    transfers.set_cut(session, ELSEWHERE, 3, new.now)
+    move.rest()
+    assert payloads(again) == [b"given"]
+    direct(new, ELSEWHERE, 5, b"plain")
+    assert not session.arrival.overlaps()
+    move.end(ELSEWHERE)
+    assert payloads(again) == [b"plain"]
