@@ -8,7 +8,9 @@ What a peer wants stays known while the peer is down, over a restart of this nod
 filters wait for it. Filters without a persistent session count for a running peer only. Of a part of a group it stays
 known whether members will come back; who was connected comes to nothing when the peer does not run.
 
-Invariants: the trees hold exactly the filters and groups of all peers.
+There may be very many filters, so the tree is all that is kept of them; to forget a peer is to look through it.
+
+Invariants: the trees hold exactly the filters and groups of all peers; each peer's `count` is that of its own filters.
 """
 
 from typing import final
@@ -23,11 +25,11 @@ from cluster.turn import Turn
 
 @final
 class PeerWishes:
-    """The filters of one peer, and whether each is persistent; its parts of groups by shared filter."""
+    """How many filters a peer wants, and its parts of groups by shared filter."""
 
     def __init__(self, store_id: bytes) -> None:
         self.store_id = store_id
-        self.filters: dict[bytes, bool] = {}
+        self.count = 0
         self.parts: dict[bytes, GroupPart] = {}
 
 
@@ -39,6 +41,7 @@ class PeerInterest:
         self._store = store
         self._turn = turn
         self._peers: dict[str, PeerWishes] = {}
+        # Who wants a filter, and whether that is persistent.
         self._tree: TopicTree[str, bool] = TopicTree()
         self._groups: dict[bytes, GroupParts] = {}
         self._group_tree: TopicTree[GroupParts, bool] = TopicTree()
@@ -71,7 +74,7 @@ class PeerInterest:
         else:
             self._running.discard(node)
         peer = self._peers.get(node)
-        if peer is not None and peer.filters:
+        if peer is not None and peer.count:
             self._turn.routes_changed = True
         if peer is not None:
             for shared_filter, part in peer.parts.items():
@@ -92,7 +95,7 @@ class PeerInterest:
             if is_shared(topic_filter):
                 self._set_part(node, topic_filter, GroupPart(node, 0, True, False))
                 continue
-            peer.filters[topic_filter] = True
+            peer.count += 1
             self._tree.set(topic_filter, node, True)
             self._turn.routes_changed = True
         return filters
@@ -105,15 +108,15 @@ class PeerInterest:
         topic_filter = row_subject(row)
         persistent = unpack_interest(value)
         peer = self._peers[node]
-        known = peer.filters.get(topic_filter)
-        if known is not None and known == persistent:
+        known = self._tree.get(topic_filter, node)
+        if known == persistent:
             return
         if persistent:
             self._store.put_interest(peer.store_id, topic_filter)
         elif known is not None:
             self._store.delete_interest(peer.store_id, topic_filter)
-        peer.filters[topic_filter] = persistent
-        self._tree.set(topic_filter, node, persistent)
+        if self._tree.set(topic_filter, node, persistent):
+            peer.count += 1
         self._turn.routes_changed = True
 
     def _set_group(self, node: str, shared_filter: bytes, value: bytes) -> None:
@@ -167,25 +170,25 @@ class PeerInterest:
             return
         topic_filter = row_subject(row)
         peer = self._peers[node]
-        known = peer.filters.pop(topic_filter, None)
+        known = self._tree.get(topic_filter, node)
         if known is None:
             return
         if known:
             self._store.delete_interest(peer.store_id, topic_filter)
         self._tree.remove(topic_filter, node)
+        peer.count -= 1
         self._turn.routes_changed = True
 
     def persistent_filters(self, node: str) -> list[bytes]:
-        """Return the peer's persistent filters, those of its groups not among them."""
-        peer = self._peers.get(node)
-        return [] if peer is None else [known for known, persistent in peer.filters.items() if persistent]
+        """Return the peer's persistent filters, those of its groups not among them, after a look through all."""
+        return [wanted for wanted, of, persistent in self._tree.items() if of == node and persistent]
 
     def forget(self, node: str) -> None:
         """Drop everything of a node that is no member any more."""
         self._running.discard(node)
         peer = self._peers.pop(node)
         self._store.clear_interest(peer.store_id)
-        for topic_filter in peer.filters:
+        for topic_filter in [wanted for wanted, of, _ in self._tree.items() if of == node]:
             self._tree.remove(topic_filter, node)
         for shared_filter in peer.parts:
             self._remove_part(node, shared_filter)
@@ -193,7 +196,7 @@ class PeerInterest:
 
     def validate(self) -> None:
         """Check the invariants."""
-        assert len(self._tree) == sum([len(peer.filters) for peer in self._peers.values()])
+        assert len(self._tree) == sum([peer.count for peer in self._peers.values()])
         assert len(self._group_tree) == len(self._groups)
         parts = 0
         for group in self._groups.values():
