@@ -298,9 +298,9 @@ def test_a_group_that_two_nodes_serve_is_caught(monkeypatch):
 def test_a_node_that_drops_what_it_can_not_give_to_a_member_is_caught(monkeypatch):
     place = Groups.place
 
-    def place_here(self, shared_filter, message, now):
+    def place_here(self, shared_filter, message, now, waited=False):
         if shared_filter in self.all and self.all[shared_filter].members:
-            place(self, shared_filter, message, now)
+            place(self, shared_filter, message, now, waited)
 
     monkeypatch.setattr(Groups, "place", place_here)
     assert "$share/" in caught()
