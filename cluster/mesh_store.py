@@ -7,8 +7,9 @@ start; writes go into the turn's batch, which is committed before anything of th
               "member/<name>"                  a member, packed as in a frame; whether it is heard is not for the store
               "removed/<store_id><name>"       a pair that never comes back
               "position/<sender store_id>"     u64: the last message of that stream that this node has
-    registry  "interest/<store_id><filter>"    a peer's persistent filter, so that after a restart messages for its
-                                               sessions wait even for a peer that is down
+    registry  "interest/<store_id><filter>"    a peer's persistent filter, a shared one if it is of a group, so that
+                                               after a restart messages for its sessions wait even for a peer that is
+                                               down
               "table/..."                      see `tables`
 
 What waits for a peer on disk is in the family `outbox`, which `outbox` owns.
