@@ -153,6 +153,13 @@ class Arrivals:
             if gate and not session.gate and not runs:
                 self.notices.append(f"session of {session.client_id!r} goes on while its old home is away")
 
+    def removed(self, node: bytes, now: float) -> None:
+        """A node is no member any more: nothing more comes from it."""
+        self._check_due = True
+        for session in self._owner.transfers.arriving():
+            if session.arrival is not None and node in session.arrival.donors:
+                self._owner.transfers.end_donor(session, node, now)
+
     def changed(self) -> None:
         """The registry or the members changed: arrivals may be over."""
         self._check_due = True

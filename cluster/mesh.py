@@ -67,6 +67,7 @@ from cluster.statuses import NodeStatus, Statuses
 from cluster.turn import Turn
 from cluster.wire import FrameError
 
+# What the queue-owner has to do with.
 _MOVES: Final = (
     FrameType.MOVE_TAKE,
     FrameType.MOVE_ACK,
@@ -76,6 +77,11 @@ _MOVES: Final = (
     FrameType.TURN_RELEASE,
     FrameType.TURN_SURVEY,
     FrameType.TURNS_HELD,
+    FrameType.LEAVE_ORDER,
+    FrameType.LEAVE_ANSWER,
+    FrameType.LEAVE_REPORT,
+    FrameType.LEAVE_HEARD,
+    FrameType.ADOPT,
 )
 _FORWARDS: Final = bytes([FrameType.FORWARDS])
 # What changes nothing that is stored, and, of a node that stops, is not said again.
@@ -316,6 +322,43 @@ class Mesh:
         joined = self._turn.joined
         self._turn.joined = False
         return joined
+
+    def leave_value(self) -> bytes:
+        """Return what the store holds of this node's leave."""
+        return self._store.leave()
+
+    def put_leave(self, value: bytes) -> None:
+        """Store this node's leave, in this turn's batch."""
+        self._store.put_leave(value)
+        self._deadline = 0.0
+
+    def tell_leaving(self) -> None:
+        """Have the others remove this node; `take_removed_by` has those that did."""
+        self._conversation.tell_leaving()
+
+    def take_removed_by(self) -> set[str]:
+        """Return the members that say that this node is none any more, since the last call."""
+        names = self._turn.removed_by
+        if names:
+            self._turn.removed_by = set()
+        return names
+
+    def remove(self, node: str, now: float) -> None:
+        """Remove a member for ever, with its store, and tell everybody."""
+        member = self.membership.members[node]
+        self._deadline = 0.0
+        self._peers.merge([], [(node, member.store_id)], now)
+        self._peers.tell_members(now)
+
+    def unacknowledged(self) -> int:
+        """Return for how many running members something is not acknowledged, or not wholly known of this node."""
+        count = 0
+        for peer in self.peers.values():
+            if peer.running:
+                outgoing = peer.outgoing
+                if outgoing.bytes_pending or outgoing.outbox.messages or not self._replication.is_known_to(peer):
+                    count += 1
+        return count
 
     def take_running_changed(self) -> bool:
         """Say whether other members run than at the last call, or others are members."""

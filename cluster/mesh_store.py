@@ -6,6 +6,7 @@ start; writes go into the turn's batch, which is committed before anything of th
     meta      "cluster_id"                     the cluster's id
               "member/<name>"                  a member, packed as in a frame; whether it is heard is not for the store
               "removed/<store_id><name>"       a pair that never comes back
+              "leave"                          the leave of this node, see `leaving`
               "position/<sender store_id>"     u64: the last message of that stream that this node has
     registry  "interest/<store_id><filter>"    a peer's persistent filter, so that after a restart messages for its
                                                sessions wait even for a peer that is down
@@ -38,6 +39,7 @@ KEY_CLUSTER_ID: Final = b"cluster_id"
 KEY_MEMBER: Final = b"member/"
 KEY_REMOVED: Final = b"removed/"
 KEY_POSITION: Final = b"position/"
+KEY_LEAVE: Final = b"leave"
 KEY_INTEREST: Final = b"interest/"
 
 
@@ -96,6 +98,14 @@ class MeshStore:
         """Remember for ever that the pair was removed."""
         self._turn.writes.put("meta", KEY_REMOVED + store_id + name.encode(), _VERSION)
 
+    def leave(self) -> bytes:
+        """Return what `put_leave` stored, b"" if nothing."""
+        return self._storage.get("meta", KEY_LEAVE) or b""
+
+    def put_leave(self, value: bytes) -> None:
+        """Store the leave of this node."""
+        self._turn.writes.put("meta", KEY_LEAVE, value)
+
     def position(self, sender: bytes) -> int:
         """Return the number of the last message of the sender's stream that this node has."""
         return self._positions.get(sender, 0)
@@ -145,6 +155,7 @@ def forget_cluster(batch: WriteBatch) -> None:
     """
     batch.delete_range(FAMILY, b"", b"\xff" * (STORE_ID_BYTES + 9))
     batch.delete("meta", KEY_CLUSTER_ID)
+    batch.delete("meta", KEY_LEAVE)
     forget_tables(batch)
     for family, prefix in (("meta", KEY_MEMBER), ("meta", KEY_POSITION), ("registry", KEY_INTEREST)):
         batch.delete_range(family, prefix, _after(prefix))

@@ -131,6 +131,8 @@ class Moving:
         )
         # By store id, whether a member ran when it was looked at last.
         self._ran: dict[bytes, bool] = {}
+        # And the names by which the registration knows them.
+        self._named: set[str] = set()
         # (asker, home, generation, version): who is to be told when this node knows a version of a home's wishes.
         self._switches: dict[tuple[bytes, bytes], tuple[int, int]] = {}
         self._frames: Final[dict[int, Callable[[str, bytes, bytes, float], None]]] = {
@@ -241,7 +243,11 @@ class Moving:
                 self.registration.member_started(name, peer.store_id, peer.session >> _LIFE_SHIFT, now)
             else:
                 self.registration.member_stopped(name, now)
-        for store_id in [each for each in self._ran if each not in running]:
+        for name in self._named - set(self._mesh.peers):
+            self.registration.member_stopped(name, now)
+        self._named = set(self._mesh.peers)
+        gone = [each for each in self._ran if each not in running]
+        for store_id in gone:
             running[store_id] = False
         for store_id, runs in running.items():
             if runs != self._ran.get(store_id, False):
@@ -249,6 +255,9 @@ class Moving:
                 self.registrar.running(store_id, runs, now)
                 if runs:
                     self.departures.home_is_back(store_id)
+        for store_id in gone:
+            # Its removal is its last word.
+            self.arrivals.removed(store_id, now)
         self._ran = {peer.store_id: peer.running for peer in self._mesh.peers.values()}
         self.departures.changed()
 

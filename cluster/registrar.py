@@ -13,6 +13,9 @@ Theory of operation
                                                                         what it had queued comes when that node is back
     Clean Start asks that node to forget the session, and does not wait for one that is away: a later epoch is enough.
 
+A session is also had for a client that has not connected (`adopt`): its old home wants to be rid of it, or is gone for
+good. That goes the same way, but nothing is attached in the end.
+
 The turn is given back when the client is attached, with the session's epoch. A CONNECT whose client goes meanwhile is
 forgotten, but a move that has begun goes on. One that waits for CONNECT_TIMEOUT_S is refused; another CONNECT of the
 same client id ends it as it would end a connection [MQTT-3.1.4-3].
@@ -39,19 +42,29 @@ from cluster.registry import Registry
 from cluster.site import Site
 
 CONNECT_TIMEOUT_S: Final = 5.0
+# What stands for a CONNECT where there is none is of a listener that can't be.
+_NO_LISTENER: Final = 0x7FFFFFFF
 
 
 @final
 class Waiting:
-    """A CONNECT that waits; `epoch` is the session's new one, None until it has the turn."""
+    """A CONNECT that waits; `epoch` is the session's new one, None until it has the turn.
 
-    __slots__ = ("deadline", "epoch", "event", "old_home")
+    `revives`: the session begins without its home if that is away.
+    """
+
+    __slots__ = ("deadline", "epoch", "event", "old_home", "revives")
 
     def __init__(self, event: Attach, deadline: float) -> None:
         self.event = event
         self.deadline = deadline
         self.epoch: Epoch | None = None
         self.old_home: bytes = b""
+        self.revives = True
+
+    def is_adoption(self) -> bool:
+        """Say whether there is no CONNECT."""
+        return self.event.connection >> 32 == _NO_LISTENER
 
 
 @final
@@ -85,6 +98,22 @@ class Registrar:
         self._by_client: dict[str, Waiting] = {}
         self._deadline: float = math.inf
         self._notices: list[str] = []
+        self._adopted = 0
+
+    def adopt(self, client_id: str, user_name: str | None, home: bytes, revives: bool, now: float) -> None:
+        """Have the session of a client come here from its home, unless it has gone from there meanwhile.
+
+        With `revives` it begins here without what its home has, if that is away; else nothing comes of it then.
+        """
+        if client_id in self._by_client:
+            return
+        self._adopted += 1
+        number = (_NO_LISTENER << 32) + (self._adopted & 0xFFFFFFFF)
+        event = Attach(number, client_id, clean_start=False, user_name=user_name)
+        waiting = Waiting(event, now + CONNECT_TIMEOUT_S)
+        waiting.old_home = home
+        waiting.revives = revives
+        self._take(waiting, now)
 
     def attach(self, event: Attach, now: float) -> None:
         """Take a CONNECT."""
@@ -92,7 +121,10 @@ class Registrar:
         if before is not None:
             self._owner.refuse(before.event, Reason.SESSION_TAKEN_OVER)
             self._forget(before, now)
-        waiting = Waiting(event, now + CONNECT_TIMEOUT_S)
+        self._take(Waiting(event, now + CONNECT_TIMEOUT_S), now)
+
+    def _take(self, waiting: Waiting, now: float) -> None:
+        event = waiting.event
         self._waiting[event.connection] = waiting
         self._by_client[event.client_id] = waiting
         self._deadline = min(self._deadline, waiting.deadline)
@@ -180,7 +212,10 @@ class Registrar:
         """Decide where the session is, by the latest epoch that is known of it, and have it or ask for it."""
         event = waiting.event
         assert waiting.epoch is not None
-        if latest.store_id in (NO_EPOCH.store_id, self._site.store_id()):
+        if waiting.is_adoption() and latest.store_id != waiting.old_home:
+            # Its client was faster, and is not to be disturbed.
+            self._forget(waiting, now)
+        elif latest.store_id in (NO_EPOCH.store_id, self._site.store_id()):
             gone = self._owner.session(event.client_id) is None and not event.clean_start
             if gone and self._departures.come_back(event.client_id, waiting.epoch):
                 self._arrivals.watch(event.client_id)
@@ -197,12 +232,16 @@ class Registrar:
         """Begin a session without its home, which is away."""
         event = waiting.event
         assert waiting.epoch is not None
+        if not waiting.revives:
+            self._forget(waiting, now)
+            return
         if not event.clean_start and self._owner.session(event.client_id) is None:
             head = self._remembered(event.client_id, latest.store_id)
             home = self._registry.find(event.client_id)
             if head is not None:
                 self._arrivals.revive(head, waiting.epoch, latest.store_id, now)
-                self._notices.append(f"session of {event.client_id!r} begins here while its old home is away")
+                if not waiting.is_adoption():
+                    self._notices.append(f"session of {event.client_id!r} begins here while its old home is away")
             elif home is None or home.epoch != latest:
                 # Its home is known, and what it has is not.
                 self._refuse(waiting, Reason.SERVER_UNAVAILABLE, now)
@@ -212,7 +251,8 @@ class Registrar:
     def _finish(self, waiting: Waiting, now: float) -> None:
         assert waiting.epoch is not None
         event = waiting.event
-        self._owner.attach(event, waiting.epoch, now)
+        if not waiting.is_adoption():
+            self._owner.attach(event, waiting.epoch, now)
         session = self._owner.session(event.client_id)
         epoch = waiting.epoch
         if session is not None:

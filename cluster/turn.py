@@ -51,6 +51,8 @@ class Turn:
         self.routes_changed = False
         # This node adopted a cluster.
         self.joined = False
+        # Members that say that this node is none any more.
+        self.removed_by: set[str] = set()
         self.counts: dict[str, int] = dict.fromkeys(COUNTS, 0)
         self._notes: list[str] = []
         self._noted: dict[str, str] = {}

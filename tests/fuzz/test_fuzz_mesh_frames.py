@@ -13,6 +13,7 @@ from cluster import (
     check_frames,
     forwards,
     frames,
+    leave_frames,
     move_frames,
     registration_frames,
     statuses,
@@ -103,6 +104,29 @@ def check_asked(frame: bytes) -> bytes:
 
 def checked(frame: bytes) -> bytes:
     return check_frames.pack_checked(*check_frames.unpack_checked(frame))
+
+
+def leave_order(frame: bytes) -> bytes:
+    return leave_frames.pack_order(*leave_frames.unpack_order(frame))
+
+
+def leave_answer(frame: bytes) -> bytes:
+    return leave_frames.pack_answer(*leave_frames.unpack_answer(frame))
+
+
+def leave_report(frame: bytes) -> bytes:
+    return leave_frames.pack_report(leave_frames.unpack_report(frame))
+
+
+def leave_heard(frame: bytes) -> bytes:
+    return leave_frames.pack_heard(leave_frames.unpack_heard(frame))
+
+
+def adopt(frame: bytes) -> bytes:
+    home, revives, orphans = leave_frames.unpack_adopt(frame)
+    packed = leave_frames.pack_adopts(home, revives, orphans)
+    # Nobody to be adopted is never said.
+    return packed[0] if len(packed) == 1 else frame
 
 
 def look(frame: bytes) -> bytes:
@@ -226,6 +250,11 @@ UNPACKERS = {
     int(FrameType.MOVE): move,
     int(FrameType.MOVE_ACK): move_ack,
     int(FrameType.SWITCH): switch,
+    int(FrameType.LEAVE_ORDER): leave_order,
+    int(FrameType.LEAVE_ANSWER): leave_answer,
+    int(FrameType.LEAVE_REPORT): leave_report,
+    int(FrameType.LEAVE_HEARD): leave_heard,
+    int(FrameType.ADOPT): adopt,
     int(FrameType.HELLO): hello,
     int(FrameType.WELCOME): welcome,
     int(FrameType.REFUSED): refused,

@@ -1,0 +1,268 @@
+"""Leaving a cluster, in the simulator: what a node has goes to the others, whoever dies meanwhile."""
+
+from itertools import pairwise
+
+import pytest
+from leave_world import LeaveWorld
+
+from cluster.leave_frames import Verb
+from cluster.leaving import STEP_1_DONE, State
+
+
+def test_step_one_stops_the_listeners_and_nothing_else():
+    test = LeaveWorld()
+    one, two, _three = test.nodes
+    first = test.leave_and_wait(two, one, Verb.STOP_LISTENERS)
+    assert (first.exit_code, first.text) == (0, STEP_1_DONE)
+    assert not one.core.leaver.job.accepts()
+    again = test.leave_and_wait(one, one, Verb.STOP_LISTENERS)
+    assert (again.exit_code, again.text) == (0, STEP_1_DONE)
+    test.world.run(20.0)
+    assert one.core.leaver.job.state == State.DRAINING_LISTENERS
+    assert len(two.core.mesh.peers) == 2, "it is a member"
+    assert test.leave_and_wait(two, one, Verb.ABORT).exit_code == 0
+    assert one.core.leaver.job.accepts()
+
+
+@pytest.mark.parametrize("place", [0, 1], ids=["from another node", "from itself"])
+def test_offline_queues_are_left_at_the_first_time_and_moved_at_the_second(place):
+    test = LeaveWorld(count=3)
+    node, one, two = test.nodes
+    at = [one, node][place]
+    clients = test.make_sessions(node, 20)
+    publisher = test.publisher(one)
+    test.publish(publisher, clients, 3)
+    failed = test.leave_and_wait(at, node, timeout_s=1, interval_s=1)
+    assert failed.exit_code == 1
+    assert "20 queues with 60 messages remain on node1@h" in failed.text
+    assert "vmq-admin cluster leave node=node1@h -k -i 1 -t 1" in failed.text
+    assert test.queued(node) == {client.name: 3 for client in clients}
+    done = test.leave_and_wait(at, node, timeout_s=1, interval_s=1)
+    assert (done.exit_code, done.text) == (0, "Done")
+    test.wait(lambda: test.gone == {"node1@h"}, "the end")
+    assert not node.up
+    for other in (one, two):
+        assert len(test.queued(other)) == 10
+        assert set(test.queued(other).values()) == {3}
+        assert list(other.core.mesh.peers) == [{one: two, two: one}[other].name]
+        assert other.core.mesh.readiness.ready
+    test.come_back(clients, [one, two])
+    test.judge(clients)
+
+
+def test_clients_claim_their_queues_and_force_is_not_needed():
+    test = LeaveWorld(seed=2, count=3)
+    node, one, two = test.nodes
+    clients = test.make_sessions(node, 12, online=True)
+    publisher = test.publisher(two)
+    # One message is in flight at each.
+    for client in clients:
+        client.inbox.ack_delay_s = 5.0
+        client.comes_back = False
+    for client in clients:
+        publisher.publish(next(iter(client.ever_wanted)), 1)
+    test.world.run(0.2)
+    command = test.leave(one, node, timeout_s=60, interval_s=1)
+    test.wait(lambda: all(client.state == "offline" for client in clients), "the end of the connections")
+    test.world.run(1.5)
+    assert command.progress and "12 offline" in command.progress[-1]
+    for client in clients:
+        client.inbox.ack_delay_s = 0.0
+    test.come_back(clients, [one, two])
+    test.wait(command.is_over, "the end")
+    assert (command.exit_code, command.text) == (0, "Done")
+    assert test.gone == {node.name}
+    for client in clients:
+        assert {arrival.payload for arrival in client.inbox.arrivals}, client.name
+
+
+def test_force_does_not_wait():
+    test = LeaveWorld(seed=3)
+    node, one, two = test.nodes
+    clients = test.make_sessions(node, 30, qos=2)
+    test.publish(test.publisher(two), clients, 2, qos=2)
+    begun = test.world.now
+    done = test.leave_and_wait(two, node, force=True, timeout_s=1000)
+    assert done.exit_code == 0
+    assert test.world.now - begun < 10.0
+    assert [len(test.queued(other)) for other in (one, two)] == [15, 15]
+    test.come_back(clients, [one, two])
+    test.judge(clients)
+
+
+def test_one_leave_at_a_time():
+    test = LeaveWorld(seed=4)
+    node, one, two = test.nodes
+    test.make_sessions(node, 3)
+    assert test.leave_and_wait(one, node, Verb.STOP_LISTENERS).exit_code == 0
+    test.world.run(2.0)
+    for at in (one, two, node):
+        for verb in (Verb.STOP_LISTENERS, Verb.MOVE, Verb.DRY_RUN):
+            second = test.leave_and_wait(at, one, verb)
+            assert second.exit_code == 1
+            assert "node1@h is leaving the cluster already (draining-listeners)" in second.text
+    assert test.leave_and_wait(one, node, Verb.ABORT).exit_code == 0
+    test.world.run(2.0)
+    assert test.leave_and_wait(node, one, Verb.STOP_LISTENERS).exit_code == 0
+
+
+def test_of_two_that_begin_at_once_one_ends_itself():
+    test = LeaveWorld(seed=5)
+    node, one, _two = test.nodes
+    test.make_sessions(node, 3)
+    test.make_sessions(one, 3, first=3)
+    first = test.leave(node, node, timeout_s=5)
+    second = test.leave(one, one, timeout_s=5)
+    test.wait(lambda: first.is_over() and second.is_over(), "both")
+    assert [first.exit_code, second.exit_code] == [1, 1]
+    said = sorted([first.text, second.text])
+    assert "remain on" in said[0] and said[1].startswith("the leave of ")
+    assert sorted([node.core.leaver.job.state, one.core.leaver.job.state]) == [State.IDLE, State.FAILED_WITH_QUEUES]
+
+
+def test_a_member_that_is_down_is_named_at_once_and_not_in_the_way_of_targets():
+    test = LeaveWorld(seed=6)
+    node, one, two = test.nodes
+    clients = test.make_sessions(node, 10)
+    test.publish(test.publisher(one), clients, 2)
+    two.kill()
+    test.wait(lambda: not one.core.mesh.peers[two.name].running, "the notice of its death")
+    test.wait(lambda: not node.core.mesh.peers[two.name].running, "the notice of its death")
+    begun = test.world.now
+    refused = test.leave_and_wait(one, node, timeout_s=5)
+    assert refused.exit_code == 1
+    assert "node3@h does not run" in refused.text and "--force-targets" in refused.text
+    assert test.world.now - begun < 10.0
+    assert node.core.leaver.job.accepts()
+    wrong = test.leave_and_wait(one, node, targets=("node3@h", "node2@h"))
+    assert wrong.exit_code == 1 and "no target: node3@h" in wrong.text
+    done = test.leave_and_wait(one, node, targets=("node2@h",), force=True)
+    assert (done.exit_code, done.text) == (0, "Done")
+    assert len(test.queued(one)) == 10
+    two.start()
+    test.wait(lambda: list(two.core.mesh.peers) == ["node2@h"] and test.whole(), "the news of the leave")
+    test.come_back(clients, [one, two])
+    test.judge(clients)
+
+
+def test_a_member_that_dies_in_the_middle_fails_the_leave():
+    test = LeaveWorld(seed=7)
+    node, one, two = test.nodes
+    test.make_sessions(node, 5)
+    command = test.leave(one, node, timeout_s=100)
+    test.world.run(2.0)
+    two.kill()
+    died = test.world.now
+    test.wait(command.is_over, "a failure")
+    assert test.world.now - died < 15.0
+    assert command.exit_code == 1
+    assert "node3@h does not run" in command.text
+    assert node.core.leaver.job.state == State.FAILED_WITH_QUEUES
+
+
+def test_a_dry_run_says_what_would_be_and_does_nothing():
+    test = LeaveWorld(seed=8)
+    node, one, two = test.nodes
+    clients = test.make_sessions(node, 5)
+    test.publish(test.publisher(one), clients, 2)
+    test.publisher(node, "visitor")
+    dry = test.leave_and_wait(two, node, Verb.DRY_RUN)
+    assert dry.exit_code == 0
+    assert dry.text.splitlines() == [
+        "node2@h would get 3 queues with 6 messages",
+        "node3@h would get 2 queues with 4 messages",
+        "1 clients without a persistent session would be disconnected",
+        "nothing would be lost",
+    ]
+    assert node.core.leaver.job.state == State.IDLE
+
+
+@pytest.mark.parametrize("state", ["waiting", "migrating"])
+def test_an_abort_puts_the_node_back_in_service(state):
+    test = LeaveWorld(seed=9)
+    node, one, two = test.nodes
+    clients = test.make_sessions(node, 40)
+    test.publish(test.publisher(one), clients, 3)
+    command = test.leave(one, node, timeout_s=100, force=state == "migrating")
+    test.wait(lambda: node.core.leaver.job.state.text() == state, state)
+    if state == "migrating":
+        test.wait(lambda: len(node.core.moving.departures.leavings) > 0, "a move")
+    assert test.leave_and_wait(two, node, Verb.ABORT).exit_code == 0
+    test.wait(command.is_over, "the end of the first command")
+    assert (command.exit_code, command.text) == (1, "the leave of node1@h was aborted")
+    assert node.core.leaver.job.accepts()
+    test.come_back(clients, [node, one, two])
+    test.judge(clients)
+
+
+def test_connections_are_closed_at_the_rate_that_was_asked_for():
+    test = LeaveWorld(seed=10)
+    node, one, _two = test.nodes
+    clients = test.make_sessions(node, 20, online=True)
+    for client in clients:
+        client.comes_back = False
+    command = test.leave(one, node, timeout_s=2, rate=5, interval_s=1)
+    counts = []
+    for _ in range(5):
+        counts.append(node.core.owner.draining.online())
+        test.world.run(1.0)
+    assert all(0 < before - after <= 6 for before, after in pairwise(counts[1:])), counts
+    test.wait(command.is_over, "the end")
+    assert "20 queues" in command.text
+
+
+def test_no_will_of_a_client_that_comes_back_elsewhere_fires():
+    test = LeaveWorld(seed=11, leave_will_grace_s=10)
+    node, one, two = test.nodes
+    witness = test.make_sessions(two, 1, online=True)[0]
+    topic = next(iter(witness.ever_wanted))
+    clients = test.make_sessions(node, 4, first=1, online=True)
+    for client in clients:
+        client.will = (topic, 1, 0)
+        client.disconnect(False)
+    test.wait(lambda: all(client.state == "online" for client in clients), "connections with wills")
+    for client in clients:
+        client.comes_back = False
+    command = test.leave(one, node, timeout_s=60)
+    test.world.run(3.0)
+    test.come_back(clients[:3], [one, two])
+    test.world.run(5.0)
+    assert not witness.inbox.arrivals
+    test.leave(one, node, force=True)
+    test.wait(command.is_over, "the end")
+    assert command.exit_code == 0
+    test.world.run(15.0)
+    # Of the one that did not come back it fired where its session went.
+    assert len(witness.inbox.arrivals) == 1
+
+
+@pytest.mark.parametrize("victim", ["the node that leaves", "a target", "both", "the third"])
+@pytest.mark.parametrize("seed", range(10))
+def test_whoever_is_killed_in_the_middle_nothing_is_lost_or_doubled(seed, victim):
+    """The job goes on by itself when its node is back, whatever became of the command."""
+    test = LeaveWorld(seed=100 + seed)
+    node, one, two = test.nodes
+    clients = test.make_sessions(node, 60, qos=1 + seed % 2)
+    test.publish(test.publisher(one), clients, 4, qos=1 + seed % 2)
+    test.leave(two, node, force=True)
+    rng = test.world.rng
+    victims = {"the node that leaves": [node], "a target": [one], "both": [node, one], "the third": [one, two]}[victim]
+    for each in victims:
+        test.crash_later(each, rng.uniform(0.0, 0.4))
+    for _ in range(400):
+        test.world.run(0.3)
+        for each in victims:
+            if not each.up and each.name not in test.gone:
+                test.world.run(rng.uniform(0.0, 1.0))
+                each.start()
+        if node.core is not None and node.core.leaver.job.state == State.FAILED_WITH_QUEUES:
+            # A member was down for too long: once more.
+            test.leave(node, node, force=True)
+        if test.gone == {node.name} and all(each.up for each in (one, two)):
+            break
+    test.wait(lambda: test.gone == {node.name}, "the end of the leave")
+    test.end_crashes()
+    test.wait(test.whole, "the rest of the cluster")
+    assert len(test.queued(one)) + len(test.queued(two)) == 60
+    test.come_back(clients, [one, two])
+    test.judge(clients)
