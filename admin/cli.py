@@ -162,7 +162,8 @@ def _run_command(invocation: Invocation, environ: Mapping[str, str], output: IO[
         if response["type"] == "error":
             return _complain(errors, response["error"], int(response["exit"]))
         if response["type"] == "progress":
-            print(response["text"], file=errors, flush=True)
+            if response["text"]:
+                print(response["text"], file=errors, flush=True)
         else:
             render(response["result"], as_json, output, color)
             exit_code = int(response.get("exit", DONE))

@@ -137,7 +137,11 @@ class Admission:
         if not text and node not in self._peers.all:
             text = f"{node} is not a member of this cluster"
         if text:
-            self._refuse(connection, hello, text)
+            if (node, hello.store_id) in self._membership.removed:
+                # It is leaving, and waits to hear that this node knows; or it is back, which it hears first.
+                self._turn.commands.append(Reply(connection, pack_refused(Refusal.REMOVED, text)))
+            else:
+                self._refuse(connection, hello, text)
             return False
         return True
 

@@ -64,6 +64,12 @@ class Asked:
         # Up to which place it has to come before the client may go on; -1 until the head is here.
         self.inflight_seq: int = -1
 
+    def is_answered_by(self, node: bytes, epoch: Epoch) -> bool:
+        """Say whether a head of this epoch is what was asked for; it may have been asked for once before."""
+        if self.take.epoch == epoch:
+            return True
+        return self.old_home == node and epoch < self.take.epoch and not self.take.clean_start
+
 
 @final
 class Arrivals:
@@ -223,7 +229,7 @@ class Arrivals:
         session = self._owner.session(client_id)
         assert session is not None
         self._owner.transfers.introduce(session, node, item.old_epoch.counter, item.head)
-        if asked is not None and asked.take.epoch == item.epoch:
+        if asked is not None and asked.is_answered_by(node, item.epoch):
             asked.inflight_seq = item.head.inflight_seq
         self._answer(node, item, HEAD_TAKEN)
         self._settle(node, item.client_id)

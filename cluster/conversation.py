@@ -112,6 +112,7 @@ class Conversation:
         refused = unpack_refused(frame)
         if refused.reason == Refusal.REMOVED:
             self._turn.removed_by.add(peer.name)
+            return
         self._turn.note_once(f"refused by {peer.name}", f"{peer.name} refuses this node: {refused.text}")
         self._refused(peer)
 

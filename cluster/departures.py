@@ -148,8 +148,15 @@ class Departures:
     def take(self, node: bytes, take: Take, old_epoch: Epoch, now: float) -> None:
         """A node asks for a client's session to be its home under a later epoch than `old_epoch`, the one here."""
         leaving = self.leavings.get(take.client_id)
-        if leaving is not None and take.epoch <= leaving.epoch:
-            if leaving.epoch == take.epoch:
+        # Somebody connected once more where the session is on its way to: that is the same move.
+        is_same = (
+            leaving is not None
+            and leaving.home == node
+            and not take.clean_start
+            and self._owner.session(take.client_id) is None
+        )
+        if leaving is not None and (is_same or take.epoch <= leaving.epoch):
+            if is_same or leaving.epoch == take.epoch:
                 # It asks again: the head may have been lost.
                 leaving.spoke_at = -math.inf
                 self._due[take.client_id] = leaving

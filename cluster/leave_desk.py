@@ -210,6 +210,9 @@ class LeaveDesk:
         if node != self._name and node not in self._mesh.peers:
             self._finish(follower, 0, "Done")
             return
+        if now >= follower.said_at + STILL_THERE_S:
+            follower.said_at = now
+            self._said.append(Said(follower.command, False, 0, ""))
         if node != self._name and not self._mesh.peers[node].running:
             follower.down_since = min(follower.down_since, now)
             if now >= follower.down_since + PATIENCE_S:
@@ -230,11 +233,10 @@ class LeaveDesk:
         if follower.line_number < 0:
             # What was said before this command came is no progress of it.
             follower.line_number = report.number
-        if report.number != follower.line_number or now >= follower.said_at + STILL_THERE_S:
-            text = report.line if report.number != follower.line_number else ""
+        if report.number != follower.line_number:
             follower.line_number = report.number
             follower.said_at = now
-            self._said.append(Said(follower.command, False, 0, text, report.moved, report.queues))
+            self._said.append(Said(follower.command, False, 0, report.line, report.moved, report.queues))
         if report.state == State.LEFT:
             self._finish(follower, 0, "Done")
         elif report.state == State.FAILED_WITH_QUEUES:

@@ -91,10 +91,11 @@ class Leaver:
 
     def removed_by(self, names: set[str], now: float) -> bool:
         """Members say that they have removed this node; false: without its leave."""
-        if self.job.state not in (State.LEAVING, State.LEFT):
-            return False
-        self._removed_by |= names
-        return True
+        if self.job.state in (State.LEAVING, State.LEFT):
+            self._removed_by |= names
+            return True
+        self.job.removed(now)
+        return False
 
     # What is due.
 

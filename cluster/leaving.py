@@ -13,6 +13,7 @@ Theory of operation
     any of them --order, --force--> MIGRATING  what is left is given to the other members
     WAITING, MIGRATING --nothing is here any more--> LEAVING --the others have removed this node--> LEFT
     all but LEAVING and LEFT --abort--> IDLE
+    any but LEAVING and LEFT --the others have removed this node, without asking it--> REMOVED
 
 An order is the job's from the moment it is taken: a command that is lost, or a restart of the node, changes nothing.
 After a restart the time begins anew for which the job waits.
@@ -52,6 +53,7 @@ class State(IntEnum):
     MIGRATING = 4
     LEAVING = 5
     LEFT = 6
+    REMOVED = 7
 
     def text(self) -> str:
         """Return the state as people write it."""
@@ -59,7 +61,7 @@ class State(IntEnum):
 
 
 _UNDER_WAY: Final = (State.WAITING, State.MIGRATING)
-_OVER: Final = (State.LEAVING, State.LEFT)
+_OVER: Final = (State.LEAVING, State.LEFT, State.REMOVED)
 
 
 @dataclass(slots=True, frozen=True)
@@ -172,7 +174,7 @@ class LeaveJob:
     def abort(self, now: float) -> str:
         """Put the node back in service; the result is why that can't be, "" if it is done."""
         if self.state in _OVER:
-            return f"{self._name} has nothing left and is leaving: that can't be undone"
+            return f"{self._name} has nothing left and is {self.state.text()}: that can't be undone"
         self._final = False
         self.failure = ""
         if self.state != State.IDLE:
@@ -235,6 +237,10 @@ class LeaveJob:
     def left(self, now: float) -> None:
         """All others have removed this node."""
         self._enter(State.LEFT, now)
+
+    def removed(self, now: float) -> None:
+        """All others have removed this node, which did not leave."""
+        self._enter(State.REMOVED, now)
 
     def progress(self, census: Census, now: float) -> str:
         """Return one line that says how far the job is."""

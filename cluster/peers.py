@@ -162,6 +162,7 @@ class Peers:
         for name, store_id in removed:
             if self.membership.merge_removed(name, store_id):
                 changed = True
+                self._turn.note(f"{name} is no member of the cluster any more")
                 self._store.put_removed(name, store_id)
         for member in members:
             if self.membership.merge(member):

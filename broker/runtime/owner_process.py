@@ -36,9 +36,11 @@ from broker.logs import child_logging, level_number
 from broker.runtime.channel import OwnerChannel
 from broker.runtime.commit_gate import CommitGate
 from broker.runtime.control import ControlChannel
+from broker.runtime.leave_commands import LeaveCommands
 from broker.runtime.rocks_storage import OpenedStore, open_store
 from broker.runtime.run_dir import RunDir
 from cluster.checks import CheckResult
+from cluster.leaving import State
 from cluster.mesh import MemberView, Mesh, MeshSettings
 from cluster.node import NodeCore, NodeEffects
 from cluster.statuses import NodeStatus
@@ -47,6 +49,12 @@ from cluster.transport import BindError, MeshTransport, cluster_keys
 log = logging.getLogger(__name__)
 
 CANNOT_START = 78
+# The node's exit code when it is no member of its cluster any more, and did not leave by itself.
+REMOVED = 3
+_AFTER_REMOVAL = (
+    "`vmq-broker start --recover-queues` offers the queues of its store to the cluster; with an empty data_dir it can "
+    "join as a new node"
+)
 _FRAMES_PER_TURN = 64
 _POLL_S_MAX = 1.0
 _BEHIND_POLL_MS = 100
@@ -78,6 +86,10 @@ class OwnerProcess:
         self._checks: list[int] = []
         # And those that wait for what the other nodes say of themselves.
         self._shows: list[int] = []
+        self._leaves = LeaveCommands(self.node, control.send)
+        # What the supervisor was told last of the node's place in the cluster.
+        self._told_accepts = True
+        self._told_end = False
         self._running = True
 
     def run(self) -> None:
@@ -86,6 +98,7 @@ class OwnerProcess:
         poller.register(self._control.fileno(), zmq.POLLIN)
         poller.register(self._channel.pull, zmq.POLLIN)
         control_fd = self._control.fileno()
+        self._tell_leave()
         self._control.send({"type": "ready"})
         self._control_readable()
         self._turn(time.monotonic(), {})
@@ -144,6 +157,9 @@ class OwnerProcess:
         self._answer_joins()
         self._answer_checks()
         self._answer_shows()
+        if not self._gate.failing_reason:
+            self._leaves.answer()
+            self._tell_leave()
         for name in node.mesh.take_lookups():
             self._control.send({"type": "look-up", "name": name})
 
@@ -202,6 +218,8 @@ class OwnerProcess:
         command = message["command"]
         if command == "cluster join":
             self._join(number, message["arguments"], now)
+        elif command == "cluster leave":
+            self._leaves.command(number, message["arguments"]["node"], message["flags"], now)
         elif command == "cluster check":
             self._check(number, bool(message["flags"].get("repair")), now)
         elif command == "cluster show":
@@ -218,6 +236,25 @@ class OwnerProcess:
             self._backup(number, message["arguments"]["directory"], now)
         else:
             self._refuse(number, f"unknown command {command!r}", 2)
+
+    def _tell_leave(self) -> None:
+        """Tell the supervisor what comes of the leave of this node; the state that says so is committed."""
+        node = self.node
+        job = node.leaver.job
+        for is_bad, line in node.leaver.take_lines():
+            log.log(logging.ERROR if is_bad else logging.INFO, "%s", line)
+        if job.accepts() != self._told_accepts:
+            self._told_accepts = job.accepts()
+            self._control.send({"type": "listeners", "accept": job.accepts()})
+        if self._told_end:
+            return
+        if job.state == State.LEFT:
+            self._told_end = True
+            self._control.send({"type": "left"})
+        elif job.state == State.REMOVED:
+            self._told_end = True
+            error = node.removed or f"{self.config.node.name} was removed from its cluster and serves nobody"
+            self._control.send({"type": "failed", "error": f"{error}; {_AFTER_REMOVAL}", "exit": REMOVED})
 
     def _join(self, number: int, arguments: dict[str, Any], now: float) -> None:
         if self._transport is None:
@@ -333,7 +370,8 @@ def build_node(config: Config, opened: OpenedStore) -> NodeCore:
     owner = QueueOwner(owner_settings(config), opened.storage, mesh.interest, opened.store_id, opened.incarnation)
     owner.recover(now, _utc_ms(), log.info)
     interval_s = config.systree.interval_s if config.systree.enabled else 0
-    return NodeCore(owner, mesh, Systree(config.node.name, __version__, interval_s, now), __version__)
+    systree = Systree(config.node.name, __version__, interval_s, now)
+    return NodeCore(owner, mesh, systree, __version__, config.mqtt.server_reference)
 
 
 def _utc_ms() -> int:

@@ -168,7 +168,7 @@ def test_usage_errors(arguments: list[str], complaint: str) -> None:
     "arguments",
     [
         ["session", "show", "--client_id=x", "--limit=3"],
-        ["cluster", "leave", "node=a@b", "-k", "-i", "3"],
+        ["listener", "stop", "address=a", "port=1", "-k"],
         ["set", "max_inflight_messages=5"],
         ["set", "a=b"],
         ["cluster", "show", "--url", "http://127.0.0.1:8888"],

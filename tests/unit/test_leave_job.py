@@ -172,7 +172,7 @@ def test_an_abort_ends_everything_but_the_end(state):
     job.failure = "x" if state == State.FAILED_WITH_QUEUES else ""
     refusal = job.abort(0.0)
     job.validate()
-    if state in (State.LEAVING, State.LEFT):
+    if state in (State.LEAVING, State.LEFT, State.REMOVED):
         assert "can't be undone" in refusal and job.state == state
     else:
         assert refusal == "" and job.state == State.IDLE and job.accepts()
