@@ -93,6 +93,7 @@ _ALL = (
             "dry-run": False,
             "abort": False,
             "status": False,
+            # Of the command line on a terminal, which can pass a question on.
             "ask": False,
         },
         short={"k": "kill_sessions", "i": "summary-interval", "t": "timeout"},

@@ -68,6 +68,7 @@ class Leaving:
 
     __slots__ = (
         "departure",
+        "ended",
         "epoch",
         "head_taken",
         "home",
@@ -101,6 +102,8 @@ class Leaving:
         # What the new home was told of that.
         self.told: dict[bytes, int] = {}
         self.state_due = False
+        # Whether it was told last that this is all.
+        self.ended = False
         # Whether the home has answered the last that it was told.
         self.quiet = False
 
@@ -302,8 +305,9 @@ class Departures:
             self._owner.transfers.confirm(departure, ack.watermark)
             leaving.sent_to = max(leaving.sent_to, ack.watermark)
             leaving.spoke_at = now
-        # What was sent and is not confirmed may be lost, though something else was answered.
-        leaving.quiet = not departure.sent
+        # What was sent and is not confirmed may be lost, though something else was answered: that this is all is
+        # answered by the end, or by what is missing to it.
+        leaving.quiet = not departure.sent and (not leaving.ended or bool(ack.missing))
         for origin in ack.missing:
             leaving.switched.pop(origin, None)
             leaving.told.pop(origin, None)
@@ -437,6 +441,7 @@ class Departures:
         ended = self._is_ended(leaving, passed)
         if passed != leaving.told or leaving.state_due or (passed and again):
             leaving.told = passed
+            leaving.ended = ended
             leaving.quiet = False
             leaving.state_due = False
             leaving.spoke_at = now

@@ -39,6 +39,7 @@ from cluster.leaver import BUSY, Leaver
 from cluster.leaving import State
 from cluster.mesh import Mesh
 from cluster.moving import Moving
+from cluster.removal import Removal, losses, refusal
 
 ANSWER_S: Final = 1.0
 # How long a node may be down before who follows its leave is told.
@@ -52,7 +53,10 @@ _ANSWERS_MAX: Final = 64
 
 @dataclass(slots=True, frozen=True)
 class Said:
-    """What is said to a command: progress, or its end with an exit code."""
+    """What is said to a command: progress, or its end with an exit code.
+
+    `asks`: the end is a question, and the answer is the same command with `yes`.
+    """
 
     command: int
     is_end: bool
@@ -60,15 +64,31 @@ class Said:
     text: str
     moved: int = 0
     queues: int = 0
+    asks: bool = False
 
 
 @final
 class Follower:
     """A command that waits for a node."""
 
-    __slots__ = ("asked_at", "command", "down_since", "is_taken", "line_number", "node", "number", "order", "said_at")
+    __slots__ = (
+        "asked_at",
+        "asks",
+        "command",
+        "down_since",
+        "is_taken",
+        "line_number",
+        "moved",
+        "node",
+        "number",
+        "order",
+        "removal",
+        "said_at",
+    )
 
-    def __init__(self, command: int, number: int, node: str, order: Order, now: float) -> None:
+    def __init__(self, command: int, number: int, node: str, order: Order, asks: bool, now: float) -> None:
+        self.asks = asks
+        self.removal: Removal | None = None
         self.command = command
         self.number = number
         self.node = node
@@ -78,6 +98,7 @@ class Follower:
         self.said_at: float = now
         self.down_since: float = math.inf
         self.line_number = -1
+        self.moved = 0
 
 
 @final
@@ -93,6 +114,8 @@ class LeaveDesk:
         self._name: Final = mesh.membership.name
         self._number = 0
         self._followers: list[Follower] = []
+        # Of nodes that do not answer, by name.
+        self._removals: dict[str, Removal] = {}
         # By member: (number of an order, whether it was taken, what was said).
         self._answered: dict[str, deque[tuple[int, bool, str]]] = {}
         self._said: list[Said] = []
@@ -111,14 +134,17 @@ class LeaveDesk:
         """Say whether a frame is for this."""
         return kind in self._frames
 
-    def command(self, command: int, node: str, order: Order, now: float) -> None:
-        """An operator wants something of a node; `take_said` has what is said to that."""
+    def command(self, command: int, node: str, order: Order, now: float, asks: bool = False) -> None:
+        """An operator wants something of a node; `take_said` has what is said to that.
+
+        With `asks` it is asked whether a node that does not answer is really to be removed.
+        """
         if node != self._name and node not in self._mesh.peers:
             members = ", ".join(sorted([*self._mesh.peers, self._name]))
             self._end(command, 1, f"{node} is not a member of this cluster; the members are {members}")
             return
         self._number = (self._number + 1) & 0xFFFFFFFF
-        follower = Follower(command, self._number, node, order, now)
+        follower = Follower(command, self._number, node, order, asks, now)
         self._followers.append(follower)
         self._tick_at = now
         if node == self._name:
@@ -147,9 +173,13 @@ class LeaveDesk:
         if now < self._tick_at and own_state == self._own_state:
             return
         self._own_state = own_state
+        for removal in list(self._removals.values()):
+            removal.tick(now)
         for follower in list(self._followers):
             self._follow(follower, now)
-        self._tick_at = now + _TICK_S if self._followers else math.inf
+        for node in [node for node, removal in self._removals.items() if removal.progress.is_over]:
+            del self._removals[node]
+        self._tick_at = now + _TICK_S if self._followers or self._removals else math.inf
 
     def next_deadline(self) -> float:
         """Return when `tick` has something to do."""
@@ -207,13 +237,19 @@ class LeaveDesk:
 
     def _follow(self, follower: Follower, now: float) -> None:
         node = follower.node
-        if node != self._name and node not in self._mesh.peers:
+        if node != self._name and node not in self._mesh.peers and follower.removal is None:
             self._finish(follower, 0, "Done")
             return
         if now >= follower.said_at + STILL_THERE_S:
             follower.said_at = now
             self._said.append(Said(follower.command, False, 0, ""))
+        if follower.removal is not None:
+            self._follow_removal(follower, follower.removal, now)
+            return
         if node != self._name and not self._mesh.peers[node].running:
+            if not follower.is_taken:
+                self._remove(follower, now)
+                return
             follower.down_since = min(follower.down_since, now)
             if now >= follower.down_since + PATIENCE_S:
                 text = f"{node} does not run any more; its leave goes on when it does: see --status"
@@ -229,14 +265,49 @@ class LeaveDesk:
         if report is not None:
             self._tell(follower, report, now)
 
+    def _remove(self, follower: Follower, now: float) -> None:
+        """The node does not run, and has not taken the order: have the others remove it."""
+        node = follower.node
+        order = follower.order
+        text = refusal(self._mesh, self._reports, node, order)
+        if text:
+            self._finish(follower, 1, text)
+            return
+        lines = losses(self._mesh, self._reports, node, order)
+        if order.verb == Verb.DRY_RUN:
+            self._finish(follower, 0, "\n".join(lines))
+        elif follower.asks:
+            self._followers.remove(follower)
+            question = "\n".join([*lines, f"Remove {node} from the cluster?"])
+            self._said.append(Said(follower.command, True, 0, question, asks=True))
+        else:
+            for line in lines:
+                self._said.append(Said(follower.command, False, 0, line))
+            if node not in self._removals:
+                self._removals[node] = Removal(self._mesh, self._moving, node, order)
+            follower.removal = self._removals[node]
+            self._follow_removal(follower, follower.removal, now)
+
+    def _follow_removal(self, follower: Follower, removal: Removal, now: float) -> None:
+        progress = removal.progress
+        if progress.is_over:
+            self._finish(follower, 1 if progress.failure else 0, progress.failure or "Done")
+        elif now >= follower.said_at + follower.order.interval_s:
+            follower.said_at = now
+            text = f"{progress.moved}/{progress.queues} sessions have a new home"
+            self._said.append(Said(follower.command, False, 0, text, progress.moved, progress.queues))
+
     def _tell(self, follower: Follower, report: Report, now: float) -> None:
         if follower.line_number < 0:
             # What was said before this command came is no progress of it.
             follower.line_number = report.number
-        if report.number != follower.line_number:
+        is_new = report.number != follower.line_number
+        if is_new or report.moved != follower.moved:
             follower.line_number = report.number
+            follower.moved = report.moved
             follower.said_at = now
-            self._said.append(Said(follower.command, False, 0, report.line, report.moved, report.queues))
+            text = report.line if is_new else ""
+            self._said.append(Said(follower.command, False, 0, text, report.moved, report.queues))
         if report.state == State.LEFT:
             self._finish(follower, 0, "Done")
         elif report.state == State.FAILED_WITH_QUEUES:

@@ -7,7 +7,7 @@ as in `wire`.
                   u16 count, text name of a target*             to the node that is to leave
     LEAVE_ANSWER  u32 number, u8 flags (1 taken), text           from it
     LEAVE_REPORT  u64 stamp of the leave, u8 state (`leaving.State`), u32 number of the line, text line, text failure,
-                  u32 queues moved, u32 queues to be moved
+                  u32 queues moved, u32 queues to be moved, u64 messages that are here
                                                                  from it to all, while it leaves
     LEAVE_HEARD   text host:port where clients are referred to, or nothing                    the answer to a report
     ADOPT         16 bytes store_id of the home, u8 flags (1 revive), u32 count,
@@ -66,6 +66,7 @@ class Report:
     failure: str = ""
     moved: int = 0
     queues: int = 0
+    messages: int = 0
 
 
 @dataclass(slots=True, frozen=True)
@@ -131,7 +132,7 @@ def pack_report(report: Report) -> bytes:
     """Pack a LEAVE_REPORT frame."""
     head = frame_head(FrameType.LEAVE_REPORT) + pack_u64(report.stamp) + bytes((report.state,))
     said = pack_u32(report.number) + _text(report.line) + _text(report.failure)
-    return bytes(head + said + pack_u32(report.moved) + pack_u32(report.queues))
+    return bytes(head + said + pack_u32(report.moved) + pack_u32(report.queues) + pack_u64(report.messages))
 
 
 def unpack_report(frame: bytes) -> Report:
@@ -144,8 +145,9 @@ def unpack_report(frame: bytes) -> Report:
     failure = reader.text()
     moved = reader.u32()
     queues = reader.u32()
+    messages = reader.u64()
     reader.end()
-    return Report(stamp, state, number, line, failure, moved, queues)
+    return Report(stamp, state, number, line, failure, moved, queues, messages)
 
 
 def pack_heard(reference: str) -> bytes:

@@ -27,7 +27,7 @@ ASKED_MAX: Final = 512
 # A target that has not asked for a session after so long has forgotten it.
 ASK_AGAIN_S: Final = 6.0
 REPORT_S: Final = 1.0
-IDLE_REPORT_S: Final = 10.0
+IDLE_REPORT_S: Final = 20.0
 # How often it is looked whether something is left.
 LOOK_S: Final = 0.05
 GOODBYE_S: Final = 0.5
@@ -68,6 +68,7 @@ class Leaver:
         self._look_at = 0.0
         self._goodbye_at = 0.0
         self._state = State.IDLE
+        self._running = 0
         stored = mesh.leave_value()
         if stored:
             self.job.restore(stored, mesh.started_at)
@@ -109,9 +110,18 @@ class Leaver:
             job.changed = False
             self._mesh.put_leave(job.pack())
             self._note_state(now)
+        running = 0
+        for peer in self._mesh.peers.values():
+            if peer.running:
+                running += 1
+        if running != self._running:
+            # Who comes is told where this node stands.
+            self._running = running
+            self._report_at = 0.0
         if now >= self._report_at and self._mesh.peers:
             self._report_at = now + (REPORT_S if job.state != State.IDLE else IDLE_REPORT_S)
-            frame = pack_report(job.report())
+            # Who looks after a node that died is told how much it had.
+            frame = pack_report(job.report(self._owner.draining.messages()))
             for name in self._mesh.peers:
                 self._mesh.tell(name, frame)
 

@@ -138,10 +138,11 @@ class LeaveJob:
         head = bytes((VALUE_VERSION, int(self.state))) + pack_u64(self.stamp)
         return head + bytes((_FINAL if self._final else 0,)) + pack_text(self.failure) + pack_order_body(self.order)
 
-    def report(self) -> Report:
-        """Return what the others are told."""
+    def report(self, messages: int = 0) -> Report:
+        """Return what the others are told, the number of messages at this node included."""
+        queues = max(self._queues, 0)
         return Report(
-            self.stamp, self.state, self.line_number, self.line, self.failure, self._migrated, max(self._queues, 0)
+            self.stamp, self.state, self.line_number, self.line, self.failure, self._migrated, queues, messages
         )
 
     # What operators want.

@@ -76,7 +76,7 @@ class LeaveCommands:
         except UsageError as error:
             self._send({"type": "reply", "id": number, "error": str(error), "exit": 2})
             return
-        self._node.leave_desk.command(number, name, order, now)
+        self._node.leave_desk.command(number, name, order, now, bool(flags.get("ask")))
 
     def answer(self) -> None:
         """Pass on what is said to commands; everything that it promises must be committed."""
@@ -88,7 +88,9 @@ class LeaveCommands:
                 self._send({**progress, "done": said.moved, "total": said.queues})
 
     def _end(self, said: Said) -> None:
-        if said.exit_code:
+        if said.asks:
+            self._reply(said.command, {"type": "question", "text": said.text})
+        elif said.exit_code:
             self._send({"type": "reply", "id": said.command, "error": said.text, "exit": said.exit_code})
         else:
             self._reply(said.command, {"type": "text", "text": said.text})

@@ -43,6 +43,7 @@ class LeaveWorld:
         self.rng = random.Random(seed)
         self.commands = []
         self.crashes = True
+        self.on_said = lambda said: None
         for number in range(1, count + 1):
             self.world.add_node(
                 f"node{number}@h", OwnerSettings(max_offline_messages=-1, max_online_messages=-1, **settings)
@@ -69,6 +70,7 @@ class LeaveWorld:
         world = self.world
         for node in world.running_nodes():
             for said in node.core.leave_desk.take_said():
+                self.on_said(said)
                 for command in self.commands:
                     if command.node is node and command.number == said.command:
                         if said.is_end:

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 from leave_world import LeaveWorld
 
-from cluster.leave_frames import Verb
+from cluster.leave_frames import Order, Verb
 from cluster.leaving import STEP_1_DONE, State
 
 
@@ -236,9 +236,15 @@ def test_no_will_of_a_client_that_comes_back_elsewhere_fires():
     assert len(witness.inbox.arrivals) == 1
 
 
-@pytest.mark.parametrize("victim", ["the node that leaves", "a target", "both", "the third"])
-@pytest.mark.parametrize("seed", range(10))
-def test_whoever_is_killed_in_the_middle_nothing_is_lost_or_doubled(seed, victim):
+@pytest.mark.parametrize(
+    ("victim", "seed"),
+    [
+        (victim, seed)
+        for victim, seeds in {"the node that leaves": 10, "a target": 10, "both": 3, "the third": 3}.items()
+        for seed in range(seeds)
+    ],
+)
+def test_whoever_is_killed_in_the_middle_nothing_is_lost_or_doubled(victim, seed):
     """The job goes on by itself when its node is back, whatever became of the command."""
     test = LeaveWorld(seed=100 + seed)
     node, one, two = test.nodes
@@ -265,4 +271,107 @@ def test_whoever_is_killed_in_the_middle_nothing_is_lost_or_doubled(seed, victim
     test.wait(test.whole, "the rest of the cluster")
     assert len(test.queued(one)) + len(test.queued(two)) == 60
     test.come_back(clients, [one, two])
+    test.judge(clients)
+
+
+def dead(test, node):
+    """Kill a node, and have everybody notice."""
+    node.kill()
+    others = [other for other in test.nodes if other is not node and other.up]
+    test.wait(lambda: not any(other.core.mesh.peers[node.name].running for other in others), "the notice of its death")
+    return others
+
+
+def test_the_sessions_of_a_dead_node_are_split_evenly_and_get_new_messages():
+    test = LeaveWorld(seed=20)
+    node, one, two = test.nodes
+    clients = test.make_sessions(node, 10)
+    publisher = test.publisher(one)
+    dead(test, node)
+    said = test.leave_and_wait(two, node)
+    assert (said.exit_code, said.text) == (0, "Done")
+    assert "node1@h does not run. It may be alive on the far side of a network partition" in said.progress[0]
+    assert "holds 10 queues with 0 messages" in said.progress[1]
+    assert [len(test.queued(other)) for other in (one, two)] == [5, 5]
+    assert list(one.core.mesh.peers) == [two.name]
+    assert one.core.mesh.readiness.ready and two.core.mesh.readiness.ready
+    test.publish(publisher, clients, 3)
+    test.come_back(clients, [two, one])
+    test.judge(clients)
+    assert all(not node.core.owner.transfers.arriving() for node in (one, two))
+
+
+def test_a_removed_node_that_comes_back_is_told_so_and_serves_nobody():
+    test = LeaveWorld(seed=21)
+    node, one, two = test.nodes
+    test.make_sessions(node, 4)
+    dead(test, node)
+    assert test.leave_and_wait(one, node).exit_code == 0
+    node.start()
+    test.wait(lambda: node.name in test.gone, "its end")
+    node.start()
+    assert node.core.leaver.job.state == State.REMOVED, "it knows at once when it is started again"
+    assert not node.core.leaver.job.accepts()
+    assert list(one.core.mesh.peers) == [two.name]
+
+
+def test_what_would_be_lost_is_said_first_and_asked_for_on_a_terminal():
+    test = LeaveWorld(seed=22)
+    node, one, two = test.nodes
+    clients = test.make_sessions(node, 3)
+    test.publish(test.publisher(one), clients, 2)
+    test.world.run(25.0)
+    dead(test, node)
+    dry = test.leave_and_wait(one, node, Verb.DRY_RUN)
+    assert dry.exit_code == 0
+    assert "holds 3 queues with 6 messages, as last known" in dry.text
+    assert "node2@h gets 2 sessions" in dry.text and "node3@h gets 1 sessions" in dry.text
+    one.core.leave_desk.command(99, node.name, Order(Verb.MOVE), test.world.now, True)
+    one.wake(0.0)
+    asked = []
+    test.on_said = lambda said: asked.append(said) if said.command == 99 else None
+    test.wait(lambda: asked, "a question")
+    assert asked[0].asks and asked[0].text.endswith("Remove node1@h from the cluster?")
+    assert len(two.core.mesh.peers) == 2
+    assert test.leave_and_wait(one, node, Verb.ABORT).exit_code == 1
+
+
+def test_a_second_member_that_is_down_is_named_at_once():
+    test = LeaveWorld(seed=23, count=4)
+    node, one, two, three = test.nodes
+    test.make_sessions(node, 6)
+    dead(test, node)
+    dead(test, three)
+    refused = test.leave_and_wait(one, node)
+    assert refused.exit_code == 1 and "besides node1@h, node4@h does not run" in refused.text
+    done = test.leave_and_wait(one, node, targets=("node2@h", "node3@h"))
+    assert done.exit_code == 0
+    assert [len(test.queued(other)) for other in (one, two)] == [3, 3]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whoever_is_killed_while_a_dead_node_is_removed_every_session_lives(seed):
+    test = LeaveWorld(seed=200 + seed)
+    node, one, two = test.nodes
+    clients = test.make_sessions(node, 40)
+    dead(test, node)
+    rng = test.world.rng
+    test.leave(one, node)
+    victim = [one, two][seed % 2]
+    test.crash_later(victim, rng.uniform(0.0, 0.5))
+    for _ in range(100):
+        test.world.run(0.5)
+        if not victim.up:
+            test.world.run(rng.uniform(0.0, 5.0))
+            victim.start()
+        elif all(node.name not in other.core.mesh.peers for other in (one, two)):
+            break
+        elif test.world.run(8.0, test.whole):
+            test.leave(one, node)
+    test.end_crashes()
+    test.wait(lambda: test.whole() and len(one.core.mesh.peers) == 1 == len(two.core.mesh.peers), "the removal")
+    assert len(test.queued(one)) + len(test.queued(two)) == 40
+    publisher = test.publisher(two)
+    test.publish(publisher, clients, 2)
+    test.come_back(clients, [two, one])
     test.judge(clients)

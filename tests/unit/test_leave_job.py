@@ -23,7 +23,7 @@ from cluster.leaving import MISSING_S, STEP_1_DONE, Census, LeaveJob, State
 from cluster.wire import FrameError
 
 ORDER = Order(Verb.MOVE, 5, 60, 7, True, ("b@b", "c@c"))
-REPORT = Report(2**63 - 1, 4, 9, "line", "failure", 252, 11328)
+REPORT = Report(2**63 - 1, 4, 9, "line", "failure", 252, 11328, 98000)
 ORPHANS = [Orphan("ü", None), Orphan("c", "user")]
 HOME = bytes(range(16))
 
