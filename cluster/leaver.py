@@ -31,6 +31,8 @@ IDLE_REPORT_S: Final = 20.0
 # How often it is looked whether something is left.
 LOOK_S: Final = 0.05
 GOODBYE_S: Final = 0.5
+# So long clients are not disconnected for want of a server that they could be referred to.
+REFERENCE_S: Final = 1.0
 # A listed target or session more does not help anybody to decide.
 DRY_RUN_LINES_MAX: Final = 100
 
@@ -69,6 +71,7 @@ class Leaver:
         self._goodbye_at = 0.0
         self._state = State.IDLE
         self._running = 0
+        self._close_at = 0.0
         stored = mesh.leave_value()
         if stored:
             self.job.restore(stored, mesh.started_at)
@@ -86,6 +89,9 @@ class Leaver:
             return False, refusal
         if order.verb == Verb.DRY_RUN:
             return True, self._dry_run(order)
+        if self.job.state < State.WAITING:
+            # Where clients are to go the others say with their answers to the first report.
+            self._close_at = now + REFERENCE_S
         said = self.job.take_order(order, self._mesh.stamp(), now)
         self._look_at = 0.0
         return True, said
@@ -149,7 +155,8 @@ class Leaver:
             self.lines.append((True, f"leave: {first} began to leave before this node, which stays"))
             job.abort(now)
             return
-        count = job.may_close(self._owner.draining.online(), now)
+        known = all(name in self.references for name in self._targets(job.order))
+        count = job.may_close(self._owner.draining.online(), now) if known or now >= self._close_at else 0
         if count:
             self._owner.draining.close(count, self._reference(), now)
         if job.state in (State.WAITING, State.MIGRATING):

@@ -94,3 +94,43 @@ def test_a_store_that_has_left_does_not_come_back(make_node: Callable[..., Node]
         assert "can't come back" in node.said()
     else:
         assert not (data / "store").exists() and (data / "LEFT").exists()
+
+
+def test_clients_of_mqtt_5_are_told_where_to_go(make_node: Callable[..., Node]) -> None:
+    one, node = [make_node(number, COOKIE, ["mqtt.server_reference=10.0.0.9:1883"]).start() for number in (1, 2)]
+    node.join(one)
+    with Client(node, "v5") as there:
+        assert leave(one, node, "-k", "--rate=100")[:2] == (0, "Done")
+        assert there.farewell() == (0x9D, "10.0.0.9:1883")
+    assert node.wait_end() == 0
+
+
+def test_a_dead_node_is_removed_and_hears_of_it_when_it_comes_back(make_node: Callable[..., Node]) -> None:
+    settings = ["cluster.failure_timeout_ms=1000"]
+    one, two, node = [make_node(number, COOKIE, settings).start() for number in (1, 2, 3)]
+    node.join(one)
+    two.join(one)
+    wait_until(lambda: len(two.cluster()) == 3, "three members")
+    with Client(one) as publisher:
+        for number in range(10):
+            with Client(node, f"away{number}", V5, persistent=True) as away:
+                away.subscribe(f"to/{number}")
+        with Client(node, "last", V5) as last:
+            wait_known(last, publisher)
+        node.kill()
+        wait_until(lambda: not one.cluster()[node.name], "the notice of its death")
+        code, said, progress = leave(one, node)
+        assert (code, said) == (0, "Done")
+        assert "holds 10 queues with 0 messages" in progress[1]
+        assert one.cluster() == {one.name: True, two.name: True}
+        wait_until(lambda: two.cluster() == one.cluster(), "the news")
+        assert queues(two)[0] == 5 and queues(one)[0] == 6, "five each, and the publisher"
+        publisher.publish("to/7", "new")
+    with Client(two, "away7", V5, persistent=True) as back:
+        assert back.present
+        assert back.message() == ("to/7", "new")
+    node.launch()
+    assert node.wait_end() == 3
+    assert "was removed from the cluster" in node.said()
+    node.launch()
+    assert node.wait_end() == 3
