@@ -215,8 +215,10 @@ class LeaveDesk:
         self._reports[node] = report
         if report.state != State.IDLE:
             self._mesh.tell(node, pack_heard(self._reference))
-        if self._followers:
-            self._tick_at = now
+        for follower in list(self._followers):
+            # At once: the next that comes may be that it is no member any more.
+            if follower.node == node and follower.is_taken:
+                self._tell(follower, report, now)
 
     def _receive_heard(self, node: str, frame: bytes, now: float) -> None:
         self._leaver.references[node] = unpack_heard(frame)
