@@ -276,6 +276,9 @@ class Arrivals:
         """Return the members of which not everything below their cut has come."""
         arrival = session.arrival
         assert arrival is not None
+        if arrival.direct_from:
+            # All of them send what the session wants directly, and always have.
+            return []
         passed = arrival.donors[node].passed
         missing = []
         for member in [self._site.store_id(), *self._site.others()]:

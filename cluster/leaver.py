@@ -31,6 +31,9 @@ IDLE_REPORT_S: Final = 20.0
 # How often it is looked whether something is left.
 LOOK_S: Final = 0.05
 GOODBYE_S: Final = 0.5
+DONATE_S: Final = 0.5
+# Everything is given when so many looks in a row found nothing.
+GIVEN_LOOKS: Final = 4
 # So long clients are not disconnected for want of a server that they could be referred to.
 REFERENCE_S: Final = 1.0
 # A listed target or session more does not help anybody to decide.
@@ -72,6 +75,9 @@ class Leaver:
         self._state = State.IDLE
         self._running = 0
         self._close_at = 0.0
+        self._donate_at = 0.0
+        # How often nothing was left to be given away, one after the other.
+        self._given = 0
         stored = mesh.leave_value()
         if stored:
             self.job.restore(stored, mesh.started_at)
@@ -161,6 +167,9 @@ class Leaver:
             self._owner.draining.close(count, self._reference(), now)
         if job.state in (State.WAITING, State.MIGRATING):
             job.tick(self._census(job.wants_messages(now)), now)
+        if job.state == State.DONATING and now >= self._donate_at:
+            self._donate_at = now + DONATE_S
+            self._donate(now)
         if job.migrates():
             self._ask(now)
         elif self._asked:
@@ -269,6 +278,21 @@ class Leaver:
             return ""
         self._turn_of += 1
         return target
+
+    def _donate(self, now: float) -> None:
+        """See what of this donor's sessions has not been taken; those that have no other home stay in the store."""
+        mesh = self._mesh
+        registry = mesh.registry
+        if not mesh.peers or not mesh.is_complete():
+            self._given = 0
+            return
+        draining = self._owner.draining
+        left = [session for session in draining.all() if len(registry.homes(session.client_id)) > 1]
+        count = len(left) + draining.moving()
+        self._given = 0 if count or mesh.unacknowledged() else self._given + 1
+        if count or self._given >= GIVEN_LOOKS:
+            messages = sum(len(session.queue) + len(session.inflight) for session in left)
+            self.job.donated(self._moving.departures.moved, count, messages, now)
 
     # The end.
 

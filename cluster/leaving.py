@@ -14,6 +14,7 @@ Theory of operation
     WAITING, MIGRATING --nothing is here any more--> LEAVING --the others have removed this node--> LEFT
     all but LEAVING and LEFT --abort--> IDLE
     any but LEAVING and LEFT --the others have removed this node, without asking it--> REMOVED
+    REMOVED --its store comes back as a donor's--> DONATING --all is taken--> LEAVING
 
 An order is the job's from the moment it is taken: a command that is lost, or a restart of the node, changes nothing.
 After a restart the time begins anew for which the job waits.
@@ -54,6 +55,7 @@ class State(IntEnum):
     LEAVING = 5
     LEFT = 6
     REMOVED = 7
+    DONATING = 8
 
     def text(self) -> str:
         """Return the state as people write it."""
@@ -61,7 +63,7 @@ class State(IntEnum):
 
 
 _UNDER_WAY: Final = (State.WAITING, State.MIGRATING)
-_OVER: Final = (State.LEAVING, State.LEFT, State.REMOVED)
+_OVER: Final = (State.LEAVING, State.LEFT, State.REMOVED, State.DONATING)
 
 
 @dataclass(slots=True, frozen=True)
@@ -243,6 +245,20 @@ class LeaveJob:
         """All others have removed this node, which did not leave."""
         self._enter(State.REMOVED, now)
 
+    def donate(self, now: float) -> None:
+        """The store of a removed node is to give its queues away."""
+        self._enter(State.DONATING, now)
+
+    def donated(self, taken: int, queues: int, messages: int, now: float) -> None:
+        """So many queues of a donor were taken, and so many queues and messages were not yet."""
+        self._queues = taken + queues
+        self._migrated = taken
+        if now >= self._line_at or not queues:
+            self._line_at = now + self.order.interval_s
+            self._say(f"{self._migrated}/{self._queues} queues are given back; {messages} messages are left")
+        if not queues:
+            self._enter(State.LEAVING, now)
+
     def progress(self, census: Census, now: float) -> str:
         """Return one line that says how far the job is."""
         queues = max(self._queues, census.queues())
@@ -307,7 +323,7 @@ class LeaveJob:
         self._began_at = now
         self._missing_at = math.inf
         self._until = now + self.order.timeout_s if state == State.WAITING else math.inf
-        self._line_at = now + self.order.interval_s if state in _UNDER_WAY else math.inf
+        self._line_at = now + self.order.interval_s if state in (*_UNDER_WAY, State.DONATING) else math.inf
 
     def _say(self, line: str) -> None:
         self.line = line

@@ -147,13 +147,14 @@ class MeshStore:
         return [_read(family, key, key[len(prefix) :], stored, read) for key, stored in rows]
 
 
-def forget_cluster(batch: WriteBatch) -> None:
+def forget_cluster(batch: WriteBatch, keeps_outboxes: bool = False) -> None:
     """Make the store one that is a member of nothing: for a copy, which gets a store_id of its own.
 
     Positions, interest and outboxes are between two stores, of which the copy is neither; tables are a store's own.
-    Removed pairs stay removed.
+    Removed pairs stay removed. With `keeps_outboxes` it is no copy, and nobody else sends what is in them.
     """
-    batch.delete_range(FAMILY, b"", b"\xff" * (STORE_ID_BYTES + 9))
+    if not keeps_outboxes:
+        batch.delete_range(FAMILY, b"", b"\xff" * (STORE_ID_BYTES + 9))
     batch.delete("meta", KEY_CLUSTER_ID)
     batch.delete("meta", KEY_LEAVE)
     forget_tables(batch)

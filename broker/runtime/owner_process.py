@@ -30,7 +30,7 @@ from broker.core.metrics import in_order, mesh_names, metrics_result
 from broker.core.owner import QueueOwner
 from broker.core.rows import Table
 from broker.core.settings import OwnerSettings
-from broker.core.storage import StorageError
+from broker.core.storage import STORE_ID_BYTES, StorageError
 from broker.core.systree import Systree
 from broker.logs import child_logging, level_number
 from broker.runtime.channel import OwnerChannel
@@ -40,6 +40,7 @@ from broker.runtime.leave_commands import LeaveCommands
 from broker.runtime.rocks_storage import OpenedStore, open_store
 from broker.runtime.run_dir import RunDir
 from cluster.checks import CheckResult
+from cluster.donor import become_donor, fellows, stored_state
 from cluster.leaving import State
 from cluster.mesh import MemberView, Mesh, MeshSettings
 from cluster.node import NodeCore, NodeEffects
@@ -72,6 +73,11 @@ class OwnerProcess:
         data_dir = self.config.node.data_dir
         store = self.config.store
         opened = open_store(os.path.join(data_dir, "store"), store.sync, store.sync_interval_ms)  # type: ignore[arg-type]
+        self._recovers = bool(start.get("recover"))
+        if self._recovers and stored_state(opened.storage, self.config.node.name) == State.REMOVED:
+            become_donor(opened.storage, self.config.node.name, os.urandom(STORE_ID_BYTES))
+            opened.storage.close()
+            opened = open_store(os.path.join(data_dir, "store"), store.sync, store.sync_interval_ms)  # type: ignore[arg-type]
         self._storage = opened.storage
         self.node = build_node(self.config, opened)
         self._gate = CommitGate(self.node, self._storage)
@@ -243,9 +249,10 @@ class OwnerProcess:
         job = node.leaver.job
         for is_bad, line in node.leaver.take_lines():
             log.log(logging.ERROR if is_bad else logging.INFO, "%s", line)
-        if job.accepts() != self._told_accepts:
-            self._told_accepts = job.accepts()
-            self._control.send({"type": "listeners", "accept": job.accepts()})
+        accepts = job.accepts() and not self._recovers
+        if accepts != self._told_accepts:
+            self._told_accepts = accepts
+            self._control.send({"type": "listeners", "accept": accepts})
         if self._told_end:
             return
         if job.state == State.LEFT:
@@ -255,6 +262,10 @@ class OwnerProcess:
             self._told_end = True
             error = node.removed or f"{self.config.node.name} was removed from its cluster and serves nobody"
             self._control.send({"type": "failed", "error": f"{error}; {_AFTER_REMOVAL}", "exit": REMOVED})
+        elif self._recovers and job.state == State.IDLE and node.mesh.peers and node.mesh.is_complete():
+            self._told_end = True
+            error = f"{self.config.node.name} is a member of its cluster: start it without --recover-queues"
+            self._control.send({"type": "failed", "error": error, "exit": 1})
 
     def _join(self, number: int, arguments: dict[str, Any], now: float) -> None:
         if self._transport is None:
@@ -354,7 +365,10 @@ def build_node(config: Config, opened: OpenedStore) -> NodeCore:
             config.node.name,
             mesh_advertise(config),
             config.cluster.failure_timeout_ms / 1000,
-            tuple(node_and_address(text) for text in config.cluster.discovery if not text.startswith(DNS_PREFIX)),
+            (
+                *(node_and_address(text) for text in config.cluster.discovery if not text.startswith(DNS_PREFIX)),
+                *fellows(opened.storage),
+            ),
             config.cluster.readiness,
             config.cluster.planned_restart_s,
             config.cluster.forward_spill_after_ms / 1000,

@@ -114,8 +114,11 @@ class Supervisor:
         timing: Timing | None = None,
         output: IO[str] | None = None,
         notifier: Notifier | None = None,
+        recovers: bool = False,
     ) -> None:
+        """`recovers`: serve nobody, and give the queues of a store whose node was removed to the cluster."""
         self._config = config
+        self._recovers = recovers
         self._node_log = log
         self._run_dir = run_dir
         self._lock = lock
@@ -138,7 +141,7 @@ class Supervisor:
         self._announced_ready = False
         self._exit = 0
         # Whether clients may connect; and the node has left its cluster, so that its store is to be put aside.
-        self._accepts = True
+        self._accepts = not recovers
         self.has_left = False
 
     async def run(self) -> int:
@@ -277,6 +280,7 @@ class Supervisor:
             "config": self._config.to_dict(),
             "run_dir": self._run_dir.directory,
             "accept": self._accepts,
+            "recover": self._recovers,
         }
 
     def _receive(self, slot: Slot, message: Message) -> None:
@@ -469,8 +473,12 @@ def run_node(
     reload: Callable[[], Config] | None = None,
     commands: Mapping[str, list[str]] = COMMANDS,
     timing: Timing | None = None,
+    recovers: bool = False,
 ) -> int:
-    """Run a node in the foreground; returns its exit code. Raises StartError."""
+    """Run a node in the foreground; returns its exit code. Raises StartError.
+
+    With `recovers` it serves nobody, and gives the queues of a store whose node was removed to the cluster.
+    """
     setproctitle(f"zvmq {config.node.name} supervisor")
     try:
         run_dir = RunDir(config.node.data_dir)
@@ -495,9 +503,15 @@ def run_node(
         log.write("supervisor", logging.WARNING, f"this node has left its cluster: {IGNORED}")
         config = replace(config, cluster=replace(config.cluster, discovery=()))
     try:
-        notifier = Notifier.from_environment(os.environ)
-        supervisor = Supervisor(config, log, run_dir, lock, reload, commands, timing, notifier=notifier)
-        exit_code = asyncio.run(supervisor.run())
+        # A node that has not heard yet that it was removed hears so first.
+        for attempt in (1, 2):
+            notifier = Notifier.from_environment(os.environ)
+            supervisor = Supervisor(
+                config, log, run_dir, lock, reload, commands, timing, notifier=notifier, recovers=recovers
+            )
+            exit_code = asyncio.run(supervisor.run())
+            if exit_code != EXIT_REMOVED or not recovers or attempt == 2:
+                break
         return put_aside(config, log) if supervisor.has_left else exit_code
     finally:
         log.close()

@@ -11,6 +11,8 @@ from virtual_clients import OFFLINE, ONLINE, Client
 from world import CRASH_POINTS, World
 
 from broker.core.settings import OwnerSettings
+from broker.core.storage import ensure_store_id
+from cluster.donor import become_donor, fellows
 from cluster.leave_frames import Order, Verb
 from cluster.leaving import State
 
@@ -195,3 +197,11 @@ class LeaveWorld:
             assert all(client.inbox.copies[payload] == 1 for payload in expected), (
                 f"{client.name} heard something twice"
             )
+
+    def recover(self, node):
+        """Start a node that was removed as a donor of its queues, as its processes would."""
+        self.gone.discard(node.name)
+        become_donor(node.storage, node.name, self.world.rng.randbytes(16))
+        node.store_id = ensure_store_id(node.storage, b"")
+        node.discovery = tuple(fellows(node.storage))
+        node.start()

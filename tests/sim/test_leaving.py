@@ -375,3 +375,38 @@ def test_whoever_is_killed_while_a_dead_node_is_removed_every_session_lives(seed
     test.publish(publisher, clients, 2)
     test.come_back(clients, [two, one])
     test.judge(clients)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_queues_of_a_removed_node_are_recovered_in_front_and_not_doubled(seed):
+    test = LeaveWorld(seed=300 + seed)
+    node, one, two = test.nodes
+    clients = test.make_sessions(node, 12, qos=1 + seed % 2)
+    publisher = test.publisher(one)
+    test.publish(publisher, clients, 3, qos=1 + seed % 2)
+    dead(test, node)
+    assert test.leave_and_wait(one, node).exit_code == 0
+    test.publish(publisher, clients, 2, qos=1 + seed % 2)
+    # One has a life of its own by now, and one is over.
+    back, over = clients[0], clients[1]
+    test.come_back([back], [two])
+    over.home = one
+    over.connect(True)
+    test.wait(lambda: over.state == "online", "a clean start")
+    over.persistent = False
+    over.disconnect(False)
+    node.start()
+    test.wait(lambda: node.name in test.gone, "the news of its removal")
+    test.recover(node)
+    if seed % 2:
+        test.crash_later(node, 0.3 + 0.1 * seed)
+        test.world.run(3.0)
+        if not node.up and node.name not in test.gone:
+            node.start()
+    test.wait(lambda: node.name in test.gone, "the end of the donation")
+    test.end_crashes()
+    test.wait(test.whole, "the rest of the cluster")
+    test.come_back(clients[2:], [one, two])
+    test.judge(clients[2:])
+    # What it heard before came before what was recovered.
+    assert len(back.inbox.arrivals) == 5 == len(back.inbox.copies)

@@ -117,11 +117,13 @@ def test_a_dead_node_is_removed_and_hears_of_it_when_it_comes_back(make_node: Ca
                 away.subscribe(f"to/{number}")
         with Client(node, "last", V5) as last:
             wait_known(last, publisher)
+        publisher.publish("to/7", "old")
+        publisher.publish("to/8", "old")
         node.kill()
         wait_until(lambda: not one.cluster()[node.name], "the notice of its death")
         code, said, progress = leave(one, node)
         assert (code, said) == (0, "Done")
-        assert "holds 10 queues with 0 messages" in progress[1]
+        assert "Its store holds 10 queues with " in progress[1]
         assert one.cluster() == {one.name: True, two.name: True}
         wait_until(lambda: two.cluster() == one.cluster(), "the news")
         assert queues(two)[0] == 5 and queues(one)[0] == 6, "five each, and the publisher"
@@ -129,8 +131,28 @@ def test_a_dead_node_is_removed_and_hears_of_it_when_it_comes_back(make_node: Ca
     with Client(two, "away7", V5, persistent=True) as back:
         assert back.present
         assert back.message() == ("to/7", "new")
+        assert back.nothing_waits()
     node.launch()
     assert node.wait_end() == 3
     assert "was removed from the cluster" in node.said()
     node.launch()
     assert node.wait_end() == 3
+    node.launch("--recover-queues")
+    assert node.wait_end() == 0
+    assert "10/10 queues are given back" in node.said()
+    wait_until(lambda: len(one.cluster()) == 2, "the end of the donor")
+    with Client(one, "away7", V5, persistent=True) as back, Client(two, "away8", V5, persistent=True) as other:
+        assert back.message() == ("to/7", "old")
+        assert other.message() == ("to/8", "old")
+        assert back.nothing_waits() and other.nothing_waits()
+
+
+def test_a_node_that_is_still_a_member_is_no_donor(make_node: Callable[..., Node]) -> None:
+    one, node = [make_node(number, COOKIE).start() for number in (1, 2)]
+    node.join(one)
+    node.stop()
+    node.launch("--recover-queues")
+    assert node.wait_end() == 1
+    assert "start it without --recover-queues" in node.said()
+    node.start()
+    assert accepts(node)
