@@ -15,8 +15,8 @@ stop:
 	@$(PYTHON) deploy/lab.py stop
 
 test: .venv/.installed
-	$(BIN)/tox run
-	@$(BIN)/python tests/total.py .tox/interpreted/junit.xml .tox/compiled/junit.xml
+	$(BIN)/tox run-parallel --parallel all
+	@$(BIN)/python tests/total.py .tox/interpreted/junit.xml .tox/compiled/junit.xml .tox/system/junit.xml
 
 lint: .venv/.installed
 	$(BIN)/tox run -e lint

@@ -11,6 +11,7 @@ import shutil
 import sys
 import sysconfig
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -22,6 +23,7 @@ CORE_GLOBS = ("broker/mqtt/*.py", "broker/core/*.py", "cluster/*.py")
 NOT_COMPILED = ("__init__.py", "transport.py")
 BUILD_COMMANDS = {"bdist_wheel", "build", "build_ext", "install"}
 MODE = os.environ.get("ZVMQ_COMPILE", "auto")
+CPUS = os.cpu_count() or 1
 
 
 def core_modules() -> list[str]:
@@ -62,7 +64,13 @@ def core_extensions(build_directory: str) -> list[Extension]:
         from mypyc.build import mypycify
 
         return mypycify(
-            core_modules(), opt_level="3", debug_level="0", group_name="zvmq_cores", target_dir=build_directory
+            core_modules(),
+            opt_level="3",
+            debug_level="0",
+            # A C file for each module, of one library still: one file for all of them would keep one CPU busy.
+            multi_file=True,
+            group_name="zvmq_cores",
+            target_dir=build_directory,
         )
     except (ImportError, SystemExit) as error:
         # mypycify prints the type errors that it finds, then exits.
@@ -72,6 +80,23 @@ def core_extensions(build_directory: str) -> list[Extension]:
 
 class BuildCores(build_ext):
     """Builds every extension or none: they share one library, so a part of them could not even be imported."""
+
+    def build_extension(self, ext: Extension) -> None:
+        """Compile the C files of an extension side by side, then link it."""
+
+        def compile_one(source: str) -> list[str]:
+            return self.compiler.compile(
+                [source],
+                output_dir=self.build_temp,
+                include_dirs=ext.include_dirs,
+                extra_postargs=ext.extra_compile_args,
+            )
+
+        with ThreadPoolExecutor(CPUS) as pool:
+            for objects in pool.map(compile_one, ext.sources):
+                ext.extra_objects += objects
+        ext.sources = []
+        super().build_extension(ext)
 
     def run(self) -> None:
         try:
@@ -88,5 +113,5 @@ with tempfile.TemporaryDirectory(prefix="zvmq-build-") as build_directory:
     setup(
         ext_modules=core_extensions(build_directory),
         cmdclass={"build_ext": BuildCores},
-        options={"build": {"build_base": build_directory}},
+        options={"build": {"build_base": build_directory}, "build_ext": {"parallel": CPUS}},
     )

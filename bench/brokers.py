@@ -8,7 +8,6 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-import select
 import shutil
 import socket
 import subprocess
@@ -184,19 +183,18 @@ class RunningBroker:
         self._cpus = list(cpus)
         self._is_durable = is_durable
         self._process: subprocess.Popen[bytes] | None = None
-        self._output = b""
 
     def start(self) -> None:
         """Start it and wait until it accepts clients; raises BrokerError."""
         assert self._process is None
-        self._output = b""
-        with confined(self._cpus):
+        # A file takes all that a broker says, where one that talks much would stop at a full pipe.
+        with confined(self._cpus), self._log().open("wb") as log:
             self._process = subprocess.Popen(
                 self.kind.command(self.port, self._directory, self._is_durable),
                 env=self.kind.environment,
                 cwd=self._directory,
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
+                stdout=log,
                 stderr=subprocess.STDOUT,
             )
         self._wait_ready()
@@ -231,25 +229,23 @@ class RunningBroker:
     def _end(self) -> None:
         process, self._process = self._process, None
         assert process is not None
-        assert process.stdout is not None
         process.wait()
-        process.stdout.close()
+
+    def _log(self) -> Path:
+        return self._directory / "broker.log"
 
     def _wait_ready(self) -> None:
         assert self._process is not None
         deadline = time.monotonic() + READY_WAIT_S
-        while not self._is_ready(self._process):
+        while not self._is_ready():
             if self._process.poll() is not None or time.monotonic() > deadline:
-                text = self._output.decode(errors="replace")
+                text = self._log().read_text(errors="replace")
                 raise BrokerError(f"{self.kind.name} does not start (exit code {self._process.returncode}): {text}")
+            time.sleep(POLL_S)
 
-    def _is_ready(self, process: "subprocess.Popen[bytes]") -> bool:
-        stdout = process.stdout
-        assert stdout is not None
-        if select.select([stdout], [], [], POLL_S)[0]:
-            self._output += os.read(stdout.fileno(), 4096)
+    def _is_ready(self) -> bool:
         if self.kind.says_ready:
-            return b"ready:" in self._output
+            return b"ready:" in self._log().read_bytes()
         try:
             socket.create_connection(("127.0.0.1", self.port), POLL_S).close()
         except OSError:

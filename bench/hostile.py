@@ -5,7 +5,8 @@ reads what a loud publisher sends it, fifty that stop in the middle of a packet,
 PINGREQ, one that connects and connects. A row has the good clients' latency, as a ratio to that of the same broker
 without bad clients, and what the broker's memory grew by meanwhile; zvmq's queues have the bounds that they have by
 default. A flood takes processor time that the good ones would have had: the last column says how much of it came
-through.
+through. So does a process that only counts and never speaks to the broker: it is measured too, since no broker can do
+better than beside that one.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import dataclasses
 import os
 import socket
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -82,6 +84,17 @@ def nobody(port: int) -> Iterator[list[int]]:
 
 
 @contextmanager
+def counting(port: int) -> Iterator[list[int]]:
+    """No client, but a process that takes all the processor time that it is given."""
+    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield [0]
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
 def deaf(port: int) -> Iterator[list[int]]:
     """A subscriber that never reads, and somebody who publishes a lot to it."""
     client = connect(port, "deaf")
@@ -146,6 +159,7 @@ def flood_connects(port: int) -> Iterator[list[int]]:
 
 BAD: dict[str, Callable[[int], contextlib.AbstractContextManager[list[int]]]] = {
     "nobody": nobody,
+    "only counts": counting,
     "never reads": deaf,
     "half packets": halves,
     "floods QoS 0": flood,

@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import namespaces
 import nodes
 import pytest
 from nodes import COOKIE, Node, close_started, start_all, wait_whole
@@ -37,6 +38,13 @@ def make_node(tmp_path: Path) -> Iterator[Callable[..., Node]]:
             return node
 
         yield make
+
+
+@pytest.fixture
+def fresh_loopback() -> Iterator[None]:
+    """For tests of fixed ports: a loopback on which all are free, where that can be had; else the machine's own."""
+    with namespaces.fresh_loopback():
+        yield
 
 
 @pytest.fixture

@@ -52,6 +52,17 @@ def queueing_is_there() -> bool:
     return bool(shutil.which("tc")) and subprocess.run(command, capture_output=True).returncode == 0
 
 
+@contextmanager
+def fresh_loopback() -> Iterator[None]:
+    """Have this thread, and what it starts meanwhile, on a loopback on which every port is free, if that can be."""
+    with ExitStack() as stack:
+        if not why_not():
+            network = Network(1)
+            stack.callback(network.close)
+            stack.enter_context(network.inside(1))
+        yield
+
+
 def run(*command: str) -> str:
     """Run a command in the namespace where this thread is, and return what it printed."""
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout

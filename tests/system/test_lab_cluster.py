@@ -1,6 +1,7 @@
 """What `make run` and `make stop` call: a cluster on the fixed ports, used and ended.
 
-It runs a copy of deploy/lab.py, whose directory is then its own: nobody's lab is touched.
+It runs a copy of deploy/lab.py, whose directory is then its own, where it can on a loopback of its own: nobody's lab is
+touched.
 """
 
 import json
@@ -57,7 +58,7 @@ class Lab:
 
 
 @pytest.fixture
-def lab(tmp_path: Path) -> Iterator[Lab]:
+def lab(tmp_path: Path, fresh_loopback: None) -> Iterator[Lab]:
     taken = [f"{host}:{port}" for host in HOSTS for port in PORTS if not port_is_free(host, port)]
     if taken:
         pytest.skip(f"the lab's fixed ports are taken, maybe by `make run`: {', '.join(taken)}")

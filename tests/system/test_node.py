@@ -28,7 +28,7 @@ def start_refused(directory: Path, *settings: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("version", [V4, V5], ids=["v3.1.1", "v5"])
-def test_without_any_configuration(make_node: Callable[..., Node], version: int) -> None:
+def test_without_any_configuration(make_node: Callable[..., Node], fresh_loopback: None, version: int) -> None:
     """[MQTT-4.2.0-1] [MQTT311-7.1.1-1]: over TCP."""
     if not port_is_free("127.0.0.1", 1883):
         pytest.skip("port 1883 of 127.0.0.1 is taken, by a lab or by mosquitto")
