@@ -49,6 +49,8 @@ from cluster.site import Site
 from cluster.wire import pack_u32
 
 RETRY_S: Final = 0.5
+# So long what came directly to a session is remembered whose home was removed.
+REMOVED_S: Final = 10.0
 
 
 @final
@@ -93,6 +95,9 @@ class Arrivals:
         )
         # Something has happened that may end arrivals.
         self._check_due = bool(self._needs)
+        # When it is looked next for donors that are no members, and since when which are not.
+        self._strangers_at: float = 0.0 if self._needs else math.inf
+        self._gone: dict[bytes, float] = {}
 
     # What is wanted.
 
@@ -159,12 +164,35 @@ class Arrivals:
             if gate and not session.gate and not runs:
                 self.notices.append(f"session of {session.client_id!r} goes on while its old home is away")
 
-    def removed(self, node: bytes, now: float) -> None:
-        """A node is no member any more: nothing more comes from it."""
-        self._check_due = True
+    def _end_strangers(self, now: float) -> None:
+        """End the donors that are no members: nothing more comes from them.
+
+        A while after they are gone: others may still have messages for their sessions, and what came directly is known
+        by the arrival.
+        """
+        members = {self._site.store_id(), *self._site.others()}
+        self._strangers_at = math.inf
         for session in self._owner.transfers.arriving():
-            if session.arrival is not None and node in session.arrival.donors:
-                self._owner.transfers.end_donor(session, node, now)
+            assert session.arrival is not None
+            for node in [each for each in session.arrival.donors if each not in members]:
+                gone_at = self._gone.setdefault(node, now)
+                if now >= gone_at + REMOVED_S:
+                    self._owner.transfers.end_donor(session, node, now)
+                    self._check_due = True
+                else:
+                    self._strangers_at = min(self._strangers_at, gone_at + REMOVED_S)
+
+    def end_own(self, now: float) -> None:
+        """This node has given all that it had kept for sessions of nodes that are gone."""
+        own = self._site.store_id()
+        for session in self._owner.transfers.arriving():
+            if session.arrival is not None and own in session.arrival.donors:
+                self._owner.transfers.end_donor(session, own, now)
+                self._check_due = True
+
+    def members_changed(self, now: float) -> None:
+        """A node is a member, or none any more."""
+        self._strangers_at = min(self._strangers_at, now)
 
     def changed(self) -> None:
         """The registry or the members changed: arrivals may be over."""
@@ -177,13 +205,15 @@ class Arrivals:
         if now >= self._deadline:
             self._deadline = math.inf
             self._ask(now)
+        if now >= self._strangers_at:
+            self._end_strangers(now)
         if self._check_due and self._needs:
             self._check_due = False
             self._check(now)
 
     def next_deadline(self) -> float:
         """Return when `tick` has something to do."""
-        return 0.0 if self._ready else self._deadline
+        return 0.0 if self._ready else min(self._deadline, self._strangers_at)
 
     def flush(self) -> None:
         """Answer; call it when the turn's wishes have their version."""
@@ -215,6 +245,10 @@ class Arrivals:
             self._answer(node, item, DISCARDED)
             return
         assert item.head is not None
+        if session is None and not item.head.expiry_s:
+            # It was never there, and brings only deliveries; the session is over.
+            self._answer(node, item, DISCARDED)
+            return
         if session is None:
             home = self._registry.find(client_id)
             if home is not None and home.epoch > item.epoch:

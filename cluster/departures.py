@@ -223,6 +223,17 @@ class Departures:
         self._enter(leaving, urgent)
         return True
 
+    def bequeath(self, departure: Departure, old_epoch: Epoch, epoch: Epoch, known: bool) -> None:
+        """Something was put into a stub that is for a session of this epoch; `known`: it was there before."""
+        client_id = departure.session.client_id
+        if known:
+            self._due[client_id] = self.leavings[client_id]
+            return
+        leaving = Leaving(departure, old_epoch, epoch)
+        leaving.sent_to = departure.confirmed
+        self.leavings[client_id] = leaving
+        self._enter(leaving, False)
+
     def has_stub(self, client_id: str) -> bool:
         """Say whether a session of the client id leaves this node."""
         return client_id in self.leavings

@@ -35,6 +35,7 @@ from broker.core.retained import RetainedStore
 from broker.core.rows import RowChange
 from broker.core.storage import Storage, WriteBatch
 from broker.core.stored_message import Clock
+from broker.core.subscription import Subscription
 from cluster.admission import Admission
 from cluster.checks import CheckResult, Checks
 from cluster.clock import HybridClock
@@ -58,6 +59,7 @@ from cluster.link import first_number
 from cluster.membership import Membership
 from cluster.mesh_store import MeshStore
 from cluster.move_frames import CONFIRMED, Switch, pack_mark
+from cluster.outbox import Outbox
 from cluster.own_tables import OwnTables
 from cluster.peers import MemberView, MeshSettings, Peer, Peers
 from cluster.registry import Registry
@@ -322,6 +324,30 @@ class Mesh:
         joined = self._turn.joined
         self._turn.joined = False
         return joined
+
+    def take_estates(self) -> list[bytes]:
+        """Return the stores that are no members any more and have estates here, once; they are committed."""
+        estates = self._turn.estates
+        if not estates or len(self._turn.writes):
+            return []
+        self._turn.estates = []
+        return estates
+
+    def estate_outbox(self, store_id: bytes) -> Outbox:
+        """Return what waits for a store that is no member any more."""
+        return self._store.outbox(store_id, 0)
+
+    def estate_wishes(self, store_id: bytes) -> list[tuple[str, bytes, Subscription]]:
+        """Return (client id, filter, subscription) of what the sessions of such a store wanted."""
+        return self._store.estate(store_id)
+
+    def end_estate(self, store_id: bytes) -> None:
+        """Nothing waits any more for a store that is no member."""
+        self._store.end_estate(store_id)
+
+    def note(self, text: str) -> None:
+        """Say something to the operator."""
+        self._turn.note(text)
 
     def leave_value(self) -> bytes:
         """Return what the store holds of this node's leave."""

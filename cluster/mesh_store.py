@@ -10,6 +10,7 @@ start; writes go into the turn's batch, which is committed before anything of th
               "position/<sender store_id>"     u64: the last message of that stream that this node has
     registry  "interest/<store_id><filter>"    a peer's persistent filter, so that after a restart messages for its
                                                sessions wait even for a peer that is down
+              "estate/<store_id><client id><filter>"   what a session wanted of a node that is gone, see `estates`
               "table/..."                      see `tables`
 
 What waits for a peer on disk is in the family `outbox`, which `outbox` owns.
@@ -24,12 +25,13 @@ from typing import Final, TypeVar, final
 
 from broker.core.storage import STORE_ID_BYTES, Storage, WriteBatch
 from broker.core.stored_message import Clock, check_version, corrupt
+from broker.core.subscription import Subscription, subscription
 from cluster.frames import pack_member, read_filter, read_member
 from cluster.membership import Member, State
 from cluster.outbox import FAMILY, Outbox, recover
 from cluster.table_rows import forget_tables
 from cluster.turn import Turn
-from cluster.wire import FrameError, Reader, pack_bytes16
+from cluster.wire import FrameError, Reader, pack_bytes16, pack_text, pack_u32
 
 T = TypeVar("T")
 
@@ -41,6 +43,7 @@ KEY_REMOVED: Final = b"removed/"
 KEY_POSITION: Final = b"position/"
 KEY_LEAVE: Final = b"leave"
 KEY_INTEREST: Final = b"interest/"
+KEY_ESTATE: Final = b"estate/"
 
 
 @final
@@ -141,6 +144,28 @@ class MeshStore:
         prefix = KEY_INTEREST + store_id
         self._turn.writes.delete_range("registry", prefix, _after(prefix))
 
+    # Estates.
+
+    def put_estate(self, store_id: bytes, client_id: str, topic_filter: bytes, wanted: Subscription) -> None:
+        """Remember what a session of a store that is no member any more wanted."""
+        key = KEY_ESTATE + store_id + pack_text(client_id) + topic_filter
+        self._turn.writes.put("registry", key, _VERSION + bytes((wanted.options,)) + pack_u32(wanted.identifier))
+
+    def estates(self) -> list[bytes]:
+        """Return the store ids of which there are estates."""
+        rows = self._storage.scan("registry", KEY_ESTATE, _after(KEY_ESTATE))
+        start = len(KEY_ESTATE)
+        return list(dict.fromkeys([key[start : start + STORE_ID_BYTES] for key, _ in rows]))
+
+    def estate(self, store_id: bytes) -> list[tuple[str, bytes, Subscription]]:
+        """Return (client id, filter, subscription) of an estate."""
+        return self._read_all("registry", KEY_ESTATE + store_id, _read_estate)
+
+    def end_estate(self, store_id: bytes) -> None:
+        """Forget an estate: everything of it is given away."""
+        prefix = KEY_ESTATE + store_id
+        self._turn.writes.delete_range("registry", prefix, _after(prefix))
+
     def _read_all(self, family: str, prefix: bytes, read: Callable[[bytes, Reader], T]) -> list[T]:
         """Return what is stored under keys that begin with `prefix`; `read` gets the rest of the key, and the value."""
         rows = self._storage.scan(family, prefix, _after(prefix))
@@ -158,7 +183,12 @@ def forget_cluster(batch: WriteBatch, keeps_outboxes: bool = False) -> None:
     batch.delete("meta", KEY_CLUSTER_ID)
     batch.delete("meta", KEY_LEAVE)
     forget_tables(batch)
-    for family, prefix in (("meta", KEY_MEMBER), ("meta", KEY_POSITION), ("registry", KEY_INTEREST)):
+    for family, prefix in (
+        ("meta", KEY_MEMBER),
+        ("meta", KEY_POSITION),
+        ("registry", KEY_INTEREST),
+        ("registry", KEY_ESTATE),
+    ):
         batch.delete_range(family, prefix, _after(prefix))
 
 
@@ -177,6 +207,14 @@ def _read(family: str, key: bytes, name: bytes, stored: bytes, read: Callable[[b
     except FrameError as error:
         raise corrupt(family, key, error) from None
     return found
+
+
+def _read_estate(name: bytes, reader: Reader) -> tuple[str, bytes, Subscription]:
+    key = Reader(name, 0)
+    client_id = key.text()
+    topic_filter = read_filter(Reader(pack_bytes16(key.rest()), 0))
+    options = reader.u8()
+    return client_id, topic_filter, subscription(options, reader.u32())
 
 
 def _read_cluster_id(_name: bytes, reader: Reader) -> bytes:

@@ -255,9 +255,8 @@ class Moving:
                 self.registrar.running(store_id, runs, now)
                 if runs:
                     self.departures.home_is_back(store_id)
-        for store_id in gone:
-            # Its removal is its last word.
-            self.arrivals.removed(store_id, now)
+        if gone:
+            self.arrivals.members_changed(now)
         self._ran = {peer.store_id: peer.running for peer in self._mesh.peers.values()}
         self.departures.changed()
 

@@ -26,6 +26,7 @@ from broker.core.owner_records import OwnerBatch
 from broker.core.storage import WriteBatch
 from broker.core.systree import Systree
 from cluster.commands import MeshCommand, MeshInput
+from cluster.estates import Estates
 from cluster.forwards import Mark
 from cluster.joining import JoinResult
 from cluster.leave_desk import LeaveDesk
@@ -94,6 +95,7 @@ class NodeCore:
         self._version = version
         self.moving = Moving(owner, mesh, mesh.incarnation, mesh.started_at)
         owner.register_with(self.moving.registrar)
+        self.estates = Estates(owner, mesh, self.moving)
         reports: dict[str, Report] = {}
         self.leaver = Leaver(owner, mesh, self.moving, reports)
         self.leave_desk = LeaveDesk(mesh, self.moving, self.leaver, reports, server_reference)
@@ -118,6 +120,7 @@ class NodeCore:
             self.mesh.begin(now)
             if self.owner.is_committed():
                 self.moving.load(now)
+                self.estates.begin(now)
 
     def receive_event(self, event: Event, now: float) -> None:
         """Take one event from a listener."""
@@ -171,6 +174,7 @@ class NodeCore:
         deadline = min(self.owner.next_deadline(), self.mesh.next_deadline(), self.moving.next_deadline())
         deadline = min(deadline, self._subacks.next_deadline())
         deadline = min(deadline, self.leaver.next_deadline(), self.leave_desk.next_deadline())
+        deadline = min(deadline, self.estates.next_deadline())
         if self._systree is not None:
             deadline = min(deadline, self._systree.next_deadline())
         if self._held:

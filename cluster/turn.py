@@ -51,6 +51,8 @@ class Turn:
         self.routes_changed = False
         # This node adopted a cluster.
         self.joined = False
+        # Stores that are no members any more, for which something waits here.
+        self.estates: list[bytes] = []
         # Members that say that this node is none any more.
         self.removed_by: set[str] = set()
         self.counts: dict[str, int] = dict.fromkeys(COUNTS, 0)

@@ -46,6 +46,7 @@ from broker.core.events import (
     UnsubscribeReceived,
 )
 from broker.core.inflight import AHEAD_MAX, PACKET_ID_MAX
+from broker.core.legacies import Legacies
 from broker.core.lifetimes import Lifetimes
 from broker.core.message import Message
 from broker.core.netsplit_gate import NetsplitGate
@@ -119,6 +120,7 @@ class QueueOwner:
         self.transfers = Transfers(
             settings, self._store, self._subscribing, self._dispatcher, self._wills, self._rows, self._lifetimes
         )
+        self.legacies = Legacies(self._store, self.transfers, self._rows, store_id)
         self._attachments: dict[int, Attachment] = {}
         self._outlets: dict[int, Outlet] = {}
         self._retry_at: float = math.inf

@@ -410,3 +410,49 @@ def test_the_queues_of_a_removed_node_are_recovered_in_front_and_not_doubled(see
     test.judge(clients[2:])
     # What it heard before came before what was recovered.
     assert len(back.inbox.arrivals) == 5 == len(back.inbox.copies)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_what_was_kept_for_a_dead_node_goes_to_its_sessions(seed):
+    test = LeaveWorld(seed=400 + seed, count=3 if seed % 4 else 2)
+    node, one, two = [*test.nodes, None][:3]
+    others = [other for other in (one, two) if other is not None]
+    qos = 1 + seed % 2
+    clients = test.make_sessions(node, 12, qos=qos)
+    publishers = [test.publisher(other, f"publisher of {other.name}") for other in others]
+    dead(test, node)
+    for publisher in publishers:
+        test.publish(publisher, clients, 3, qos=qos)
+    assert sum(view.outbox_messages for other in others for view in other.core.members_view()) >= 36
+    command = test.leave(one, node)
+    for publisher in publishers:
+        # Some go both ways: to the node that is gone, and to the new home that is known already.
+        for number in range(4):
+            for client in clients:
+                test.world.later(0.3 * number, publisher.publish, next(iter(client.ever_wanted)), qos)
+    test.wait(command.is_over, "the removal")
+    if seed >= 5:
+        victim = others[-1]
+        test.crash_later(victim, 0.2 * (seed - 4))
+        test.world.run(4.0)
+        test.end_crashes()
+        if not victim.up:
+            victim.start()
+    test.wait(lambda: all(publisher.is_idle() for publisher in publishers), "the acknowledgements")
+    test.wait(test.whole, "the rest of the cluster")
+    test.wait(lambda: not any(other.core.estates.next_deadline() < 1e9 for other in others), "the end of the estates")
+    test.world.run(15.0)
+    test.come_back(clients, others)
+    for client in clients:
+        topic = next(iter(client.ever_wanted))
+        for publisher in publishers:
+            said = [each for each in test.ledger.published.values() if each.publisher == publisher.name]
+            expected = [each.payload for each in said if each.topic == topic]
+            heard = [arrival.payload for arrival in client.inbox.arrivals if arrival.payload in expected]
+            assert sorted(set(heard)) == sorted(expected), f"{client.name} misses {len(expected) - len(set(heard))}"
+            assert list(dict.fromkeys(heard)) == expected
+            if seed < 5:
+                assert all(client.inbox.copies[payload] == 1 for payload in expected), f"{client.name} heard it twice"
+    for other in others:
+        assert not other.storage.snapshot()["outbox"]
+        assert not other.core.owner.transfers.departures and not other.core.owner.transfers.arriving()
