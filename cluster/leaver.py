@@ -174,7 +174,8 @@ class Leaver:
             self._ask(now)
         elif self._asked:
             self._asked = {}
-        if job.state == State.LEAVING:
+        if job.state == State.LEAVING == self._state:
+            # It is stored that everything is gone, and told.
             self._say_goodbye(now)
         if job.line_number != self._line_number:
             self._line_number = job.line_number
