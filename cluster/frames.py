@@ -29,6 +29,7 @@ Integers, number, text and bytes16 are as in `wire`; a pair is text name, 16 byt
     CHECK, CHECKED    see `check_frames`
     LOOK, STATUS      see `statuses`
     LEAVE_*, ADOPT    see `leave_frames`
+    HAND_OVER, HANDED see `handover`
     TABLE_*           see `table_frames`
     TURN_REQUEST, TURN_GRANT, TURN_RELEASE, TURN_SURVEY, TURNS_HELD: see `registration_frames`
 
@@ -103,6 +104,8 @@ class FrameType(IntEnum):
     LEAVE_REPORT = 52
     LEAVE_HEARD = 53
     ADOPT = 54
+    HAND_OVER = 55
+    HANDED = 56
 
 
 class Refusal(IntEnum):

@@ -18,6 +18,7 @@ import math
 from typing import Final, final
 
 from broker.core.owner import QueueOwner
+from cluster.handover import HandOver
 from cluster.leave_frames import Order, Orphan, Report, Verb, pack_adopts, pack_report
 from cluster.leaving import Census, LeaveJob, State, how_without
 from cluster.mesh import Mesh
@@ -75,6 +76,9 @@ class Leaver:
         self._state = State.IDLE
         self._running = 0
         self._close_at = 0.0
+        self.handover = HandOver(mesh)
+        self._handed = False
+        self._hand_at = 0.0
         self._donate_at = 0.0
         # How often nothing was left to be given away, one after the other.
         self._given = 0
@@ -111,6 +115,13 @@ class Leaver:
         return False
 
     # What is due.
+
+    def begin(self, now: float) -> None:
+        """Begin a turn: hand over what waits for members that are down. Everything that was written is committed."""
+        if self.job.state == State.LEAVING and not self._handed and now >= self._hand_at:
+            self._hand_at = now + LOOK_S
+            targets = self._targets(self.job.order)
+            self._handed = bool(targets) and self.handover.begin(targets[0], now)
 
     def tick(self, now: float) -> None:
         """Go on with the job; call it once a turn."""
@@ -174,7 +185,7 @@ class Leaver:
             self._ask(now)
         elif self._asked:
             self._asked = {}
-        if job.state == State.LEAVING == self._state:
+        if job.state == State.LEAVING == self._state and self._handed:
             # It is stored that everything is gone, and told.
             self._say_goodbye(now)
         if job.line_number != self._line_number:

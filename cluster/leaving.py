@@ -63,6 +63,8 @@ class State(IntEnum):
 
 
 _UNDER_WAY: Final = (State.WAITING, State.MIGRATING)
+# Those in which progress is said.
+_SPEAKING: Final = (State.WAITING, State.MIGRATING, State.DONATING)
 _OVER: Final = (State.LEAVING, State.LEFT, State.REMOVED, State.DONATING)
 
 
@@ -323,7 +325,7 @@ class LeaveJob:
         self._began_at = now
         self._missing_at = math.inf
         self._until = now + self.order.timeout_s if state == State.WAITING else math.inf
-        self._line_at = now + self.order.interval_s if state in (*_UNDER_WAY, State.DONATING) else math.inf
+        self._line_at = now + self.order.interval_s if state in _SPEAKING else math.inf
 
     def _say(self, line: str) -> None:
         self.line = line

@@ -84,7 +84,10 @@ _MOVES: Final = (
     FrameType.LEAVE_REPORT,
     FrameType.LEAVE_HEARD,
     FrameType.ADOPT,
+    FrameType.HANDED,
 )
+# The same, on the bulk connection: they say themselves what they are about.
+_BULK_MOVES: Final = (FrameType.MOVE, FrameType.HAND_OVER)
 _FORWARDS: Final = bytes([FrameType.FORWARDS])
 # What changes nothing that is stored, and, of a node that stops, is not said again.
 _HEARD_WHILE_FROZEN: Final = (bytes([FrameType.HEARTBEAT]), bytes([FrameType.STOPPING]))
@@ -545,8 +548,7 @@ class Mesh:
     def _receive_frame(self, node: str, connection: bytes, frame: bytes, now: float) -> None:
         peer = self.peers.get(node)
         kind = frame[1] if len(frame) > 1 else 0
-        if kind == FrameType.MOVE and connection and peer is not None:
-            # It comes on the bulk connection, and says itself what it is about.
+        if kind in _BULK_MOVES and connection and peer is not None:
             frame_type(frame)
             self._turn.moves.append((node, frame))
             return

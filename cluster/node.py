@@ -121,6 +121,7 @@ class NodeCore:
             if self.owner.is_committed():
                 self.moving.load(now)
                 self.estates.begin(now)
+                self.leaver.begin(now)
 
     def receive_event(self, event: Event, now: float) -> None:
         """Take one event from a listener."""
@@ -301,7 +302,9 @@ class NodeCore:
                 self._receive_mark(message, now)
         for node, frame in mesh.take_moves():
             try:
-                if self.leave_desk.handles(frame[1]):
+                if self.leaver.handover.handles(frame[1]):
+                    self.leaver.handover.receive(node, frame, now)
+                elif self.leave_desk.handles(frame[1]):
                     self.leave_desk.receive(node, frame, now)
                 else:
                     self.moving.receive(node, frame, now)

@@ -13,6 +13,7 @@ from cluster import (
     check_frames,
     forwards,
     frames,
+    handover,
     leave_frames,
     move_frames,
     registration_frames,
@@ -127,6 +128,15 @@ def adopt(frame: bytes) -> bytes:
     packed = leave_frames.pack_adopts(home, revives, orphans)
     # Nobody to be adopted is never said.
     return packed[0] if len(packed) == 1 else frame
+
+
+def hand_over(frame: bytes) -> bytes:
+    store_id, number, message = handover.unpack_hand_over(frame, NOW)
+    return handover.pack_hand_over(store_id, number, message, NOW)
+
+
+def handed(frame: bytes) -> bytes:
+    return handover.pack_handed(*handover.unpack_handed(frame))
 
 
 def look(frame: bytes) -> bytes:
@@ -255,6 +265,8 @@ UNPACKERS = {
     int(FrameType.LEAVE_REPORT): leave_report,
     int(FrameType.LEAVE_HEARD): leave_heard,
     int(FrameType.ADOPT): adopt,
+    int(FrameType.HAND_OVER): hand_over,
+    int(FrameType.HANDED): handed,
     int(FrameType.HELLO): hello,
     int(FrameType.WELCOME): welcome,
     int(FrameType.REFUSED): refused,

@@ -456,3 +456,23 @@ def test_what_was_kept_for_a_dead_node_goes_to_its_sessions(seed):
     for other in others:
         assert not other.storage.snapshot()["outbox"]
         assert not other.core.owner.transfers.departures and not other.core.owner.transfers.arriving()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_a_leaving_node_kept_for_one_that_is_down_is_handed_over(seed):
+    test = LeaveWorld(seed=500 + seed)
+    node, one, two = test.nodes
+    clients = test.make_sessions(two, 10, qos=1 + seed % 2)
+    publisher = test.publisher(node)
+    dead(test, two)
+    test.publish(publisher, clients, 5, qos=1 + seed % 2)
+    assert [view.outbox_messages for view in node.core.members_view()] == [0, 0, 50]
+    publisher.comes_back = False
+    done = test.leave_and_wait(one, node, targets=("node2@h",), force=True)
+    assert (done.exit_code, done.text) == (0, "Done")
+    assert sum(view.outbox_messages for view in one.core.members_view()) == 50
+    two.start()
+    test.wait(lambda: test.whole() and len(two.core.mesh.peers) == 1, "the return")
+    test.wait(lambda: all(count == 5 for count in test.queued(two).values()), "what was handed over")
+    test.come_back(clients, [two])
+    test.judge(clients)

@@ -3,6 +3,7 @@
 import pytest
 import recorded_frames
 
+from cluster.handover import pack_hand_over, pack_handed, unpack_hand_over, unpack_handed
 from cluster.leave_frames import (
     Order,
     Orphan,
@@ -32,6 +33,7 @@ FRAMES = [
     ("LEAVE_ANSWER", pack_answer(7, True, "Done für alle"), unpack_answer, (7, True, "Done für alle")),
     ("LEAVE_REPORT", pack_report(REPORT), unpack_report, REPORT),
     ("LEAVE_HEARD", pack_heard("10.0.0.1:1883"), unpack_heard, "10.0.0.1:1883"),
+    ("HANDED", pack_handed(HOME, 5), unpack_handed, (HOME, 5)),
     ("ADOPT", pack_adopts(HOME, True, ORPHANS)[0], unpack_adopt, (HOME, True, ORPHANS)),
 ]
 
@@ -43,6 +45,18 @@ def test_frames_come_out_as_they_went_in(name, frame, unpack, value):
     for end in range(len(frame)):
         with pytest.raises(FrameError):
             unpack(frame[:end])
+
+
+def test_a_message_that_is_handed_over_comes_out_as_it_went_in():
+    frame = bytes.fromhex(dict(recorded_frames.VERSION_1)["HAND_OVER"])
+    store_id, number, message = unpack_hand_over(frame, 100.0)
+    assert (store_id, number) == (HOME, 9)
+    assert (message.topic, message.payload, message.qos, message.number) == (b"a/b", b"payload", 2, 7)
+    assert message.expires_at == 130.0
+    assert pack_hand_over(store_id, number, message, 100.0) == frame
+    for end in range(30):
+        with pytest.raises(FrameError):
+            unpack_hand_over(frame[:end], 100.0)
 
 
 def test_many_orphans_take_several_frames():
@@ -172,7 +186,7 @@ def test_an_abort_ends_everything_but_the_end(state):
     job.failure = "x" if state == State.FAILED_WITH_QUEUES else ""
     refusal = job.abort(0.0)
     job.validate()
-    if state in (State.LEAVING, State.LEFT, State.REMOVED):
+    if state in (State.LEAVING, State.LEFT, State.REMOVED, State.DONATING):
         assert "can't be undone" in refusal and job.state == state
     else:
         assert refusal == "" and job.state == State.IDLE and job.accepts()
