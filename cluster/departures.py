@@ -127,6 +127,8 @@ class Departures:
         self.moved: int = 0
         self.discarded: int = 0
         self.notices: list[str] = []
+        # Nothing is read, and so nothing given but heads.
+        self.held = False
         self._owner = owner
         self._site = site
         # By home: those that are under way, and those that wait for that, in order.
@@ -350,7 +352,7 @@ class Departures:
 
     def wants_load(self) -> bool:
         """Say whether `load` has something to read."""
-        return self._load_due
+        return self._load_due and not self.held
 
     # What is to be done.
 
@@ -398,7 +400,7 @@ class Departures:
 
     def next_deadline(self) -> float:
         """Return when `tick` or `load` has something to do; 0.0 if now."""
-        if self._due or self._load_due:
+        if self._due or self.wants_load():
             return 0.0
         return min(self._switch_at, self._retry_at)
 

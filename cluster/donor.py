@@ -11,10 +11,10 @@ Messages for other members that had not reached them stay, and are sent.
 from typing import Final
 
 from broker.core.retained_rows import FAMILY as RETAINED
-from broker.core.storage import Storage, WriteBatch, put_store_id
+from broker.core.storage import Storage, WriteBatch, ensure_store_id, put_store_id
 from cluster.leaving import LeaveJob, State
 from cluster.membership import State as MemberState
-from cluster.mesh_store import KEY_LEAVE, MeshStore, forget_cluster
+from cluster.mesh_store import KEY_FORMER, KEY_LEAVE, MeshStore, forget_cluster
 from cluster.turn import Turn
 from cluster.wire import Reader, pack_text, pack_u16
 
@@ -41,6 +41,7 @@ def become_donor(storage: Storage, name: str, fresh: bytes) -> None:
     for member in fellows:
         packed += pack_text(member.name) + pack_text(member.address)
     forget_cluster(batch, keeps_outboxes=True)
+    batch.put("meta", KEY_FORMER, _VERSION + ensure_store_id(storage, b""))
     put_store_id(batch, fresh)
     batch.put("meta", KEY_FELLOWS, packed)
     for family in (RETAINED, "will"):

@@ -31,8 +31,11 @@ _OTHER_HOME_S: Final = 0.5
 class Estate:
     """The outbox for a store that is no member any more, and the subscriptions of its sessions."""
 
-    def __init__(self, outbox: Outbox, wishes: list[tuple[str, bytes, Subscription]]) -> None:
+    def __init__(self, store_id: bytes, outbox: Outbox, wishes: list[tuple[str, bytes, Subscription]]) -> None:
+        self.store_id = store_id
         self.outbox = outbox
+        # It is stored from which of this node's messages on they are given to others.
+        self.is_told = False
         self.tree: TopicTree[str, Subscription] = TopicTree()
         self.given = 0
         shared: dict[bytes, str] = {}
@@ -78,7 +81,8 @@ class Estates:
     def begin(self, now: float) -> None:
         """Begin a turn: go on, if everything that was written is committed."""
         for store_id in self._mesh.take_estates():
-            self._open[store_id] = Estate(self._mesh.estate_outbox(store_id), self._mesh.estate_wishes(store_id))
+            wishes = self._mesh.estate_wishes(store_id)
+            self._open[store_id] = Estate(store_id, self._mesh.estate_outbox(store_id), wishes)
             self._work_at = 0.0
         if not self._open or now < self._work_at:
             return
@@ -102,10 +106,16 @@ class Estates:
     def _settle(self, estate: Estate, now: float) -> bool:
         """Give a part of an estate away; false if the next message has to wait."""
         outbox = estate.outbox
+        own = self._mesh.membership.own().store_id
         for stored in outbox.read(outbox.first, outbox.last, CHUNK_BYTES):
             wanted = estate.wanted_by(stored.message)
             if any(self._is_busy(client_id) for client_id in wanted):
                 return False
+            if not estate.is_told and stored.message.origin == own:
+                # If the store comes back, what it has of this and later messages is not to be given once more.
+                estate.is_told = True
+                first = min(self._mesh.rerouted(estate.store_id), stored.message.number)
+                self._mesh.put_rerouted(estate.store_id, first)
             for client_id, (qos, retain, identifiers) in wanted.items():
                 if qos:
                     self._give(client_id, Delivery(0, stored.message, qos, retain, identifiers), now)

@@ -30,6 +30,7 @@ Integers, number, text and bytes16 are as in `wire`; a pair is text name, 16 byt
     LOOK, STATUS      see `statuses`
     LEAVE_*, ADOPT    see `leave_frames`
     HAND_OVER, HANDED see `handover`
+    DONOR, DONOR_HEARD see `leave_frames`
     TABLE_*           see `table_frames`
     TURN_REQUEST, TURN_GRANT, TURN_RELEASE, TURN_SURVEY, TURNS_HELD: see `registration_frames`
 
@@ -106,6 +107,8 @@ class FrameType(IntEnum):
     ADOPT = 54
     HAND_OVER = 55
     HANDED = 56
+    DONOR = 57
+    DONOR_HEARD = 58
 
 
 class Refusal(IntEnum):

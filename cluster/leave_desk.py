@@ -27,10 +27,13 @@ from cluster.leave_frames import (
     Report,
     Verb,
     pack_answer,
+    pack_donor_heard,
     pack_heard,
     pack_order,
     unpack_adopt,
     unpack_answer,
+    unpack_donor,
+    unpack_donor_heard,
     unpack_heard,
     unpack_order,
     unpack_report,
@@ -128,6 +131,8 @@ class LeaveDesk:
             FrameType.LEAVE_REPORT: self._receive_report,
             FrameType.LEAVE_HEARD: self._receive_heard,
             FrameType.ADOPT: self._receive_adopt,
+            FrameType.DONOR: self._receive_donor,
+            FrameType.DONOR_HEARD: self._receive_donor_heard,
         }
 
     def handles(self, kind: int) -> bool:
@@ -227,6 +232,14 @@ class LeaveDesk:
         home, revives, orphans = unpack_adopt(frame)
         for orphan in orphans:
             self._moving.registrar.adopt(orphan.client_id, orphan.user_name, home, revives, now)
+
+    def _receive_donor(self, node: str, frame: bytes, now: float) -> None:
+        store_id = unpack_donor(frame)
+        self._mesh.tell(node, pack_donor_heard(store_id, self._mesh.rerouted(store_id)))
+
+    def _receive_donor_heard(self, node: str, frame: bytes, now: float) -> None:
+        store_id, number = unpack_donor_heard(frame)
+        self._leaver.donor_heard(node, store_id, number)
 
     def _answer(self, follower: Follower, taken: bool, text: str) -> None:
         """The node has answered the order."""

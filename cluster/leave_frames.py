@@ -13,6 +13,8 @@ as in `wire`.
     ADOPT         16 bytes store_id of the home, u8 flags (1 revive), u32 count,
                   (bytes16 client id, u8 flags: 1 user name, bytes16 user name)*
                                                                  to the node that is to be their home
+    DONOR         16 bytes store_id: I give the queues of this store back                       to all
+    DONOR_HEARD   16 bytes store_id, number from which on mine for that store went to others    the answer
 """
 
 from dataclasses import dataclass
@@ -195,6 +197,33 @@ def unpack_adopt(frame: bytes) -> tuple[bytes, bool, list[Orphan]]:
         orphans.append(Orphan(client_id, user_name if named else None))
     reader.end()
     return home, revive, orphans
+
+
+def pack_donor(store_id: bytes) -> bytes:
+    """Pack a DONOR frame."""
+    return bytes(frame_head(FrameType.DONOR)) + store_id
+
+
+def unpack_donor(frame: bytes) -> bytes:
+    """Return the store id of which a donor has the queues."""
+    reader = frame_body(frame, FrameType.DONOR)
+    store_id = reader.take(STORE_ID_BYTES)
+    reader.end()
+    return store_id
+
+
+def pack_donor_heard(store_id: bytes, number: int) -> bytes:
+    """Pack a DONOR_HEARD frame."""
+    return bytes(frame_head(FrameType.DONOR_HEARD)) + store_id + pack_u64(number)
+
+
+def unpack_donor_heard(frame: bytes) -> tuple[bytes, int]:
+    """Return the store id, and from which number on the sender's messages for it went to others."""
+    reader = frame_body(frame, FrameType.DONOR_HEARD)
+    store_id = reader.take(STORE_ID_BYTES)
+    number = reader.number()
+    reader.end()
+    return store_id, number
 
 
 def _adopt(home: bytes, revive: bool, parts: list[bytes]) -> bytes:

@@ -19,7 +19,7 @@ from typing import Final, final
 
 from broker.core.owner import QueueOwner
 from cluster.handover import HandOver
-from cluster.leave_frames import Order, Orphan, Report, Verb, pack_adopts, pack_report
+from cluster.leave_frames import Order, Orphan, Report, Verb, pack_adopts, pack_donor, pack_report
 from cluster.leaving import Census, LeaveJob, State, how_without
 from cluster.mesh import Mesh
 from cluster.moving import Moving
@@ -80,6 +80,8 @@ class Leaver:
         self._handed = False
         self._hand_at = 0.0
         self._donate_at = 0.0
+        # Who has said what it gave instead of this donor.
+        self._heard: set[str] = set()
         # How often nothing was left to be given away, one after the other.
         self._given = 0
         stored = mesh.leave_value()
@@ -291,11 +293,26 @@ class Leaver:
         self._turn_of += 1
         return target
 
+    def may_give(self) -> bool:
+        """Say whether sessions may be read that leave this node; a donor asks first what others have given already."""
+        return self.job.state != State.DONATING or self._heard >= set(self._mesh.peers)
+
+    def donor_heard(self, node: str, store_id: bytes, number: int) -> None:
+        """A member says from which number on it has given its messages for this donor to others."""
+        if store_id == self._mesh.former_store() and node in self._mesh.peers:
+            self._heard.add(node)
+            self._owner.transfers.skips[self._mesh.peers[node].store_id] = number
+
     def _donate(self, now: float) -> None:
         """See what of this donor's sessions has not been taken; those that have no other home stay in the store."""
         mesh = self._mesh
         registry = mesh.registry
         if not mesh.peers or not mesh.is_complete():
+            self._given = 0
+            return
+        if not self.may_give():
+            for name in mesh.peers:
+                mesh.tell(name, pack_donor(mesh.former_store()))
             self._given = 0
             return
         draining = self._owner.draining

@@ -85,6 +85,8 @@ _MOVES: Final = (
     FrameType.LEAVE_HEARD,
     FrameType.ADOPT,
     FrameType.HANDED,
+    FrameType.DONOR,
+    FrameType.DONOR_HEARD,
 )
 # The same, on the bulk connection: they say themselves what they are about.
 _BULK_MOVES: Final = (FrameType.MOVE, FrameType.HAND_OVER)
@@ -344,6 +346,14 @@ class Mesh:
         """Return (client id, filter, subscription) of what the sessions of such a store wanted."""
         return self._store.estate(store_id)
 
+    def rerouted(self, store_id: bytes) -> int:
+        """Return from which number on this node's messages for a store went to others; NUMBER_MAX for none."""
+        return self._store.rerouted(store_id)
+
+    def put_rerouted(self, store_id: bytes, number: int) -> None:
+        """Remember for ever from which number on this node's messages for a store go to others."""
+        self._store.put_rerouted(store_id, number)
+
     def end_estate(self, store_id: bytes) -> None:
         """Nothing waits any more for a store that is no member."""
         self._store.end_estate(store_id)
@@ -351,6 +361,10 @@ class Mesh:
     def note(self, text: str) -> None:
         """Say something to the operator."""
         self._turn.note(text)
+
+    def former_store(self) -> bytes:
+        """Return the store id that a donor had as a member, b"" for none."""
+        return self._store.former_store()
 
     def leave_value(self) -> bytes:
         """Return what the store holds of this node's leave."""

@@ -6,6 +6,8 @@ start; writes go into the turn's batch, which is committed before anything of th
     meta      "cluster_id"                     the cluster's id
               "member/<name>"                  a member, packed as in a frame; whether it is heard is not for the store
               "removed/<store_id><name>"       a pair that never comes back
+              "rerouted/<store_id>"            u64: the first number of this node's messages for a store that is gone
+                                               that others were given
               "leave"                          the leave of this node, see `leaving`
               "position/<sender store_id>"     u64: the last message of that stream that this node has
     registry  "interest/<store_id><filter>"    a peer's persistent filter, so that after a restart messages for its
@@ -31,7 +33,7 @@ from cluster.membership import Member, State
 from cluster.outbox import FAMILY, Outbox, recover
 from cluster.table_rows import forget_tables
 from cluster.turn import Turn
-from cluster.wire import FrameError, Reader, pack_bytes16, pack_text, pack_u32
+from cluster.wire import NUMBER_MAX, FrameError, Reader, pack_bytes16, pack_text, pack_u32, pack_u64
 
 T = TypeVar("T")
 
@@ -42,8 +44,10 @@ KEY_MEMBER: Final = b"member/"
 KEY_REMOVED: Final = b"removed/"
 KEY_POSITION: Final = b"position/"
 KEY_LEAVE: Final = b"leave"
+KEY_FORMER: Final = b"former"
 KEY_INTEREST: Final = b"interest/"
 KEY_ESTATE: Final = b"estate/"
+KEY_REROUTED: Final = b"rerouted/"
 
 
 @final
@@ -100,6 +104,10 @@ class MeshStore:
     def put_removed(self, name: str, store_id: bytes) -> None:
         """Remember for ever that the pair was removed."""
         self._turn.writes.put("meta", KEY_REMOVED + store_id + name.encode(), _VERSION)
+
+    def former_store(self) -> bytes:
+        """Return the store id that a donor had as a member, b"" for none."""
+        return (self._storage.get("meta", KEY_FORMER) or _VERSION)[1:]
 
     def leave(self) -> bytes:
         """Return what `put_leave` stored, b"" if nothing."""
@@ -160,6 +168,15 @@ class MeshStore:
     def estate(self, store_id: bytes) -> list[tuple[str, bytes, Subscription]]:
         """Return (client id, filter, subscription) of an estate."""
         return self._read_all("registry", KEY_ESTATE + store_id, _read_estate)
+
+    def rerouted(self, store_id: bytes) -> int:
+        """Return from which number on this node's messages for a store went to others; NUMBER_MAX for none."""
+        stored = self._storage.get("meta", KEY_REROUTED + store_id)
+        return NUMBER_MAX if stored is None else int.from_bytes(stored[1:], "big")
+
+    def put_rerouted(self, store_id: bytes, number: int) -> None:
+        """Remember for ever from which number on this node's messages for a store go to others."""
+        self._turn.writes.put("meta", KEY_REROUTED + store_id, _VERSION + pack_u64(number))
 
     def end_estate(self, store_id: bytes) -> None:
         """Forget an estate: everything of it is given away."""

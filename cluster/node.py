@@ -119,6 +119,7 @@ class NodeCore:
             self.owner.begin(now)
             self.mesh.begin(now)
             if self.owner.is_committed():
+                self.moving.departures.held = not self.leaver.may_give()
                 self.moving.load(now)
                 self.estates.begin(now)
                 self.leaver.begin(now)

@@ -107,6 +107,8 @@ class Transfers:
         lifetimes: Lifetimes,
     ) -> None:
         self.departures: dict[str, Departure] = {}
+        # Origin -> from which number on others have given its messages to the sessions that leave.
+        self.skips: dict[bytes, int] = {}
         self._settings = settings
         self._store = store
         self._subscribing = subscribing
@@ -188,8 +190,10 @@ class Transfers:
         deliveries = self._store.read(session.number, departure.read_to, bytes_max)
         for delivery in deliveries:
             departure.read_to = delivery.seq
-            if delivery.seq <= departure.confirmed:
-                # The new home has had it since before a restart.
+            message = delivery.message
+            is_given = bool(self.skips) and message.number >= self.skips.get(message.origin, message.number + 1)
+            if delivery.seq <= departure.confirmed or (is_given and not delivery.packet_id):
+                # The new home has had it since before a restart, or from elsewhere.
                 self._remove(session, delivery)
             else:
                 departure.sent.append(delivery)

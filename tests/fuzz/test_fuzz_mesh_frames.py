@@ -139,6 +139,14 @@ def handed(frame: bytes) -> bytes:
     return handover.pack_handed(*handover.unpack_handed(frame))
 
 
+def donor(frame: bytes) -> bytes:
+    return leave_frames.pack_donor(leave_frames.unpack_donor(frame))
+
+
+def donor_heard(frame: bytes) -> bytes:
+    return leave_frames.pack_donor_heard(*leave_frames.unpack_donor_heard(frame))
+
+
 def look(frame: bytes) -> bytes:
     return statuses.pack_look(statuses.unpack_look(frame))
 
@@ -267,6 +275,8 @@ UNPACKERS = {
     int(FrameType.ADOPT): adopt,
     int(FrameType.HAND_OVER): hand_over,
     int(FrameType.HANDED): handed,
+    int(FrameType.DONOR): donor,
+    int(FrameType.DONOR_HEARD): donor_heard,
     int(FrameType.HELLO): hello,
     int(FrameType.WELCOME): welcome,
     int(FrameType.REFUSED): refused,

@@ -5,6 +5,7 @@ from itertools import pairwise
 import pytest
 from leave_world import LeaveWorld
 
+from cluster.frames import FrameType
 from cluster.leave_frames import Order, Verb
 from cluster.leaving import STEP_1_DONE, State
 
@@ -476,3 +477,35 @@ def test_what_a_leaving_node_kept_for_one_that_is_down_is_handed_over(seed):
     test.wait(lambda: all(count == 5 for count in test.queued(two).values()), "what was handed over")
     test.come_back(clients, [two])
     test.judge(clients)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_was_rerouted_is_not_recovered_once_more(seed):
+    """The node that dies has the messages in its store, and the others never heard so."""
+    test = LeaveWorld(seed=600 + seed)
+    node, one, two = test.nodes
+    clients = test.make_sessions(node, 8, qos=1 + seed % 2)
+    publisher = test.publisher(one)
+    test.publish(publisher, clients, 2, qos=1 + seed % 2)
+    silent = (FrameType.LINK_ACK, FrameType.HEARTBEAT)
+    test.world.network.lose_frame = lambda frame: frame[1] in silent
+    test.publish(publisher, clients, 3, qos=1 + seed % 2)
+    test.world.run(0.2)
+    assert set(test.queued(node).values()) == {5}
+    assert sum(view.outbox_messages for view in one.core.members_view()) >= 24
+    node.kill()
+    test.world.network.lose_frame = None
+    test.wait(lambda: not any(other.core.mesh.peers[node.name].running for other in (one, two)), "its death")
+    assert test.leave_and_wait(one, node).exit_code == 0
+    test.wait(lambda: one.core.estates.next_deadline() > 1e9, "the end of the estate")
+    test.world.run(15.0)
+    if seed < 2:
+        test.come_back(clients, [one, two])
+        assert all(len(client.inbox.copies) == 3 for client in clients)
+    node.start()
+    test.wait(lambda: node.name in test.gone, "the news of its removal")
+    test.recover(node)
+    test.wait(lambda: node.name in test.gone, "the end of the donation")
+    test.come_back(clients, [one, two])
+    for client in clients:
+        assert len(client.inbox.copies) == 5 and set(client.inbox.copies.values()) == {1}

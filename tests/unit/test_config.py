@@ -57,6 +57,7 @@ DOCUMENTED: dict[str, Any] = {
         "persistent_client_expiration": "never",
         "shared_subscription_policy": "prefer_local",
         "retry_interval": 0,
+        "server_reference": "",
         "leave_will_grace_s": 10,
         "max_client_id_size": 100,
         "mqtt_connect_timeout": 5000,
