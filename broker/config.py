@@ -53,6 +53,11 @@ class NodeConfig:
 
     name: str = _key(node_name, "node1@127.0.0.1", "name@host, unique in the cluster")
     data_dir: str = _key(filled, "./zvmq-data", "store, logs and sockets; relative to the current directory")
+    server_reference: str = _key(
+        address_or_none,
+        "",
+        "host:port of this node for MQTT 5 clients of a node that leaves; empty: they are told none",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +132,6 @@ class MqttConfig:
         choice("prefer_local", "random", "local_only", "prefer_online_before_local"), "prefer_local", "who gets it"
     )
     retry_interval: int = _key(whole(0, 86400), 0, "seconds; 0: deliver again only on reconnect, as MQTT 5 demands")
-    server_reference: str = _key(
-        address_or_none,
-        "",
-        "host:port of this node for MQTT 5 clients of a node that leaves; empty: they are told none",
-    )
     leave_will_grace_s: int = _key(whole(0, 86400), 10, "least delay of wills when the server closes connections")
     # [MQTT-3.1.3-5] [MQTT311-3.1.3-5] A server must take client ids of 23 bytes.
     max_client_id_size: int = _key(whole(23, 65535), 100, "bytes of a client id")

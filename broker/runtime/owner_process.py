@@ -385,7 +385,7 @@ def build_node(config: Config, opened: OpenedStore) -> NodeCore:
     owner.recover(now, _utc_ms(), log.info)
     interval_s = config.systree.interval_s if config.systree.enabled else 0
     systree = Systree(config.node.name, __version__, interval_s, now)
-    return NodeCore(owner, mesh, systree, __version__, config.mqtt.server_reference)
+    return NodeCore(owner, mesh, systree, __version__, config.node.server_reference)
 
 
 def _utc_ms() -> int:

@@ -97,7 +97,7 @@ def test_a_store_that_has_left_does_not_come_back(make_node: Callable[..., Node]
 
 
 def test_clients_of_mqtt_5_are_told_where_to_go(make_node: Callable[..., Node]) -> None:
-    one, node = [make_node(number, COOKIE, ["mqtt.server_reference=10.0.0.9:1883"]).start() for number in (1, 2)]
+    one, node = [make_node(number, COOKIE, ["node.server_reference=10.0.0.9:1883"]).start() for number in (1, 2)]
     node.join(one)
     with Client(node, "v5") as there:
         assert leave(one, node, "-k", "--rate=100")[:2] == (0, "Done")

@@ -28,7 +28,7 @@ COOKIE = "a-cookie-of-enough-characters"
 
 # The documented configuration with its documented defaults.
 DOCUMENTED: dict[str, Any] = {
-    "node": {"name": "node1@127.0.0.1", "data_dir": "./zvmq-data"},
+    "node": {"name": "node1@127.0.0.1", "data_dir": "./zvmq-data", "server_reference": ""},
     "cluster": {
         "cookie": "",
         "cookie_file": "",
@@ -57,7 +57,6 @@ DOCUMENTED: dict[str, Any] = {
         "persistent_client_expiration": "never",
         "shared_subscription_policy": "prefer_local",
         "retry_interval": 0,
-        "server_reference": "",
         "leave_will_grace_s": 10,
         "max_client_id_size": 100,
         "mqtt_connect_timeout": 5000,
