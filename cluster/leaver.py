@@ -387,5 +387,10 @@ class Leaver:
         if len(lines) > DRY_RUN_LINES_MAX:
             lines = [*lines[:DRY_RUN_LINES_MAX], "..."]
         lines.append(f"{passing} clients without a persistent session would be disconnected" if passing else "")
-        lines.append("nothing would be lost")
+        # What waits in a group waits for nobody in particular, and ends with the last member's session here.
+        waiting = self._owner.counts()["queued_messages"] - self._owner.draining.messages()
+        if waiting:
+            lines.append(f"{waiting} messages that wait in shared subscriptions would be lost")
+        else:
+            lines.append("nothing would be lost")
         return "\n".join([line for line in lines if line])

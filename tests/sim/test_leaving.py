@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import pytest
 from leave_world import LeaveWorld
+from virtual_clients import Client
 
 from cluster.frames import FrameType
 from cluster.leave_frames import Order, Verb
@@ -176,6 +177,21 @@ def test_a_dry_run_says_what_would_be_and_does_nothing():
         "nothing would be lost",
     ]
     assert node.core.leaver.job.state == State.IDLE
+
+
+def test_a_dry_run_tells_of_what_waits_in_shared_subscriptions():
+    test = LeaveWorld(seed=8)
+    node, _one, _two = test.nodes
+    worker = Client(test.world, test.ledger, "worker", node, 4, True, {b"$share/crew/to/0": 1})
+    worker.connect()
+    test.wait(lambda: worker.subscribed, "a member of a group")
+    worker.comes_back = False
+    worker.disconnect(False)
+    publisher = test.publisher(node)
+    publisher.publish(b"to/0", 1)
+    test.wait(publisher.is_idle, "the acknowledgement")
+    dry = test.leave_and_wait(node, node, Verb.DRY_RUN)
+    assert "1 messages that wait in shared subscriptions would be lost" in dry.text
 
 
 @pytest.mark.parametrize("state", ["waiting", "migrating"])
