@@ -168,8 +168,8 @@ class LeaveWorld:
     def come_back(self, clients, nodes):
         """Have everybody connect again, to nodes in turn, and hear all that is for them."""
         for place, client in enumerate(clients):
-            client.home = nodes[place % len(nodes)]
             if client.state == OFFLINE:
+                client.home = nodes[place % len(nodes)]
                 client.come_back()
         self.wait(lambda: all(client.state == ONLINE for client in clients), "everybody's return")
         self.wait(

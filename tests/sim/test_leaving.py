@@ -525,3 +525,75 @@ def test_what_was_rerouted_is_not_recovered_once_more(seed):
     test.come_back(clients, [one, two])
     for client in clients:
         assert len(client.inbox.copies) == 5 and set(client.inbox.copies.values()) == {1}
+
+
+def operate(test, node, others, seconds):
+    """Let operators at any node order, order again and abort, and nodes die, until the node has left."""
+    rng = test.world.rng
+    end = test.world.now + seconds
+    orders = 0
+    while node.name not in test.gone:
+        test.world.run(rng.uniform(0.2, 2.0))
+        for each in (node, *others):
+            if not each.up and each.name not in test.gone:
+                test.world.run(rng.uniform(0.0, 2.0))
+                each.start()
+        up = [each for each in (node, *others) if each.up]
+        if node.name in test.gone or not node.up:
+            continue
+        at = rng.choice(up)
+        choice = rng.random()
+        is_late = test.world.now > end
+        if is_late:
+            test.end_crashes()
+        if choice < 0.15 and orders and not is_late:
+            test.leave(at, node, Verb.ABORT)
+        elif choice < 0.35 and not is_late:
+            test.crash_later(rng.choice((node, *others)), rng.uniform(0.0, 0.5))
+        else:
+            orders += 1
+            force = is_late or rng.random() < 0.3
+            test.leave(at, node, force=force, timeout_s=rng.choice((1, 2, 5)), rate=rng.choice((0, 5)))
+        assert test.world.now < end + 120.0, f"{node.name} does not leave: {node.core.leaver.job.state!r}"
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_clients_and_publishers_go_on_while_a_node_leaves(seed):
+    """Sessions come and go, some are never there; whatever operators and faults do, everybody gets everything once."""
+    test = LeaveWorld(seed=700 + seed, count=3 + seed % 2)
+    node, *others = test.nodes
+    rng = test.world.rng
+    absent = test.make_sessions(node, 8, qos=2)
+    clients = test.make_sessions(node, 8, qos=2, first=8, online=True)
+    clients += test.make_sessions(others[0], 4, qos=2, first=16, online=True)
+    for client in clients:
+        client.roams = True
+        client.inbox.ack_delay_s = rng.choice((0.0, 0.05, 0.3))
+    publisher = test.publisher(others[0])
+    publisher.persistent = True
+    publisher.disconnect(False)
+    for _ in range(6):
+        for client in (*absent, *clients):
+            test.world.later(rng.uniform(0.0, 12.0), publisher.publish, next(iter(client.ever_wanted)), 2)
+    for client in clients:
+        for _ in range(3):
+            test.world.later(rng.uniform(0.0, 12.0), client.disconnect, rng.random() < 0.5)
+    operate(test, node, others, 15.0)
+    test.end_crashes()
+    for each in others:
+        if not each.up:
+            each.start()
+    test.wait(test.whole, "the rest of the cluster")
+    test.wait(publisher.is_idle, "the acknowledgements")
+    for client in clients:
+        client.roams = False
+    test.come_back([*absent, *clients], others)
+    test.wait(lambda: not any(client.inbox.received for client in (*absent, *clients)), "the last releases")
+    for client in (*absent, *clients):
+        said = [each for each in test.ledger.published.values() if each.topic in client.ever_wanted]
+        missing = [each.number for each in said if each.payload not in client.inbox.copies]
+        assert not missing, f"{client.name} misses {missing}"
+        if not test.world.revived[client.name]:
+            assert set(client.inbox.copies.values()) <= {1}, f"{client.name} heard something twice"
+            heard = list(dict.fromkeys([arrival.payload for arrival in client.inbox.arrivals]))
+            assert heard == [each.payload for each in said], f"{client.name} heard it in another order"
