@@ -37,6 +37,7 @@ bench: .venv/.installed
 	$(BIN)/python -m bench.pipeline $(ARGS)
 	$(BIN)/python -m bench.scenarios $(SCENARIOS)
 	$(BIN)/python -m bench.cluster $(CLUSTER)
+	$(BIN)/python -m bench.moves $(MOVES)
 
 clean: stop
 	rm -rf .venv .tox .lab .fuzz build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -16,7 +16,10 @@ Whoever publishes confirms those versions in its stream to this node, which make
 A session that was made of the registry alone, since its old home was away, is an arrival as well: its old home may come
 back. An arrival is over when no node has anything of the client id but this one, and this node would know.
 
-Invariants: a request is open, or has a result that was not taken; `needs` is about sessions that arrive.
+There may be thousands at once, so nothing that happens to one makes this look at all: what waits for a mark of a member
+is kept by member, and whether arrivals are over is looked at every CHECK_S.
+
+Invariants: a request is open, or has a result that was not taken; every session that arrives has its `needs`.
 """
 
 import math
@@ -40,17 +43,21 @@ from cluster.move_frames import (
     MoveAck,
     Switch,
     Take,
-    frame,
+    frames,
     pack_move_ack,
     pack_take,
 )
 from cluster.registry import Registry
 from cluster.site import Site
-from cluster.wire import pack_u32
 
 RETRY_S: Final = 0.5
 # So long what came directly to a session is remembered whose home was removed.
 REMOVED_S: Final = 10.0
+# An arrival that is over costs little, and it takes long to look at all.
+CHECK_S: Final = 0.25
+
+# Of wishes that are not told yet.
+_UNTOLD: Final = (0, 0)
 
 
 @final
@@ -84,27 +91,37 @@ class Arrivals:
         self._site = site
         self._registry = registry
         self._asked: dict[str, Asked] = {}
+        # Those that were not asked for at all yet.
+        self._fresh: list[Asked] = []
         # Client id, and what was found: HEAD, NOTHING, REFUSED, or MOVED with the epoch of its home.
         self._ready: list[tuple[str, int, Epoch]] = []
-        self._deadline: float = math.inf
+        self._ask_at: float = math.inf
         # Old home -> client id -> what is to be answered when the turn's wishes are told.
         self._answers: dict[bytes, dict[str, MoveAck]] = {}
-        # Client id -> the version of this node's wishes that has the session's; (0, 0) until it is told.
-        self._needs: dict[str, tuple[int, int]] = dict.fromkeys(
-            [session.client_id for session in owner.transfers.arriving()], (0, 0)
-        )
+        # Client id -> the version of this node's wishes that has the session's, and those for which it is not told yet.
+        self._needs: dict[str, tuple[int, int]] = {}
+        self._untold: dict[str, bool] = {}
+        # Member -> client ids, in the order of their versions, whose cut it has not named.
+        self._uncut: dict[bytes, dict[str, bool]] = {}
         # Something has happened that may end arrivals.
-        self._check_due = bool(self._needs)
+        self._check_due = False
+        self._check_at: float = -math.inf
         # When it is looked next for donors that are no members, and since when which are not.
-        self._strangers_at: float = 0.0 if self._needs else math.inf
+        self._strangers_at: float = math.inf
         self._gone: dict[bytes, float] = {}
+        for session in owner.transfers.arriving():
+            self.watch(session.client_id)
+        if self._needs:
+            self._strangers_at = 0.0
 
     # What is wanted.
 
     def ask(self, take: Take, old_home: bytes, now: float) -> None:
         """Ask an old home for a session, or to forget it; `take_ready` has the client id when that is done."""
-        self._asked[take.client_id] = Asked(take, old_home)
-        self._deadline = now
+        asked = Asked(take, old_home)
+        self._asked[take.client_id] = asked
+        self._fresh.append(asked)
+        self._ask_at = min(self._ask_at, now + RETRY_S)
 
     def forget(self, client_id: str) -> None:
         """Nobody waits any more. What comes of the session comes all the same."""
@@ -117,9 +134,14 @@ class Arrivals:
         return session
 
     def watch(self, client_id: str) -> None:
-        """A session became an arrival without having come: see when it is over."""
-        self._needs.setdefault(client_id, (0, 0))
+        """A session arrives, or has another old home: have the members say in their streams from when on they know it.
+
+        Who applies the version that has its wishes says so, though others may have wished the same before.
+        """
+        self._needs[client_id] = _UNTOLD
+        self._untold[client_id] = True
         self._check_due = True
+        self._site.touch()
 
     def take_ready(self) -> list[tuple[str, int, Epoch]]:
         """Return (client id, kind, epoch) of what was asked for.
@@ -149,14 +171,25 @@ class Arrivals:
     def confirmed(self, mark: Switch, now: float) -> None:
         """A member's stream has come to where it knows a version of this node's wishes."""
         version = (mark.generation, mark.version)
-        for client_id, needs in self._needs.items():
+        uncut = self._uncut.get(mark.member)
+        if uncut is None:
+            uncut = {client_id: True for client_id, needs in self._needs.items() if needs != _UNTOLD}
+            self._uncut[mark.member] = uncut
+        known = []
+        for client_id in uncut:
+            needs = self._needs.get(client_id)
+            if needs is not None and needs > version:
+                break
+            known.append(client_id)
+        for client_id in known:
+            del uncut[client_id]
             session = self._owner.session(client_id)
-            if session is not None and (0, 0) < needs <= version:
+            if session is not None and client_id in self._needs:
                 self._owner.transfers.set_cut(session, mark.member, mark.number, now)
 
     def running(self, node: bytes, runs: bool, now: float) -> None:
         """A member runs, or does not any more."""
-        self._deadline = now
+        self._ask_at = now
         self._check_due = True
         for session in self._owner.transfers.arriving():
             gate = session.gate
@@ -201,32 +234,45 @@ class Arrivals:
     # What is to be done.
 
     def tick(self, now: float) -> None:
-        """Ask again, and end what is over."""
-        if now >= self._deadline:
-            self._deadline = math.inf
-            self._ask(now)
+        """Ask, and ask again, and end what is over."""
+        if now >= self._ask_at:
+            self._ask_at = now + RETRY_S if self._asked else math.inf
+            self._ask(list(self._asked.values()), now)
+        elif self._fresh:
+            self._ask(self._fresh, now)
+        self._fresh = []
         if now >= self._strangers_at:
             self._end_strangers(now)
-        if self._check_due and self._needs:
+        if self._check_due and now >= self._check_at:
             self._check_due = False
+            self._check_at = now + CHECK_S
             self._check(now)
 
     def next_deadline(self) -> float:
         """Return when `tick` has something to do."""
-        return 0.0 if self._ready else min(self._deadline, self._strangers_at)
+        if self._ready or self._fresh:
+            return 0.0
+        deadline = min(self._ask_at, self._strangers_at)
+        return min(deadline, self._check_at) if self._check_due else deadline
 
     def flush(self) -> None:
         """Answer; call it when the turn's wishes have their version."""
         version = self._site.version()
-        for client_id in [client_id for client_id, needs in self._needs.items() if needs == (0, 0)]:
-            self._needs[client_id] = version
+        untold, self._untold = self._untold, {}
+        for client_id in untold:
+            if client_id in self._needs:
+                self._needs[client_id] = version
+                for uncut in self._uncut.values():
+                    uncut.pop(client_id, None)
+                    uncut[client_id] = True
         answers, self._answers = self._answers, {}
         for node, acks in answers.items():
             parts = []
             for ack in acks.values():
                 ack.generation, ack.version = self._needs.get(ack.client_id, version)
                 parts.append(pack_move_ack(ack))
-            self._site.tell(node, frame(FrameType.MOVE_ACK, parts))
+            for frame in frames(FrameType.MOVE_ACK, parts):
+                self._site.tell(node, frame)
 
     def counts(self) -> dict[str, int]:
         """Return how many sessions arrive and have arrived."""
@@ -271,10 +317,7 @@ class Arrivals:
     def _begin(self, head: SessionHead, epoch: Epoch, donor: bytes, heir: bool, now: float) -> Session:
         cut = (self._site.store_id(), self._owner.next_number())
         session = self._owner.transfers.begin_arrival(head, epoch, donor, heir, cut, now)
-        self._needs[head.client_id] = (0, 0)
-        self._check_due = True
-        # Who applies the version that has its wishes says so, though others may have wished the same before.
-        self._site.touch()
+        self.watch(head.client_id)
         return session
 
     def _go_on(self, node: bytes, item: Item, now: float) -> None:
@@ -335,17 +378,17 @@ class Arrivals:
         del self._asked[client_id]
         self._ready.append((client_id, kind, epoch))
 
-    def _ask(self, now: float) -> None:
+    def _ask(self, wanted: list[Asked], now: float) -> None:
         takes: dict[bytes, list[bytes]] = {}
-        for asked in self._asked.values():
-            if asked.inflight_seq >= 0:
+        for asked in wanted:
+            if asked.inflight_seq >= 0 or self._asked.get(asked.take.client_id) is not asked:
                 continue
             if now - asked.asked_at >= RETRY_S and self._site.is_running(asked.old_home):
                 asked.asked_at = now
                 takes.setdefault(asked.old_home, []).append(pack_take(asked.take))
-            self._deadline = min(self._deadline, now + RETRY_S)
         for node, parts in takes.items():
-            self._site.tell(node, frame(FrameType.MOVE_TAKE, [pack_u32(len(parts)), *parts]))
+            for frame in frames(FrameType.MOVE_TAKE, parts, True):
+                self._site.tell(node, frame)
 
     def _check(self, now: float) -> None:
         """End the arrivals to which nothing can come any more."""
@@ -354,10 +397,16 @@ class Arrivals:
         for client_id in list(self._needs):
             session = self._owner.session(client_id)
             if session is None or session.arrival is None:
-                del self._needs[client_id]
-            elif complete and not session.arrival.donors and len(self._registry.homes(client_id)) <= 1:
+                self._forget(client_id)
+            elif complete and not session.arrival.donors and not self._registry.has_rival_homes(client_id):
                 transfers.end_arrival(session, now)
-                del self._needs[client_id]
+                self._forget(client_id)
+
+    def _forget(self, client_id: str) -> None:
+        del self._needs[client_id]
+        self._untold.pop(client_id, None)
+        for uncut in self._uncut.values():
+            uncut.pop(client_id, None)
 
     def _answer(self, node: bytes, item: Item, flags: int) -> MoveAck:
         session = self._owner.session(item.client_id)

@@ -2,6 +2,7 @@
 
 Owns when a session is frozen, what is sent of it when, and when its stub may go. It knows what the owner's `transfer`
 does with the session itself, and nothing of connections or of who becomes a home: a TAKE, or the registry, says that.
+Who sends to old homes still, and until when, is the business of `switching`.
 
 Theory of operation
 -------------------
@@ -12,26 +13,30 @@ Theory of operation
 Everything is state, told again until it is answered: a lost frame, a restart of either side or a new home (a TAKE of a
 later epoch) changes nothing but where reading begins. What the new home has confirmed is deleted here and only here.
 
-A member has switched when its SWITCHED arrives in its stream to this node: from then on it sends to the new home what
-the session wants, under numbers from the mark's on, and everything that it sent here only has been received before. A
-member that is down switches when it is back; so long the stub stays, on disk, since what waits for this node there must
-find it.
+The new home hears which members have switched when all that run have: what it holds back it holds for all of them. One
+that is down switches when it is back; so long the stub stays, on disk, since what waits for this node there must find
+it.
+
+A TAKE of a session that can't go yet waits here, and is looked at every WAIT_POLL_S; who asks for it asks again all the
+same, as after a lost frame.
 
 Bounds: SESSIONS_AT_ONCE move to one home at a time, each with at most CHUNK_BYTES unconfirmed; those whose clients wait
-go first.
+go first. A client id has one TAKE that waits, the last.
 
-Invariants: every stub of the owner has a Leaving, and the other way round; `active` are of their home's Leavings, and
-no more than SESSIONS_AT_ONCE.
+Invariants: every stub of the owner has a LeavingSession, and the other way round; `active` are of their home's, and no
+more than SESSIONS_AT_ONCE.
 """
 
 import math
+from collections import OrderedDict
 from typing import Final, final
 
-from broker.core.epoch import Epoch
+from broker.core.epoch import NO_EPOCH, Epoch
 from broker.core.owner import QueueOwner
 from broker.core.session import Session
 from broker.core.transfer import Departure
-from cluster.frames import FRAME_BYTES_MAX, FrameType
+from cluster.frames import FrameType
+from cluster.leaving_session import RETRY_S, LeavingSession
 from cluster.move_frames import (
     DISCARDED,
     HEAD_TAKEN,
@@ -41,81 +46,64 @@ from cluster.move_frames import (
     MoveAck,
     Switch,
     Take,
-    frame,
+    frames,
     pack_deliveries,
     pack_head,
     pack_moved,
     pack_no,
     pack_state,
-    pack_switch,
 )
 from cluster.site import Site
-from cluster.wire import pack_u32
+from cluster.switching import Switching
 
 CHUNK_BYTES: Final = 128 * 1024
 SESSIONS_AT_ONCE: Final = 256
-# What was not answered for so long is said again.
-RETRY_S: Final = 0.5
-# Parts of a session, which may have a slow link to cross, in the end after so long.
+# Parts of a session, which may have a slow link to cross, are said again in the end after so long.
 RETRY_S_MAX: Final = 32.0
 # So long a session that is still arriving waits for the rest when it is to go on. Less than a CONNECT waits.
 PATIENCE_S: Final = 3.0
+WAIT_POLL_S: Final = 0.05
 
 
 @final
-class Leaving:
-    """A session that leaves: to which home, and how far it is."""
+class Destination:
+    """One new home: the sessions that are under way there, and those that wait for that, in order."""
 
-    __slots__ = (
-        "departure",
-        "ended",
-        "epoch",
-        "head_taken",
-        "home",
-        "needs",
-        "old_epoch",
-        "patience_s",
-        "quiet",
-        "sent_at",
-        "sent_to",
-        "spoke_at",
-        "state_due",
-        "switched",
-        "told",
-    )
+    def __init__(self) -> None:
+        self.active: dict[str, LeavingSession] = {}
+        # Those whose clients wait, and the others.
+        self.urgent: OrderedDict[str, LeavingSession] = OrderedDict()
+        self.waiting: OrderedDict[str, LeavingSession] = OrderedDict()
+        self.items: list[bytes] = []
 
-    def __init__(self, departure: Departure, old_epoch: Epoch, epoch: Epoch) -> None:
-        self.departure = departure
-        self.old_epoch = old_epoch
-        self.epoch = epoch
-        self.home: bytes = epoch.store_id
-        self.head_taken = False
-        # The version of the home's wishes that holds the session's subscriptions.
-        self.needs: tuple[int, int] = (0, 0)
-        # The last place that was sent, when that was, and how long its confirmation may take.
-        self.sent_to: int = 0
-        self.sent_at: float = -math.inf
-        self.patience_s: float = RETRY_S
-        self.spoke_at: float = -math.inf
-        # Member -> the number from which on it sends to the new home, and the stub's last place by then.
-        self.switched: dict[bytes, tuple[int, int]] = {}
-        # What the new home was told of that.
-        self.told: dict[bytes, int] = {}
-        self.state_due = False
-        # Whether it was told last that this is all.
-        self.ended = False
-        # Whether the home has answered the last that it was told.
-        self.quiet = False
+    def has(self, client_id: str) -> bool:
+        """Say whether a session is under way, or waits for it."""
+        return client_id in self.active or client_id in self.urgent or client_id in self.waiting
 
-    def begin_again(self) -> None:
-        """Everything that isn't confirmed is to be sent, from the head on."""
-        self.head_taken = False
-        self.sent_to = self.departure.confirmed
-        self.needs = (0, 0)
-        self.switched.clear()
-        self.told.clear()
-        self.spoke_at = -math.inf
-        self.quiet = False
+    def remove(self, client_id: str) -> None:
+        """A session goes elsewhere, or has gone."""
+        for leavings in (self.active, self.urgent, self.waiting):
+            leavings.pop(client_id, None)
+
+    def fill(self) -> None:
+        """Let as many be under way as may be."""
+        for queue in (self.urgent, self.waiting):
+            while queue and len(self.active) < SESSIONS_AT_ONCE:
+                client_id, leaving = queue.popitem(last=False)
+                self.active[client_id] = leaving
+
+
+@final
+class HeldTake:
+    """A TAKE that waits until the session can go: who asked, since when, and when it asked last."""
+
+    __slots__ = ("asked_at", "node", "since", "take")
+
+    def __init__(self, node: bytes, take: Take, since: float, asked_at: float) -> None:
+        self.node = node
+        self.take = take
+        self.since = since
+        self.asked_at = asked_at
 
 
 @final
@@ -123,7 +111,7 @@ class Departures:
     """The sessions that leave this node."""
 
     def __init__(self, owner: QueueOwner, site: Site) -> None:
-        self.leavings: dict[str, Leaving] = {}
+        self.leavings: dict[str, LeavingSession] = {}
         self.moved: int = 0
         self.discarded: int = 0
         self.notices: list[str] = []
@@ -131,27 +119,38 @@ class Departures:
         self.held = False
         self._owner = owner
         self._site = site
-        # By home: those that are under way, and those that wait for that, in order.
-        self._active: dict[bytes, dict[str, Leaving]] = {}
-        self._waiting: dict[bytes, dict[str, Leaving]] = {}
-        self._items: dict[bytes, list[bytes]] = {}
+        self._switching = Switching(owner, site)
+        self._destinations: dict[bytes, Destination] = {}
         # Leavings about which something has to be said, or may have.
-        self._due: dict[str, Leaving] = {}
+        self._due: dict[str, LeavingSession] = {}
         self._load_due = False
-        # Client id -> since when a session that is still arriving is asked for.
-        self._patience: dict[str, float] = {}
-        self._switch_at: float = math.inf
+        self._held: dict[str, HeldTake] = {}
+        self._look_at: float = math.inf
         self._retry_at: float = math.inf
 
     def restore(self, client_id: str, departure: Departure) -> None:
         """Go on with a stub that was found in the store; whose it is, the registry says."""
         session = departure.session
-        self.leavings[client_id] = Leaving(departure, session.epoch, session.epoch)
+        self.leavings[client_id] = LeavingSession(departure, session.epoch, session.epoch)
 
     # What happens.
 
-    def take(self, node: bytes, take: Take, old_epoch: Epoch, now: float) -> None:
-        """A node asks for a client's session to be its home under a later epoch than `old_epoch`, the one here."""
+    def take(self, node: bytes, take: Take, now: float) -> None:
+        """A node asks for a client's session to be its home under a later epoch than the one here."""
+        held = self._held.get(take.client_id)
+        since = now if held is None else held.since
+        if self._decide(node, take, since, now):
+            self._held.pop(take.client_id, None)
+        elif held is None or take.epoch >= held.take.epoch:
+            self._held[take.client_id] = HeldTake(node, take, since, now)
+            self._look_at = min(self._look_at, now + WAIT_POLL_S)
+
+    def _decide(self, node: bytes, take: Take, since: float, now: float) -> bool:
+        """Do what a TAKE asks for, or answer that it can't be; false: it has to wait."""
+        session = self._owner.session(take.client_id)
+        if session is not None and session.epoch >= take.epoch:
+            # It is this node's by a later epoch: who asks will hear of that.
+            return True
         leaving = self.leavings.get(take.client_id)
         # Somebody connected once more where the session is on its way to: that is the same move.
         is_same = (
@@ -165,24 +164,26 @@ class Departures:
                 # It asks again: the head may have been lost.
                 leaving.spoke_at = -math.inf
                 self._due[take.client_id] = leaving
-            return
-        if leaving is not None and self._owner.session(take.client_id) is not None:
+            return True
+        old_epoch = NO_EPOCH if session is None else session.epoch
+        if leaving is not None and session is not None:
             if not self._make_way(leaving, now):
-                return
+                return False
             leaving = None
-        held = leaving.departure.session if leaving is not None else self._owner.session(take.client_id)
+        held = leaving.departure.session if leaving is not None else session
         if held is not None and held.user_name and held.user_name != take.user_name:
             # [MQTT-3.1.3-8] [MQTT311-3.1.3-9] Nobody reads, ends or takes over what belongs to another user.
             self._put(node, pack_no(REFUSED, take.client_id, take.epoch))
-            return
-        if held is not None and self._is_arriving(held, take, now):
-            return
+            return True
+        if held is not None and _is_arriving(held) and now - since < PATIENCE_S:
+            # It has to come here as a whole before it goes on; later, what has not come comes by itself.
+            return False
         elsewhere = leaving is not None and leaving.home not in (node, self._site.store_id())
         if leaving is not None and elsewhere and self._site.is_running(leaving.home):
-            # Whoever has taken the head is the home now; until that is known, it is asked for again.
+            # Whoever has taken the head is the home now; until that is known, this one waits.
             if leaving.head_taken:
                 self._put(node, pack_moved(take.client_id, take.epoch, leaving.epoch))
-            return
+            return leaving.head_taken
         if elsewhere:
             self.notices.append(f"session of {take.client_id!r} goes elsewhere while its new home is away")
         if take.clean_start:
@@ -190,27 +191,22 @@ class Departures:
                 self._end(leaving, now)
             self._owner.discard(take.client_id, now)
             self._put(node, pack_no(NOTHING, take.client_id, take.epoch))
-            return
-        if leaving is None:
+        elif leaving is not None:
+            self._retarget(leaving, take.epoch, True)
+        else:
             self.leave(take.client_id, old_epoch, take.epoch, True, now)
             if take.client_id not in self.leavings:
                 self._put(node, pack_no(NOTHING, take.client_id, take.epoch))
-            return
-        self._retarget(leaving, take.epoch, True)
+        return True
 
-    def _is_arriving(self, session: Session, take: Take, now: float) -> bool:
-        """Say whether a session has to come here as a whole before it goes on; it is asked for again.
-
-        What has not come after PATIENCE_S comes from its old home by itself.
-        """
-        if session.arrival is None or not session.arrival.has_present_donor():
-            self._patience.pop(take.client_id, None)
-            return False
-        since = self._patience.setdefault(take.client_id, now)
-        if now - since < PATIENCE_S:
-            return True
-        del self._patience[take.client_id]
-        return False
+    def _look_at_held(self, now: float) -> None:
+        """See which of the TAKEs that wait need not wait any more; who does not ask again has given up."""
+        self._look_at = math.inf
+        for client_id, held in list(self._held.items()):
+            if now - held.asked_at > 2 * RETRY_S or self._decide(held.node, held.take, held.since, now):
+                del self._held[client_id]
+        if self._held:
+            self._look_at = now + WAIT_POLL_S
 
     def leave(self, client_id: str, old_epoch: Epoch, epoch: Epoch, urgent: bool, now: float) -> bool:
         """Freeze a client's session, which is to have another home, and offer it there; false: it can't leave yet."""
@@ -220,7 +216,7 @@ class Departures:
         departure = self._owner.depart(client_id, now)
         if departure is None:
             return True
-        leaving = Leaving(departure, old_epoch, epoch)
+        leaving = LeavingSession(departure, old_epoch, epoch)
         self.leavings[client_id] = leaving
         self._enter(leaving, urgent)
         return True
@@ -231,7 +227,7 @@ class Departures:
         if known:
             self._due[client_id] = self.leavings[client_id]
             return
-        leaving = Leaving(departure, old_epoch, epoch)
+        leaving = LeavingSession(departure, old_epoch, epoch)
         leaving.sent_to = departure.confirmed
         self.leavings[client_id] = leaving
         self._enter(leaving, False)
@@ -250,8 +246,7 @@ class Departures:
         leaving = self.leavings.get(client_id)
         if leaving is None:
             return False
-        self._leave_queues(leaving)
-        del self.leavings[client_id]
+        self._forget(leaving)
         self._owner.transfers.come_back(leaving.departure, epoch)
         return True
 
@@ -271,7 +266,7 @@ class Departures:
         else:
             self._retarget(leaving, session.epoch, False)
 
-    def _make_way(self, leaving: Leaving, now: float) -> bool:
+    def _make_way(self, leaving: LeavingSession, now: float) -> bool:
         """End a stub whose session has come back and leaves again, if it has given all it had; else it is asked again.
 
         What its members still have for it comes to the stub that the session becomes.
@@ -281,8 +276,9 @@ class Departures:
         self._end(leaving, now)
         return True
 
-    def _retarget(self, leaving: Leaving, epoch: Epoch, urgent: bool) -> None:
+    def _retarget(self, leaving: LeavingSession, epoch: Epoch, urgent: bool) -> None:
         self._leave_queues(leaving)
+        self._switching.forget(leaving)
         leaving.epoch = epoch
         leaving.home = epoch.store_id
         self._owner.transfers.rewind(leaving.departure)
@@ -311,35 +307,30 @@ class Departures:
                 leaving.head_taken = True
                 self._owner.transfers.head_taken(departure)
                 leaving.needs = version
-                leaving.switched.clear()
-                leaving.told.clear()
-                self._switch_at = 0.0
+                self._switching.begin(leaving)
         if ack.watermark > departure.confirmed:
             self._owner.transfers.confirm(departure, ack.watermark)
             leaving.sent_to = max(leaving.sent_to, ack.watermark)
             leaving.spoke_at = now
         # What was sent and is not confirmed may be lost, though something else was answered: that this is all is
         # answered by the end, or by what is missing to it.
-        leaving.quiet = not departure.sent and (not leaving.ended or bool(ack.missing))
+        leaving.quiet = not departure.sent and (not leaving.said_ended or bool(ack.missing))
         for origin in ack.missing:
-            leaving.switched.pop(origin, None)
-            leaving.told.pop(origin, None)
-            self._switch_at = 0.0
+            self._switching.again(leaving, origin)
 
     def switched(self, mark: Switch) -> None:
         """A member's stream has come to where it sends to a home directly."""
-        version = (mark.generation, mark.version)
-        for client_id, leaving in self.leavings.items():
-            if leaving.home != mark.home or mark.member in leaving.switched:
-                continue
-            if leaving.head_taken and version >= leaving.needs:
-                self._due[client_id] = leaving
-                leaving.switched[mark.member] = (mark.number, leaving.departure.session.next_seq - 1)
+        for leaving in self._switching.marked(mark):
+            self._due[leaving.client_id] = leaving
 
-    def changed(self) -> None:
-        """The members, who of them runs, or what is known of their wishes has changed."""
-        if self.leavings:
-            self._switch_at = 0.0
+    def tables_changed(self) -> None:
+        """More may be known of what the other members want."""
+        self._switching.tables_changed()
+
+    def members_changed(self) -> None:
+        """The members, or who of them runs, have changed."""
+        self._switching.members_changed(self.leavings)
+        self._due.update(self.leavings)
 
     def home_is_back(self, home: bytes) -> None:
         """A member runs again: what was said to it may be lost."""
@@ -359,33 +350,34 @@ class Departures:
     def load(self, now: float) -> None:
         """Read and send deliveries. Everything that was written must be committed."""
         self._load_due = False
-        transfers = self._owner.transfers
-        for home, active in list(self._active.items()):
-            if not self._site.is_running(home):
-                continue
-            for client_id, leaving in list(active.items()):
-                departure = leaving.departure
-                if departure.sent:
-                    continue
-                after = max(leaving.sent_to, departure.confirmed)
-                deliveries = transfers.read(departure, CHUNK_BYTES)
-                if deliveries:
-                    leaving.sent_to = deliveries[-1].seq
-                    leaving.spoke_at = leaving.sent_at = now
-                    leaving.quiet = False
-                    self._retry_at = min(self._retry_at, now + RETRY_S)
-                    self._put(home, pack_deliveries(client_id, leaving.epoch, after, deliveries, now))
-                elif departure.read_to >= departure.session.next_seq - 1 and leaving.head_taken:
-                    # What is still to come concerns what is enqueued here later, and the ends of streams.
-                    del active[client_id]
-                    leaving.state_due = True
-                    self._due[client_id] = leaving
-            self._fill(home)
+        for home, destination in self._destinations.items():
+            if self._site.is_running(home):
+                for leaving in list(destination.active.values()):
+                    if not leaving.departure.sent:
+                        self._load(leaving, destination, now)
+                destination.fill()
+
+    def _load(self, leaving: LeavingSession, destination: Destination, now: float) -> None:
+        departure = leaving.departure
+        after = max(leaving.sent_to, departure.confirmed)
+        deliveries = [] if leaving.is_read() else self._owner.transfers.read(departure, CHUNK_BYTES)
+        if deliveries:
+            leaving.sent_to = deliveries[-1].seq
+            leaving.spoke_at = leaving.sent_at = now
+            leaving.quiet = False
+            self._retry_at = min(self._retry_at, now + RETRY_S)
+            destination.items.append(pack_deliveries(leaving.client_id, leaving.epoch, after, deliveries, now))
+        elif leaving.is_read() and leaving.head_taken:
+            # What is still to come concerns what is enqueued here later, and the ends of streams.
+            del destination.active[leaving.client_id]
+            self._due[leaving.client_id] = leaving
 
     def tick(self, now: float) -> None:
         """Say what is due, and what was not answered; call it once a turn."""
-        if now >= self._switch_at:
-            self._ask_to_switch(now)
+        if now >= self._look_at:
+            self._look_at_held(now)
+        for leaving in self._switching.tick(now):
+            self._due[leaving.client_id] = leaving
         if now >= self._retry_at:
             self._retry_at = math.inf
             self._due.update([item for item in self.leavings.items() if not item[1].quiet])
@@ -402,22 +394,16 @@ class Departures:
         """Return when `tick` or `load` has something to do; 0.0 if now."""
         if self._due or self.wants_load():
             return 0.0
-        return min(self._switch_at, self._retry_at)
+        return min(self._switching.next_deadline(), self._retry_at, self._look_at)
 
     def flush(self) -> None:
         """Send what was gathered."""
-        items, self._items = self._items, {}
-        for home, parts in items.items():
-            batch: list[bytes] = []
-            size = 0
-            for part in parts:
-                if size and size + len(part) > FRAME_BYTES_MAX - 64:
-                    self._site.send(home, frame(FrameType.MOVE, batch))
-                    batch = []
-                    size = 0
-                batch.append(part)
-                size += len(part)
-            self._site.send(home, frame(FrameType.MOVE, batch))
+        for home, destination in list(self._destinations.items()):
+            items, destination.items = destination.items, []
+            for frame in frames(FrameType.MOVE, items):
+                self._site.send(home, frame)
+            if not (destination.active or destination.urgent or destination.waiting):
+                del self._destinations[home]
 
     def counts(self) -> dict[str, int]:
         """Return how many sessions are leaving and have left."""
@@ -426,13 +412,15 @@ class Departures:
     def validate(self) -> None:
         """Check the invariants."""
         assert set(self.leavings) == set(self._owner.transfers.departures)
-        for home, active in self._active.items():
-            assert 0 < len(active) <= SESSIONS_AT_ONCE
-            for client_id, leaving in active.items():
-                assert leaving.home == home
-                assert self.leavings[client_id] is leaving
+        for home, destination in self._destinations.items():
+            assert len(destination.active) <= SESSIONS_AT_ONCE
+            for leavings in (destination.active, destination.urgent, destination.waiting):
+                for client_id, leaving in leavings.items():
+                    assert leaving.home == home
+                    assert self.leavings[client_id] is leaving
+        self._switching.validate(self.leavings)
 
-    def _advance(self, leaving: Leaving, now: float) -> None:
+    def _advance(self, leaving: LeavingSession, now: float) -> None:
         departure = leaving.departure
         session = departure.session
         again = not leaving.quiet and now >= leaving.spoke_at + RETRY_S
@@ -448,103 +436,75 @@ class Departures:
             leaving.sent_to = departure.confirmed
             self._load_due = True
             self._activate(leaving)
-        if departure.read_to < session.next_seq - 1:
+        if not leaving.is_read():
             self._activate(leaving)
-        passed = self._passed(leaving)
+        passed = leaving.passed()
         ended = self._is_ended(leaving, passed)
-        if passed != leaving.told or leaving.state_due or (passed and again):
+        news = (passed != leaving.told and self._have_all_passed(passed)) or (ended and not leaving.said_ended)
+        if news or (passed and again):
             leaving.told = passed
-            leaving.ended = ended
+            leaving.said_ended = ended
             leaving.quiet = False
-            leaving.state_due = False
             leaving.spoke_at = now
             self._put(leaving.home, pack_state(session.client_id, leaving.epoch, list(passed.items()), ended))
 
-    def _offer(self, leaving: Leaving, now: float) -> None:
+    def _offer(self, leaving: LeavingSession, now: float) -> None:
         leaving.spoke_at = now
         leaving.quiet = False
         head = self._owner.transfers.head(leaving.departure)
         client_id = leaving.departure.session.client_id
         self._put(leaving.home, pack_head(client_id, leaving.epoch, leaving.old_epoch, head, now))
 
-    def _passed(self, leaving: Leaving) -> dict[bytes, int]:
-        """Return below which number of each origin everything is at the new home."""
-        departure = leaving.departure
-        first = departure.sent[0].seq if departure.sent else math.inf
-        return {
-            origin: number
-            for origin, (number, place) in leaving.switched.items()
-            if departure.read_to >= place and first > place
-        }
+    def _have_all_passed(self, passed: dict[bytes, int]) -> bool:
+        """Say whether that is all which the members that run can do for it."""
+        site = self._site
+        return site.store_id() in passed and all(
+            member in passed for member in site.others() if site.is_running(member)
+        )
 
-    def _is_ended(self, leaving: Leaving, passed: dict[bytes, int]) -> bool:
+    def _is_ended(self, leaving: LeavingSession, passed: dict[bytes, int]) -> bool:
         if not self._owner.transfers.is_drained(leaving.departure):
             return False
         return self._site.store_id() in passed and all(member in passed for member in self._site.others())
 
-    def _ask_to_switch(self, now: float) -> None:
-        """Ask who has not switched yet, for the latest version that is needed of each home; switch ourselves."""
-        self._switch_at = math.inf
-        site = self._site
-        wanted: dict[bytes, dict[bytes, tuple[int, int]]] = {}
-        for leaving in self.leavings.values():
-            if not leaving.head_taken:
-                continue
-            if site.store_id() not in leaving.switched and site.known_version(leaving.home) >= leaving.needs:
-                # What is published here from now on goes there as well.
-                place = leaving.departure.session.next_seq - 1
-                leaving.switched[site.store_id()] = (self._owner.next_number(), place)
-                self._due[leaving.departure.session.client_id] = leaving
-            elif site.store_id() not in leaving.switched:
-                self._switch_at = now + RETRY_S
-            for member in site.others():
-                if member not in leaving.switched and site.is_running(member):
-                    homes = wanted.setdefault(member, {})
-                    homes[leaving.home] = max(homes.get(leaving.home, (0, 0)), leaving.needs)
-        for member, homes in wanted.items():
-            self._switch_at = now + RETRY_S
-            parts = [pack_switch(home, version[0], version[1]) for home, version in homes.items()]
-            site.tell(member, frame(FrameType.SWITCH, [pack_u32(len(parts)), *parts]))
-
-    def _enter(self, leaving: Leaving, urgent: bool) -> None:
+    def _enter(self, leaving: LeavingSession, urgent: bool) -> None:
         self._load_due = True
-        client_id = leaving.departure.session.client_id
-        self._due[client_id] = leaving
-        waiting = self._waiting.setdefault(leaving.home, {})
-        if urgent:
-            self._waiting[leaving.home] = {client_id: leaving, **waiting}
-        else:
-            waiting[client_id] = leaving
-        self._fill(leaving.home)
+        self._due[leaving.client_id] = leaving
+        destination = self._destination(leaving.home)
+        (destination.urgent if urgent else destination.waiting)[leaving.client_id] = leaving
+        destination.fill()
 
-    def _activate(self, leaving: Leaving) -> None:
+    def _activate(self, leaving: LeavingSession) -> None:
         """There is something to be read of it."""
         self._load_due = True
-        client_id = leaving.departure.session.client_id
-        if client_id not in self._active.get(leaving.home, {}) and client_id not in self._waiting.get(leaving.home, {}):
+        if not self._destination(leaving.home).has(leaving.client_id):
             self._enter(leaving, False)
 
-    def _fill(self, home: bytes) -> None:
-        active = self._active.setdefault(home, {})
-        waiting = self._waiting.get(home, {})
-        while waiting and len(active) < SESSIONS_AT_ONCE:
-            client_id = next(iter(waiting))
-            active[client_id] = waiting.pop(client_id)
-        if not waiting:
-            self._waiting.pop(home, None)
-        if not active:
-            del self._active[home]
+    def _destination(self, home: bytes) -> Destination:
+        destination = self._destinations.get(home)
+        if destination is None:
+            destination = Destination()
+            self._destinations[home] = destination
+        return destination
 
-    def _leave_queues(self, leaving: Leaving) -> None:
-        client_id = leaving.departure.session.client_id
-        self._active.get(leaving.home, {}).pop(client_id, None)
-        self._waiting.get(leaving.home, {}).pop(client_id, None)
-        self._fill(leaving.home)
+    def _leave_queues(self, leaving: LeavingSession) -> None:
+        destination = self._destinations.get(leaving.home)
+        if destination is not None:
+            destination.remove(leaving.client_id)
+            destination.fill()
 
-    def _end(self, leaving: Leaving, now: float) -> None:
+    def _forget(self, leaving: LeavingSession) -> None:
         self._leave_queues(leaving)
-        del self.leavings[leaving.departure.session.client_id]
+        self._switching.forget(leaving)
+        del self.leavings[leaving.client_id]
+
+    def _end(self, leaving: LeavingSession, now: float) -> None:
+        self._forget(leaving)
         self._owner.transfers.end_departure(leaving.departure, now)
 
     def _put(self, home: bytes, item: bytes) -> None:
-        self._items.setdefault(home, []).append(item)
+        self._destination(home).items.append(item)
+
+
+def _is_arriving(session: Session) -> bool:
+    return session.arrival is not None and session.arrival.has_present_donor()

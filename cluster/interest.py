@@ -6,7 +6,9 @@ that outlive a connection. It knows nothing of sessions, connections or of how r
 What a peer wants stays known while the peer is down, over a restart of this node too: messages for its persistent
 filters wait for it. Filters without a persistent session count for a running peer only.
 
-Invariants: the tree holds exactly the filters of all peers.
+There may be very many filters, so the tree is all that is kept of them; to forget a peer is to look through it.
+
+Invariants: the tree holds exactly the filters of all peers; each peer's `count` is that of its own.
 """
 
 from typing import final
@@ -19,11 +21,11 @@ from cluster.turn import Turn
 
 @final
 class PeerWishes:
-    """The filters of one peer, and whether each is persistent."""
+    """How many filters a peer wants."""
 
     def __init__(self, store_id: bytes) -> None:
         self.store_id = store_id
-        self.filters: dict[bytes, bool] = {}
+        self.count = 0
 
 
 @final
@@ -34,6 +36,7 @@ class PeerInterest:
         self._store = store
         self._turn = turn
         self._peers: dict[str, PeerWishes] = {}
+        # Who wants a filter, and whether that is persistent.
         self._tree: TopicTree[str, bool] = TopicTree()
         self._running: set[str] = set()
 
@@ -56,7 +59,7 @@ class PeerInterest:
         else:
             self._running.discard(node)
         peer = self._peers.get(node)
-        if peer is not None and peer.filters:
+        if peer is not None and peer.count:
             self._turn.routes_changed = True
 
     def add_peer(self, node: str, store_id: bytes, restoring: bool) -> list[bytes]:
@@ -67,9 +70,9 @@ class PeerInterest:
             return []
         filters = self._store.interest(store_id)
         for topic_filter in filters:
-            peer.filters[topic_filter] = True
             self._tree.set(topic_filter, node, True)
             self._turn.routes_changed = True
+        peer.count = len(filters)
         return filters
 
     def set_row(self, node: str, row: bytes, value: bytes) -> None:
@@ -77,43 +80,43 @@ class PeerInterest:
         topic_filter = row_subject(row)
         persistent = unpack_interest(value)
         peer = self._peers[node]
-        known = peer.filters.get(topic_filter)
-        if known is not None and known == persistent:
+        known = self._tree.get(topic_filter, node)
+        if known == persistent:
             return
         if persistent:
             self._store.put_interest(peer.store_id, topic_filter)
         elif known is not None:
             self._store.delete_interest(peer.store_id, topic_filter)
-        peer.filters[topic_filter] = persistent
-        self._tree.set(topic_filter, node, persistent)
+        if self._tree.set(topic_filter, node, persistent):
+            peer.count += 1
         self._turn.routes_changed = True
 
     def remove_row(self, node: str, row: bytes) -> None:
         """A peer does not want a filter any more."""
         topic_filter = row_subject(row)
         peer = self._peers[node]
-        known = peer.filters.pop(topic_filter, None)
+        known = self._tree.get(topic_filter, node)
         if known is None:
             return
         if known:
             self._store.delete_interest(peer.store_id, topic_filter)
         self._tree.remove(topic_filter, node)
+        peer.count -= 1
         self._turn.routes_changed = True
 
     def persistent_filters(self, node: str) -> list[bytes]:
-        """Return the peer's persistent filters."""
-        peer = self._peers.get(node)
-        return [] if peer is None else [known for known, persistent in peer.filters.items() if persistent]
+        """Return the peer's persistent filters, after a look through all filters."""
+        return [wanted for wanted, of, persistent in self._tree.items() if of == node and persistent]
 
     def forget(self, node: str) -> None:
         """Drop everything of a node that is no member any more."""
         self._running.discard(node)
         peer = self._peers.pop(node)
         self._store.clear_interest(peer.store_id)
-        for topic_filter in peer.filters:
+        for topic_filter in [wanted for wanted, of, _ in self._tree.items() if of == node]:
             self._tree.remove(topic_filter, node)
         self._turn.routes_changed = True
 
     def validate(self) -> None:
         """Check the invariants."""
-        assert len(self._tree) == sum([len(peer.filters) for peer in self._peers.values()])
+        assert len(self._tree) == sum([peer.count for peer in self._peers.values()])

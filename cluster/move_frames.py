@@ -44,8 +44,8 @@ from broker.core.stored_message import MESSAGE_KEY_BYTES, UNREADABLE, Clock, pac
 from broker.core.transfer import SessionHead
 from broker.core.wills import pack_left_will, unpack_left_will
 from cluster.epoch import read_epoch
-from cluster.frames import FRAME_VERSION, read_filter
-from cluster.wire import FrameError, Reader, pack_bytes16, pack_u16, pack_u32, pack_u64
+from cluster.frames import FRAME_BYTES_MAX, FRAME_VERSION, read_filter
+from cluster.wire import NUMBER_MAX, FrameError, Reader, pack_bytes16, pack_u16, pack_u32, pack_u64
 
 # Later than any deadline is long: 2**50 ms are 35,000 years.
 DEADLINE_BASE_MS: Final = 1 << 50
@@ -72,8 +72,11 @@ _USER_NAME: Final = 1
 _WILL: Final = 2
 _DELIVERY: Final = struct.Struct(">QBHI")
 _HEAD: Final = struct.Struct(">IQHQI")
+_ACK: Final = struct.Struct(">BQQQH")
 _MARK: Final = struct.Struct(">B16sQQQ")
 _STORE_ID_BYTES: Final = 16
+# What a frame has beside its items.
+_HEAD_BYTES: Final = 64
 
 
 def relative_clock(now: float) -> Clock:
@@ -146,9 +149,27 @@ class Switch:
         self.number = number
 
 
-def frame(kind: int, parts: list[bytes]) -> bytes:
-    """Return a frame of items."""
-    return bytes((FRAME_VERSION, kind)) + b"".join(parts)
+def frame(kind: int, items: list[bytes], counted: bool = False) -> bytes:
+    """Return one frame of items."""
+    count = pack_u32(len(items)) if counted else b""
+    return bytes((FRAME_VERSION, kind)) + count + b"".join(items)
+
+
+def frames(kind: int, items: list[bytes], counted: bool = False) -> list[bytes]:
+    """Return the frames that some items take, one item at least in each; `counted`: their number comes first."""
+    found: list[bytes] = []
+    batch: list[bytes] = []
+    size = 0
+    for item in items:
+        if size and size + len(item) > FRAME_BYTES_MAX - _HEAD_BYTES:
+            found.append(frame(kind, batch, counted))
+            batch = []
+            size = 0
+        batch.append(item)
+        size += len(item)
+    if batch:
+        found.append(frame(kind, batch, counted))
+    return found
 
 
 def _name(client_id: str, epoch: Epoch) -> bytes:
@@ -319,9 +340,8 @@ def _read_items(data: bytes, now: float) -> list[Item]:
 
 def pack_move_ack(ack: MoveAck) -> bytes:
     """Pack one item of a MOVE_ACK."""
-    head = _name(ack.client_id, ack.epoch) + bytes((ack.flags,))
-    numbers = pack_u64(ack.watermark) + pack_u64(ack.generation) + pack_u64(ack.version)
-    return b"".join((head, numbers, pack_u16(len(ack.missing)), *ack.missing))
+    numbers = _ACK.pack(ack.flags, ack.watermark, ack.generation, ack.version, len(ack.missing))
+    return b"".join((_name(ack.client_id, ack.epoch), numbers, *ack.missing))
 
 
 def unpack_move_acks(data: bytes) -> list[MoveAck]:
@@ -330,10 +350,13 @@ def unpack_move_acks(data: bytes) -> list[MoveAck]:
     acks = []
     while reader.left():
         client_id, epoch = _read_name(reader)
-        ack = MoveAck(client_id, epoch, reader.u8(), reader.u64())
-        ack.generation = reader.number()
-        ack.version = reader.number()
-        ack.missing = [reader.take(_STORE_ID_BYTES) for _ in range(reader.u16())]
+        flags, watermark, generation, version, missing = _ACK.unpack(reader.take(_ACK.size))
+        if max(generation, version) > NUMBER_MAX:
+            raise FrameError("a version that is out of range")
+        ack = MoveAck(client_id, epoch, flags, watermark)
+        ack.generation = generation
+        ack.version = version
+        ack.missing = [reader.take(_STORE_ID_BYTES) for _ in range(missing)]
         acks.append(ack)
     return acks
 

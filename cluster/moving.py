@@ -14,7 +14,6 @@ commit of the turn.
 from collections.abc import Callable
 from typing import Final, final
 
-from broker.core.epoch import NO_EPOCH
 from broker.core.owner import QueueOwner
 from broker.core.transfer import SessionHead
 from cluster.arrivals import Arrivals
@@ -182,7 +181,7 @@ class Moving:
         if self._mesh.take_tables_changed():
             self.registration.check_current(now)
             self.arrivals.changed()
-            self.departures.changed()
+            self.departures.tables_changed()
         self._leave_superseded(now)
         frames, self.site.loop = self.site.loop, []
         for frame in frames:
@@ -258,7 +257,7 @@ class Moving:
         if gone:
             self.arrivals.members_changed(now)
         self._ran = {peer.store_id: peer.running for peer in self._mesh.peers.values()}
-        self.departures.changed()
+        self.departures.members_changed()
 
     def _leave_superseded(self, now: float) -> None:
         for client_id in self._mesh.registry.take_superseded():
@@ -303,11 +302,7 @@ class Moving:
 
     def _receive_takes(self, node: str, store_id: bytes, frame: bytes, now: float) -> None:
         for take in unpack_takes(frame):
-            session = self._owner.session(take.client_id)
-            if session is not None and session.epoch >= take.epoch:
-                # It is this node's by a later epoch: who asks will hear of that.
-                continue
-            self.departures.take(store_id, take, NO_EPOCH if session is None else session.epoch, now)
+            self.departures.take(store_id, take, now)
 
     def _receive_acks(self, node: str, store_id: bytes, frame: bytes, now: float) -> None:
         for ack in unpack_move_acks(frame):

@@ -174,10 +174,6 @@ class Registrar:
         self._departures.notices = []
         return notices
 
-    def count(self) -> int:
-        """Return how many CONNECTs wait."""
-        return len(self._waiting)
-
     def validate(self) -> None:
         """Check the invariants."""
         assert len(self._waiting) == len(self._by_client)

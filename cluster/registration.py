@@ -42,6 +42,8 @@ nodes that hear each other the contest.
 
 A node alone keeps everything itself: its turns are granted within `request`, and no frame is ever sent.
 
+What is said between two calls of `take_frames` travels together, so that very many turns at once cost few frames.
+
 Bounds: REQUESTS_MAX requests of this node; those of `turn_keeper`.
 
 Invariants: a waiting request is at the keeper of its client id in the current view; every request has a number of its
@@ -58,14 +60,17 @@ from cluster.epoch import NO_EPOCH, Epoch
 from cluster.frames import FrameType, frame_type
 from cluster.registration_frames import (
     TurnGrant,
+    TurnRelease,
+    TurnRequest,
     pack_turn_grant,
     pack_turn_release,
     pack_turn_request,
     pack_turn_survey,
+    pack_turns,
     pack_turns_held,
-    unpack_turn_grant,
-    unpack_turn_release,
-    unpack_turn_request,
+    unpack_turn_grants,
+    unpack_turn_releases,
+    unpack_turn_requests,
     unpack_turn_survey,
     unpack_turns_held,
 )
@@ -80,6 +85,8 @@ SETTLE_POLL_S: Final = 0.1
 
 # What is not of a round, but told by a holder of its own accord.
 _NO_ROUND: Final = 0
+# In place of a kind, for a frame that is packed.
+_WHOLE: Final = 0
 
 
 @dataclass(slots=True, frozen=True)
@@ -121,6 +128,42 @@ class Request:
 
 
 @final
+class Outbound:
+    """What is to be said, in order; what is said of one kind to one node goes together."""
+
+    def __init__(self) -> None:
+        # (node name, kind, items), or with a frame that is whole already.
+        self._said: list[tuple[str, int, list[bytes]]] = []
+        self._open: dict[tuple[str, int], list[bytes]] = {}
+
+    def say(self, node: str, kind: FrameType, item: bytes) -> None:
+        """Say one item of a frame."""
+        items = self._open.get((node, kind))
+        if items is None:
+            items = []
+            self._open[node, kind] = items
+            self._said.append((node, kind, items))
+        items.append(item)
+
+    def send(self, node: str, frame: bytes) -> None:
+        """Say a whole frame: what is said later comes behind it."""
+        self._open = {}
+        self._said.append((node, _WHOLE, [frame]))
+
+    def take_frames(self) -> list[tuple[str, bytes]]:
+        """Return (node name, frame) of all that was said."""
+        if not self._said:
+            return []
+        said, self._said = self._said, []
+        self._open = {}
+        found = []
+        for node, kind, items in said:
+            frames = items if kind == _WHOLE else pack_turns(FrameType(kind), items)
+            found += [(node, frame) for frame in frames]
+        return found
+
+
+@final
 class Registration:
     """The turns of one node. Times are monotonic seconds; after each call take results and frames."""
 
@@ -151,15 +194,15 @@ class Registration:
         # By node name, the newest round of each keeper that this node has heard of.
         self._rounds: dict[str, int] = {}
         self._results: list[TurnResult] = []
-        self._frames: list[tuple[str, bytes]] = []
+        self._outbound = Outbound()
         self._tick_at = math.inf
         self._timed_out = 0
         self._refused = 0
         self._strange_frames = 0
         self._handlers: dict[int, Callable[[str, bytes, float], None]] = {
-            FrameType.TURN_REQUEST: self._receive_request,
-            FrameType.TURN_GRANT: self._receive_grant,
-            FrameType.TURN_RELEASE: self._receive_release,
+            FrameType.TURN_REQUEST: self._receive_requests,
+            FrameType.TURN_GRANT: self._receive_grants,
+            FrameType.TURN_RELEASE: self._receive_releases,
             FrameType.TURN_SURVEY: self._receive_survey,
             FrameType.TURNS_HELD: self._receive_held,
         }
@@ -244,10 +287,7 @@ class Registration:
 
     def take_frames(self) -> list[tuple[str, bytes]]:
         """Return the frames to send, in order, with the name of the node that each is for."""
-        frames = self._frames
-        if frames:
-            self._frames = []
-        return frames
+        return self._outbound.take_frames()
 
     def keeper(self, client_id: str) -> str:
         """Return the name of a client id's keeper, by this node's view."""
@@ -300,7 +340,8 @@ class Registration:
         if request.keeper == self._name:
             self._keeper.request(self._name, request.number, request.client_id, now)
         else:
-            self._send(request.keeper, pack_turn_request(request.number, request.client_id))
+            item = pack_turn_request(TurnRequest(request.number, request.client_id))
+            self._say(request.keeper, FrameType.TURN_REQUEST, item)
 
     def _end(self, request: Request, epoch: Epoch, now: float) -> None:
         """Be done with a request."""
@@ -319,12 +360,19 @@ class Registration:
         today = self._view.keeper(request.client_id) if request.held else request.keeper
         for keeper in (request.keeper,) if today == request.keeper else (request.keeper, today):
             if keeper != self._name:
-                self._send(keeper, pack_turn_release(request.number, request.client_id, epoch))
+                self._say_release(keeper, request.number, request.client_id, epoch)
+
+    def _say_release(self, keeper: str, number: int, client_id: str, epoch: Epoch) -> None:
+        self._say(keeper, FrameType.TURN_RELEASE, pack_turn_release(TurnRelease(number, client_id, epoch)))
+
+    def _say(self, node: str, kind: FrameType, item: bytes) -> None:
+        """Say one of many; what a member that does not run is told would come out of nowhere when it does again."""
+        if self._view.incarnation(node) >= 0:
+            self._outbound.say(node, kind, item)
 
     def _send(self, node: str, frame: bytes) -> None:
-        """Send a frame; one to a member that does not run would come out of nowhere when it does again."""
         if self._view.incarnation(node) >= 0:
-            self._frames.append((node, frame))
+            self._outbound.send(node, frame)
 
     def _expire(self, now: float) -> None:
         while self._deadlines and (
@@ -347,7 +395,8 @@ class Registration:
                 if node == self._name:
                     self._granted(number, epoch, now)
                 else:
-                    self._send(node, pack_turn_grant(TurnGrant(keeper.round, number, client_id, epoch)))
+                    grant = TurnGrant(keeper.round, number, client_id, epoch)
+                    self._say(node, FrameType.TURN_GRANT, pack_turn_grant(grant))
         if keeper.surveys:
             for node in keeper.surveys:
                 self._send(node, pack_turn_survey(keeper.round))
@@ -395,27 +444,27 @@ class Registration:
         for part in pack_turns_held(round_number, self._view.digest, held):
             self._send(keeper, part)
 
-    def _receive_request(self, node: str, frame: bytes, now: float) -> None:
-        request = unpack_turn_request(frame)
-        self._keeper.request(node, request.number, request.client_id, now)
+    def _receive_requests(self, node: str, frame: bytes, now: float) -> None:
+        for request in unpack_turn_requests(frame):
+            self._keeper.request(node, request.number, request.client_id, now)
 
-    def _receive_grant(self, node: str, frame: bytes, now: float) -> None:
-        grant = unpack_turn_grant(frame)
-        request = self._numbers.get(grant.number)
-        if request is None:
-            # The release of what it is about may have been lost, and the row of what came of it, too.
-            self._send(node, pack_turn_release(grant.number, grant.client_id, self._find(grant.client_id)))
-        elif (
-            not request.held
-            and request.keeper == node
-            and request.client_id == grant.client_id
-            and grant.round >= self._rounds[node]
-        ):
-            self._granted(grant.number, max(grant.epoch, self._find(grant.client_id)), now)
+    def _receive_grants(self, node: str, frame: bytes, now: float) -> None:
+        for grant in unpack_turn_grants(frame):
+            request = self._numbers.get(grant.number)
+            if request is None:
+                # The release of what it is about may have been lost, and the row of what came of it, too.
+                self._say_release(node, grant.number, grant.client_id, self._find(grant.client_id))
+            elif (
+                not request.held
+                and request.keeper == node
+                and request.client_id == grant.client_id
+                and grant.round >= self._rounds[node]
+            ):
+                self._granted(grant.number, max(grant.epoch, self._find(grant.client_id)), now)
 
-    def _receive_release(self, node: str, frame: bytes, now: float) -> None:
-        release = unpack_turn_release(frame)
-        self._keeper.release(node, release.number, release.client_id, release.epoch, now)
+    def _receive_releases(self, node: str, frame: bytes, now: float) -> None:
+        for release in unpack_turn_releases(frame):
+            self._keeper.release(node, release.number, release.client_id, release.epoch, now)
 
     def _receive_survey(self, node: str, frame: bytes, now: float) -> None:
         round_number = unpack_turn_survey(frame)

@@ -8,14 +8,15 @@ Integers, number, text and pair are as in `wire`, frame as in `frames`.
 
     epoch        = number counter, u64 stamp, 16 bytes store_id
 
-    TURN_REQUEST number request, text client id
-    TURN_GRANT   number round, number request, text client id, epoch
-    TURN_RELEASE number request, text client id, epoch
+    TURN_REQUEST (number request, text client id)*
+    TURN_GRANT   (number round, number request, text client id, epoch)*
+    TURN_RELEASE (number request, text client id, epoch)*
     TURN_SURVEY  number round
     TURNS_HELD   number round, u64 view, u32 part, u8 flags (1 last), u32 count, (number request, text client id)*
 
-A request's number is the asker's, a round the keeper's; both grow over their owner's restarts. Everything that is held
-is told in parts, which count from 0, each within FRAME_BYTES_MAX.
+The items of a frame, one at least, follow each other to its end. A request's number is the asker's, a round the
+keeper's; both grow over their owner's restarts. Everything that is held is told in parts, which count from 0, each
+within FRAME_BYTES_MAX.
 """
 
 from dataclasses import dataclass
@@ -77,44 +78,63 @@ def _body(frame: bytes, kind: FrameType) -> Reader:
     return Reader(frame, 2)
 
 
-def pack_turn_request(number: int, client_id: str) -> bytes:
-    """Pack a TURN_REQUEST frame."""
-    return _head(FrameType.TURN_REQUEST) + pack_u64(number) + pack_text(client_id)
+def pack_turns(kind: FrameType, items: list[bytes]) -> list[bytes]:
+    """Pack the packed items of one kind into the frames that they take."""
+    frames: list[bytes] = []
+    batch: list[bytes] = []
+    size = 0
+    for item in items:
+        if size and size + len(item) > _PART_BYTES_MAX:
+            frames.append(_head(kind) + b"".join(batch))
+            batch = []
+            size = 0
+        batch.append(item)
+        size += len(item)
+    if batch:
+        frames.append(_head(kind) + b"".join(batch))
+    return frames
 
 
-def unpack_turn_request(frame: bytes) -> TurnRequest:
+def pack_turn_request(request: TurnRequest) -> bytes:
+    """Pack one item of a TURN_REQUEST frame."""
+    return pack_u64(request.number) + pack_text(request.client_id)
+
+
+def unpack_turn_requests(frame: bytes) -> list[TurnRequest]:
     """Unpack a TURN_REQUEST frame."""
     reader = _body(frame, FrameType.TURN_REQUEST)
-    request = TurnRequest(reader.number(), reader.text())
-    reader.end()
-    return request
+    requests: list[TurnRequest] = []
+    while not requests or reader.left():
+        requests.append(TurnRequest(reader.number(), reader.text()))
+    return requests
 
 
 def pack_turn_grant(grant: TurnGrant) -> bytes:
-    """Pack a TURN_GRANT frame."""
-    numbers = pack_u64(grant.round) + pack_u64(grant.number)
-    return _head(FrameType.TURN_GRANT) + numbers + pack_text(grant.client_id) + pack_epoch(grant.epoch)
+    """Pack one item of a TURN_GRANT frame."""
+    return pack_u64(grant.round) + pack_u64(grant.number) + pack_text(grant.client_id) + pack_epoch(grant.epoch)
 
 
-def unpack_turn_grant(frame: bytes) -> TurnGrant:
+def unpack_turn_grants(frame: bytes) -> list[TurnGrant]:
     """Unpack a TURN_GRANT frame."""
     reader = _body(frame, FrameType.TURN_GRANT)
-    grant = TurnGrant(reader.number(), reader.number(), reader.text(), read_epoch(reader))
-    reader.end()
-    return grant
+    grants: list[TurnGrant] = []
+    while not grants or reader.left():
+        grants.append(TurnGrant(reader.number(), reader.number(), reader.text(), read_epoch(reader)))
+    return grants
 
 
-def pack_turn_release(number: int, client_id: str, epoch: Epoch) -> bytes:
-    """Pack a TURN_RELEASE frame."""
-    return _head(FrameType.TURN_RELEASE) + pack_u64(number) + pack_text(client_id) + pack_epoch(epoch)
+def pack_turn_release(release: TurnRelease) -> bytes:
+    """Pack one item of a TURN_RELEASE frame."""
+    return pack_u64(release.number) + pack_text(release.client_id) + pack_epoch(release.epoch)
 
 
-def unpack_turn_release(frame: bytes) -> TurnRelease:
+def unpack_turn_releases(frame: bytes) -> list[TurnRelease]:
     """Unpack a TURN_RELEASE frame."""
     reader = _body(frame, FrameType.TURN_RELEASE)
-    release = TurnRelease(reader.number(), reader.text(), read_epoch(reader))
-    reader.end()
-    return release
+    releases: list[TurnRelease] = []
+    while not releases or reader.left():
+        releases.append(TurnRelease(reader.number(), reader.text(), read_epoch(reader)))
+    return releases
 
 
 def pack_turn_survey(round_number: int) -> bytes:

@@ -13,14 +13,20 @@ session that is discarded at one node while its old home is away would rise when
 session, or holds one that does not survive a restart, while another node has an older one keeps an ENDED row: it says
 before which epoch sessions are over, and goes when no other node has such a row any more.
 
+There are very many homes, so they are kept packed, those of one client id behind one another (nearly all have one), and
+epochs are compared as they are packed:
+
+    home = node u16, table u8, persistent u8, epoch (32 bytes); nodes are numbered as they are heard of
+
 Invariants: the homes of a client id are on different nodes, or in different tables of one; the bucket of a client id
 holds it.
 """
 
+import struct
 from collections.abc import Iterator
-from typing import final
+from typing import Final, final
 
-from broker.core.epoch import NO_EPOCH, Epoch, unpack_epoch
+from broker.core.epoch import EPOCH_BYTES, NO_EPOCH, Epoch, unpack_epoch
 from broker.core.rows import (
     BUCKETS,
     RowKind,
@@ -32,23 +38,23 @@ from broker.core.rows import (
     unpack_ended,
 )
 
+_HOME: Final = struct.Struct(">HBB32s")
+_HOME_BYTES: Final = 36
+# Node and table, which no two homes of a client id have both in common.
+_PLACE: Final = struct.Struct(">HB")
+
 
 @final
 class Home:
-    """One node's row of a client id; `table` is LASTING for a persistent session, else PASSING.
+    """One node's row of a client id; `table` is LASTING for a persistent session, else PASSING."""
 
-    Epochs are compared as they are packed: there are very many homes.
-    """
-
-    __slots__ = ("next", "node", "packed", "persistent", "table")
+    __slots__ = ("node", "packed", "persistent", "table")
 
     def __init__(self, node: str, table: int, packed: bytes, persistent: bool) -> None:
         self.node = node
         self.table = table
         self.packed = packed
         self.persistent = persistent
-        # The same client id elsewhere. Nearly all have one home.
-        self.next: Home | None = None
 
     @property
     def epoch(self) -> Epoch:
@@ -68,7 +74,9 @@ class Registry:
 
     def __init__(self, own: str) -> None:
         self._own = own
-        self._homes: list[dict[bytes, Home]] = [{} for _ in range(BUCKETS)]
+        self._nodes: list[str] = []
+        self._numbers: dict[str, int] = {}
+        self._homes: list[dict[bytes, bytes]] = [{} for _ in range(BUCKETS)]
         # client id -> node -> before which epoch, packed, sessions are over.
         self._ended: dict[bytes, dict[str, bytes]] = {}
         # Own rows that may have been superseded, and client ids whose own ENDED row may have to come or to go.
@@ -78,15 +86,20 @@ class Registry:
     def find(self, client_id: str) -> Home | None:
         """Return the home of a client id, the latest one where there are several; None if it has no session."""
         subject = client_id.encode()
-        found = self._homes[bucket_of(subject)].get(subject)
-        if found is None or (found.next is None and subject not in self._ended):
-            return found
-        latest = _latest(found)
-        return None if self._last_end(subject) > latest.packed else latest
+        latest: Home | None = None
+        for home in self._of(subject):
+            if latest is None or home.packed > latest.packed:
+                latest = home
+        return None if latest is None or self._last_end(subject) > latest.packed else latest
 
     def homes(self, client_id: str) -> list[Home]:
         """Return every node's row of a client id."""
         return self._of(client_id.encode())
+
+    def has_rival_homes(self, client_id: str) -> bool:
+        """Say whether several nodes have a row of a client id."""
+        subject = client_id.encode()
+        return len(self._homes[bucket_of(subject)].get(subject, b"")) > _HOME_BYTES
 
     def clients_of(self, node: str) -> Iterator[tuple[str, Home]]:
         """Iterate (client id, home) over the sessions whose home is the node, except those that are superseded.
@@ -104,8 +117,9 @@ class Registry:
         """Return the latest epoch that is known of a client id, of a session or of what ended one; else NO_EPOCH."""
         subject = client_id.encode()
         highest = self._last_end(subject)
-        for home in self._of(subject):
-            highest = max(highest, home.packed)
+        packed = self._homes[bucket_of(subject)].get(subject, b"")
+        for at in range(_HOME_BYTES, len(packed) + 1, _HOME_BYTES):
+            highest = max(highest, packed[at - EPOCH_BYTES : at])
         return unpack_epoch(highest, 0) if highest else NO_EPOCH
 
     def ended(self, client_id: str) -> Epoch | None:
@@ -163,16 +177,16 @@ class Registry:
 
     def is_alone(self, bucket: int, subject: bytes) -> bool:
         """Say whether a client id has one home at most, and nothing of it ended."""
-        home = self._homes[bucket].get(subject)
-        return (home is None or home.next is None) and subject not in self._ended
+        return len(self._homes[bucket].get(subject, b"")) <= _HOME_BYTES and subject not in self._ended
 
     # The rows of tables.
 
     def bucket_replaced(self, node: str, table: int, bucket: int) -> None:
         """Forget what a table's bucket held."""
         homes = self._homes[bucket]
-        for subject in [each for each, home in homes.items() if _has(home, node, table)]:
-            self._remove_home(homes, subject, node, table)
+        place = self._place(node, table)
+        for subject in [each for each, packed in homes.items() if _without(packed, place) != packed]:
+            self._remove_home(homes, subject, place)
         if table != Table.LASTING:
             return
         # Few things end while another node has them still.
@@ -186,12 +200,10 @@ class Registry:
             self._ended.setdefault(subject, {})[node] = unpack_ended(value)
         else:
             homes = self._homes[bucket]
-            home = Home(node, table, session_epoch(value), is_persistent_session(value))
-            if subject in homes:
-                _unlink(homes, subject, node, table)
-                home.next = homes.get(subject)
-            homes[subject] = home
-            if home.next is None and subject not in self._ended:
+            place = self._place(node, table)
+            others = _without(homes.get(subject, b""), place)
+            homes[subject] = place + bytes((is_persistent_session(value),)) + session_epoch(value) + others
+            if not others and subject not in self._ended:
                 return
         # Something stands beside something else.
         self._doubtful[subject] = True
@@ -203,7 +215,7 @@ class Registry:
         if row[0] == RowKind.ENDED:
             self._remove_end(row_subject(row), node)
         else:
-            self._remove_home(self._homes[bucket], row_subject(row), node, table)
+            self._remove_home(self._homes[bucket], row_subject(row), self._place(node, table))
 
     def validate(self) -> None:
         """Check the invariants."""
@@ -215,18 +227,24 @@ class Registry:
         assert all(self._ended.values())
 
     def _of(self, subject: bytes) -> list[Home]:
+        packed = self._homes[bucket_of(subject)].get(subject, b"")
         found = []
-        home = self._homes[bucket_of(subject)].get(subject)
-        while home is not None:
-            found.append(home)
-            home = home.next
+        for at in range(0, len(packed), _HOME_BYTES):
+            number, table, persistent, epoch = _HOME.unpack_from(packed, at)
+            found.append(Home(self._nodes[number], table, epoch, persistent != 0))
         return found
 
+    def _place(self, node: str, table: int) -> bytes:
+        number = self._numbers.get(node)
+        if number is None:
+            number = len(self._nodes)
+            self._numbers[node] = number
+            self._nodes.append(node)
+        return _PLACE.pack(number, table)
+
     def _last_end(self, subject: bytes) -> bytes:
-        last = b""
-        for epoch in self._ended.get(subject, {}).values():
-            last = max(last, epoch)
-        return last
+        nodes = self._ended.get(subject)
+        return b"" if nodes is None else max(nodes.values())
 
     def _is_superseded(self, subject: bytes) -> bool:
         homes = self._of(subject)
@@ -240,9 +258,13 @@ class Registry:
             return True
         return any(node != self._own and epoch > own for node, epoch in self._ended.get(subject, {}).items())
 
-    def _remove_home(self, homes: dict[bytes, Home], subject: bytes, node: str, table: int) -> None:
-        _unlink(homes, subject, node, table)
-        if subject in homes or subject in self._ended:
+    def _remove_home(self, homes: dict[bytes, bytes], subject: bytes, place: bytes) -> None:
+        left = _without(homes.get(subject, b""), place)
+        if left:
+            homes[subject] = left
+        else:
+            homes.pop(subject, None)
+        if left or subject in self._ended:
             self._doubtful[subject] = True
 
     def _remove_end(self, subject: bytes, node: str) -> None:
@@ -253,36 +275,9 @@ class Registry:
             self._doubtful[subject] = True
 
 
-def _latest(home: Home) -> Home:
-    latest = home
-    other = home.next
-    while other is not None:
-        if other.packed > latest.packed:
-            latest = other
-        other = other.next
-    return latest
-
-
-def _unlink(homes: dict[bytes, Home], subject: bytes, node: str, table: int) -> None:
-    """Remove one node's row of a client id, if it is there."""
-    before: Home | None = None
-    home = homes.get(subject)
-    while home is not None:
-        if home.node == node and home.table == table:
-            if before is not None:
-                before.next = home.next
-            elif home.next is not None:
-                homes[subject] = home.next
-            else:
-                del homes[subject]
-            return
-        before = home
-        home = home.next
-
-
-def _has(home: Home | None, node: str, table: int) -> bool:
-    while home is not None:
-        if home.node == node and home.table == table:
-            return True
-        home = home.next
-    return False
+def _without(packed: bytes, place: bytes) -> bytes:
+    """Return packed homes without the one at a place."""
+    for at in range(0, len(packed), _HOME_BYTES):
+        if packed.startswith(place, at):
+            return packed[:at] + packed[at + _HOME_BYTES :]
+    return packed

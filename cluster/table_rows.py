@@ -15,6 +15,8 @@ from cluster.turn import Turn
 from cluster.wire import FrameError
 
 KEY_TABLE: Final = b"table/"
+# Of so few bytes there are no more than 65,793 values.
+SHORT_BYTES: Final = 2
 
 
 class Rows(Protocol):
@@ -45,6 +47,8 @@ class MemoryRows:
 
     def __init__(self) -> None:
         self._buckets: list[dict[bytes, bytes]] = [{} for _ in range(BUCKETS)]
+        # Short values are flags of very many rows: each that there is once.
+        self._short: dict[bytes, bytes] = {}
 
     def get(self, bucket: int, row: bytes) -> bytes | None:
         """Return the value of a row."""
@@ -52,7 +56,7 @@ class MemoryRows:
 
     def put(self, bucket: int, row: bytes, value: bytes) -> None:
         """Set a row."""
-        self._buckets[bucket][row] = value
+        self._buckets[bucket][row] = self._only(value)
 
     def delete(self, bucket: int, row: bytes) -> None:
         """Remove a row."""
@@ -61,7 +65,7 @@ class MemoryRows:
     def replace(self, bucket: int, rows: dict[bytes, bytes]) -> list[bytes]:
         """Set all rows of a bucket; return those that went."""
         gone = [row for row in self._buckets[bucket] if row not in rows]
-        self._buckets[bucket] = rows
+        self._buckets[bucket] = {row: self._only(value) for row, value in rows.items()}
         return gone
 
     def read(self, bucket: int) -> list[tuple[bytes, bytes]]:
@@ -76,6 +80,9 @@ class MemoryRows:
         """Remove everything."""
         self._buckets = [{} for _ in range(BUCKETS)]
 
+    def _only(self, value: bytes) -> bytes:
+        return self._short.setdefault(value, value) if len(value) <= SHORT_BYTES else value
+
 
 @final
 class StoredRows:
@@ -83,8 +90,8 @@ class StoredRows:
 
     Those of RETAINED have the family `retained` to themselves: there a key begins with the store_id, and the bucket
     follows. Writes go into the turn's batch, of rows that are `told` only into whoever's they are; reads see what is
-    committed. They are held to the same bounds as what a peer says: StorageError if a row is none, or is of a newer
-    program, or the store can't be read.
+    committed. What is found by a scan, and of one subject, is held to the same bounds as what a peer says: StorageError
+    if a row is none, or is of a newer program. A bucket is read as it is: whoever gets it looks at it.
     """
 
     def __init__(self, storage: Storage, turn: Turn, store_id: bytes, table: int, told: bool = False) -> None:
@@ -115,8 +122,10 @@ class StoredRows:
         return []
 
     def read(self, bucket: int) -> list[tuple[bytes, bytes]]:
-        """Return the rows of a bucket that are committed."""
-        return [(row, value) for _, row, value in self._scan(self._key(bucket), self._key(bucket + 1))]
+        """Return the rows of a bucket that are committed, for who compares them by their hashes: nothing is checked."""
+        at = len(self._prefix) + 2
+        rows = self._storage.scan(self._family, self._key(bucket), self._key(bucket + 1))
+        return [(key[at:], stored[1:]) for key, stored in rows]
 
     def read_from(self, start: bytes) -> list[tuple[bytes, bytes]]:
         """Return the rows that begin like this and are committed; all have the subject that `start` names."""

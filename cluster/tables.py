@@ -131,9 +131,7 @@ class OwnTable:
         bucket = request.first
         while bucket < BUCKETS and answer.size < ANSWER_BYTES_MAX:
             if request.sums[bucket - request.first] != self.sums[bucket]:
-                rows = self.rows.read(bucket)
-                assert _sum(rows) == self.sums[bucket], "the sum of a bucket is that of its rows"
-                answer.add(bucket, rows)
+                answer.add(bucket, self.rows.read(bucket))
             bucket += 1
         frames = answer.finish()
         done = TableDone(self.table, request.round, len(frames), self.generation, self.version, bucket)
@@ -381,13 +379,6 @@ class _Answer:
             self._frames.append(pack_table_rows(self._table, self._round, len(self._frames), self._pieces))
         self._pieces = []
         self._frame_size = 0
-
-
-def _sum(rows: list[tuple[bytes, bytes]]) -> int:
-    total = 0
-    for row, value in rows:
-        total += row_hash(row, value)
-    return total & SUM_MASK
 
 
 def _validate_rows(rows: Rows, sums: list[int], total: int) -> None:

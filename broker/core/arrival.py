@@ -97,8 +97,8 @@ class Arrival:
         self.given: list[tuple[int, int, int]] = []
         # Old home -> up to which place another one had everything of it.
         self.skips: dict[bytes, int] = {}
-        # (old home, origin, number): from that number on it had everything directly, and gives it.
-        self.had: list[tuple[bytes, bytes, int]] = []
+        # (old home, origin) -> from which number on it had everything directly, and gives it.
+        self.had: dict[tuple[bytes, bytes], int] = {}
         # Origin without a cut -> the last number that an old home passed on.
         self.relayed: dict[bytes, int] = {}
 
@@ -137,16 +137,26 @@ class Arrival:
         """An old home has said its last word."""
         donor = self.donors.pop(store_id, None)
         if donor is not None and donor.low >= 0:
-            self.given.append((donor.counter, donor.low, donor.watermark))
+            self._note_given(donor.counter, donor.low, donor.watermark)
+
+    def _note_given(self, counter: int, low: int, high: int) -> None:
+        """Remember what a donor gave; what adjoins it is one with it, so that a donor that comes again adds nothing."""
+        apart = []
+        for other in self.given:
+            if other[0] == counter and other[1] <= high and low <= other[2]:
+                low = min(low, other[1])
+                high = max(high, other[2])
+            else:
+                apart.append(other)
+        self.given = [*apart, (counter, low, high)]
 
     def add_had(self, donor: bytes, origin: bytes, number: int) -> None:
         """An old home had everything of an origin directly from a number on."""
-        if all(each[:2] != (donor, origin) for each in self.had):
-            self.had.append((donor, origin, number))
+        self.had.setdefault((donor, origin), number)
 
     def had_directly(self, donor: bytes, origin: bytes, number: int) -> bool:
         """Say whether another old home than this one had a message directly, and gives it."""
-        return any(of == origin and number >= first and by != donor for by, of, first in self.had)
+        return any(of == origin and number >= first and by != donor for (by, of), first in self.had.items())
 
     def was_given(self, store_id: bytes, donor: Donor, seq: int) -> bool:
         """Say whether a delivery of a donor, by its place there, came from another one, or is to come from there."""
@@ -203,7 +213,7 @@ class Arrival:
             parts.extend([_CUT.pack(origin, number) for origin, number in donor.passed.items()])
         parts.extend([_GIVEN.pack(*given) for given in self.given])
         parts.extend([_CUT.pack(store_id, place) for store_id, place in self.skips.items()])
-        parts.extend([store_id + _CUT.pack(origin, number) for store_id, origin, number in self.had])
+        parts.extend([store_id + _CUT.pack(origin, number) for (store_id, origin), number in self.had.items()])
         parts.extend([_CUT.pack(origin, number) for origin, number in self.relayed.items()])
         return b"".join(parts)
 
@@ -241,7 +251,7 @@ def unpack_arrival(value: bytes) -> Arrival:
         pos += _CUT.size
     for _ in range(had):
         origin, number = _CUT.unpack_from(value, pos + ORIGIN_BYTES)
-        arrival.had.append((value[pos : pos + ORIGIN_BYTES], origin, number))
+        arrival.had[value[pos : pos + ORIGIN_BYTES], origin] = number
         pos += ORIGIN_BYTES + _CUT.size
     for _ in range(relayed):
         origin, number = _CUT.unpack_from(value, pos)

@@ -330,6 +330,7 @@ class QueueOwner:
     def take_effects(self) -> Effects:
         """Return what has to be done, and begin a new turn."""
         effects = Effects()
+        self.transfers.write()
         effects.writes = self._store.take_writes()
         effects.rows, self._rows.changes = self._rows.changes, []
         if self.retained.changes:

@@ -15,7 +15,8 @@ At the new home `begin_arrival` makes the session from the head, and `accept` ta
 came directly left out. The client is attached when those in flight are there. An `Arrival` says what the session gets
 directly meanwhile; `end_donor` ends it with the last of its old homes.
 
-Both halves survive a restart: a session's record says that it departs, or what its arrival is.
+Both halves survive a restart: a session's record says that it departs, or what its arrival is. `write` writes what
+changed of that, once in a turn however much it was.
 
 Invariants: a client id has at most one session and one stub here; a stub has no connection, no memory of its queue, and
 an arrival of its own only as long as nobody has asked for it.
@@ -32,7 +33,7 @@ from broker.core.lifetimes import Lifetimes
 from broker.core.message import NO_MESSAGE, Delivery
 from broker.core.session import Session
 from broker.core.session_rows import SessionRows
-from broker.core.session_store import SessionStore
+from broker.core.session_store import RECORD_BYTES, SessionStore
 from broker.core.settings import OwnerSettings
 from broker.core.subscribing import Subscribing
 from broker.core.subscription import subscription
@@ -109,6 +110,8 @@ class Transfers:
         self.departures: dict[str, Departure] = {}
         # Origin -> from which number on others have given its messages to the sessions that leave.
         self.skips: dict[bytes, int] = {}
+        # Sessions whose arrival changed since it was written last.
+        self._changed: dict[Session, bool] = {}
         self._settings = settings
         self._store = store
         self._subscribing = subscribing
@@ -126,6 +129,17 @@ class Transfers:
             elif arrival is not None and session.client_id in self._lifetimes.sessions:
                 self._dispatcher.arriving[session] = arrival
                 session.gate = arrival.first_seq if arrival.is_gated() else 0
+
+    def write(self) -> None:
+        """Write what changed of arrivals; whoever ends a turn calls it before the batch is taken."""
+        if not self._changed:
+            return
+        changed, self._changed = self._changed, {}
+        for session in changed:
+            departure = self.departures.get(session.client_id)
+            is_there = self._lifetimes.sessions.get(session.client_id) is session
+            if session.arrival is not None and (is_there or (departure is not None and departure.session is session)):
+                self._store.put_arrival(session)
 
     # The old home.
 
@@ -187,8 +201,12 @@ class Transfers:
         """Return the next deliveries, about `bytes_max` of them. Everything that was written must be committed."""
         found: list[Delivery] = []
         session = departure.session
-        deliveries = self._store.read(session.number, departure.read_to, bytes_max)
+        deliveries: list[Delivery] = []
+        if not session.queue.is_empty() or len(session.inflight):
+            deliveries = self._store.read(session.number, departure.read_to, bytes_max)
+        size = 0
         for delivery in deliveries:
+            size += RECORD_BYTES + delivery.size
             departure.read_to = delivery.seq
             message = delivery.message
             is_given = bool(self.skips) and message.number >= self.skips.get(message.origin, message.number + 1)
@@ -198,8 +216,8 @@ class Transfers:
             else:
                 departure.sent.append(delivery)
                 found.append(delivery)
-        if not deliveries:
-            # Places that nothing was stored at count as read.
+        if size < bytes_max:
+            # There are no more. Places that nothing was stored at count as read.
             departure.read_to = session.next_seq - 1
         return found
 
@@ -240,7 +258,7 @@ class Transfers:
         self._dispatcher.arriving[session] = arrival
         self._lifetimes.adopt(session)
         self._store.put_session(session)
-        self._store.put_arrival(session)
+        self._changed[session] = True
         session.gate = arrival.first_seq if arrival.is_gated() else 0
         self._rows.tell(session)
         if departure.will is not None:
@@ -326,7 +344,7 @@ class Transfers:
                     arrival.skips[store_id] = max(arrival.skips.get(store_id, 0), watermark)
             for origin, number in head.cuts:
                 arrival.add_had(donor_id, origin, number)
-            self._store.put_arrival(session)
+            self._changed[session] = True
 
     def add_donor(self, session: Session, donor: bytes, now: float) -> None:
         """Another old home has something left of the session, which has a life of its own here."""
@@ -375,7 +393,7 @@ class Transfers:
             self._store.put_delivery(session.number, delivery)
             queue.insert(delivery.seq, delivery.size)
             self._dispatcher.counters.queue_message_in += 1
-        self._store.put_arrival(session)
+        self._changed[session] = True
         attachment = session.attachment
         if attachment is not None:
             self._dispatcher.drain(attachment, now)
@@ -405,7 +423,7 @@ class Transfers:
         """An origin has routed its messages to this session from this number on."""
         arrival = session.arrival
         if arrival is not None and arrival.set_cut(origin, number):
-            self._store.put_arrival(session)
+            self._changed[session] = True
             self._update(session, arrival, now)
 
     def pass_origin(self, session: Session, donor: bytes, origin: bytes, number: int, now: float) -> None:
@@ -413,7 +431,7 @@ class Transfers:
         arrival = session.arrival
         if arrival is not None and number > arrival.donor(donor).passed.get(origin, -1):
             arrival.donor(donor).passed[origin] = number
-            self._store.put_arrival(session)
+            self._changed[session] = True
             self._update(session, arrival, now)
 
     def set_present(self, session: Session, donor: bytes, present: bool, now: float) -> None:
@@ -442,7 +460,7 @@ class Transfers:
         self._open(session, 0, now)
 
     def _update(self, session: Session, arrival: Arrival, now: float) -> None:
-        self._store.put_arrival(session)
+        self._changed[session] = True
         self._open(session, arrival.first_seq if arrival.is_gated() else 0, now)
 
     def _open(self, session: Session, gate: int, now: float) -> None:

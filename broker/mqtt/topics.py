@@ -88,13 +88,13 @@ def check_filter(topic_filter: bytes) -> None:
     """
     _check_common(topic_filter)
     shared = shared_group(topic_filter)
-    levels = (topic_filter if shared is None else shared[1]).split(b"/")
-    last = len(levels) - 1
-    for at, level in enumerate(levels):
-        if b"#" in level and (level != b"#" or at != last):  # [MQTT311-4.7.1-2]
-            raise forbidden("# is not the whole last level")  # [MQTT-4.7.1-1]
-        if b"+" in level and level != b"+":  # [MQTT311-4.7.1-3]
-            raise forbidden("+ is not a whole level")  # [MQTT-4.7.1-2]
+    wanted = topic_filter if shared is None else shared[1]
+    if b"#" in wanted and b"#" in wanted.removesuffix(b"/#") and wanted != b"#":
+        # [MQTT311-4.7.1-2]
+        raise forbidden("# is not the whole last level")  # [MQTT-4.7.1-1]
+    if b"+" in wanted and any(b"+" in level and level != b"+" for level in wanted.split(b"/")):
+        # [MQTT311-4.7.1-3]
+        raise forbidden("+ is not a whole level")  # [MQTT-4.7.1-2]
 
 
 def shared_group(topic_filter: bytes) -> tuple[bytes, bytes] | None:

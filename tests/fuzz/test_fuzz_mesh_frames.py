@@ -174,18 +174,23 @@ def link_ack(frame: bytes) -> bytes:
     return frames.pack_link_ack(found.session, found.position)
 
 
+def turns(kind: FrameType, items: list[bytes]) -> bytes:
+    return b"".join(registration_frames.pack_turns(kind, items))
+
+
 def turn_request(frame: bytes) -> bytes:
-    found = registration_frames.unpack_turn_request(frame)
-    return registration_frames.pack_turn_request(found.number, found.client_id)
+    found = registration_frames.unpack_turn_requests(frame)
+    return turns(FrameType.TURN_REQUEST, [registration_frames.pack_turn_request(each) for each in found])
 
 
 def turn_grant(frame: bytes) -> bytes:
-    return registration_frames.pack_turn_grant(registration_frames.unpack_turn_grant(frame))
+    found = registration_frames.unpack_turn_grants(frame)
+    return turns(FrameType.TURN_GRANT, [registration_frames.pack_turn_grant(each) for each in found])
 
 
 def turn_release(frame: bytes) -> bytes:
-    found = registration_frames.unpack_turn_release(frame)
-    return registration_frames.pack_turn_release(found.number, found.client_id, found.epoch)
+    found = registration_frames.unpack_turn_releases(frame)
+    return turns(FrameType.TURN_RELEASE, [registration_frames.pack_turn_release(each) for each in found])
 
 
 def turn_survey(frame: bytes) -> bytes:
@@ -229,8 +234,7 @@ def unexpired(message: Message) -> Message:
 
 def move_take(frame: bytes) -> bytes:
     takes = move_frames.unpack_takes(frame)
-    parts = [len(takes).to_bytes(4, "big"), *map(move_frames.pack_take, takes)]
-    return move_frames.frame(FrameType.MOVE_TAKE, parts)
+    return move_frames.frame(FrameType.MOVE_TAKE, [move_frames.pack_take(take) for take in takes], True)
 
 
 def move(frame: bytes) -> bytes:
@@ -259,8 +263,7 @@ def move_ack(frame: bytes) -> bytes:
 
 def switch(frame: bytes) -> bytes:
     switches = move_frames.unpack_switches(frame)
-    parts = [len(switches).to_bytes(4, "big"), *[move_frames.pack_switch(*each) for each in switches]]
-    return move_frames.frame(FrameType.SWITCH, parts)
+    return move_frames.frame(FrameType.SWITCH, [move_frames.pack_switch(*each) for each in switches], True)
 
 
 UNPACKERS = {

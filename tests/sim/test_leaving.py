@@ -6,6 +6,7 @@ import pytest
 from leave_world import LeaveWorld
 from virtual_clients import Client
 
+from cluster.arrivals import REMOVED_S
 from cluster.frames import FrameType
 from cluster.leave_frames import Order, Verb
 from cluster.leaving import STEP_1_DONE, State
@@ -315,7 +316,8 @@ def test_the_sessions_of_a_dead_node_are_split_evenly_and_get_new_messages():
     test.publish(publisher, clients, 3)
     test.come_back(clients, [two, one])
     test.judge(clients)
-    assert all(not node.core.owner.transfers.arriving() for node in (one, two))
+    test.world.run(REMOVED_S + 1.0)
+    assert not any(node.core.owner.transfers.arriving() for node in (one, two))
 
 
 def test_a_removed_node_that_comes_back_is_told_so_and_serves_nobody():

@@ -8,7 +8,7 @@ from typing import Any
 import namespaces
 import nodes
 import pytest
-from nodes import COOKIE, Node, close_started, start_all, wait_whole
+from nodes import COOKIE, Node, close_started, join_all, start_all, wait_whole
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -63,3 +63,18 @@ def three(make_node: Callable[..., Node]) -> list[Node]:
     start_all(members)
     wait_whole(members)
     return members
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Node]]:
+    """A cluster of three nodes, made by hand, for the tests of a module that leave it as it is."""
+    directory = tmp_path_factory.mktemp("cluster")
+    with ExitStack() as stack:
+        members = [Node(directory / f"node{number}", number, COOKIE) for number in (1, 2, 3)]
+        for member in members:
+            stack.callback(close_started, member)
+        start_all(members)
+        join_all(members)
+        yield members
+        for member in members:
+            member.stop()

@@ -152,3 +152,19 @@ def test_the_cluster_measures(tmp_path: Path) -> None:
     assert [(row["clients come to"], row["resumed"]) for row in tables["moving"]] == [(place, 4) for place in places]
     rows = tables["forwarding"] + tables["moving"]
     assert not any(row[title] for row in rows for title in ("lost", "duplicated", "reordered"))
+
+
+def test_moves_are_measured(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "bench.moves", "--sessions=20", "--queued", "0", "3", "--json"]
+    ran = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=PIPELINE_LIMIT_S,
+        cwd=tmp_path,
+        env={**environment(), "PYTHONPATH": str(ROOT)},
+    )
+    assert ran.returncode == 0, ran.stderr
+    rows = json.loads(ran.stdout)["moves"]
+    assert [(row["sessions"], row["queued each"]) for row in rows] == [(20, 0), (20, 3)]
+    assert all(row["sessions/s"] > 0 for row in rows)

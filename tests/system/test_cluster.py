@@ -4,7 +4,7 @@ import json
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 
 import pytest
@@ -15,7 +15,6 @@ from nodes import (
     LIMIT_S,
     NOTICE_LIMIT_S,
     Node,
-    close_started,
     free_address,
     free_port,
     join_all,
@@ -28,21 +27,6 @@ ANSWER_LIMIT_S = 10.0
 """Promised: a join that can't be hears why within this time."""
 
 SILENCE_MS = 1500
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Node]]:
-    """A cluster of three nodes, made by hand, for the tests that leave it as it is."""
-    directory = tmp_path_factory.mktemp("cluster")
-    with ExitStack() as stack:
-        members = [Node(directory / f"node{number}", number, COOKIE) for number in (1, 2, 3)]
-        for member in members:
-            stack.callback(close_started, member)
-        start_all(members)
-        join_all(members)
-        yield members
-        for member in members:
-            member.stop()
 
 
 def test_every_node_shows_the_cluster(cluster: list[Node]) -> None:

@@ -1,27 +1,10 @@
 """Clients that connect now to one real node and now to another: their sessions come along."""
 
-from collections.abc import Iterator
-from contextlib import ExitStack
-
 import pytest
 from clients import V4, V5, Client, wait_known
-from nodes import COOKIE, Node, close_started, join_all, start_all
+from nodes import Node
 
 QUEUED = 60
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Node]]:
-    directory = tmp_path_factory.mktemp("moves")
-    with ExitStack() as stack:
-        members = [Node(directory / f"node{number}", number, COOKIE) for number in (1, 2, 3)]
-        for member in members:
-            stack.callback(close_started, member)
-        start_all(members)
-        join_all(members)
-        yield members
-        for member in members:
-            member.stop()
 
 
 @pytest.mark.parametrize("version", [V4, V5], ids=["v3.1.1", "v5"])

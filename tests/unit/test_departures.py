@@ -1,15 +1,31 @@
 """The old home's half of a move: what is lost on its way to the new home is sent again, and not too often."""
 
+import math
 from collections.abc import Callable, Iterator
 
 import pytest
 from core_helpers import Node, started_nodes
 
 from broker.core.epoch import Epoch
-from cluster.departures import RETRY_S, Departures
-from cluster.move_frames import DELIVERIES, HEAD_TAKEN, SWITCHED, MoveAck, Switch, unpack_move
+from broker.core.transfer import SessionHead
+from cluster.departures import PATIENCE_S, WAIT_POLL_S, Departures
+from cluster.leaving_session import RETRY_S
+from cluster.move_frames import (
+    DELIVERIES,
+    HEAD,
+    HEAD_TAKEN,
+    OVER,
+    STATE,
+    SWITCHED,
+    Item,
+    MoveAck,
+    Switch,
+    Take,
+    unpack_move,
+    unpack_switches,
+)
 
-HERE, THERE = b"a" * 16, b"b" * 16
+HERE, THERE, ELSEWHERE = b"a" * 16, b"b" * 16, b"c" * 16
 EPOCH = Epoch(2, 0, THERE)
 VERSION = (1, 7)
 
@@ -20,19 +36,22 @@ def start() -> Iterator[Callable[..., Node]]:
 
 
 class OtherSite:
-    """Two nodes, both of which run; keeps what is sent to the other."""
+    """This node and others, which run but for those in `down`; keeps what is sent to the others."""
 
-    def __init__(self) -> None:
+    def __init__(self, *others: bytes) -> None:
+        self.members = list(others) or [THERE]
+        self.down: list[bytes] = []
         self.sent: list[bytes] = []
+        self.told: list[tuple[bytes, bytes]] = []
 
     def store_id(self) -> bytes:
         return HERE
 
     def others(self) -> list[bytes]:
-        return [THERE]
+        return self.members
 
     def is_running(self, store_id: bytes) -> bool:
-        return True
+        return store_id not in self.down
 
     def is_complete(self) -> bool:
         return True
@@ -47,7 +66,7 @@ class OtherSite:
         return VERSION
 
     def tell(self, store_id: bytes, frame: bytes) -> None:
-        pass
+        self.told.append((store_id, frame))
 
     def send(self, store_id: bytes, frame: bytes) -> None:
         self.sent.append(frame)
@@ -134,3 +153,156 @@ def test_a_home_that_is_back_is_sent_everything_at_once(start: Callable[..., Nod
     leaver.pass_time(60.0)
     leaver.departures.home_is_back(THERE)
     assert leaver.pass_time(0.0)[0] == lost
+
+
+class Home:
+    """A node that sessions leave which have nothing queued, with two others."""
+
+    def __init__(self, node: Node) -> None:
+        self.node, self.site, self.now = node, OtherSite(THERE, ELSEWHERE), node.now
+        self.departures = Departures(node.owner, self.site)
+
+    def turn(self) -> list[Item]:
+        """Do what is due; the result are the items that are sent."""
+        self.node.begin()
+        if self.departures.wants_load():
+            self.departures.load(self.now)
+        self.departures.tick(self.now)
+        self.site.sent.clear()
+        self.departures.flush()
+        self.node.settle()
+        return [item for frame in self.site.sent for item in unpack_move(frame, self.now)]
+
+    def pass_time(self, seconds: float) -> list[Item]:
+        """Do what becomes due."""
+        items = self.turn()
+        until = self.now + seconds
+        while self.departures.next_deadline() <= until:
+            self.now = max(self.now, self.departures.next_deadline())
+            items += self.turn()
+        self.now = until
+        return items
+
+    def leave(self, client_id: str, needs: tuple[int, int]) -> None:
+        """A session leaves for THERE, which has taken the head."""
+        client = self.node.persistent(client_id)
+        client.subscribe(b"t", 1)
+        client.drop()
+        self.departures.leave(client_id, Epoch(1, 0, HERE), EPOCH, True, self.now)
+        assert [item.kind for item in self.turn()] == [HEAD]
+        self.acknowledge(client_id, HEAD_TAKEN, needs)
+
+    def acknowledge(self, client_id: str, flags: int, needs: tuple[int, int] = VERSION) -> None:
+        """THERE says how far it is."""
+        ack = MoveAck(client_id, EPOCH, flags, 0)
+        ack.generation, ack.version = needs
+        self.departures.acknowledged(THERE, ack, self.now)
+
+    def asked(self) -> list[tuple[bytes, list[tuple[bytes, int, int]]]]:
+        """Take who was asked to switch, and for what."""
+        told, self.site.told = self.site.told, []
+        return [(member, unpack_switches(frame)) for member, frame in told]
+
+    def switched(self, member: bytes, version: tuple[int, int], number: int) -> None:
+        """A member's stream has come to its mark."""
+        self.departures.switched(Switch(SWITCHED, member, THERE, *version, number))
+
+
+def test_members_are_asked_once_for_all_sessions_of_a_home(start: Callable[..., Node]) -> None:
+    home = Home(start(store_id=HERE))
+    home.leave("one", (1, 3))
+    home.leave("two", (1, 4))
+    home.turn()
+    home.turn()
+    assert home.asked()[-2:] == [(THERE, [(THERE, 1, 4)]), (ELSEWHERE, [(THERE, 1, 4)])]
+    home.switched(THERE, (1, 3), 10)
+    home.switched(ELSEWHERE, (1, 3), 20)
+    (state,) = home.turn()
+    assert (state.client_id, state.kind, state.ended) == ("one", STATE, True)
+    assert dict(state.passed) == {HERE: dict(state.passed)[HERE], THERE: 10, ELSEWHERE: 20}
+    home.switched(THERE, (1, 5), 11)
+    assert home.turn() == []
+    home.switched(ELSEWHERE, (1, 4), 21)
+    assert [(item.client_id, item.ended) for item in home.turn()] == [("two", True)]
+    home.departures.validate()
+
+
+def test_a_member_that_is_down_holds_up_the_end_and_nothing_else(start: Callable[..., Node]) -> None:
+    home = Home(start(store_id=HERE))
+    home.site.down = [ELSEWHERE]
+    home.leave("one", VERSION)
+    home.turn()
+    home.switched(THERE, VERSION, 10)
+    (state,) = home.turn()
+    assert sorted(origin for origin, _ in state.passed) == [HERE, THERE] and not state.ended
+    home.acknowledge("one", HEAD_TAKEN)
+    home.asked()
+    home.pass_time(60.0)
+    assert ELSEWHERE not in dict(home.asked())
+    home.site.down = []
+    home.departures.members_changed()
+    home.turn()
+    assert dict(home.asked())[ELSEWHERE] == [(THERE, *VERSION)]
+    home.switched(ELSEWHERE, VERSION, 20)
+    assert [item.ended for item in home.turn()] == [True]
+    home.acknowledge("one", OVER)
+    assert not home.departures.leavings
+    home.departures.validate()
+
+
+def test_a_member_that_comes_late_has_to_switch_and_one_that_left_has_not(start: Callable[..., Node]) -> None:
+    home = Home(start(store_id=HERE))
+    home.leave("one", VERSION)
+    home.turn()
+    home.switched(THERE, VERSION, 10)
+    late = b"d" * 16
+    home.site.members = [THERE, late]
+    home.departures.members_changed()
+    home.asked()
+    assert home.turn() == []
+    assert (late, [(THERE, *VERSION)]) in home.asked()
+    home.departures.validate()
+    home.switched(late, VERSION, 30)
+    (state,) = home.turn()
+    assert sorted(origin for origin, _ in state.passed) == [HERE, THERE, late] and state.ended
+
+
+def arriving(home: Home) -> None:
+    """A session of `mover` has come from THERE, and not wholly yet."""
+    head = SessionHead("mover", None, 3600)
+    home.node.owner.transfers.begin_arrival(head, Epoch(2, 0, HERE), THERE, True, (HERE, 1), home.now)
+
+
+def test_a_take_that_has_to_wait_is_answered_when_the_session_can_go(start: Callable[..., Node]) -> None:
+    home = Home(start(store_id=HERE))
+    arriving(home)
+    take = Take("mover", Epoch(3, 0, ELSEWHERE), False, None)
+    home.departures.take(ELSEWHERE, take, home.now)
+    assert home.pass_time(2 * WAIT_POLL_S) == []
+    session = home.node.owner.session("mover")
+    assert session is not None
+    home.node.owner.transfers.end_donor(session, THERE, home.now)
+    items = home.pass_time(2 * WAIT_POLL_S)
+    assert [(item.kind, item.client_id, item.epoch) for item in items] == [(HEAD, "mover", take.epoch)]
+
+
+def test_a_session_whose_rest_does_not_come_goes_without_it(start: Callable[..., Node]) -> None:
+    home = Home(start(store_id=HERE))
+    arriving(home)
+    items: list[Item] = []
+    waited_s = 0.0
+    while not items:
+        home.departures.take(ELSEWHERE, Take("mover", Epoch(3, 0, ELSEWHERE), False, None), home.now)
+        items = home.pass_time(RETRY_S)
+        waited_s += RETRY_S
+    assert items[0].kind == HEAD
+    assert PATIENCE_S <= waited_s <= PATIENCE_S + 2 * RETRY_S
+
+
+def test_a_take_is_forgotten_when_who_asked_has_given_up(start: Callable[..., Node]) -> None:
+    home = Home(start(store_id=HERE))
+    arriving(home)
+    home.departures.take(ELSEWHERE, Take("mover", Epoch(3, 0, ELSEWHERE), False, None), home.now)
+    assert home.pass_time(PATIENCE_S + 1.0) == []
+    assert home.departures.next_deadline() == math.inf
+    assert home.node.owner.session("mover") is not None

@@ -337,7 +337,7 @@ def test_compose_commands_of_the_readme_are_those_of_the_compose_file() -> None:
 
 def test_image_copies_what_its_script_needs() -> None:
     script = (ROOT / "deploy" / "image.sh").read_text()
-    (copied,) = re.findall(r'^cp -R (.+) "\$work"$', script, re.MULTILINE)
+    (copied,) = re.findall(r'^cp -R (.+) "\$work/source"$', script, re.MULTILINE)
     kept = re.findall(r"^!(.+)$", (ROOT / "deploy" / "Dockerfile.dockerignore").read_text(), re.MULTILINE)
     assert set(copied.split()) | {"deploy/image.sh"} == set(kept)
     assert set(PACKAGES) <= set(copied.split())

@@ -10,13 +10,16 @@ from cluster.frames import FrameType
 from cluster.registration import REQUESTS_MAX, Granted, Registration, TimedOut
 from cluster.registration_frames import (
     TurnGrant,
+    TurnRelease,
+    TurnRequest,
     pack_turn_grant,
     pack_turn_release,
     pack_turn_request,
     pack_turn_survey,
+    pack_turns,
     pack_turns_held,
-    unpack_turn_grant,
-    unpack_turn_request,
+    unpack_turn_grants,
+    unpack_turn_requests,
     unpack_turn_survey,
     unpack_turns_held,
 )
@@ -38,6 +41,18 @@ STORES = [bytes([number]) * 16 for number in range(8)]
 def alone(epochs=None):
     known = epochs or {}
     return Registration("a@a", STORES[0], 1, lambda client_id: known.get(client_id, NO_EPOCH), lambda since: False)
+
+
+def request_frame(number, client_id):
+    return pack_turns(FrameType.TURN_REQUEST, [pack_turn_request(TurnRequest(number, client_id))])[0]
+
+
+def grant_frame(*fields):
+    return pack_turns(FrameType.TURN_GRANT, [pack_turn_grant(TurnGrant(*fields))])[0]
+
+
+def release_frame(*fields):
+    return pack_turns(FrameType.TURN_RELEASE, [pack_turn_release(TurnRelease(*fields))])[0]
 
 
 def kinds(frames):
@@ -568,8 +583,8 @@ def keeper_of_b():
 
 def test_a_request_of_an_older_life_and_one_of_nobody_who_runs_are_nothing():
     registration, client_id = keeper_of_b()
-    registration.receive("b@b", pack_turn_request(4 << NUMBER_BITS | 1, client_id), 4.0)
-    registration.receive("c@c", pack_turn_request(5 << NUMBER_BITS | 1, client_id), 4.0)
+    registration.receive("b@b", request_frame(4 << NUMBER_BITS | 1, client_id), 4.0)
+    registration.receive("c@c", request_frame(5 << NUMBER_BITS | 1, client_id), 4.0)
     assert registration.take_frames() == []
     assert registration.counters()["turns_kept"] == 0
     assert registration.counters()["turn_frames_of_strangers"] == 1
@@ -624,13 +639,13 @@ def test_a_keeper_that_runs_anew_is_asked_at_once_and_its_life_before_has_no_say
     registration.member_started("b@b", STORES[1], 5, 1.0)
     client_id = next(name for name in map(str, range(99)) if registration.keeper(name) == "b@b")
     registration.request(client_id, 1, 1.0)
-    number = unpack_turn_request(registration.take_frames()[-1][1]).number
+    number = unpack_turn_requests(registration.take_frames()[-1][1])[-1].number
     registration.member_started("b@b", STORES[1], 6, 1.1)
     requests = [frame for _, frame in registration.take_frames() if frame[1] == FrameType.TURN_REQUEST]
-    assert requests == [pack_turn_request(number, client_id)]
-    registration.receive("b@b", pack_turn_grant(TurnGrant(5 << ROUND_BITS | 9, number, client_id, NO_EPOCH)), 1.2)
+    assert requests == [request_frame(number, client_id)]
+    registration.receive("b@b", grant_frame(5 << ROUND_BITS | 9, number, client_id, NO_EPOCH), 1.2)
     assert registration.take_results() == []
-    registration.receive("b@b", pack_turn_grant(TurnGrant(6 << ROUND_BITS, number, client_id, NO_EPOCH)), 1.3)
+    registration.receive("b@b", grant_frame(6 << ROUND_BITS, number, client_id, NO_EPOCH), 1.3)
     assert [result.token for result in registration.take_results()] == [1]
 
 
@@ -643,8 +658,8 @@ def test_a_turn_that_was_this_nodes_own_to_keep_for_a_while_is_given_back_here_t
     )  # fmt: skip
     registration.member_started("b@b", STORES[1], 5, 1.0)
     registration.request(client_id, 1, 1.0)
-    number = unpack_turn_request(registration.take_frames()[-1][1]).number
-    registration.receive("b@b", pack_turn_grant(TurnGrant(5 << ROUND_BITS, number, client_id, NO_EPOCH)), 1.1)
+    number = unpack_turn_requests(registration.take_frames()[-1][1])[-1].number
+    registration.receive("b@b", grant_frame(5 << ROUND_BITS, number, client_id, NO_EPOCH), 1.1)
     registration.member_stopped("b@b", 1.2)
     assert registration.holders(client_id) == [("a@a", number)]
     registration.member_started("c@c", STORES[2], 1, 1.3)
@@ -660,8 +675,8 @@ def test_who_knows_a_newer_epoch_than_the_keeper_does_goes_by_that():
     registration.member_started("b@b", STORES[1], 5, 1.0)
     client_id = next(name for name in map(str, range(99)) if registration.keeper(name) == "b@b")
     registration.request(client_id, 1, 1.0)
-    number = unpack_turn_request(registration.take_frames()[-1][1]).number
-    registration.receive("b@b", pack_turn_grant(TurnGrant(5 << ROUND_BITS, number, client_id, NO_EPOCH)), 1.2)
+    number = unpack_turn_requests(registration.take_frames()[-1][1])[-1].number
+    registration.receive("b@b", grant_frame(5 << ROUND_BITS, number, client_id, NO_EPOCH), 1.2)
     assert registration.take_results() == [Granted(1, client_id, known)]
 
 
@@ -680,7 +695,7 @@ def test_a_late_survey_is_not_answered():
 def test_a_claim_that_waits_longer_than_any_asker_is_forgotten():
     registration, client_id = keeper_of_b()
     registration.request(client_id, 1, 4.0)
-    registration.receive("b@b", pack_turn_request(5 << NUMBER_BITS | 1, client_id), 4.0)
+    registration.receive("b@b", request_frame(5 << NUMBER_BITS | 1, client_id), 4.0)
     registration.tick(8.5)
     registration.tick(9.5)
     registration.release(1, NO_EPOCH, 9.6)
@@ -692,7 +707,7 @@ def test_a_claim_that_waits_longer_than_any_asker_is_forgotten():
 def test_one_node_has_only_so_many_claims():
     registration, client_id = keeper_of_b()
     for number in range(CLAIMS_MAX + 3):
-        registration.receive("b@b", pack_turn_request((5 << NUMBER_BITS) + number, client_id), 4.0)
+        registration.receive("b@b", request_frame((5 << NUMBER_BITS) + number, client_id), 4.0)
     assert registration.counters()["turns_refused"] == 3
     registration.request(client_id, 1, 4.0)
     registration.member_stopped("b@b", 4.1)
@@ -707,19 +722,19 @@ def test_a_grant_of_an_earlier_round_is_not_taken_and_is_repeated_in_the_next():
     client_id = next(name for name in map(str, range(99)) if registration.keeper(name) == "b@b")
     registration.request(client_id, 1, 1.0)
     request = next(frame for node, frame in registration.take_frames() if frame[1] == FrameType.TURN_REQUEST)
-    number = unpack_turn_request(request).number
+    number = unpack_turn_requests(request)[-1].number
     asked = Registration("b@b", STORES[1], 5, lambda client_id: NO_EPOCH, lambda since: True)
     asked.member_started("a@a", STORES[0], 1, 1.0)
     asked.tick(1.0 + AGREEMENT_TIMEOUT_S)
     asked.take_frames()
     asked.receive("a@a", request, 3.1)
     ((_, grant),) = asked.take_frames()
-    late = unpack_turn_grant(grant)
+    late = unpack_turn_grants(grant)[-1]
     registration.receive("b@b", pack_turn_survey(late.round + 1), 3.2)
     assert kinds(registration.take_frames())[-1] == ("b@b", "TURNS_HELD")
     registration.receive("b@b", grant, 3.3)
     assert registration.take_results() == [] and registration.take_frames() == []
-    registration.receive("b@b", pack_turn_grant(TurnGrant(late.round + 1, number, client_id, late.epoch)), 3.4)
+    registration.receive("b@b", grant_frame(late.round + 1, number, client_id, late.epoch), 3.4)
     assert [result.token for result in registration.take_results()] == [1]
     registration.validate()
 
@@ -745,10 +760,10 @@ def test_a_request_has_a_number_of_its_own_at_every_keeper_and_each_time():
         ("b@b", "TURN_REQUEST"),
     ]
     first, *_, last = (int.from_bytes(frame[2:10], "big") for _, frame in frames)
-    registration.receive("b@b", pack_turn_grant(TurnGrant(5 << ROUND_BITS, first, client_id, NO_EPOCH)), 1.4)
+    registration.receive("b@b", grant_frame(5 << ROUND_BITS, first, client_id, NO_EPOCH), 1.4)
     assert registration.take_results() == []
     assert kinds(registration.take_frames()) == [("b@b", "TURN_RELEASE")]
-    registration.receive("b@b", pack_turn_grant(TurnGrant(5 << ROUND_BITS, last, client_id, NO_EPOCH)), 1.4)
+    registration.receive("b@b", grant_frame(5 << ROUND_BITS, last, client_id, NO_EPOCH), 1.4)
     assert [result.token for result in registration.take_results()] == [1]
     registration.validate()
 
@@ -769,13 +784,13 @@ def test_a_released_epoch_is_remembered_for_a_while_and_within_bounds():
         return result.epoch
 
     for count, client_id in enumerate(mine):
-        registration.receive("b@b", pack_turn_release(5 << NUMBER_BITS, client_id, Epoch(count + 1, 0, STORES[1])), 4.0)
+        registration.receive("b@b", release_frame(5 << NUMBER_BITS, client_id, Epoch(count + 1, 0, STORES[1])), 4.0)
     assert granted(mine[2], 5.0) == Epoch(3, 0, STORES[1])
     rows[mine[2]] = Epoch(4, 0, STORES[0])
     assert granted(mine[2], 5.0) == Epoch(4, 0, STORES[0]), "the row of a newer one has come"
     assert granted(mine[3], 4.0 + RELEASED_S) == NO_EPOCH
     for count in range(RELEASED_MAX):
-        frame = pack_turn_release(5 << NUMBER_BITS, f"more {count}", Epoch(1, 0, STORES[1]))
+        frame = release_frame(5 << NUMBER_BITS, f"more {count}", Epoch(1, 0, STORES[1]))
         registration.receive("b@b", frame, 5.0)
     assert granted(mine[1], 5.0) == NO_EPOCH, "the oldest go first"
     registration.validate()

@@ -16,10 +16,11 @@ from cluster.registration_frames import (
     pack_turn_release,
     pack_turn_request,
     pack_turn_survey,
+    pack_turns,
     pack_turns_held,
-    unpack_turn_grant,
-    unpack_turn_release,
-    unpack_turn_request,
+    unpack_turn_grants,
+    unpack_turn_releases,
+    unpack_turn_requests,
     unpack_turn_survey,
     unpack_turns_held,
 )
@@ -30,18 +31,20 @@ EPOCH = Epoch(7, 2**64 - 1, STORE)
 NUMBER = 3 << 40 | 9
 HELD = [(NUMBER, "ü"), (NUMBER + 1, "")]
 
+REQUEST = TurnRequest(NUMBER, "ü")
+GRANT = TurnGrant(1 << 32, NUMBER, "ü", EPOCH)
+RELEASE = TurnRelease(NUMBER, "ü", NO_EPOCH)
+
+
+def only(kind, item):
+    (frame,) = pack_turns(kind, [item])
+    return frame
+
+
 TABLE = {
-    "TURN_REQUEST": (pack_turn_request(NUMBER, "ü"), unpack_turn_request, TurnRequest(NUMBER, "ü")),
-    "TURN_GRANT": (
-        pack_turn_grant(TurnGrant(1 << 32, NUMBER, "ü", EPOCH)),
-        unpack_turn_grant,
-        TurnGrant(1 << 32, NUMBER, "ü", EPOCH),
-    ),
-    "TURN_RELEASE": (
-        pack_turn_release(NUMBER, "ü", NO_EPOCH),
-        unpack_turn_release,
-        TurnRelease(NUMBER, "ü", NO_EPOCH),
-    ),
+    "TURN_REQUEST": (only(FrameType.TURN_REQUEST, pack_turn_request(REQUEST)), unpack_turn_requests, [REQUEST]),
+    "TURN_GRANT": (only(FrameType.TURN_GRANT, pack_turn_grant(GRANT)), unpack_turn_grants, [GRANT]),
+    "TURN_RELEASE": (only(FrameType.TURN_RELEASE, pack_turn_release(RELEASE)), unpack_turn_releases, [RELEASE]),
     "TURN_SURVEY": (pack_turn_survey(1 << 32 | 5), unpack_turn_survey, 1 << 32 | 5),
     "TURNS_HELD": (
         pack_turns_held(1 << 32, 2**64 - 1, HELD)[0],
@@ -89,7 +92,15 @@ def test_numbers_that_could_not_be_counted_on_are_refused():
 
 def test_a_client_id_that_is_no_text_is_refused():
     with pytest.raises(FrameError, match="UTF-8"):
-        unpack_turn_request(pack_turn_request(1, "ü").replace("ü".encode(), b"\xff\xff"))
+        unpack_turn_requests(TABLE["TURN_REQUEST"][0].replace("ü".encode(), b"\xff\xff"))
+
+
+def test_many_requests_go_in_frames_that_fit():
+    requests = [TurnRequest(number, "x" * 65535) for number in range(9)]
+    frames = pack_turns(FrameType.TURN_REQUEST, [pack_turn_request(each) for each in requests])
+    assert len(frames) == 3 and max(map(len, frames)) <= FRAME_BYTES_MAX
+    assert [each for frame in frames for each in unpack_turn_requests(frame)] == requests
+    assert pack_turns(FrameType.TURN_REQUEST, []) == []
 
 
 def test_many_turns_are_told_in_parts_that_fit():

@@ -24,8 +24,12 @@ def tree_of(entries):
     return tree
 
 
-def levels_below(level):
-    return sum(1 + levels_below(child) for child in level.children.values())
+def shape(branch):
+    """Everything that a branch consists of, in no order."""
+    entries = sorted(branch.entries or {}) if hasattr(branch, "entries") else None
+    if entries is None:
+        return branch.rest, sorted([branch.key, *(branch.others or {})])
+    return entries, {name: shape(child) for name, child in branch.children.items()}
 
 
 @given(st.lists(ENTRIES, max_size=30), TOPICS)
@@ -49,6 +53,9 @@ def test_any_sequence_of_changes_is_a_dict_of_pairs(steps, topic):
         assert len(tree) == len(model)
     found = [(key, value) for (topic_filter, key), value in model.items() if matches(topic_filter, topic)]
     assert sorted(tree.match(topic)) == sorted(found)
+    assert sorted(tree.items()) == sorted((*pair, value) for pair, value in model.items())
+    assert all(tree.get(*pair) == value for pair, value in model.items())
+    assert tree.get(topic, 9) is None
 
 
 @given(st.lists(ENTRIES, unique=True, max_size=30), st.randoms(use_true_random=False))
@@ -59,7 +66,7 @@ def test_removal_leaves_no_empty_branches(entries, random):
     random.shuffle(gone)
     for topic_filter, key in gone:
         assert tree.remove(topic_filter, key)
-    assert levels_below(tree._root) == levels_below(tree_of(keep)._root)
+    assert shape(tree._root) == shape(tree_of(keep)._root)
     for topic_filter, key in keep:
         assert tree.remove(topic_filter, key)
     assert len(tree) == 0
@@ -87,4 +94,16 @@ def test_the_deepest_topics():
     tree = tree_of([(deep, 1), (b"#", 2), (b"/#", 3)])
     assert sorted(key for key, _ in tree.match(deep)) == [1, 2, 3]
     assert tree.remove(deep, 1)
-    assert levels_below(tree._root) == 3
+    assert sorted(tree.items()) == [(b"#", 2, (b"#", 2)), (b"/#", 3, (b"/#", 3))]
+
+
+def test_filters_that_part_deep_below():
+    """What they share becomes levels, and one filter again when the other goes."""
+    deep = b"/" * 65000
+    entries = [(deep, 1), (deep + b"a", 2), (deep + b"b/+", 3)]
+    tree = tree_of(entries)
+    assert sorted(key for key, _ in tree.match(deep + b"b/c")) == [3]
+    assert sorted(key for key, _ in tree.match(deep)) == [1]
+    for topic_filter, key in entries[1:]:
+        assert tree.remove(topic_filter, key)
+    assert shape(tree._root) == shape(tree_of(entries[:1])._root)

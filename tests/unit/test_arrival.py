@@ -1,0 +1,49 @@
+"""broker.core.arrival: what a session remembers of old homes stays small however often they come again."""
+
+from broker.core.arrival import PLACE_BITS, Arrival, unpack_arrival
+
+OLD, OTHER, ORIGIN = b"o" * 16, b"p" * 16, b"q" * 16
+
+
+def end(arrival: Arrival, low: int, high: int, counter: int = 1) -> None:
+    """An old home gives what is between two of its places, and has said its last word."""
+    donor = arrival.donor(OLD)
+    donor.counter = counter
+    donor.low, donor.watermark = (counter << PLACE_BITS) + low, (counter << PLACE_BITS) + high
+    arrival.end(OLD)
+
+
+def was_given(arrival: Arrival, seq: int, counter: int = 1) -> bool:
+    return arrival.was_given(OTHER, arrival.donor(OTHER), (counter << PLACE_BITS) + seq)
+
+
+def test_what_was_given_in_parts_that_adjoin_is_remembered_as_one() -> None:
+    arrival = Arrival(9 << PLACE_BITS)
+    for number in range(1000):
+        end(arrival, 10 * number, 10 * number + 10)
+    assert len(arrival.given) == 1
+    end(arrival, 20_000, 20_010)
+    end(arrival, 5, 15, counter=2)
+    assert len(arrival.given) == 3
+    assert [was_given(arrival, seq) for seq in (0, 1, 10_000, 10_001, 20_000, 20_001)] == [
+        *(False, True, True, False, False, True)
+    ]
+    assert was_given(arrival, 6, counter=2) and not was_given(arrival, 16, counter=2)
+
+
+def test_a_part_between_two_joins_them() -> None:
+    arrival = Arrival(9 << PLACE_BITS)
+    for low, high in ((0, 5), (10, 15), (3, 12)):
+        end(arrival, low, high)
+    assert len(arrival.given) == 1
+    assert was_given(arrival, 1) and was_given(arrival, 15) and not was_given(arrival, 16)
+
+
+def test_what_an_old_home_had_directly_is_told_once() -> None:
+    arrival = Arrival(9 << PLACE_BITS)
+    for number in (5, 3, 9):
+        arrival.add_had(OLD, ORIGIN, number)
+    assert arrival.had == {(OLD, ORIGIN): 5}
+    again = unpack_arrival(arrival.pack())
+    assert again.had == arrival.had and again.pack() == arrival.pack()
+    assert again.had_directly(OTHER, ORIGIN, 5) and not again.had_directly(OLD, ORIGIN, 5)
