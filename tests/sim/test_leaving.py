@@ -580,8 +580,11 @@ def test_clients_and_publishers_go_on_while_a_node_leaves(seed):
     for client in clients:
         for _ in range(3):
             test.world.later(rng.uniform(0.0, 12.0), client.disconnect, rng.random() < 0.5)
+    begun = test.world.now
     operate(test, node, others, 15.0)
     test.end_crashes()
+    # What clients were to do they have done.
+    test.world.run(max(0.0, begun + 13.0 - test.world.now))
     for each in others:
         if not each.up:
             each.start()
@@ -591,8 +594,9 @@ def test_clients_and_publishers_go_on_while_a_node_leaves(seed):
         client.roams = False
     test.come_back([*absent, *clients], others)
     test.wait(lambda: not any(client.inbox.received for client in (*absent, *clients)), "the last releases")
+    test.world.run(2.0)
     for client in (*absent, *clients):
-        said = [each for each in test.ledger.published.values() if each.topic in client.ever_wanted]
+        said = [each for each in test.ledger.published.values() if each.topic in client.ever_wanted and each.acked]
         missing = [each.number for each in said if each.payload not in client.inbox.copies]
         assert not missing, f"{client.name} misses {missing}"
         if not test.world.revived[client.name]:
