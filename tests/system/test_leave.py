@@ -155,4 +155,4 @@ def test_a_node_that_is_still_a_member_is_no_donor(make_node: Callable[..., Node
     assert node.wait_end() == 1
     assert "start it without --recover-queues" in node.said()
     node.start()
-    assert accepts(node)
+    wait_until(lambda: accepts(node), "its readiness")
