@@ -244,9 +244,10 @@ class Arrivals:
         if now >= self._strangers_at:
             self._end_strangers(now)
         if self._check_due and now >= self._check_at:
-            self._check_due = False
             self._check_at = now + CHECK_S
             self._check(now)
+            # That this node knows all, and of no other home any more, is said by no event.
+            self._check_due = bool(self._needs)
 
     def next_deadline(self) -> float:
         """Return when `tick` has something to do."""
@@ -315,6 +316,9 @@ class Arrivals:
         self._settle(node, item.client_id)
 
     def _begin(self, head: SessionHead, epoch: Epoch, donor: bytes, heir: bool, now: float) -> Session:
+        if self._registry.wills.is_spent(head.client_id.encode(), donor):
+            # An old home that was away does not know it yet.
+            head.will = None
         cut = (self._site.store_id(), self._owner.next_number())
         session = self._owner.transfers.begin_arrival(head, epoch, donor, heir, cut, now)
         self.watch(head.client_id)
@@ -354,7 +358,7 @@ class Arrivals:
         arrival = session.arrival
         assert arrival is not None
         if arrival.direct_from:
-            # All of them send what the session wants directly, and always have.
+            # It needs no cuts. The old home says its last word when everybody has switched.
             return []
         passed = arrival.donors[node].passed
         missing = []
@@ -393,12 +397,13 @@ class Arrivals:
     def _check(self, now: float) -> None:
         """End the arrivals to which nothing can come any more."""
         transfers = self._owner.transfers
-        complete = self._site.is_complete()
+        if not self._site.is_complete():
+            return
         for client_id in list(self._needs):
             session = self._owner.session(client_id)
             if session is None or session.arrival is None:
                 self._forget(client_id)
-            elif complete and not session.arrival.donors and not self._registry.has_rival_homes(client_id):
+            elif not session.arrival.donors and not self._registry.has_rival_homes(client_id):
                 transfers.end_arrival(session, now)
                 self._forget(client_id)
 

@@ -1,7 +1,7 @@
 """Conversation: what members say to each other on their control connections, and what each sentence does.
 
-Owns the greeting, heartbeats, gossip and the links' positions; what is said of tables goes to `replication`. It knows
-nothing of strangers (`admission`) or of the messages that the links carry.
+Owns the greeting, heartbeats, gossip of members and of planned stops, and the links' positions; what is said of tables
+goes to `replication`. It knows nothing of strangers (`admission`) or of the messages that the links carry.
 
 A control connection begins with Hello, which is repeated until POSITIONS answers it; then heartbeats follow. Nothing
 is lost for good when a frame is: a heartbeat carries the position (an acknowledgement), where the tables stand and the
@@ -25,10 +25,12 @@ from cluster.frames import (
     pack_members,
     pack_positions,
     pack_stopping,
+    pack_stops,
     unpack_heartbeat,
     unpack_members,
     unpack_position,
     unpack_refused,
+    unpack_stops,
 )
 from cluster.joining import Joining
 from cluster.membership import State
@@ -75,6 +77,7 @@ class Conversation:
             FrameType.POSITIONS: self._receive_positions,
             FrameType.LINK_ACK: self._receive_link_ack,
             FrameType.STOPPING: self._receive_stopping,
+            FrameType.STOPS: self._receive_stops,
             FrameType.CHECK: checks.receive_check,
             FrameType.CHECKED: checks.receive_checked,
             FrameType.LOOK: statuses.receive_look,
@@ -250,6 +253,7 @@ class Conversation:
         if peer.outgoing.gaps > gaps:
             self._turn.note(f"link gap: {peer.name} went back behind what it had acknowledged, and lost messages")
         peer.refusals = 0
+        self._tell_stops(peer, now)
         self._heartbeat(peer, now)
 
     def _receive_link_ack(self, peer: Peer, frame: bytes, now: float) -> None:
@@ -257,8 +261,25 @@ class Conversation:
         self._turn.acknowledged.extend(peer.outgoing.acknowledged(position.session, position.position, now))
 
     def _receive_stopping(self, peer: Peer, frame: bytes, now: float) -> None:
-        self._turn.note(f"{peer.name} stops as planned")
-        self._peers.readiness.announced(peer.name, peer.session >> _LIFE_SHIFT, now)
+        self._stops(peer.name, peer.session >> _LIFE_SHIFT, 0.0, now)
+
+    def _receive_stops(self, peer: Peer, frame: bytes, now: float) -> None:
+        for name, life, ago_ms in unpack_stops(frame):
+            if name in self._peers.all:
+                self._stops(name, life, ago_ms / 1000, now)
+
+    def _stops(self, name: str, life: int, ago_s: float, now: float) -> None:
+        """A member stops as planned: whoever was not connected to it has to hear that from somebody else."""
+        if self._peers.readiness.announced(name, life, now, ago_s):
+            self._turn.note(f"{name} stops as planned")
+            for other in self._peers.all.values():
+                if other.name != name:
+                    self._tell_stops(other, now)
+
+    def _tell_stops(self, peer: Peer, now: float) -> None:
+        stops = self._peers.readiness.planned(now)
+        if stops:
+            self._peers.send(peer, pack_stops([(name, life, max(1, int(1000 * ago_s))) for name, life, ago_s in stops]))
 
     def _heartbeat(self, peer: Peer, now: float) -> None:
         """Say that this node turns; until the peer has answered the Hello, repeat that instead."""

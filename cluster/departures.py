@@ -241,6 +241,16 @@ class Departures:
         leaving = self.leavings.get(client_id)
         return leaving is not None and leaving.home == self._site.store_id()
 
+    def is_given_back(self, client_id: str, node: bytes, epoch: Epoch, taken: list[tuple[bytes, int]]) -> bool:
+        """Say whether the new home of a session that leaves gives it away to this node, with what it has `taken`."""
+        leaving = self.leavings.get(client_id)
+        if leaving is None or leaving.home != node or leaving.epoch >= epoch:
+            return False
+        for store_id, watermark in taken:
+            if store_id == self._site.store_id():
+                self._owner.transfers.confirm(leaving.departure, watermark)
+        return True
+
     def come_back(self, client_id: str, epoch: Epoch) -> bool:
         """The client is back at this node, and nobody else is known to have its session; false if there is no stub."""
         leaving = self.leavings.get(client_id)
@@ -274,6 +284,10 @@ class Departures:
         if not self._owner.transfers.is_drained(leaving.departure):
             return False
         self._end(leaving, now)
+        session = self._owner.session(leaving.departure.session.client_id)
+        if session is not None:
+            # It would wait for the last word of a stub that is not there any more.
+            self._owner.transfers.end_donor(session, self._site.store_id(), now)
         return True
 
     def _retarget(self, leaving: LeavingSession, epoch: Epoch, urgent: bool) -> None:
@@ -353,7 +367,7 @@ class Departures:
         for home, destination in self._destinations.items():
             if self._site.is_running(home):
                 for leaving in list(destination.active.values()):
-                    if not leaving.departure.sent:
+                    if not leaving.departure.sent and not self._waits_for_a_home(leaving):
                         self._load(leaving, destination, now)
                 destination.fill()
 
@@ -385,7 +399,8 @@ class Departures:
             return
         due, self._due = self._due, {}
         for client_id, leaving in due.items():
-            if self.leavings.get(client_id) is leaving and self._site.is_running(leaving.home):
+            is_current = self.leavings.get(client_id) is leaving and not self._waits_for_a_home(leaving)
+            if is_current and self._site.is_running(leaving.home):
                 self._advance(leaving, now)
                 if not leaving.quiet:
                     self._retry_at = min(self._retry_at, now + RETRY_S)
@@ -419,6 +434,10 @@ class Departures:
                     assert leaving.home == home
                     assert self.leavings[client_id] is leaving
         self._switching.validate(self.leavings)
+
+    def _waits_for_a_home(self, leaving: LeavingSession) -> bool:
+        """Say whether nobody is known to have taken the session, not even this node: a restart left only the stub."""
+        return leaving.home == self._site.store_id() and self._owner.session(leaving.client_id) is None
 
     def _advance(self, leaving: LeavingSession, now: float) -> None:
         departure = leaving.departure

@@ -23,6 +23,7 @@ Integers, number, text and bytes16 are as in `wire`; a pair is text name, 16 byt
     POSITIONS         u64 your session, number position
     LINK_ACK          u64 your session, number position
     STOPPING          nothing
+    STOPS             u32 count, (text name, u64 life, u32 ms since it said so)* of members that stop as planned
     WHO               nothing: who are you? On the join key; the answer is NAME
     NAME              text name
     FORWARDS          see `forwards`, which packs them: they are what is hot
@@ -90,6 +91,7 @@ class FrameType(IntEnum):
     TURN_SURVEY = 23
     TURNS_HELD = 24
     STOPPING = 30
+    STOPS = 31
     WHO = 32
     NAME = 33
     CHECK = 34
@@ -405,6 +407,20 @@ def read_filter(reader: Reader) -> bytes:
 def pack_stopping() -> bytes:
     """Pack a STOPPING frame: I stop as I was told to, and shall be back."""
     return bytes(frame_head(FrameType.STOPPING))
+
+
+def pack_stops(stops: list[tuple[str, int, int]]) -> bytes:
+    """Pack a STOPS frame: these (name, life, ms ago) have announced that they stop, as far as I know."""
+    parts = [pack_text(name) + pack_u64(life) + pack_u32(ago_ms) for name, life, ago_ms in stops]
+    return b"".join((frame_head(FrameType.STOPS), pack_u32(len(parts)), *parts))
+
+
+def unpack_stops(frame: bytes) -> list[tuple[str, int, int]]:
+    """Unpack a STOPS frame."""
+    reader = frame_body(frame, FrameType.STOPS)
+    stops = [(reader.node_name(), reader.u64(), reader.u32()) for _ in range(reader.u32())]
+    reader.end()
+    return stops
 
 
 def pack_who() -> bytes:

@@ -121,6 +121,7 @@ class Mesh:
         )
         self.interest = PeerInterest(store, turn)
         self.registry = Registry(settings.name)
+        self.registry.wills.now = now
         self.own = OwnTables(settings.name, store_id, incarnation, storage, turn, self.registry, self.retained)
         self.membership = Membership(settings.name, store_id, incarnation, settings.address)
         self._peers = Peers(
@@ -141,7 +142,8 @@ class Mesh:
         )
         self._turn = turn
         self._store = store
-        self._heartbeat_s = self._peers.heartbeat_s
+        self.heartbeat_s = self._peers.heartbeat_s
+        self.failure_timeout_s = settings.failure_timeout_s
         self._ticked_at = now
         self._deadline = 0.0
         self._peers.restore(new_cluster_id, now)
@@ -154,6 +156,7 @@ class Mesh:
     def set_clock(self, now: float, utc_ms: int) -> None:
         """Take a reading of both clocks, for the deadlines that are stored."""
         self._store.clock.set(now, utc_ms)
+        self.registry.wills.now = now
 
     def begin(self, now: float) -> None:
         """Begin a turn: read on in the outboxes and answer who asked for tables, if what was written is committed."""
@@ -447,6 +450,10 @@ class Mesh:
         """Say whether every member runs, and this node knows all that each said of its sessions and wishes."""
         return self._replication.is_complete()
 
+    def is_lasting_known(self, version: int) -> bool:
+        """Say whether every running member has said that it knows this version of what outlives a start here."""
+        return all(peer.tables.knows_lasting(version) for peer in self.peers.values() if peer.running)
+
     def take_messages(self) -> list[Message | Mark]:
         """Return the messages that peers forwarded, and the marks between them, in order."""
         return self._turn.take_messages()
@@ -472,7 +479,7 @@ class Mesh:
     def tick(self, now: float) -> None:
         """Do what is due. Call it every turn of the loop: it also counts the turns."""
         self._turn.number += 1
-        stall_s = now - self._ticked_at - self._heartbeat_s
+        stall_s = now - self._ticked_at - self.heartbeat_s
         self._ticked_at = now
         for peer in self.peers.values():
             if self._turn.frozen or stall_s > 0.0:
@@ -482,7 +489,7 @@ class Mesh:
                 peer.outgoing.spill()
         if now < self._deadline:
             return
-        if stall_s > self._heartbeat_s:
+        if stall_s > self.heartbeat_s:
             for peer in self.peers.values():
                 peer.liveness.shift(stall_s, now)
         self._admission.tick(now)

@@ -27,7 +27,7 @@ Integers, text and bytes16 are as in `wire`; an epoch is as in `broker.core.epoc
               u64 last place in flight, u32 count, (bytes16 filter, u8 options, u32 identifier)*,
               u16 count, u16 packet id*, u16 count, (16 bytes store_id, u64 last place taken)*,
               u16 count, (16 bytes origin, u64 cut)*,
-              [u32 length, will as in `wills`]
+              [u32 length, will record as in `left_will`]
     delivery  u64 place, u8 flags (0-1 QoS, 4 retain, 8 released), u16 packet id, u32 size, bytes16 identifiers,
               bytes16 shared filter, [24 bytes message id, u32 length, body as in `stored_message` if not released]
 
@@ -39,10 +39,10 @@ import struct
 from typing import Final, final
 
 from broker.core.epoch import Epoch, pack_epoch
+from broker.core.left_will import pack_left_will, unpack_left_will
 from broker.core.message import NO_MESSAGE, Delivery
 from broker.core.stored_message import MESSAGE_KEY_BYTES, UNREADABLE, Clock, pack_message, unpack_message
 from broker.core.transfer import SessionHead
-from broker.core.wills import pack_left_will, unpack_left_will
 from cluster.epoch import read_epoch
 from cluster.frames import FRAME_BYTES_MAX, FRAME_VERSION, read_filter
 from cluster.wire import NUMBER_MAX, FrameError, Reader, pack_bytes16, pack_u16, pack_u32, pack_u64

@@ -1,4 +1,4 @@
-"""Moving: the parts that register client ids and move sessions, joined with the owner and the mesh.
+"""Moving: the parts that register client ids, claim wills and move sessions, joined with the owner and the mesh.
 
 Owns the order in which they are told things, and is their `Site`: it translates between the names by which the mesh
 knows members and the store ids by which sessions know their homes. It decides nothing itself but who leaves: a session
@@ -14,9 +14,11 @@ commit of the turn.
 from collections.abc import Callable
 from typing import Final, final
 
+from broker.core.epoch import Epoch, pack_epoch
 from broker.core.owner import QueueOwner
 from broker.core.transfer import SessionHead
 from cluster.arrivals import Arrivals
+from cluster.claims import Claims
 from cluster.departures import Departures
 from cluster.frames import FrameType
 from cluster.mesh import Mesh
@@ -62,6 +64,10 @@ class MeshSite:
     def others(self) -> list[bytes]:
         """Return the other members, whether they run or not."""
         return list(self._names)
+
+    def name_of(self, store_id: bytes) -> str:
+        """Return the name of another member, "" if there is none such."""
+        return self._names.get(store_id, "")
 
     def is_running(self, store_id: bytes) -> bool:
         """Say whether a member runs."""
@@ -118,6 +124,7 @@ class Moving:
         )
         self.departures = Departures(owner, self.site)
         self.arrivals = Arrivals(owner, self.site, mesh.registry)
+        self.claims = Claims(owner, mesh, self.registration)
         self.registrar = Registrar(
             owner,
             self.site,
@@ -125,13 +132,16 @@ class Moving:
             mesh.registry,
             self.arrivals,
             self.departures,
+            self.claims,
             self._remembered,
+            self._end_older,
             mesh.stamp,
         )
-        # By store id, whether a member ran when it was looked at last.
+        # By store id, whether a member ran when it was looked at last, and in which life.
         self._ran: dict[bytes, bool] = {}
         # And the names by which the registration knows them.
         self._named: set[str] = set()
+        self._lives: dict[bytes, int] = {}
         # (asker, home, generation, version): who is to be told when this node knows a version of a home's wishes.
         self._switches: dict[tuple[bytes, bytes], tuple[int, int]] = {}
         self._frames: Final[dict[int, Callable[[str, bytes, bytes, float], None]]] = {
@@ -145,6 +155,10 @@ class Moving:
             session = owner.session(client_id)
             if session is not None:
                 self.departures.follow(session, now)
+
+    def joined(self) -> None:
+        """This node adopted a cluster: of the epochs that it gave while it was alone nothing is left."""
+        self.registration.forget_released()
 
     def load(self, now: float) -> None:
         """Read what leaves this node. Everything that was written must be committed."""
@@ -177,11 +191,13 @@ class Moving:
         self._now = now
         if self._mesh.take_running_changed():
             self._mesh.retained.running_changed()
+            self.claims.running_changed()
             self._update_running(now)
         if self._mesh.take_tables_changed():
             self.registration.check_current(now)
             self.arrivals.changed()
             self.departures.tables_changed()
+        self.claims.tick(now)
         self._leave_superseded(now)
         frames, self.site.loop = self.site.loop, []
         for frame in frames:
@@ -200,10 +216,15 @@ class Moving:
             self.arrivals.next_deadline(),
             self.registrar.next_deadline(),
             self.departures.next_deadline(),
+            self.claims.next_deadline(),
         )
 
     def answer(self, now: float) -> None:
-        """Say in the streams, behind all that was published here in this turn, whose wishes are known."""
+        """Say in the streams, behind all that was published here in this turn, whose wishes are known.
+
+        Sessions that began are in the registry now, and what their clients left elsewhere is spent.
+        """
+        self.claims.cancel(now)
         for (asker, home), version in list(self._switches.items()):
             own = self.site.store_id()
             known = self.site.version() if home == own else self.site.known_version(home)
@@ -216,6 +237,7 @@ class Moving:
         """Send what was gathered; this node's tables are told."""
         self.arrivals.flush()
         self.departures.flush()
+        self.claims.flush()
         for node, frame in self.registration.take_frames():
             if node in self._mesh.peers:
                 self._mesh.tell(node, frame)
@@ -225,7 +247,12 @@ class Moving:
 
     def counts(self) -> dict[str, int]:
         """Return what is counted."""
-        return {**self.arrivals.counts(), **self.departures.counts(), **self.registration.counters()}
+        return {
+            **self.arrivals.counts(),
+            **self.departures.counts(),
+            **self.registration.counters(),
+            "wills_claimed": self.claims.claimed,
+        }
 
     def validate(self) -> None:
         """Check the invariants of all parts."""
@@ -233,6 +260,7 @@ class Moving:
         self.arrivals.validate()
         self.departures.validate()
         self.registrar.validate()
+        self.claims.validate()
 
     def _update_running(self, now: float) -> None:
         self.site.update()
@@ -252,8 +280,12 @@ class Moving:
             if runs != self._ran.get(store_id, False):
                 self.arrivals.running(store_id, runs, now)
                 self.registrar.running(store_id, runs, now)
-                if runs:
-                    self.departures.home_is_back(store_id)
+        for peer in self._mesh.peers.values():
+            life = peer.session >> _LIFE_SHIFT
+            if peer.running and (life != self._lives.get(peer.store_id) or not self._ran.get(peer.store_id)):
+                # It may have been back before anybody missed it.
+                self._lives[peer.store_id] = life
+                self.departures.home_is_back(peer.store_id)
         if gone:
             self.arrivals.members_changed(now)
         self._ran = {peer.store_id: peer.running for peer in self._mesh.peers.values()}
@@ -274,6 +306,11 @@ class Moving:
             ):
                 self._mesh.registry.look_again(client_id)
 
+    def _end_older(self, client_id: str, epoch: Epoch, told: bytes) -> None:
+        known = (self._mesh.membership.name, self.site.name_of(told))
+        if any(home.node not in known for home in self._mesh.registry.homes(client_id)):
+            self._mesh.own.end(client_id.encode(), pack_epoch(epoch))
+
     def _remembered(self, client_id: str, store_id: bytes) -> SessionHead | None:
         for peer in self._mesh.peers.values():
             if peer.store_id == store_id:
@@ -281,22 +318,29 @@ class Moving:
         return None
 
     def _receive_move(self, node: str, store_id: bytes, frame: bytes, now: float) -> None:
-        items = [item for item in unpack_move(frame, now) if self._is_expected(item)]
+        items = [item for item in unpack_move(frame, now) if self._is_expected(store_id, item)]
         self.arrivals.receive(store_id, items, now)
         for item in items:
             session = self._owner.session(item.client_id)
             if session is not None:
                 self.departures.follow(session, now)
 
-    def _is_expected(self, item: Item) -> bool:
-        """Say whether an old home's word is for this node; a stub that nobody has taken is the session it is about."""
+    def _is_expected(self, node: bytes, item: Item) -> bool:
+        """Say whether an old home's word is for this node.
+
+        If a stub is here that nobody has taken, or that is meant for the very node that gives the session away, then
+        that is the session which the word is about: two stubs would wait for each other.
+        """
         if item.kind != HEAD or self._owner.session(item.client_id) is not None:
             return True
         if not self.departures.has_stub(item.client_id):
             return True
-        if not self.departures.is_untaken(item.client_id):
+        assert item.head is not None
+        given_back = self.departures.is_given_back(item.client_id, node, item.epoch, item.head.taken)
+        if not given_back and not self.departures.is_untaken(item.client_id):
             return False
         self.departures.come_back(item.client_id, item.epoch)
+        self.departures.notices.append(f"session of {item.client_id!r} is back before it was all elsewhere")
         self.arrivals.watch(item.client_id)
         return True
 

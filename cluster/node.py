@@ -155,6 +155,8 @@ class NodeCore:
         self.mesh.tick(now)
         self._collect(now)
         self._tell_readiness()
+        # What others publish, or have published, is not to be published here as well.
+        self.moving.claims.look(now)
         self.owner.tick(now)
         self.moving.tick(now)
         self.leaver.tick(now)
@@ -232,6 +234,7 @@ class NodeCore:
         mesh["cluster_outbox_bytes"] = sum([member.outbox_bytes for member in members])
         mesh.update(self.mesh.netsplits())
         mesh["cluster_subacks_unconfirmed"] = self._subacks.unconfirmed
+        mesh["cluster_wills_claimed"] = self.moving.claims.claimed
         return node_metrics(counters.named(), counters.dropped, self.owner.counts(), self.owner.totals.named(), mesh)
 
     def take_effects(self) -> NodeEffects:
@@ -295,7 +298,8 @@ class NodeCore:
             # An acknowledgement of a peer may let one out that waits behind it, for what is not committed.
             return
         if mesh.take_joined():
-            owner.retained.become_oldest(owner.writes, owner.clock)
+            owner.become_oldest()
+            self.moving.joined()
         for message in mesh.take_messages():
             if isinstance(message, Message):
                 owner.receive_forwarded(message, now)

@@ -1,6 +1,7 @@
 """Own tables: what this node tells the others of itself.
 
-Owns the tables of this node: the rows that the queue-owner reports, and the ENDED rows that the registry calls for. It
+Owns the tables of this node: the rows that the queue-owner reports, the ENDED rows that the registry calls for, and
+claims of wills. It
 knows nothing of peers or frames' ways; `replication` carries what it packs.
 
 The rows of RETAINED are written by the queue-owner, which reports only what it has done to them.
@@ -20,6 +21,8 @@ from broker.core.rows import (
     RowKind,
     Table,
     bucket_of,
+    pack_away,
+    pack_claim,
     pack_ended,
     pack_interest,
     pack_row,
@@ -27,16 +30,14 @@ from broker.core.rows import (
     row_subject,
 )
 from broker.core.storage import Storage
-from cluster.registry import Registry
+from cluster.registry import REGISTERED, Registry
 from cluster.retained_view import RetainedView, value_in
 from cluster.table_rows import MemoryRows, StoredRows
 from cluster.tables import OwnTable
 from cluster.turn import Turn
 
-# What the registry makes something of.
-REGISTERED: Final = (RowKind.SESSION, RowKind.ENDED)
-# What follows from sessions.
-_DERIVED: Final = (RowKind.SESSION, RowKind.SUBSCRIPTION)
+# What follows from sessions and wills.
+_DERIVED: Final = (RowKind.SESSION, RowKind.SUBSCRIPTION, RowKind.WILL)
 
 
 @final
@@ -69,7 +70,7 @@ class OwnTables:
         lasting.restore()
         self.all[Table.RETAINED].restore()
         for bucket, row, value in lasting.rows.scan():
-            if row[0] == RowKind.ENDED:
+            if row[0] in (RowKind.ENDED, RowKind.CLAIM):
                 registry.set_row(node, Table.LASTING, bucket, row, value)
 
     def restore(self, rows: Callable[[], Iterator[tuple[int, bytes, bytes]]]) -> None:
@@ -82,7 +83,7 @@ class OwnTables:
                 differing[bucket] += row_hash(row, value)
             else:
                 self.all[table].change(bucket, row, 0, value)
-            if row[0] == RowKind.SESSION:
+            if row[0] in (RowKind.SESSION, RowKind.WILL):
                 self._registry.set_row(self._node, table, bucket, row, value)
         for bucket, row, value in lasting.rows.scan():
             if row[0] in _DERIVED:
@@ -118,7 +119,7 @@ class OwnTables:
             if change.value is not None:
                 self._registry.set_row(self._node, change.table, bucket, row, change.value)
                 continue
-            if not change.moved and not self._registry.is_alone(bucket, subject):
+            if row[0] == RowKind.SESSION and not change.moved and not self._registry.is_alone(bucket, subject):
                 self._end_if_older(subject, change.table == Table.LASTING)
             self._registry.remove_row(self._node, change.table, bucket, row)
 
@@ -131,6 +132,31 @@ class OwnTables:
             value = pack_ended(epoch)
             self.all[Table.LASTING].change(bucket, row, row_hash(row, pack_ended(known)) if known else 0, value)
             self._registry.set_row(self._node, Table.LASTING, bucket, row, value)
+
+    def claim(self, client_id: bytes, key: bytes, number: int, spent: bool) -> None:
+        """Say of the will that a client left in another store who publishes it, or that nobody has to any more."""
+        self._change_claim(client_id, key, pack_claim(number, spent))
+
+    def end_claim(self, client_id: bytes, key: bytes) -> None:
+        """Say nothing of a will any more: it is gone, or another speaks of it."""
+        self._change_claim(client_id, key, None)
+
+    def _change_claim(self, client_id: bytes, key: bytes, value: bytes | None) -> None:
+        known = self._registry.wills.own_claim(client_id, key)
+        row = pack_row(RowKind.CLAIM, client_id, key)
+        was = 0 if known is None else row_hash(row, pack_claim(known.number, known.spent))
+        self.change([RowChange(Table.LASTING, row, was, value)])
+
+    def set_away(self, store_id: bytes, away: bool) -> None:
+        """Say that this node does not hear a member, or that it does again."""
+        row = pack_row(RowKind.AWAY, store_id)
+        known = self._passing.get(bucket_of(store_id), row)
+        was = 0 if known is None else row_hash(row, known)
+        self.change([RowChange(Table.PASSING, row, was, pack_away() if away else None)])
+
+    def lasting_version(self) -> int:
+        """Return the version of what outlives a start, as told so far."""
+        return self.all[Table.LASTING].version
 
     def wishes_version(self) -> tuple[int, int]:
         """Return (generation, version) of what this node wants, as told so far."""

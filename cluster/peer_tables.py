@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator
 from typing import final
 
+from broker.core.left_will import LeftWill, unpack_will_row
 from broker.core.rows import (
     BUCKETS,
     RowKind,
@@ -23,8 +24,7 @@ from broker.core.subscription import Subscription, subscription
 from broker.core.transfer import SessionHead
 from cluster.frames import TablePosition
 from cluster.interest import PeerInterest
-from cluster.own_tables import REGISTERED
-from cluster.registry import Registry
+from cluster.registry import REGISTERED, Registry
 from cluster.retained_view import RetainedView, value_in
 from cluster.table_rows import MemoryRows, StoredRows
 from cluster.tables import Replica
@@ -174,6 +174,16 @@ class PeerTables:
             for topic_filter, wanted in self.subscriptions_of(client_id)
         ]
         return head
+
+    def will_of(self, client_id: str) -> LeftWill | None:
+        """Return the will that a client left at the peer, as it is committed here."""
+        rows = self._lasting.read_from(pack_row(RowKind.WILL, client_id.encode()))
+        return unpack_will_row(client_id.encode(), rows[0][1]) if rows else None
+
+    def knows_lasting(self, version: int) -> bool:
+        """Say whether the peer said last that it knows this version of what outlives a start of this node."""
+        told = self.told.get(Table.LASTING)
+        return told is not None and told.known > version
 
     def _covers(self, table: int) -> bool:
         told = self.told.get(table)

@@ -57,13 +57,35 @@ class Readiness:
         self._new_until: dict[str, float] = {}
         # Of members that announced a stop: the life that stops, and until when they are waited for.
         self._planned: dict[str, tuple[int, float]] = {}
+        # The life in which a member greeted last: what another one still tells of earlier ones is over.
+        self._lives: dict[str, int] = {}
 
-    def announced(self, name: str, life: int, now: float) -> None:
-        """A member said that it stops; lives are a node's starts, counted."""
-        self._planned[name] = (life, now + self._planned_restart_s)
+    def announced(self, name: str, life: int, now: float, ago_s: float = 0.0) -> bool:
+        """A member said that it stops; lives are a node's starts, counted. True if that is news.
+
+        `ago_s` is how long ago, if another one tells it, 0 if the member says so itself.
+        """
+        known = self._planned.get(name, (-1, 0.0))[0]
+        if life < self._lives.get(name, -1) or life < known or (life == known and ago_s):
+            return False
+        self._planned[name] = (life, now + self._planned_restart_s - ago_s)
+        return True
+
+    def planned(self, now: float) -> list[tuple[str, int, float]]:
+        """Return (name, life, how long ago) of the stops that were announced and are waited for."""
+        return [
+            (name, life, self._planned_restart_s - (until - now))
+            for name, (life, until) in self._planned.items()
+            if until > now
+        ]
+
+    def waited_until(self, name: str) -> float:
+        """Return until when a member is waited for that stopped as planned, is just back from that, or new here."""
+        return max(self._planned.get(name, (0, -math.inf))[1], self._new_until.get(name, -math.inf))
 
     def greeted(self, name: str, life: int, now: float) -> None:
         """A member greeted in this life: in a later one than that which stopped it is as any other that came."""
+        self._lives[name] = life
         planned = self._planned.get(name)
         if planned is not None and life > planned[0]:
             del self._planned[name]
@@ -80,7 +102,7 @@ class Readiness:
         for name in sorted(running):
             if running[name]:
                 continue
-            until = max(self._new_until.get(name, now), self._planned.get(name, (0, now))[1])
+            until = max(self.waited_until(name), now)
             if until > now:
                 self._deadline = min(self._deadline, until)
             else:
@@ -117,6 +139,7 @@ class Readiness:
             self._known.discard(name)
             self._new_until.pop(name, None)
             self._planned.pop(name, None)
+            self._lives.pop(name, None)
 
     def _is_ready(self, members: int, missing: int) -> bool:
         if self._policy == ALL:

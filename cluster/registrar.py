@@ -11,14 +11,15 @@ Theory of operation
                                                                         are here, or when that node has none any more
                          a session at a node that is away:          --> made of what the registry knows, and attached;
                                                                         what it had queued comes when that node is back
-    Clean Start asks that node to forget the session, and does not wait for one that is away: a later epoch is enough.
+    Clean Start asks that node to forget the session, and does not wait for one that is away: what that has is over by
+    an ENDED row.
 
 A session is also had for a client that has not connected (`adopt`): its old home wants to be rid of it, or is gone for
 good. That goes the same way, but nothing is attached in the end.
 
-The turn is given back when the client is attached, with the session's epoch. A CONNECT whose client goes meanwhile is
-forgotten, but a move that has begun goes on. One that waits for CONNECT_TIMEOUT_S is refused; another CONNECT of the
-same client id ends it as it would end a connection [MQTT-3.1.4-3].
+The turn is given back when the client is attached, with the session's epoch. A CONNECT whose client goes meanwhile has
+its session moved all the same, unless that would have to be made or ended. One that waits for CONNECT_TIMEOUT_S is
+refused; another CONNECT of the same client id ends it as it would end a connection [MQTT-3.1.4-3].
 
 A node alone knows everything by itself: there nothing waits.
 
@@ -35,6 +36,7 @@ from broker.core.owner import QueueOwner
 from broker.core.transfer import SessionHead
 from broker.mqtt.reasons import Reason
 from cluster.arrivals import Arrivals
+from cluster.claims import Claims
 from cluster.departures import Departures
 from cluster.move_frames import MOVED, REFUSED, Take
 from cluster.registration import Granted, Registration
@@ -53,13 +55,15 @@ class Waiting:
     `revives`: the session begins without its home if that is away.
     """
 
-    __slots__ = ("deadline", "epoch", "event", "old_home", "revives")
+    __slots__ = ("deadline", "epoch", "event", "is_gone", "old_home", "revives")
 
     def __init__(self, event: Attach, deadline: float) -> None:
         self.event = event
         self.deadline = deadline
         self.epoch: Epoch | None = None
         self.old_home: bytes = b""
+        # Its client has gone; the session comes all the same.
+        self.is_gone = False
         self.revives = True
 
     def is_adoption(self) -> bool:
@@ -79,11 +83,14 @@ class Registrar:
         registry: Registry,
         arrivals: Arrivals,
         departures: Departures,
+        claims: Claims,
         remembered: Callable[[str, bytes], SessionHead | None],
+        end_older: Callable[[str, Epoch, bytes], None],
         stamp: Callable[[], int],
     ) -> None:
         """`remembered` makes a head of the rows that a node that is away has of a client id.
 
+        `end_older` says that what nodes have of a client id is over before an epoch; the node that is named was told.
         `stamp` is the hybrid clock.
         """
         self._owner = owner
@@ -92,7 +99,9 @@ class Registrar:
         self._registry = registry
         self._arrivals = arrivals
         self._departures = departures
+        self._claims = claims
         self._remembered = remembered
+        self._end_older = end_older
         self._stamp = stamp
         self._waiting: dict[int, Waiting] = {}
         self._by_client: dict[str, Waiting] = {}
@@ -119,8 +128,7 @@ class Registrar:
         """Take a CONNECT."""
         before = self._by_client.get(event.client_id)
         if before is not None:
-            self._owner.refuse(before.event, Reason.SESSION_TAKEN_OVER)
-            self._forget(before, now)
+            self._refuse(before, Reason.SESSION_TAKEN_OVER, now)
         self._take(Waiting(event, now + CONNECT_TIMEOUT_S), now)
 
     def _take(self, waiting: Waiting, now: float) -> None:
@@ -134,8 +142,12 @@ class Registrar:
     def detach(self, connection: int, now: float) -> None:
         """A connection that is not attached ended."""
         waiting = self._waiting.get(connection)
-        if waiting is not None:
+        if waiting is None:
+            return
+        if waiting.event.clean_start:
             self._forget(waiting, now)
+        else:
+            waiting.is_gone = True
 
     def lose_listener(self, listener: int, now: float) -> None:
         """All connections of a listener ended."""
@@ -183,12 +195,17 @@ class Registrar:
 
     def _go_on(self, now: float) -> None:
         for result in self._registration.take_results():
+            if result.token < 0:
+                # Connections have other numbers.
+                self._claims.turn_decided(result, now)
+                continue
             waiting = self._waiting.get(result.token)
             if waiting is None:
                 continue
             if isinstance(result, Granted):
                 latest = max(result.epoch, self._registry.highest_epoch(result.client_id))
-                waiting.epoch = Epoch(latest.counter + 1, self._stamp(), self._site.store_id())
+                counter = self._registry.next_counter(result.client_id, latest)
+                waiting.epoch = Epoch(counter, self._stamp(), self._site.store_id())
                 self._resolve(waiting, latest, now)
             else:
                 self._refuse(waiting, Reason.SERVER_UNAVAILABLE, now)
@@ -208,10 +225,13 @@ class Registrar:
         """Decide where the session is, by the latest epoch that is known of it, and have it or ask for it."""
         event = waiting.event
         assert waiting.epoch is not None
+        is_here = latest.store_id in (NO_EPOCH.store_id, self._site.store_id())
         if waiting.is_adoption() and latest.store_id != waiting.old_home:
             # Its client was faster, and is not to be disturbed.
             self._forget(waiting, now)
-        elif latest.store_id in (NO_EPOCH.store_id, self._site.store_id()):
+        elif waiting.is_gone and (is_here or not self._site.is_running(latest.store_id)):
+            self._forget(waiting, now)
+        elif is_here:
             gone = self._owner.session(event.client_id) is None and not event.clean_start
             if gone and self._departures.come_back(event.client_id, waiting.epoch):
                 self._arrivals.watch(event.client_id)
@@ -247,19 +267,24 @@ class Registrar:
     def _finish(self, waiting: Waiting, now: float) -> None:
         assert waiting.epoch is not None
         event = waiting.event
-        if not waiting.is_adoption():
-            self._owner.attach(event, waiting.epoch, now)
+        epoch = NO_EPOCH
+        if not waiting.is_gone and not waiting.is_adoption():
+            epoch = waiting.epoch
+            self._owner.attach(event, epoch, now)
         session = self._owner.session(event.client_id)
-        epoch = waiting.epoch
         if session is not None:
             epoch = session.epoch
+            if event.clean_start:
+                # Otherwise what waits for the client at a node that is away would come with that.
+                self._end_older(event.client_id, epoch, waiting.old_home)
             self._departures.follow(session, now)
         del self._waiting[event.connection]
         del self._by_client[event.client_id]
         self._registration.release(event.connection, epoch, now)
 
     def _refuse(self, waiting: Waiting, reason: int, now: float) -> None:
-        self._owner.refuse(waiting.event, reason)
+        if not waiting.is_gone:
+            self._owner.refuse(waiting.event, reason)
         self._forget(waiting, now)
 
     def _forget(self, waiting: Waiting, now: float) -> None:

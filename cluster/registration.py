@@ -242,6 +242,10 @@ class Registration:
         if self._view.stopped(name):
             self._view_changed(False, "", now)
 
+    def forget_released(self) -> None:
+        """Forget what was told with the turns that were given back."""
+        self._keeper.forget_released()
+
     def check_current(self, now: float) -> None:
         """`is_current` may answer otherwise than before. Without it, that is noticed within SETTLE_POLL_S."""
         if not self._keeper.settled:

@@ -1,7 +1,8 @@
 """The registry: which node is the home of a client id.
 
-Owns the view that the SESSION and ENDED rows of all nodes make, this node's among them. It knows nothing of how rows
-come here, and decides nothing: who sees that a session of this node is superseded ends it, or moves it.
+Owns the view that the SESSION and ENDED rows of all nodes make, this node's among them; `will_view` has the rows of
+wills, which are told here as well. It knows nothing of how rows come here, and decides nothing: who sees that a session
+of this node is superseded ends it, or moves it.
 
 Theory of operation
 -------------------
@@ -37,6 +38,11 @@ from broker.core.rows import (
     session_epoch,
     unpack_ended,
 )
+from cluster.will_view import WillView
+
+# What the registry makes something of.
+OF_WILLS: Final = (RowKind.WILL, RowKind.CLAIM, RowKind.AWAY)
+REGISTERED: Final = (RowKind.SESSION, RowKind.ENDED, *OF_WILLS)
 
 _HOME: Final = struct.Struct(">HBB32s")
 _HOME_BYTES: Final = 36
@@ -67,12 +73,13 @@ class Home:
 
 @final
 class Registry:
-    """The homes of all client ids. `own` is this node's name.
+    """The homes of all client ids, and `wills`, what they left. `own` is this node's name.
 
     Where a bucket goes with a subject it is the subject's: it has been reckoned already.
     """
 
     def __init__(self, own: str) -> None:
+        self.wills = WillView(own)
         self._own = own
         self._nodes: list[str] = []
         self._numbers: dict[str, int] = {}
@@ -121,6 +128,22 @@ class Registry:
         for at in range(_HOME_BYTES, len(packed) + 1, _HOME_BYTES):
             highest = max(highest, packed[at - EPOCH_BYTES : at])
         return unpack_epoch(highest, 0) if highest else NO_EPOCH
+
+    def next_counter(self, client_id: str, latest: Epoch) -> int:
+        """Return the counter of an epoch above `latest`, and above those of all wills that the client has left."""
+        will = self.wills.highest_epoch(client_id.encode())
+        return 1 + max(latest.counter, unpack_epoch(will, 0).counter if will else 0)
+
+    def latest_own(self, client_id: str) -> bytes:
+        """Return the packed epoch of this node's session of a client id, b"" if there is none."""
+        return max([home.packed for home in self.homes(client_id) if home.node == self._own], default=b"")
+
+    def highest_elsewhere(self, client_id: str) -> bytes:
+        """Return the latest packed epoch of a session at another node, or of what ended one there; b"" for none."""
+        subject = client_id.encode()
+        epochs = [home.packed for home in self._of(subject) if home.node != self._own]
+        epochs += [epoch for node, epoch in self._ended.get(subject, {}).items() if node != self._own]
+        return max(epochs, default=b"")
 
     def ended(self, client_id: str) -> Epoch | None:
         """Return before which epoch all sessions of a client id are over."""
@@ -183,6 +206,7 @@ class Registry:
 
     def bucket_replaced(self, node: str, table: int, bucket: int) -> None:
         """Forget what a table's bucket held."""
+        self.wills.bucket_replaced(node, table, bucket)
         homes = self._homes[bucket]
         place = self._place(node, table)
         for subject in [each for each, packed in homes.items() if _without(packed, place) != packed]:
@@ -194,8 +218,14 @@ class Registry:
             self._remove_end(subject, node)
 
     def set_row(self, node: str, table: int, bucket: int, row: bytes, value: bytes) -> None:
-        """A SESSION or ENDED row is there."""
+        """A row of a kind in REGISTERED is there."""
         subject = row_subject(row)
+        if row[0] in OF_WILLS:
+            self.wills.set_row(node, bucket, row, value)
+            if row[0] == RowKind.WILL and node != self._own and subject in self._homes[bucket]:
+                self.wills.session_began(self._own, subject)
+            return
+        self.wills.session_began(node, subject)
         if row[0] == RowKind.ENDED:
             self._ended.setdefault(subject, {})[node] = unpack_ended(value)
         else:
@@ -211,8 +241,10 @@ class Registry:
             self._superseded[subject] = True
 
     def remove_row(self, node: str, table: int, bucket: int, row: bytes) -> None:
-        """A SESSION or ENDED row is gone."""
-        if row[0] == RowKind.ENDED:
+        """A row of a kind in REGISTERED is gone."""
+        if row[0] in OF_WILLS:
+            self.wills.remove_row(node, bucket, row)
+        elif row[0] == RowKind.ENDED:
             self._remove_end(row_subject(row), node)
         else:
             self._remove_home(self._homes[bucket], row_subject(row), self._place(node, table))
@@ -225,6 +257,7 @@ class Registry:
                 places = [(home.node, home.table) for home in self._of(subject)]
                 assert len(set(places)) == len(places)
         assert all(self._ended.values())
+        self.wills.validate()
 
     def _of(self, subject: bytes) -> list[Home]:
         packed = self._homes[bucket_of(subject)].get(subject, b"")

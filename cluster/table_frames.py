@@ -19,19 +19,23 @@ Of a kind that this program knows every row is checked; others are held and hand
 from dataclasses import dataclass
 from typing import Final
 
+from broker.core.left_will import unpack_will_row
 from broker.core.retained_rows import unpack_retained
 from broker.core.rows import (
     BUCKETS,
     RowKind,
     Table,
     is_row,
+    pack_away,
     row_rest,
     row_subject,
+    unpack_claim,
     unpack_ended,
     unpack_interest,
     unpack_session,
     unpack_subscription,
 )
+from broker.core.storage import STORE_ID_BYTES
 from broker.core.stored_message import UNREADABLE, Clock
 from broker.mqtt.topics import check_filter, check_name, unmounted
 from cluster.frames import (
@@ -270,6 +274,15 @@ def check_row(row: bytes, value: bytes | None) -> None:
             assert subject.decode() and not row_rest(row) and (value is None or unpack_session(value))
         elif kind == RowKind.ENDED:
             assert subject.decode() and not row_rest(row) and (value is None or unpack_ended(value))
+        elif kind == RowKind.WILL:
+            assert subject.decode() and not row_rest(row)
+            if value is not None:
+                check_name(unmounted(unpack_will_row(subject, value).will.topic))
+        elif kind == RowKind.CLAIM:
+            assert subject.decode() and len(row_rest(row)) == 2 * STORE_ID_BYTES
+            assert value is None or unpack_claim(value)
+        elif kind == RowKind.AWAY:
+            assert len(subject) == STORE_ID_BYTES and not row_rest(row) and value in (None, pack_away())
         elif kind == RowKind.RETAINED:
             check_name(unmounted(subject))
             assert not row_rest(row)

@@ -215,6 +215,10 @@ class TurnKeeper:
                 if not self._is_of(claim[0], claim[1]):
                     self._drop(turn, claim)
 
+    def forget_released(self) -> None:
+        """Go by the registry alone."""
+        self._released.clear()
+
     def settle(self, now: float) -> None:
         """Grant again once that is right; and at once what never was in question."""
         if self.settled:

@@ -27,7 +27,9 @@ it may not have. So the next home says how far it had taken from others (`skips`
 a stub's own that the stub has given already (`low` to `watermark`, or `given` when it is over) is left out.
 
 A session that comes back to a node where its stub still stood has had everything directly all the time (`direct_from`):
-of what its other home has left only those deliveries count that it got from here.
+of what its other home has left only those deliveries count that it got from here. So has one that began here, to which
+another comes that began elsewhere, in the other half of a partition or in a node that joined: but of that everything
+counts, since nobody there knew of the one here.
 
 Invariant: the gate is closed exactly while a donor that is there has not passed on everything below a cut.
 """
@@ -44,6 +46,8 @@ PLACE_BITS: Final = 40
 # Homes of the same epoch counter, which a partition makes: their places are put below the winner's, one range each.
 RIVALS_MAX: Final = 31
 _RIVAL_BITS: Final = 34
+# A place behind all others.
+NOWHERE: Final = (1 << 64) - 1
 _HEAD: Final = struct.Struct(">BHHHHHHQQ")
 _CUT: Final = struct.Struct(">16sQ")
 _DONOR: Final = struct.Struct(">16sQQIBBH")

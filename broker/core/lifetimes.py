@@ -91,6 +91,14 @@ class Lifetimes:
         if session.expires_at != 0.0:
             self._schedule(session)
 
+    def become_oldest(self) -> None:
+        """Have every session be of an earlier epoch than any that the cluster has which this node joins."""
+        for session in self.sessions.values():
+            session.epoch = first_epoch(0, self._store_id)
+            if session.persistent:
+                self._store.put_session(session)
+            self._rows.tell(session)
+
     def release(self, session: Session) -> None:
         """A session goes to another node: from now on it is not this node's."""
         del self.sessions[session.client_id]
@@ -160,7 +168,7 @@ class Lifetimes:
         self._dispatcher.session_ended(session, now)
         if session.persistent:
             self._store.delete_session(session)
-        left = None if will_waits else self._wills.take(session.client_id)
+        left = None if will_waits else self._wills.take(session.client_id, now)
         if left is not None:
             # [MQTT-3.1.2-8] The session ends before the delay does.
             self._publishing.publish_will(left, now)

@@ -150,6 +150,7 @@ _MESH_COUNTERS: Final[dict[str, str]] = {
     "cluster_send_blocked": "How often a socket to another node took nothing more.",
     "cluster_reply_lost": "The replies to a node whose connection was gone.",
     "cluster_subacks_unconfirmed": "The SUBACKs that left before every running member had confirmed them.",
+    "cluster_wills_claimed": "The wills that this node published for members that were gone.",
     "cluster_keys_refused": "The connections to the cluster's port that were refused for their key.",
 }
 

@@ -46,6 +46,7 @@ from broker.core.events import (
     UnsubscribeReceived,
 )
 from broker.core.inflight import AHEAD_MAX, PACKET_ID_MAX
+from broker.core.left_will import LeftWill
 from broker.core.legacies import Legacies
 from broker.core.lifetimes import Lifetimes
 from broker.core.message import Message
@@ -62,6 +63,7 @@ from broker.core.storage import Storage, WriteBatch
 from broker.core.stored_message import Clock
 from broker.core.subscribing import Suback, Subscribing
 from broker.core.transfer import Departure, Transfers
+from broker.core.will import Will
 from broker.core.wills import Wills
 from broker.mqtt.reasons import Reason
 
@@ -103,7 +105,7 @@ class QueueOwner:
         self._publishing = Publishing(
             settings, self._store, self._routes, self._dispatcher, self.retained, store_id, incarnation
         )
-        self._wills = Wills(self._store)
+        self.wills = Wills(self._store, self._rows, incarnation)
         self.counters = self._dispatcher.counters
         self.totals = ListenerTotals()
         self._lifetimes = Lifetimes(
@@ -113,12 +115,12 @@ class QueueOwner:
             self._rows,
             self._dispatcher,
             self._publishing,
-            self._wills,
+            self.wills,
             store_id,
         )
         self._sessions = self._lifetimes.sessions
         self.transfers = Transfers(
-            settings, self._store, self._subscribing, self._dispatcher, self._wills, self._rows, self._lifetimes
+            settings, self._store, self._subscribing, self._dispatcher, self.wills, self._rows, self._lifetimes
         )
         self.legacies = Legacies(self._store, self.transfers, self._rows, store_id)
         self._attachments: dict[int, Attachment] = {}
@@ -129,7 +131,7 @@ class QueueOwner:
         self.netsplit = NetsplitGate(
             settings, self._attachments, self._outlets, self.counters, self._receive_held, self._close, self.is_behind
         )
-        self.draining = Draining(self._attachments, self._sessions, self.transfers, self._wills, self._close)
+        self.draining = Draining(self._attachments, self._sessions, self.transfers, self.wills, self._close)
         self.degraded = Degraded(self._attachments, self._outlets, self.counters, self.receive, self.netsplit)
         self._handlers: dict[type, Callable[[Any, float], None]] = {
             Attach: self._attach_asked,
@@ -159,11 +161,15 @@ class QueueOwner:
         self._subscribing.restore(sessions, groups)
         self.retained.recover(self._storage, self._store.clock)
         lasting = {session.client_id for session in sessions if session.expiry_s}
-        self._wills.recover(
+        self.wills.recover(
             self._storage, now, float(settings.leave_will_grace_s), float(settings.max_last_will_delay_s), lasting
         )
         self._lifetimes.restore([session for session in sessions if not session.departing], now)
         self.transfers.restore(sessions)
+
+    def publish_will(self, left: LeftWill, now: float) -> None:
+        """Publish a will that was another node's."""
+        self._publishing.publish_will(left, now)
 
     def set_clock(self, now: float, utc_ms: int) -> None:
         """Take a reading of both clocks, for the deadlines that are stored; each turn has its own."""
@@ -244,6 +250,11 @@ class QueueOwner:
         """Ask this whether a node can be sent a message that it has to have; without it every node can."""
         self._publishing.has_room = has_room
 
+    def become_oldest(self) -> None:
+        """This node joins a cluster: what it has adds to what is there, and overrides nothing."""
+        self.retained.become_oldest(self._store.writes, self._store.clock)
+        self._lifetimes.become_oldest()
+
     def interest_changed(self) -> None:
         """The other nodes' interest changed: remembered routes are void."""
         self._routes.invalidate()
@@ -253,13 +264,14 @@ class QueueOwner:
         return self._subscribing.wishes.snapshot()
 
     def local_rows(self) -> Iterator[tuple[int, bytes, bytes]]:
-        """Iterate (table, row, value) of what the other nodes have to know of this node's sessions."""
+        """Iterate (table, row, value) of what the other nodes have to know of this node's sessions and wills."""
         stubs = [
             departure.session
             for client_id, departure in self.transfers.departures.items()
             if client_id not in self._sessions
         ]
-        return self._rows.snapshot([*self._sessions.values(), *stubs])
+        yield from self._rows.snapshot([*self._sessions.values(), *stubs])
+        yield from self.wills.rows()
 
     def depart(self, client_id: str, now: float) -> Departure | None:
         """Close the client's connection and freeze its session, which is another node's; None when there is none."""
@@ -309,7 +321,7 @@ class QueueOwner:
     def tick(self, now: float) -> None:
         """End the sessions whose time is over, and publish the wills that are due."""
         self._lifetimes.expire(now)
-        for left in self._wills.take_due(now):
+        for left in self.wills.take_due(now):
             self._publishing.publish_will(left, now)
         if self.retained.next_deadline() <= now:
             self.retained.expire(now, self._store.writes)
@@ -325,7 +337,7 @@ class QueueOwner:
         if self._dispatcher.wants_load():
             return 0.0
         due_at = min(self._lifetimes.next_deadline(), self.netsplit.next_deadline())
-        return min(due_at, self._wills.next_deadline(), self.retained.next_deadline(), self._retry_at)
+        return min(due_at, self.wills.next_deadline(), self.retained.next_deadline(), self._retry_at)
 
     def take_effects(self) -> Effects:
         """Return what has to be done, and begin a new turn."""
@@ -404,7 +416,7 @@ class QueueOwner:
             self._lifetimes.end(session, now)
             session = None
         # [MQTT-3.1.3-9] Back in time, or the session's end has published it.
-        self._wills.discard(event.client_id)
+        self.wills.discard(event.client_id)
         present = session is not None
         if session is None:
             self.transfers.hide_stub(event.client_id)
@@ -421,7 +433,8 @@ class QueueOwner:
         self._rows.tell(session)
         if event.will is not None:
             # [MQTT-3.1.2-7] [MQTT311-3.1.2-8] [MQTT311-3.1.2-12] No connection has another one's will.
-            self._wills.leave(event.client_id, event.user_name, event.will)
+            delay_s = self._will_delay_s(session, event.will)
+            self.wills.leave(event.client_id, event.user_name, event.will, session.epoch, delay_s)
         if self.settings.retry_interval_s and self._retry_at == math.inf:
             self._retry_at = now + _RETRY_CHECK_S
         # [MQTT-3.2.2-2] [MQTT-3.2.2-3] [MQTT311-3.2.2-1] [MQTT311-3.2.2-2] [MQTT311-3.2.2-3]
@@ -480,26 +493,29 @@ class QueueOwner:
 
     def _execute_will(self, session: Session, reason: int, now: float) -> None:
         """Decide about the will of a connection that ended: forget it, or let it wait."""
-        left = self._wills.get(session.client_id)
+        left = self.wills.get(session.client_id)
         if left is None:
             return
         taken_over = reason == Reason.SESSION_TAKEN_OVER
         if reason == _SUCCESS or (taken_over and self.settings.suppress_will_on_takeover):
             # [MQTT-3.1.2-10] [MQTT-3.14.4-3] [MQTT311-3.1.2-10] [MQTT311-3.14.4-3] A proper goodbye.
-            self._wills.discard(session.client_id)
+            self.wills.discard(session.client_id)
             return
-        delay_s = min(left.will.delay_s, self.settings.max_last_will_delay_s)
-        if session.expiry_s != NEVER_EXPIRES_S:
-            # [MQTT-3.1.2-8] The end of the session does not wait for the delay.
-            delay_s = min(delay_s, session.expiry_s)
+        delay_s = self._will_delay_s(session, left.will)
         if reason in _GRACEFUL:
             # ![MQTT-3.1.2-8] because this side closed the connection: a rolling restart would fire every will.
             delay_s = max(delay_s, self.settings.leave_will_grace_s)
         if delay_s == 0:
-            self._wills.discard(session.client_id)
+            self.wills.discard(session.client_id)
             self._publishing.publish_will(left, now)
         else:
-            self._wills.schedule(session.client_id, now + delay_s)
+            self.wills.schedule(session.client_id, delay_s, now)
+
+    def _will_delay_s(self, session: Session, will: Will) -> int:
+        """Return how long a will waits when its connection ends."""
+        delay_s = min(will.delay_s, self.settings.max_last_will_delay_s)
+        # [MQTT-3.1.2-8] The end of the session does not wait for the delay.
+        return delay_s if session.expiry_s == NEVER_EXPIRES_S else min(delay_s, session.expiry_s)
 
     # What clients say.
 
@@ -606,7 +622,7 @@ class QueueOwner:
         assert self._subscribing.wishes.total() == plain
         assert plain + shared == self._subscribing.count()
         self._dispatcher.shared.validate(sessions)
-        self._wills.validate()
+        self.wills.validate()
         self.netsplit.validate()
         self.retained.validate()
 

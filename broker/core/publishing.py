@@ -23,6 +23,7 @@ from typing import Final, final
 from broker.core.dispatch import Dispatcher
 from broker.core.effects import Forward, Ticket
 from broker.core.events import PublishReceived
+from broker.core.left_will import LeftWill
 from broker.core.message import Message
 from broker.core.records import PUBACK, PUBCOMP, PUBREC
 from broker.core.retained import RetainedStore
@@ -30,7 +31,6 @@ from broker.core.routes import Route, Routes
 from broker.core.session import Attachment, Session
 from broker.core.session_store import SessionStore
 from broker.core.settings import OwnerSettings
-from broker.core.wills import LeftWill
 from broker.mqtt.reasons import Reason
 
 # A number of a message id is the incarnation and a count: 2^24 starts of 2^40 messages each.

@@ -11,6 +11,10 @@ table compare it. It knows nothing of peers, frames or of where rows lie: `clust
     SUBSCRIPTION  subject client id, key filter   options u8, identifier u32
     ENDED         subject client id  epoch (32 bytes): all sessions of older epochs are over
     RETAINED      subject topic      see `retained_rows`
+    WILL          subject client id  see `left_will`
+    CLAIM         subject client id, key store_id of whose will it is, store_id of who claims it
+                                     flags u8 (1 spent), number u64
+    AWAY          subject store_id   nothing: this node does not hear that member
 
 Everything about one subject lies in one of BUCKETS buckets, so that holders find what differs bucket by bucket. The sum
 of a bucket is that of the hashes of its rows modulo 2**64: a change costs one hash, and the order does not matter.
@@ -33,17 +37,19 @@ SUBJECT_AT: Final = 3
 
 _SESSION: Final = struct.Struct(">BB32sI")
 _SUBSCRIPTION: Final = struct.Struct(">BBI")
+_CLAIM: Final = struct.Struct(">BBQ")
 _EPOCH_AT: Final = 2
 _USER_NAME: Final = 1
 _PERSISTENT: Final = 2
+_SPENT: Final = 1
 
 
 class Table(IntEnum):
     """The tables of a node."""
 
-    # What is rebuilt at a start: interest, and sessions that end with their connections.
+    # What is rebuilt at a start: interest, sessions that end with their connections, and which members are not heard.
     PASSING = 1
-    # What is in the store: persistent sessions, their subscriptions, and what ended.
+    # What is in the store: persistent sessions, their subscriptions, what ended, wills and claims of them.
     LASTING = 2
     # Retained messages.
     RETAINED = 3
@@ -57,6 +63,9 @@ class RowKind(IntEnum):
     SUBSCRIPTION = 3
     ENDED = 4
     RETAINED = 5
+    WILL = 6
+    CLAIM = 7
+    AWAY = 8
 
 
 @final
@@ -183,3 +192,20 @@ def unpack_ended(value: bytes) -> bytes:
     """Return before which epoch, packed, sessions are over; AssertionError if this is no such value."""
     assert len(value) == 1 + EPOCH_BYTES and value[0] == VALUE_VERSION
     return value[1:]
+
+
+def pack_claim(number: int, spent: bool) -> bytes:
+    """Return the value of a CLAIM row: the will with the number is about to be published, or nobody's to publish."""
+    return _CLAIM.pack(VALUE_VERSION, _SPENT if spent else 0, number)
+
+
+def unpack_claim(value: bytes) -> tuple[int, bool]:
+    """Return (number, spent) of a CLAIM row; one of UNREADABLE if this is no such value."""
+    version, flags, number = _CLAIM.unpack(value)
+    assert version == VALUE_VERSION
+    return number, flags & _SPENT != 0
+
+
+def pack_away() -> bytes:
+    """Return the value of an AWAY row."""
+    return bytes((VALUE_VERSION,))

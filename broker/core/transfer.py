@@ -25,10 +25,11 @@ an arrival of its own only as long as nobody has asked for it.
 from collections import deque
 from typing import final
 
-from broker.core.arrival import PLACE_BITS, Arrival, Donor, first_place
+from broker.core.arrival import NOWHERE, PLACE_BITS, Arrival, Donor, first_place
 from broker.core.dispatch import Dispatcher
 from broker.core.epoch import Epoch
 from broker.core.inflight import PACKET_ID_MAX
+from broker.core.left_will import LeftWill
 from broker.core.lifetimes import Lifetimes
 from broker.core.message import NO_MESSAGE, Delivery
 from broker.core.session import Session
@@ -37,7 +38,7 @@ from broker.core.session_store import RECORD_BYTES, SessionStore
 from broker.core.settings import OwnerSettings
 from broker.core.subscribing import Subscribing
 from broker.core.subscription import subscription
-from broker.core.wills import LeftWill, Wills
+from broker.core.wills import Wills
 
 
 @final
@@ -164,7 +165,7 @@ class Transfers:
             # Older homes will go on giving, here if it comes back.
             arrival.is_stub = True
             self._dispatcher.arriving[session] = arrival
-        departure = Departure(session, self._wills.suspend(session.client_id))
+        departure = Departure(session, self._wills.suspend(session.client_id, session.epoch))
         self.departures[session.client_id] = departure
         return departure
 
@@ -262,7 +263,7 @@ class Transfers:
         session.gate = arrival.first_seq if arrival.is_gated() else 0
         self._rows.tell(session)
         if departure.will is not None:
-            self._wills.adopt(departure.will, departure.will.due)
+            self._wills.adopt(departure.will, epoch, self._store.clock.now)
         return session
 
     def is_drained(self, departure: Departure) -> bool:
@@ -326,7 +327,7 @@ class Transfers:
             session.incoming.add(packet_id)
             self._store.put_incoming(session, packet_id)
         if head.will is not None and head.will.due != 0.0:
-            self._wills.adopt(head.will, head.will.due)
+            self._wills.adopt(head.will, epoch, now)
         self._update(session, arrival, now)
         return session
 
@@ -350,7 +351,7 @@ class Transfers:
         """Another old home has something left of the session, which has a life of its own here."""
         if session.arrival is None:
             session.arrival = Arrival(first_place(session.epoch))
-            session.arrival.direct_from = first_place(session.epoch)
+            session.arrival.direct_from = NOWHERE
             self._dispatcher.arriving[session] = session.arrival
         if donor not in session.arrival.donors:
             session.arrival.donor(donor)

@@ -1,55 +1,63 @@
 """Wills: who left one, and when those whose connection is gone are due.
 
-It owns the family `will` of the store and the deadlines. It does not publish: the owner takes what is due.
+It owns the family `will` of the store, the rows by which other nodes know of wills, and the deadlines. It does not
+publish: the owner takes what is due.
 
-    will  client id  version u8, flags u8 (QoS, 4 retain, 8 expiry, 16 user name), deadline u64 (0: connected),
-                     delay u32, expiry u32, user name str, topic str, properties u32 and bytes, payload
+    will  client id  see `left_will`
 
 Theory of operation
 -------------------
 A will is stored with its CONNECT, also that of a session which isn't, so that it comes due although everything was
 killed. It goes with a proper DISCONNECT [MQTT-3.1.2-10]. Else it waits for its delay, or the end of its session if that
 comes first [MQTT-3.1.2-8], and is forgotten if the client is back in time [MQTT-3.1.3-9].
+
+The other nodes know every will, since one of them publishes it when this node is gone for too long. Which of them does,
+and that they agree, is the cluster's business. It has this node keep its wills (`held`) while it does not know what the
+others did, leave alone those that another is about to publish (`claimed`), and give up what another has published.
+
+Invariant: whatever waits, unless it is claimed, has a deadline in the heap.
 """
 
 import heapq
 import math
-import struct
+from collections.abc import Iterator
 from typing import Final, final
 
+from broker.core.epoch import Epoch, pack_epoch
+from broker.core.left_will import (
+    STORED_VERSION,
+    LeftWill,
+    pack_stored_will,
+    pack_will_row,
+    unpack_stored_will,
+)
+from broker.core.rows import RowChange, RowKind, Table, pack_row, row_hash
+from broker.core.session_rows import SessionRows
 from broker.core.session_store import SessionStore
 from broker.core.storage import Storage
-from broker.core.stored_message import UNREADABLE, Clock, check_version, corrupt, string, unpack_string
+from broker.core.stored_message import UNREADABLE, check_version, corrupt
 from broker.core.will import Will
 
-VALUE_VERSION: Final = 1
-_RETAIN: Final = 4
-_EXPIRY: Final = 8
-_USER_NAME: Final = 16
-_HEAD: Final = struct.Struct(">BBQII")
 _STALE_DEADLINES_MAX: Final = 64
-
-
-@final
-class LeftWill:
-    """A client's will; `due` is 0.0 while it is connected."""
-
-    __slots__ = ("client_id", "due", "user_name", "will")
-
-    def __init__(self, client_id: str, user_name: str | None, will: Will) -> None:
-        self.client_id = client_id
-        self.user_name = user_name
-        self.will = will
-        self.due: float = 0.0
+# A number is the incarnation and a count, as those of messages are.
+_INCARNATION_SHIFT: Final = 40
 
 
 @final
 class Wills:
     """The wills of a node, by client id."""
 
-    def __init__(self, store: SessionStore) -> None:
+    def __init__(self, store: SessionStore, rows: SessionRows, incarnation: int) -> None:
+        # Nothing is published while the node does not know what the others did.
+        self.held = False
         self._store = store
+        self._rows = rows
+        self._number: int = incarnation << _INCARNATION_SHIFT
         self._left: dict[str, LeftWill] = {}
+        # Those that went to another node with their sessions, which has not said yet that it has them.
+        self._suspended: dict[str, LeftWill] = {}
+        # The hash of the row that others were told.
+        self._told: dict[str, int] = {}
         self._due: list[tuple[float, str]] = []
 
     def __len__(self) -> int:
@@ -62,9 +70,9 @@ class Wills:
         """
         clock = self._store.clock
         for key, value in storage.scan("will", b"", b""):
-            check_version(value, VALUE_VERSION, "will")
+            check_version(value, STORED_VERSION, "will")
             try:
-                left, deadline_ms = unpack_left_will(key, value)
+                left, deadline_ms = unpack_stored_will(key, value)
             except UNREADABLE as error:
                 raise corrupt("will", key, error) from None
             self._left[left.client_id] = left
@@ -72,12 +80,27 @@ class Wills:
                 due = clock.to_monotonic(deadline_ms)
             else:
                 delay_s = min(float(left.will.delay_s), delay_s_max) if left.client_id in lasting else 0.0
-                due = now + max(delay_s, grace_s)
+                left.wait_s = int(max(delay_s, grace_s))
+                due = now + left.wait_s
             self._schedule(left, due)
+            if left.number == 0:
+                left.number = self._next_number()
+                self._store.writes.put("will", key, pack_stored_will(left, clock))
 
-    def leave(self, client_id: str, user_name: str | None, will: Will) -> None:
-        """A client connected and left its will."""
+    def rows(self) -> Iterator[tuple[int, bytes, bytes]]:
+        """Iterate (table, row, value) of what the other nodes have to know, and take it for told."""
+        for client_id, left in {**self._suspended, **self._left}.items():
+            row = pack_row(RowKind.WILL, client_id.encode())
+            value = pack_will_row(left)
+            self._told[client_id] = row_hash(row, value)
+            yield int(Table.LASTING), row, value
+
+    def leave(self, client_id: str, user_name: str | None, will: Will, epoch: Epoch, wait_s: int) -> None:
+        """A client connected and left its will, which is to wait so long when the connection ends."""
         left = LeftWill(client_id, user_name, will)
+        left.epoch = pack_epoch(epoch)
+        left.number = self._next_number()
+        left.wait_s = wait_s
         self._left[client_id] = left
         self._put(left)
 
@@ -85,23 +108,28 @@ class Wills:
         """The client said goodbye properly, or is back: its will goes."""
         if client_id in self._left:
             del self._left[client_id]
-            self._store.writes.delete("will", client_id.encode())
+            self._delete(client_id)
 
-    def schedule(self, client_id: str, due: float) -> None:
-        """The client's connection is gone; `take_due` has its will from `due` on."""
+    def schedule(self, client_id: str, wait_s: int, now: float) -> None:
+        """The client's connection is gone; `take_due` has its will when it has waited."""
         left = self._left.get(client_id)
         if left is not None:
-            self._schedule(left, due)
+            left.wait_s = wait_s
+            self._schedule(left, now + wait_s)
             self._put(left)
 
     def get(self, client_id: str) -> LeftWill | None:
         """Return the will of a client, if it left one."""
         return self._left.get(client_id)
 
-    def take(self, client_id: str) -> LeftWill | None:
+    def take(self, client_id: str, now: float) -> LeftWill | None:
         """Take the will of a client that is not connected, due or not: its session ended."""
         left = self._left.get(client_id)
         if left is None or left.due == 0.0:
+            return None
+        if self.held or left.claimed:
+            self._schedule(left, now)
+            self._put(left)
             return None
         self.discard(client_id)
         return left
@@ -109,91 +137,96 @@ class Wills:
     def take_due(self, now: float) -> list[LeftWill]:
         """Take the wills that are due."""
         due: list[LeftWill] = []
-        while self._due and self._due[0][0] <= now:
+        while not self.held and self._due and self._due[0][0] <= now:
             deadline, client_id = heapq.heappop(self._due)
             left = self._left.get(client_id)
             # Another entry, or none, stands for a will that was scheduled anew or went.
-            if left is not None and left.due == deadline:
+            if left is not None and left.due == deadline and not left.claimed:
                 self.discard(client_id)
                 due.append(left)
         return due
 
     def next_deadline(self) -> float:
         """Return when `take_due` may have something, in monotonic seconds; infinity when never."""
-        return self._due[0][0] if self._due else math.inf
+        return self._due[0][0] if self._due and not self.held else math.inf
 
     def _schedule(self, left: LeftWill, due: float) -> None:
         left.due = due
-        heapq.heappush(self._due, (due, left.client_id))
+        if not left.claimed:
+            heapq.heappush(self._due, (due, left.client_id))
         if len(self._due) > 2 * len(self._left) + _STALE_DEADLINES_MAX:
             # Those of clients that came back in time would otherwise stay until their time comes.
-            self._due = [(left.due, client_id) for client_id, left in self._left.items() if left.due != 0.0]
+            self._due = [(left.due, left.client_id) for left in self._left.values() if left.due and not left.claimed]
             heapq.heapify(self._due)
 
-    def suspend(self, client_id: str) -> LeftWill | None:
-        """Take the will of a client whose session goes to another node, and leave it in the store until `forget`."""
-        return self._left.pop(client_id, None)
+    # Among other nodes.
+
+    def set_claimed(self, client_id: str, claimed: bool) -> None:
+        """Another node is about to publish the will of a client, or is not any more."""
+        left = self._left.get(client_id)
+        if left is not None and left.claimed != claimed:
+            left.claimed = claimed
+            if left.due and not claimed:
+                self._schedule(left, left.due)
+
+    def spend(self, client_id: str) -> None:
+        """Another node has published the will of a client, which seemed to be gone with this node.
+
+        If it is still connected, that is the will of a connection which goes on, and which will end one day.
+        """
+        left = self._left.get(client_id)
+        if left is not None and left.due == 0.0:
+            left.number = self._next_number()
+            left.claimed = False
+            self._put(left)
+        else:
+            self.discard(client_id)
+
+    def suspend(self, client_id: str, epoch: Epoch) -> LeftWill | None:
+        """Take the will of a session that goes to another node, and leave it in the store until `forget`."""
+        left = self._left.get(client_id)
+        if left is None or left.epoch > pack_epoch(epoch):
+            # What there is belongs to a later session.
+            return None
+        self._suspended[client_id] = self._left.pop(client_id)
+        return left
 
     def forget(self, client_id: str) -> None:
         """The other node has what `suspend` took."""
-        if client_id not in self._left:
-            self._store.writes.delete("will", client_id.encode())
+        if self._suspended.pop(client_id, None) is not None and client_id not in self._left:
+            self._delete(client_id)
 
-    def adopt(self, left: LeftWill, due: float) -> None:
-        """Take over the will of a client that is not connected, from another node; `due` as in `schedule`."""
+    def adopt(self, left: LeftWill, epoch: Epoch, now: float) -> None:
+        """Take over the will of a client that is not connected, from another node, with its session."""
+        self._suspended.pop(left.client_id, None)
+        left.epoch = pack_epoch(epoch)
+        left.number = self._next_number()
+        left.wait_s = max(0, math.ceil(left.due - now))
+        left.claimed = False
         self._left[left.client_id] = left
-        self._schedule(left, due)
+        self._schedule(left, left.due)
         self._put(left)
 
+    def _next_number(self) -> int:
+        self._number += 1
+        return self._number
+
     def _put(self, left: LeftWill) -> None:
-        self._store.writes.put("will", left.client_id.encode(), pack_left_will(left, self._store.clock))
+        client_id = left.client_id.encode()
+        self._store.writes.put("will", client_id, pack_stored_will(left, self._store.clock))
+        row = pack_row(RowKind.WILL, client_id)
+        value = pack_will_row(left)
+        self._rows.changes.append(RowChange(Table.LASTING, row, self._told.get(left.client_id, 0), value))
+        self._told[left.client_id] = row_hash(row, value)
+
+    def _delete(self, client_id: str) -> None:
+        self._store.writes.delete("will", client_id.encode())
+        told = self._told.pop(client_id, 0)
+        if told:
+            row = pack_row(RowKind.WILL, client_id.encode())
+            self._rows.changes.append(RowChange(Table.LASTING, row, told, None))
 
     def validate(self) -> None:
-        """Check that every will that waits has a deadline in the heap."""
-        waiting = {(left.due, left.client_id) for left in self._left.values() if left.due != 0.0}
+        """Check the invariant."""
+        waiting = {(left.due, left.client_id) for left in self._left.values() if left.due and not left.claimed}
         assert waiting <= set(self._due)
-
-
-def pack_left_will(left: LeftWill, clock: Clock) -> bytes:
-    """Return the stored form of a will."""
-    will = left.will
-    flags = will.qos
-    if will.retain:
-        flags |= _RETAIN
-    if will.expiry_s >= 0:
-        flags |= _EXPIRY
-    if left.user_name is not None:
-        flags |= _USER_NAME
-    deadline_ms = clock.to_utc_ms(left.due)
-    return b"".join(
-        (
-            _HEAD.pack(VALUE_VERSION, flags, deadline_ms, will.delay_s, max(will.expiry_s, 0)),
-            string(left.user_name or ""),
-            len(will.topic).to_bytes(2, "big"),
-            will.topic,
-            len(will.properties).to_bytes(4, "big"),
-            will.properties,
-            will.payload,
-        )
-    )
-
-
-def unpack_left_will(key: bytes, value: bytes) -> tuple[LeftWill, int]:
-    """Return a stored will and its deadline in UTC ms; one of UNREADABLE if it can't be read."""
-    _version, flags, deadline_ms, delay_s, expiry_s = _HEAD.unpack_from(value)
-    user_name, pos = unpack_string(value, _HEAD.size)
-    topic, pos = unpack_string(value, pos)
-    payload: int = pos + 4 + int.from_bytes(value[pos : pos + 4], "big")
-    if payload > len(value):
-        raise IndexError("properties that go on behind the record")
-    will = Will(
-        topic,
-        value[payload:],
-        value[pos + 4 : payload],
-        flags & 3,
-        flags & _RETAIN != 0,
-        delay_s,
-        expiry_s if flags & _EXPIRY else -1,
-    )
-    left = LeftWill(key.decode(), user_name.decode() if flags & _USER_NAME else None, will)
-    return left, deadline_ms

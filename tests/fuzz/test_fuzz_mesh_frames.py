@@ -99,6 +99,10 @@ def name(frame: bytes) -> bytes:
     return frames.pack_name(frames.unpack_name(frame))
 
 
+def stops(frame: bytes) -> bytes:
+    return frames.pack_stops(frames.unpack_stops(frame))
+
+
 def check_asked(frame: bytes) -> bytes:
     return check_frames.pack_check(*check_frames.unpack_check(frame))
 
@@ -287,6 +291,7 @@ UNPACKERS = {
     int(FrameType.MEMBERS): members,
     int(FrameType.POSITIONS): positions,
     int(FrameType.NAME): name,
+    int(FrameType.STOPS): stops,
     int(FrameType.CHECK): check_asked,
     int(FrameType.CHECKED): checked,
     int(FrameType.LOOK): look,

@@ -8,17 +8,20 @@ from fuzzing import Target, examples, near
 from hypothesis import given
 
 from broker.core.epoch import Epoch, pack_epoch
+from broker.core.left_will import LeftWill, pack_will_row
 from broker.core.rows import (
     RowKind,
     SessionRow,
     Table,
     bucket_of,
+    pack_claim,
     pack_ended,
     pack_row,
     pack_session,
     pack_subscription,
 )
 from broker.core.storage import MemoryStorage, StorageError, WriteBatch
+from broker.core.will import Will
 from cluster.membership import Member, State
 from cluster.mesh import Mesh, MeshSettings
 from cluster.mesh_store import MeshStore
@@ -46,6 +49,8 @@ def stored() -> MemoryStorage:
             (pack_row(RowKind.SESSION, b"client"), pack_session(SessionRow(epoch, True, 60, "user"))),
             (pack_row(RowKind.SUBSCRIPTION, b"client", b"a/#"), pack_subscription(1, 7)),
             (pack_row(RowKind.ENDED, b"client"), pack_ended(pack_epoch(epoch))),
+            (pack_row(RowKind.WILL, b"client"), pack_will_row(LeftWill("client", "user", Will(b"w/x", b"gone")))),
+            (pack_row(RowKind.CLAIM, b"client", PEER + OWN), pack_claim(7, False)),
         ):
             rows.put(bucket_of(b"client"), row, value)
     batch = WriteBatch()
@@ -91,7 +96,7 @@ TARGET = Target("mesh_store", check, seeds())
 def test_the_seeds_are_records_of_every_kind() -> None:
     for seed in TARGET.seeds:
         check(seed)
-    assert len(TARGET.seeds) == 11
+    assert len(TARGET.seeds) == 15
 
 
 def test_every_cut_record_is_refused_or_read() -> None:

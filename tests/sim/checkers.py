@@ -12,7 +12,9 @@ may get more than once what was on its way at that time, and what its old home s
 
 from bisect import bisect_left
 
+from latecomer import HELD, NAME
 from ledger import matches, shared_part
+from virtual_node import FAILURE_TIMEOUT_S
 
 QUEUE_FULL = "queue_full"
 # What two pipes and a turn take at most, in seconds.
@@ -20,22 +22,47 @@ PIPES_S = 0.1
 # What the node and its timers may be late; how long a node may stand still, or leave what listeners say.
 LATE_S = 1.0
 STALL_S = 7.0
-CLOCK_S = 0.02
+CLOCK_S = 0.05
+# How long after a death others publish a will that is due, after they have missed the node; and how long before it they
+# must have been at one to know the will.
+CLAIM_S = 5.0
+# How soon after a death at least somebody misses the node.
+MISSED_S = FAILURE_TIMEOUT_S - 0.5
+PEACE_S = 6.0
+# So long before and after, a partition may matter to what is published.
+APART_S = 15.0
 
 
 def promise(world, clients, publisher, message):
-    """Write into a message, whose publish begins now, which sessions and shared groups it is promised to."""
+    """Write into a message, which its publisher sends now, which sessions and shared groups it is promised to.
+
+    One that was sent before, and to another node, may be either's: it is promised where both knew of an interest.
+    """
     home = publisher.home
-    message.home = home
-    if message.qos == 0 or not home.up:
+    if message.sends and message.home is home:
         return
+    promised, groups = set(), set()
+    if message.qos and home.up:
+        promised, groups = _owed(world, clients, home, message)
+    if message.sends:
+        promised &= message.promised
+        groups &= message.groups
+    message.home = home
+    message.promised = promised
+    message.groups = groups
+
+
+def _owed(world, clients, home, message):
+    """Return the sessions and the shared groups which a node owes a message."""
+    promised, groups = set(), set()
     interest = home.core.mesh.interest
     known = {name: set(interest.persistent_filters(name)) for name in world.nodes}
     for client in clients:
         if not client.persistent or not client.session_exists:
             continue
         if client.roams:
-            _promise_roamer(world, client, known, message)
+            if _is_owed_to_roamer(world, client, known, message):
+                promised.add(client.name)
             continue
         local = client.home is home
         for topic_filter, qos in client.subscribed.items():
@@ -43,13 +70,14 @@ def promise(world, clients, publisher, message):
             if shared is not None:
                 # The group lasts as long as a member that never leaves; groups are a node's own.
                 if qos and local and client.steady and matches(shared, message.topic):
-                    message.groups.add(topic_filter)
+                    groups.add(topic_filter)
             elif qos and (local or topic_filter in known[client.home.name]) and matches(topic_filter, message.topic):
-                message.promised.add(client.name)
+                promised.add(client.name)
                 break
+    return promised, groups
 
 
-def _promise_roamer(world, client, known, message):
+def _is_owed_to_roamer(world, client, known, message):
     """What every node has known that it is wanted stays known wherever the client goes."""
     filters = client.subscribed
     if not client.rooted:
@@ -58,8 +86,7 @@ def _promise_roamer(world, client, known, message):
             node.up and set(filters) <= set(node.core.mesh.interest.persistent_filters(client.home.name))
             for node in others
         )
-    if client.rooted and any(qos and matches(name, message.topic) for name, qos in filters.items()):
-        message.promised.add(client.name)
+    return client.rooted and any(qos and matches(name, message.topic) for name, qos in filters.items())
 
 
 def check_delivery(world, clients, ledger):
@@ -81,18 +108,19 @@ def check_delivery(world, clients, ledger):
                 missing.setdefault(place, []).append((message.number, message.publisher, name))
         for group in sorted(message.groups):
             world.count("promises to groups")
-            home = by_name[message.publisher].home
+            home = message.home
             members = [client for client in clients if client.home is home and group in client.ever_wanted]
             if not any(member.name in message.finishers for member in members):
                 missing.setdefault(home.name, []).append((message.number, message.publisher, group.decode()))
     for left in ledger.wills:
-        home = left.client.home
         low, _high = expected_wills(world, left)
         for client in clients:
-            if client.home is home and client.steady and low and b"will/#" in client.wanted:
+            if client.steady and low and b"will/#" in client.wanted:
                 world.count("wills due")
                 if left.message.payload not in received[client.name]:
-                    missing.setdefault(home.name, []).append((left.message.number, left.client.name, client.name))
+                    missing.setdefault(client.home.name, []).append(
+                        (left.message.number, left.client.name, client.name)
+                    )
     everything = [each for lost in missing.values() for each in lost]
     for node_name, lost in [*missing.items(), ("", everything)]:
         nodes = [node for node in world.nodes.values() if node_name in ("", node.name)]
@@ -105,7 +133,7 @@ def check_delivery(world, clients, ledger):
         )
 
 
-def copies_allowed(by_name, message):
+def copies_allowed(world, by_name, message):
     """Return how many copies of a message of QoS 1 or 2 a session may be sent."""
     if message.will:
         return 1
@@ -113,7 +141,8 @@ def copies_allowed(by_name, message):
     if message.qos == 1 or not publisher.persistent:
         # Every sending is a publish: QoS 1 is at least once, and nobody knows the ids of a session that is over.
         return message.sends
-    return 1
+    # A session that began anew without its old home may not know what its client has sent there.
+    return min(message.sends, 1 + world.revived[publisher.client_id])
 
 
 def check_copies(world, clients, ledger):
@@ -122,13 +151,24 @@ def check_copies(world, clients, ledger):
     for client in clients:
         if client.shares:
             continue
+        if client.contends:
+            # It shares its session with others, and has seen only a part of what that was sent.
+            continue
         for payload, copies in client.inbox.copies.items():
             message = ledger.published[payload]
+            if message.will:
+                # `check_wills` counts these.
+                continue
             # What was on the way when an old home went away may be at both, and nobody can tell before it is back.
-            limit = world.revived[client.name] + (
-                copies_allowed(by_name, message)
-                if message.qos
-                else 1 + sum(node.crashes for node in world.nodes.values())
+            # So may what came while a node with a session of the same client id was joining.
+            limit = (
+                world.twins[client.client_id]
+                + world.revived[client.client_id]
+                + (
+                    copies_allowed(world, by_name, message)
+                    if message.qos
+                    else 1 + sum(node.crashes for node in world.nodes.values())
+                )
             )
             world.check(
                 copies <= limit,
@@ -152,7 +192,7 @@ def check_groups(world, clients, ledger):
             takers.setdefault((worker.home, group), []).append(session < worker.sessions)
         for (_home, group), ended in takers.items():
             world.check(
-                len(ended) <= copies_allowed(by_name, message) + sum(ended),
+                len(ended) <= copies_allowed(world, by_name, message) + sum(ended),
                 f"message {message.number} of QoS {message.qos} went to {len(ended)} sessions of {group}, of which "
                 f"{sum(ended)} ended",
             )
@@ -162,12 +202,13 @@ def check_order(world, clients, ledger):
     """First deliveries to a session come in the publisher's order, by publisher, topic and QoS.
 
     A message that was sent again may have missed a session the first time, if that had no promise then. A group has
-    no order: what a member could not take goes to another.
+    no order: what a member could not take goes to another. Nor have two nodes to which a publisher has been.
     """
+    by_name = {client.name: client for client in clients}
     for client in clients:
-        if client.shares:
+        if client.shares or client.contends:
             continue
-        if world.revived[client.name]:
+        if world.revived[client.client_id]:
             # What its old homes had came when they were back.
             continue
         settings = client.home.settings
@@ -185,10 +226,14 @@ def check_order(world, clients, ledger):
                 continue
             seen.add(payload)
             message = ledger.published[payload]
-            bounded = settings.max_offline_messages >= 0
-            if message.sends > 1 and (bounded or client.name not in message.promised):
+            if message.will:
+                # One may be published by another node than the next.
                 continue
-            stream = (message.publisher, message.topic, message.qos, arrival.qos)
+            bounded = settings.max_offline_messages >= 0
+            roams = not message.will and by_name[message.publisher].roams
+            if message.sends > 1 and (bounded or roams or client.name not in message.promised):
+                continue
+            stream = (message.publisher, message.home, message.topic, message.qos, arrival.qos)
             world.check(
                 last.get(stream, 0) < message.number,
                 f"{client.name} received message {message.number} of {message.publisher} on "
@@ -223,18 +268,33 @@ def check_lifo_order(world, client, ledger):
 
 
 def expected_wills(world, left):
-    """Return how often a will has to be published at least, and at most."""
-    if left.farewell and left.farewell_arrived:
+    """Return how often a will has to be published at least, and at most.
+
+    In a cluster at one that is once at most: by its own node, or by another one when that is away for long enough.
+    While some node takes another for dead that lives, each may publish it. So may others when the node has published it
+    and died before anybody heard of that.
+    """
+    home = left.home
+    back_at = left.back_at or world.now
+    back_asked_at = left.back_asked_at or world.now
+    # What is cut off when the client connects, or when the will is published, counts as well.
+    divided = world.is_divided(left.asked_at - APART_S, back_at + APART_S)
+    high = len(world.nodes) if divided else 1
+    if left.farewell and left.farewell_arrived and not divided:
         return 0, 0
     if not left.connected or left.farewell:
         # Nobody but the node knows whether it had the CONNECT, or the DISCONNECT.
-        return 0, 1
+        return 0, high
+    if divided:
+        return 0, high
     if not left.ended_at:
         return 0, 0
-    home = left.client.home
-    back_at = left.back_at or world.now
-    back_asked_at = left.back_asked_at or world.now
+    if home.clocks.was_set and home.died_at:
+        # Deadlines that are stored go by the wall clock.
+        return 0, high
     deaths = [at for at in home.died_at if left.asked_at <= at <= back_at]
+    if _may_be_unheard(world, left, deaths):
+        return 0, len(world.nodes)
     if not deaths:
         if left.delay_s == 0:
             return 1, 1
@@ -243,44 +303,89 @@ def expected_wills(world, left):
         wait_s = max(left.delay_s, home.settings.leave_will_grace_s)
         starts = [at for at in home.started_at if at <= back_asked_at]
         # The connection that a death ended waits for the grace; one that had ended before may be due without.
-        first = deaths[0] + wait_s if deaths[0] <= left.ended_at else left.ended_at + left.delay_s
+        waited = left.ended_at < deaths[0]
+        first = left.ended_at + left.delay_s if waited else deaths[0] + wait_s
+        # From here on another node may publish it.
+        missed_at = deaths[0] + MISSED_S
+        due_at = left.ended_at + left.delay_s if waited else missed_at + left.delay_s
+        first = min(first, max(missed_at, home.waited_until[deaths[0]], due_at))
         last = max(starts[-1] + wait_s, left.told_at + left.delay_s)
     if back_at < first - CLOCK_S:
         return 0, 0
-    late_s = LATE_S + (STALL_S if world.stats["stalls"] else 0.0)
-    return (1, 1) if home.up and back_asked_at > last + late_s else (0, 1)
+    late_s = LATE_S + (STALL_S if world.stats["stalls"] or world.stats["slow nodes"] else 0.0)
+    if deaths:
+        last = max(last, starts[-1])
+        others = [node for node in world.nodes.values() if node is not home]
+        if any(at > deaths[0] + MISSED_S for node in others for at in node.died_at):
+            # A will that it had claimed waits until it is back.
+            last = max(last, max(at for at in world.troubles if at <= back_asked_at))
+    # So long a node waits at most to know what others did that start or die meanwhile.
+    last += CLAIM_S
+    if home.up and back_asked_at > last + late_s:
+        return 1, 1
+    return (1, 1) if deaths and _is_claimed(world, left, deaths[-1], back_asked_at - late_s) else (0, 1)
+
+
+def _may_be_unheard(world, left, deaths):
+    """Say whether a node may have published a will and died before anybody heard of that."""
+    if not deaths or not left.ended_at:
+        return False
+    published_at = left.ended_at + left.delay_s
+    before = [at for at in world.troubles if published_at - PEACE_S < at < deaths[0]]
+    in_peace = not before and deaths[0] > left.told_at + left.delay_s + LATE_S
+    return len(deaths) > 1 or (published_at <= deaths[0] and not in_peace)
+
+
+def _is_claimed(world, left, died_at, until):
+    """Say whether others had to publish a will of a node that died, in peace otherwise, until a time."""
+    before = [at for at in world.troubles if at < died_at]
+    after = [at for at in world.troubles if died_at < at <= until]
+    if after or died_at - max(before[-1], left.asked_at) < PEACE_S or not left.ended_at:
+        return False
+    missed = [max(at, planned) for at, name, _, planned in world.misses if name == left.home.name and at >= died_at]
+    return bool(missed) and until > max(missed[0], left.told_at) + left.delay_s + CLAIM_S
 
 
 def check_wills(world, clients, ledger):
     """No will came that must not come; that those came which must, `check_delivery` has seen."""
-    came = set()
-    for client in clients:
-        came.update(arrival.payload for arrival in client.inbox.arrivals)
     for left in ledger.wills:
         _low, high = expected_wills(world, left)
-        published = left.message.payload in came
-        if published:
+        copies = max(client.inbox.copies[left.message.payload] for client in clients if not client.shares)
+        if copies:
             world.count("wills published")
         world.check(
-            high or not published,
+            high or not copies,
             f"the will {left.message.number} of {left.client.name} was published, which "
             f"{'said goodbye' if left.farewell else 'came back'}",
+        )
+        world.check(
+            copies <= high,
+            f"the will {left.message.number} of {left.client.name} was published {copies} times",
         )
 
 
 def check_retained(world, ledger):
-    """Of a topic that one publisher sets, its last word stands; of any other somebody's word that was not refused."""
+    """Of a topic that one publisher sets, its last word stands; of any other somebody's word that was not refused.
+
+    Of what a latecomer brought nothing stands against what the cluster had.
+    """
     last = {}
     words = {}
+    held = b""
     for message in ledger.published.values():
+        if message.topic == HELD and message.home.name != NAME:
+            held = message.payload
         if message.retain and not message.refused:
             last[message.topic] = b"" if message.deletes else message.payload
             words.setdefault(message.topic, set()).add(last[message.topic])
     for node in world.nodes.values():
-        shown = {message.topic: message.payload for message in node.core.owner.retained.match(b"#", world.now)}
+        now = node.clocks.monotonic()
+        shown = {message.topic: message.payload for message in node.core.owner.retained.match(b"#", now)}
         for topic in last:
             found = shown.pop(topic, b"")
-            if b"/of/" in topic:
+            if topic == HELD:
+                world.check(found == held, f"{node.name} retains {found[:20]!r} of {topic!r}, which the latecomer set")
+            elif b"/of/" in topic:
                 world.check(found == last[topic], f"{node.name} retains {found[:20]!r} of {topic!r}, not the last word")
             else:
                 world.check(found in words[topic] | {b""}, f"{node.name} retains {found[:20]!r} of {topic!r}")

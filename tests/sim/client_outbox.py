@@ -79,7 +79,8 @@ class Outbox:
             message = client.ledger.add(client.name, topic, qos, padding_bytes)
             message.retain = retain
             message.deletes = deletes
-            self.world.promises(client, message)
+            if not retain and self.world.rng.random() < 0.3:
+                message.expiry_s = 7200.0
             self.world.count(f"publishes QoS {qos}")
             packet_id = 0
             if qos:
@@ -88,13 +89,17 @@ class Outbox:
             self._send(packet_id, message)
 
     def _send(self, packet_id, message):
+        self.world.promises(self.client, message)
         message.sends += 1
         topic = message.topic
         self.world.note(f"{self.client.name} publishes {message.number} {topic.decode()} QoS {message.qos}")
         if packet_id:
             self._expected_acks.append(packet_id)
         payload = b"" if message.deletes else message.payload
-        self.client.send(PublishReceived, packet_id, Message(topic, payload, b"", message.qos, message.retain))
+        # What is to last for hours lasts, whatever the clocks of the nodes show on which it waits.
+        expires_at = self.client.home.clocks.monotonic() + message.expiry_s if message.expiry_s else 0.0
+        sent = Message(topic, payload, b"", message.qos, message.retain, expires_at)
+        self.client.send(PublishReceived, packet_id, sent)
 
     def puback(self, packet_id, reason):
         """A PUBACK came."""

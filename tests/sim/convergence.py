@@ -9,6 +9,7 @@ from broker.core.owner import QueueOwner
 from broker.core.retained_rows import value_order
 from broker.core.routes import NoInterest
 from broker.core.rows import RowKind, Table, row_subject, unpack_interest
+from cluster.clock import AHEAD_MS_MAX
 
 # A queue record's flags for a body of its own, and for a released delivery that has none.
 APART_MASK = 8 | 16
@@ -63,7 +64,7 @@ def retained_converged(world):
     rows = {}
     for node in world.nodes.values():
         store = node.core.owner.retained
-        shown[node.name] = {message.topic: message.payload for message in store.match(b"#", world.now)}
+        shown[node.name] = {message.topic: message.payload for message in store.match(b"#", node.clocks.monotonic())}
         for _, row, value in node.core.mesh.own.all[Table.RETAINED].rows.scan():
             rows.setdefault(row_subject(row), []).append(value_order(value))
     first = next(iter(shown.values()))
@@ -75,12 +76,60 @@ def retained_converged(world):
     return ""
 
 
+def moves_over(world):
+    """Return "" if no session is under way between nodes and nobody has or wants a turn, else where that is so."""
+    for node in world.nodes.values():
+        # Whoever waits with a CONNECT has a turn, or wants one.
+        counts = node.core.moving.counts()
+        for name in ("moves_arriving", "moves_leaving", "turns_kept", "turns_requested"):
+            if counts[name]:
+                return f"{node.name} has {counts[name]} of {name}"
+        ended = node.core.mesh.registry.own_ended()
+        if ended:
+            return f"{node.name} still says what of {ended[0]} is over"
+    return ""
+
+
+def sessions_converged(world, clients):
+    """Return "" if every session is at one node, with its client's connection and subscriptions; else which is not."""
+    homes = {}
+    for node in world.nodes.values():
+        for client_id, _home in node.core.mesh.registry.clients_of(node.name):
+            homes.setdefault(client_id, []).append(node)
+    for client in clients:
+        if client.contends:
+            homes.pop(client.client_id, None)
+            continue
+        found = homes.pop(client.client_id, [])
+        online = client.state == "online"
+        # Of a CONNECT without an answer its client does not know what came of it.
+        fewest, most = int(client.session_exists or online), int(client.persistent or online)
+        if not fewest <= len(found) <= most:
+            return f"{client.name} has {len(found)} sessions"
+        for node in found:
+            session = node.core.owner.session(client.client_id)
+            if (session.attachment is not None) != online or (online and node is not client.home):
+                return f"{client.name} is {client.state} at {client.home.name}, in the eyes of {node.name} it is not"
+            wanted = set(session.subscriptions)
+            if not set(client.subscribed) <= wanted <= set(client.ever_wanted) and not world.power_loss:
+                return f"{client.name} has {sorted(wanted)} at {node.name}, not {sorted(client.subscribed)}"
+    return f"there are sessions of {sorted(homes)}, which nobody knows" if homes else ""
+
+
+def check_clock(world, node):
+    """No node goes by a time that is later than the latest that it may believe."""
+    ahead_ms = (node.core.mesh.stamp() >> 16) - node.clocks.utc_ms()
+    # What was stamped before the clock was set back goes on.
+    latest_ms = AHEAD_MS_MAX + node.clocks.set_back_ms + 1000
+    world.check(ahead_ms <= latest_ms, f"{node.name} stamps {ahead_ms} ms ahead of its clock")
+
+
 def check_tables(world, node):
     """What is told of sessions is what they are, and the sums of all tables are those of their rows."""
     told = {}
     for number, own in node.core.mesh.own.all.items():
         own.validate_rows()
-        of_sessions = (RowKind.SESSION, RowKind.SUBSCRIPTION)
+        of_sessions = (RowKind.SESSION, RowKind.SUBSCRIPTION, RowKind.WILL)
         told.update({(number, row): value for _, row, value in own.rows.scan() if row[0] in of_sessions})
     found = {(table, row): value for table, row, value in node.core.owner.local_rows()}
     world.check(told == found, f"{node.name} tells others something else of its sessions than is so")
@@ -135,7 +184,7 @@ def check_store(world, node):
     strays = [key for key in contents["queue"] if key[:8] not in sessions | groups]
     world.check(not strays, f"{node.name} stores {len(strays)} deliveries of no session or group")
     recovered = QueueOwner(node.settings, survivor, NoInterest(), node.store_id, 1 << 20)
-    recovered.recover(world.now, world.utc_ms())
+    recovered.recover(node.clocks.monotonic(), node.clocks.utc_ms())
     recovered.validate()
     stored = recovered.counts()["queued_messages"]
     world.check(

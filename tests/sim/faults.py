@@ -1,9 +1,28 @@
-"""What goes wrong while there is load: crashes, partitions, resets, dying listeners, and clients that come and go."""
+"""What goes wrong while there is load: crashes, partitions, wrong clocks, dying listeners, clients that come and go."""
 
 from population import CREW
 from virtual_clients import DISCONNECT_WITH_WILL, ONLINE
+from virtual_node import PLANNED_RESTART_S
 
 from cluster.readiness import AVAILABLE
+
+MINUTES_MS = 5 * 60_000
+HOURS_MS = 6 * 3_600_000
+DECADES_MS = 30 * 365 * 86_400_000
+# A clock that nobody corrects is off by a tenth of that.
+RATE_ERROR_MAX = 0.001
+
+
+def set_clocks(world):
+    """Let the clocks of all nodes be wrong by minutes, and maybe one by hours or decades."""
+    rng = world.rng
+    for node in world.nodes.values():
+        world.count("skews")
+        node.clocks.ahead_ms = int(rng.uniform(-MINUTES_MS, MINUTES_MS))
+        node.clocks.rate = 1.0 + rng.uniform(-RATE_ERROR_MAX, RATE_ERROR_MAX)
+    if rng.random() < 0.6:
+        world.count("far skews")
+        rng.choice(list(world.nodes.values())).clocks.ahead_ms += rng.choice((-HOURS_MS, HOURS_MS, DECADES_MS))
 
 
 class Faults:
@@ -28,6 +47,9 @@ class Faults:
         for roamer in population.roamers:
             for _ in range(rng.randint(2, 6)):
                 self._at_some_time(self._strike, roamer)
+        for racers in population.races:
+            for _ in range(rng.randint(2, 4)):
+                self._at_some_time(racers.race)
         for worker in population.workers:
             for _ in range(rng.randint(1, 3)):
                 self._at_some_time(self._vex, worker)
@@ -54,26 +76,33 @@ class Faults:
             for node in nodes:
                 world.later(at + rng.uniform(0.0, 0.05), self.crash, node, rng.choice(world.crash_points))
         if world.readiness != AVAILABLE:
+            for _ in range(rng.randint(0, 2)):
+                self._at_some_time(self.stop, rng.choice(nodes))
+        if world.readiness != AVAILABLE or rng.random() < 0.3:
             self._plan_splits(nodes)
         for _ in range(rng.randint(1, 3)):
             node = rng.choice(nodes)
             self._at_some_time(node.listener_died, rng.randrange(len(node.listeners)))
         if rng.random() < 0.5:
             self._at_some_time(self._stall, rng.choice(nodes), rng.uniform(0.2, 6.0))
+        if rng.random() < 0.4:
+            self._at_some_time(self._slow_down, rng.choice(nodes), rng.uniform(1.0, 8.0), rng.uniform(0.02, 0.2))
+        if world.stats["skews"] and rng.random() < 0.5:
+            self._at_some_time(self._set_clock, rng.choice(nodes), rng.uniform(-120.0, 120.0))
 
     def _plan_splits(self, nodes):
-        """Cut a node off for longer than it takes to be missed, and stop some as planned."""
+        """Cut one part of the nodes off from the other for longer than it takes to be missed."""
         world = self.world
         rng = world.rng
-        for _ in range(rng.randint(0, 2)):
-            self._at_some_time(self.stop, rng.choice(nodes))
         for _ in range(rng.randint(1, 2)):
-            alone = rng.choice(nodes)
+            some = rng.sample(nodes, rng.randint(1, len(nodes) // 2))
             at = rng.uniform(0.0, self.load_s / 2)
-            for other in nodes:
-                if other is not alone:
-                    world.later(at, world.network.partition, alone.name, other.name, True)
-                    world.later(at + rng.uniform(4.0, 9.0), world.network.heal, alone.name, other.name)
+            world.count("splits")
+            for one in some:
+                for other in nodes:
+                    if other not in some:
+                        world.later(at, world.network.partition, one.name, other.name, True)
+                        world.later(at + rng.uniform(4.0, 9.0), world.network.heal, one.name, other.name)
 
     def _plan_network(self):
         world = self.world
@@ -84,9 +113,24 @@ class Faults:
             at = rng.uniform(0.0, self.load_s)
             world.later(at, network.partition, one, other, rng.random() < 0.6)
             world.later(at + rng.choice((rng.uniform(0.05, 1.0), rng.uniform(1.0, 9.0))), network.heal, one, other)
+        if rng.random() < 0.3:
+            self._plan_flapping(*rng.sample(list(world.nodes), 2))
         for _ in range(rng.randint(1, 4)):
             breaker = rng.choice((network.break_bulk, network.break_bulk, network.break_connection))
             self._at_some_time(breaker, *rng.sample(list(world.nodes.values()), 2))
+
+    def _plan_flapping(self, one, other):
+        """Let a link come and go faster than anybody can tell."""
+        world = self.world
+        rng = world.rng
+        world.count("flapping links")
+        at = rng.uniform(0.0, self.load_s / 2)
+        both = rng.random() < 0.5
+        for _ in range(rng.randint(4, 10)):
+            world.later(at, world.network.partition, one, other, both)
+            at += rng.choice((rng.uniform(0.05, 0.5), rng.uniform(0.5, 3.5)))
+            world.later(at, world.network.heal, one, other)
+            at += rng.uniform(0.05, 1.0)
 
     def crash(self, node, point):
         """Crash a node at a point of a turn, and start it again after a while."""
@@ -98,6 +142,7 @@ class Faults:
         if node.up and not node.crash_point:
             self.world.count("planned stops")
             node.core.announce_stop()
+            node.planned_until = self.world.now + PLANNED_RESTART_S
             node.wake(0.0)
             self.world.later(0.3, self._stopped, node, node.life)
 
@@ -117,12 +162,28 @@ class Faults:
         self.world.note(f"{node.name} stands still for {seconds:.1f} s")
         self.world.count("stalls")
         node.stalled_until = self.world.now + seconds
+        self.world.trouble()
+        self.world.later(seconds, self.world.trouble)
+
+    def _slow_down(self, node, seconds, turn_s):
+        self.world.note(f"{node.name} takes up to {turn_s:.2f} s over each turn for {seconds:.1f} s")
+        self.world.count("slow nodes")
+        node.slow_until = self.world.now + seconds
+        node.turn_s = turn_s
+
+    def _set_clock(self, node, seconds):
+        self.world.note(f"the clock of {node.name} is set {seconds:.1f} s ahead")
+        self.world.count("clocks set")
+        node.clocks.set_ahead(int(1000 * seconds))
 
     def _disturb(self, client):
         """Let a client do one of the things that clients do."""
         rng = self.world.rng
         choice = rng.random()
         publishes = not client.ever_wanted
+        if client.contends:
+            client.disconnect(True, rng.random() < 0.4)
+            return
         if choice < 0.4:
             client.disconnect(True, rng.random() < 0.4)
         elif choice < 0.6:

@@ -56,7 +56,7 @@ class LeaveWorld:
         self.gone = set()
         self._watch()
         for node in self.nodes[1:]:
-            node.core.join(self.nodes[0].name, self.nodes[0].address, self.world.now)
+            node.core.join(self.nodes[0].name, self.nodes[0].address, node.clocks.monotonic())
             node.wake(0.0)
             self.wait(lambda node=node: node.core.take_join_result() is not None, "a join")
         self.wait(self.whole, "joining")
@@ -93,7 +93,7 @@ class LeaveWorld:
         """Give an order at one node about another; the result is the command."""
         command = Command(len(self.commands) + 1, at)
         self.commands.append(command)
-        at.core.leave_desk.command(command.number, node.name, Order(verb, **order), self.world.now)
+        at.core.leave_desk.command(command.number, node.name, Order(verb, **order), at.clocks.monotonic())
         at.wake(0.0)
         return command
 

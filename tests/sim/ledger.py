@@ -13,6 +13,7 @@ class Published:
         "acked",
         "acked_at",
         "deletes",
+        "expiry_s",
         "finishers",
         "groups",
         "home",
@@ -39,14 +40,16 @@ class Published:
         # With RETAIN; `deletes` then, and has no payload on the wire.
         self.retain = False
         self.deletes = False
+        # How long it lasts, 0 for ever; longer than any history.
+        self.expiry_s = 0.0
         self.sends = 0
         self.acked = False
         self.acked_at = 0.0
         self.refused = False
         self.promised = set()
-        # The node of its publisher; None for a will.
+        # The node where its publisher sent it last; None for a will.
         self.home = None
-        # Shared filters of the publisher's home.
+        # Shared filters of that node.
         self.groups = set()
         # Of shared groups: (member, its how manieth session).
         self.takers = set()
@@ -67,6 +70,7 @@ class LeftWill:
         "ended_at",
         "farewell",
         "farewell_arrived",
+        "home",
         "life",
         "message",
         "told_at",
@@ -74,6 +78,7 @@ class LeftWill:
 
     def __init__(self, client, message, delay_s):
         self.client = client
+        self.home = client.home
         self.message = message
         self.delay_s = delay_s
         self.life = client.home.life

@@ -211,8 +211,11 @@ class Network:
         """Block what goes from `one` to `other`, and what comes back if `both`."""
         world = self.world
         world.count("partitions")
+        if not both:
+            world.count("partitions of one direction")
         world.note(f"partition {one} {'<->' if both else '->'} {other}")
         self._blocked.add((one, other))
+        world.cut(one, other)
         if both:
             self._blocked.add((other, one))
         for wire in self._wires_between(one, other):
@@ -225,6 +228,7 @@ class Network:
             return
         self.world.count("heals")
         self.world.note(f"heal {one} {other}")
+        self.world.healed(one, other)
         self._blocked.discard((one, other))
         self._blocked.discard((other, one))
         for wire in self._wires_between(one, other):

@@ -5,12 +5,15 @@ visitors     sessions that end with their connections
 publishers   publish at all QoS; some have no session beside their connection
 workers      members of shared groups, one group at each of two nodes; the first of each never leaves,
              and the second has no session beside its connection
-mortals      leave a will with every connection
+mortals      leave a will with every connection; some roam
 witnesses    one at each node, subscribed to all wills before the first is left
 roamers      persistent sessions that connect now to one node and now to another
+nomads       publishers that do so
+racers       two client ids that clients at several nodes claim at once, of a persistent session and of none
 hoarders     away while a publisher floods them: their queues go on in the store
 """
 
+from racers import Racers
 from virtual_clients import ONLINE, Client
 
 LINES = (b"a/b", b"a/c", b"a/b/c", b"b", b"b/x/y", b"c//d")
@@ -37,6 +40,7 @@ class Population:
         self.witnesses = []
         self.hoarders = []
         self.roamers = []
+        self.races = []
         self._ledger = ledger
         self.retains = not wide
         self.filters = FILTERS + WIDE_FILTERS if wide else FILTERS
@@ -46,10 +50,12 @@ class Population:
         self._make_publishers(nodes)
         self._make_crews(nodes[:2])
         self._make_wills(nodes)
+        self._make_racers(nodes)
         if flooded:
             self._make_hoarders(nodes[0])
 
-    def _make(self, name, home, persistent, filters):
+    def make(self, name, home, persistent, filters):
+        """Make a client that comes to its home and goes as all do."""
         rng = self.world.rng
         client = Client(self.world, self._ledger, name, home, rng.choice((4, 5)), persistent, filters)
         client.receive_maximum = rng.choice((1, 5, 0))
@@ -61,7 +67,7 @@ class Population:
     def connect(self):
         """Let everybody but the mortals come."""
         for client in self.clients:
-            if client not in self.mortals:
+            if client not in self.mortals and not client.contends:
                 self.world.later(self.world.rng.uniform(0.0, 1.0), client.connect)
 
     def connect_mortals(self):
@@ -82,28 +88,35 @@ class Population:
             place = index % len(nodes)
             filters = {name: rng.choice((0, 1, 1, 2, 2)) for name in rng.sample(self.filters, rng.randint(1, 3))}
             filters[b"at/%d/#" % place] = rng.choice((1, 2, 2))
-            self._make(f"keeper{index}", nodes[place], True, filters)
+            self.make(f"keeper{index}", nodes[place], True, filters)
         for index in range(3):
             filters = {name: rng.choice((0, 1, 2)) for name in rng.sample(self.filters, rng.randint(1, 2))}
-            self._make(f"visitor{index}", rng.choice(nodes), False, filters)
+            self.make(f"visitor{index}", rng.choice(nodes), False, filters)
 
     def _make_roamers(self, nodes):
         rng = self.world.rng
         for index in range(3):
             filters = {name: rng.choice((1, 2, 2)) for name in rng.sample(self.filters, rng.randint(1, 3))}
-            roamer = self._make(f"roamer{index}", rng.choice(nodes), True, filters)
+            roamer = self.make(f"roamer{index}", rng.choice(nodes), True, filters)
             roamer.roams = True
             roamer.steady = True
+            roamer.aborts = True
             self.roamers.append(roamer)
 
     def _make_publishers(self, nodes):
         rng = self.world.rng
         for index in range(4):
             place = index % len(nodes)
-            publisher = self._make(f"publisher{index}", nodes[place], rng.random() < 0.7, {})
+            publisher = self.make(f"publisher{index}", nodes[place], rng.random() < 0.7, {})
             publisher.lines = [*rng.sample(LINES, 2), b"at/%d/q" % place, WORK]
             publisher.states = [*STATES, b"state/of/%d" % index]
             self.publishers.append(publisher)
+        nomad = self.make("nomad", rng.choice(nodes), rng.random() < 0.8, {})
+        nomad.lines = rng.sample(LINES, 2)
+        nomad.states = []
+        nomad.roams = True
+        self.publishers.append(nomad)
+        self.roamers.append(nomad)
 
     def _make_crews(self, homes):
         rng = self.world.rng
@@ -111,7 +124,7 @@ class Population:
             for index in range(rng.choice((2, 3))):
                 persistent = index == 0 or (index > 1 and rng.random() < 0.5)
                 # [MQTT-4.8.2-5] What a session that ends had in flight at QoS 2 is lost: only who stays has it.
-                worker = self._make(f"worker{place}{index}", home, persistent, {CREW: 2 if index == 0 else 1})
+                worker = self.make(f"worker{place}{index}", home, persistent, {CREW: 2 if index == 0 else 1})
                 worker.steady = index == 0
                 if index:
                     # The slower, the more is in its hands when something happens.
@@ -121,24 +134,32 @@ class Population:
     def _make_wills(self, nodes):
         rng = self.world.rng
         for index, home in enumerate(nodes):
-            witness = self._make(f"witness{index}", home, True, {b"will/#": 2})
+            witness = self.make(f"witness{index}", home, True, {b"will/#": 2})
             witness.steady = True
             self.witnesses.append(witness)
         for index in range(4):
-            mortal = self._make(f"mortal{index}", nodes[index % len(nodes)], rng.random() < 0.6, {})
+            mortal = self.make(f"mortal{index}", nodes[index % len(nodes)], rng.random() < 0.6, {})
             delay_s = rng.choice((0, 0, 2, 5)) if mortal.version == 5 else 0
+            mortal.roams = rng.random() < 0.4
             mortal.will = (b"will/%d" % index, rng.choice((1, 2)), delay_s)
             self.mortals.append(mortal)
+
+    def _make_racers(self, nodes):
+        rng = self.world.rng
+        for client_id, persistent in (("racer", True), ("clean racer", False)):
+            racers = Racers(self.world, self._ledger, client_id, rng.sample(nodes, min(len(nodes), 3)), persistent)
+            self.races.append(racers)
+            self.clients.extend(racers.contenders)
 
     def _make_hoarders(self, home):
         rng = self.world.rng
         for index in range(2):
-            hoarder = self._make(f"hoarder{index}", home, True, {b"flood/#": 2 - index})
+            hoarder = self.make(f"hoarder{index}", home, True, {b"flood/#": 2 - index})
             hoarder.steady = True
             hoarder.receive_maximum = 0
             hoarder.inbox.ack_delay_s = 0.0
             self.hoarders.append(hoarder)
-        self.flooder = self._make("flooder", home, True, {})
+        self.flooder = self.make("flooder", home, True, {})
         self.flooder.outbox.release_delay_s = 0.0
         self.flood = rng.choice((700, 1200, 1800))
         # A crew that is away is flooded as well.

@@ -1,12 +1,8 @@
-"""The simulator finds bugs: each of these is planted in memory, and some early seed has to notice.
+"""The simulator finds bugs of a node, its links and its tables: each is planted, and some early seed has to notice."""
 
-Bugs of the shell's order are planted in the simulator itself. The others replace public methods of the cores, which
-can't be done where those are compiled.
-"""
-
-import pytest
 import workload
-from world import AFTER_COMMIT
+from planting import RETAINING, caught, interpreted, without
+from virtual_node import AFTER_COMMIT
 
 from broker.core.events import CONNECTION_LOST
 from broker.core.netsplit_gate import NetsplitGate
@@ -15,20 +11,12 @@ from broker.core.retained import RetainedStore
 from broker.core.rows import BUCKETS
 from broker.core.session_store import SessionStore
 from broker.core.shared_dispatch import SharedDispatcher
-from broker.core.storage import DELETE, PUT, WriteBatch
+from broker.core.storage import DELETE, PUT
 from cluster.frames import FrameType
 from cluster.incoming_link import IncomingLink
 from cluster.link import OutgoingLink
 from cluster.retained_view import RetainedView
 from cluster.tables import Replica
-
-SEEDS = range(40)
-# Those in which something is retained.
-RETAINING = range(1, 40, 2)
-
-interpreted = pytest.mark.skipif(
-    not hasattr(IncomingLink.receive, "__code__"), reason="compiled classes can't be changed in memory"
-)
 
 
 def tormented(world):
@@ -44,24 +32,6 @@ def tormented(world):
 
     for place in range(6):
         world.later(8.0 + 3.0 * place, strike)
-
-
-def caught(prepare=None, seeds=SEEDS):
-    """Return what the first seed says that notices, and fail if none does."""
-    for seed in seeds:
-        try:
-            workload.run(seed, prepare=prepare)
-        except workload.Failure as failure:
-            print(failure)
-            return str(failure)
-    pytest.fail(f"none of {len(seeds)} seeds noticed")
-
-
-def without(effects, lost):
-    """Take the operations that `lost` says out of a turn's writes."""
-    kept = WriteBatch()
-    kept.operations = [operation for operation in effects.writes.operations if not lost(*operation)]
-    effects.writes = kept
 
 
 def test_acknowledging_before_the_commit_is_caught():
@@ -129,7 +99,7 @@ def test_a_puback_before_the_link_ack_is_caught(monkeypatch):
 
     def acknowledge(node, effects):
         for ticket in waiting:
-            node.core.owner.forward_acknowledged(ticket, node.world.now)
+            node.core.owner.forward_acknowledged(ticket, node.clocks.monotonic())
         waiting.clear()
 
     def plant(world):
@@ -325,13 +295,6 @@ def test_listeners_may_die_while_a_link_is_down():
 
 
 # Wills.
-
-
-def test_a_will_that_is_not_stored_is_caught():
-    def forget(node, effects):
-        without(effects, lambda kind, family, key, value: kind == PUT and family == "will")
-
-    assert "never arrived" in caught(lambda world: world.mutations.append(forget))
 
 
 def test_a_will_that_is_published_again_after_a_restart_is_caught():

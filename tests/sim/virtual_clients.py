@@ -40,6 +40,9 @@ class Client:
         self.world = world
         self.ledger = ledger
         self.name = name
+        # One's own, but of those who race for it.
+        self.client_id = name
+        self.contends = False
         self.home = home
         self.version = version
         self.persistent = persistent
@@ -54,12 +57,17 @@ class Client:
         self.rooted = False
         self.state = OFFLINE
         self.comes_back = True
+        # It may go in the middle of a CONNECT.
+        self.aborts = False
         self.receive_maximum = 0
         # (topic, QoS, delay) of the will that it leaves with each connection.
         self.will = None
+        self.will_retained = False
         # Filters that the broker acknowledged, with the QoS granted.
         self.subscribed = {}
         self.session_exists = False
+        # What the last CONNACK said of the session; None before the first.
+        self.session_present = None
         # How many sessions ended.
         self.sessions = 0
         self.connects = 0
@@ -72,6 +80,8 @@ class Client:
         self._number = 0
         self._packet_id = 0
         self._requests = {}
+        # Until when a node may take an old connection for a live one.
+        self._stands_until = 0.0
 
     # Connections.
 
@@ -81,7 +91,7 @@ class Client:
             return
         world = self.world
         if self.roams and world.rng.random() < 0.7:
-            self.home = world.rng.choice(list(world.nodes.values()))
+            self.home = world.rng.choice([node for node in world.nodes.values() if not node.is_alone])
             world.count("roamings")
         listeners = [listener for listener in self.home.listeners if listener is not None and listener.up]
         if not self.home.up or not listeners or not self.home.core.leaver.job.accepts():
@@ -92,6 +102,8 @@ class Client:
             self._forget_session()
         self.connects += 1
         world.count("client connects")
+        if world.now < self._stands_until:
+            world.count("takeovers")
         self.state = CONNECTING
         self._listener = world.rng.choice(listeners)
         self._number = self._listener.open(self)
@@ -101,8 +113,10 @@ class Client:
         world.note(f"{self.name} connects to {self.home.name} listener {self._listener.index} as {self._number}")
         maximum = self.receive_maximum or 65535
         will = self._leave_will()
-        self._listener.send(Attach(self._key(), self.name, self.version, clean, expiry_s, maximum, will=will))
+        self._listener.send(Attach(self._key(), self.client_id, self.version, clean, expiry_s, maximum, will=will))
         world.later(10.0, self._give_up, self.connects)
+        if self.aborts and world.rng.random() < 0.15:
+            world.later(world.rng.uniform(0.0, 0.03), self._abort, self.connects)
 
     def _leave_will(self):
         if self._left is not None and not self._left.back_asked_at:
@@ -114,7 +128,7 @@ class Client:
         left = self.ledger.add_will(self, topic, qos, delay_s if self.persistent else 0)
         self._present = left
         self.world.count("wills left")
-        return Will(topic, left.message.payload, b"", qos, delay_s=delay_s)
+        return Will(topic, left.message.payload, b"", qos, self.will_retained, delay_s=delay_s)
 
     def disconnect(self, abruptly, half_open=False, reason=0):
         """End the connection; `half_open` leaves the node in the belief that it stands for a while."""
@@ -128,10 +142,15 @@ class Client:
         if abruptly:
             world.count("client drops")
             delay_s = world.rng.uniform(1.0, 4.0) if half_open else 0.0
+            self._stands_until = world.now + delay_s
             world.later(delay_s, self._lost_at_listener, listener, number)
         else:
             listener.send(Detach(listener.key(number), reason))
         self._ended(world.now + delay_s, not abruptly and reason != DISCONNECT_WITH_WILL)
+
+    def hear_nothing(self):
+        """Lose what the listener says from now on, though that goes on hearing the client."""
+        self._listener.connections.pop(self._number, None)
 
     def stay_away(self, seconds):
         """Do not come back before a time; the connection ends by itself or ended already."""
@@ -173,10 +192,10 @@ class Client:
         if left.connected:
             self._left = left
         if farewell:
-            self.world.later(FAREWELL_S, self._farewell_arrived, left, self._listener, self.home.life)
+            self.world.later(FAREWELL_S, self._farewell_arrived, left, self._listener, left.home.life)
 
     def _farewell_arrived(self, left, listener, life):
-        left.farewell_arrived = listener.up and self.home.up and self.home.life == life == left.life
+        left.farewell_arrived = listener.up and left.home.up and left.home.life == life == left.life
 
     def _retry(self, clean):
         rng = self.world.rng
@@ -188,6 +207,11 @@ class Client:
 
     def _give_up(self, connects):
         if self.connects == connects and self.state == CONNECTING:
+            self.disconnect(True)
+
+    def _abort(self, connects):
+        if self.connects == connects and self.state == CONNECTING:
+            self.world.count("CONNECTs aborted")
             self.disconnect(True)
 
     def _forget_session(self):
@@ -300,12 +324,18 @@ class Client:
             self.world.count("closes")
             self.world.note(f"{self.name} is closed with {record.reason:#x}")
             self._listener.connections.pop(self._number, None)
+            self._lose_to_another(record.reason)
             self._ended(self.world.now)
         else:
             assert kind == UNSUBACK
 
+    def _lose_to_another(self, reason):
+        if self.contends and reason == Reason.SESSION_TAKEN_OVER:
+            self.comes_back = False
+
     def _connack(self, record):
         world = self.world
+        self._lose_to_another(record.reason)
         if record.reason and self._may_be_refused(record.reason, Reason.SERVER_UNAVAILABLE):
             world.count("CONNECTs refused")
             self._listener.connections.pop(self._number, None)
@@ -313,6 +343,7 @@ class Client:
             return
         world.check(record.reason == 0, f"{self.name} was refused with {record.reason:#x}")
         self.state = ONLINE
+        self.session_present = record.session_present
         if self._left is not None:
             self._left.back_at = world.now
             self._left = None
@@ -323,7 +354,7 @@ class Client:
         if not record.session_present:
             self.subscribed = {}
             self.inbox.session_ended()
-        self.session_exists = self.persistent
+        self.session_exists = self.persistent and not self.contends
         missing = {name: qos for name, qos in self.wanted.items() if name not in self.subscribed}
         if missing:
             self._subscribe(missing)
@@ -333,6 +364,8 @@ class Client:
         """Say whether this is how a node refuses that does not reach the others, in a world where nodes do."""
         if reason == Reason.SERVER_UNAVAILABLE == expected:
             # No turn within its time, or an old home that does not answer.
+            return True
+        if self.contends and reason == Reason.SESSION_TAKEN_OVER:
             return True
         return self.world.readiness != AVAILABLE and reason == expected
 

@@ -12,7 +12,8 @@ for proof.
 
 import checkers
 import convergence
-from faults import Faults
+from faults import Faults, set_clocks
+from latecomer import Latecomer
 from ledger import Ledger
 from population import Population
 from world import SimulationError, World
@@ -24,6 +25,14 @@ JOIN_S = 60.0
 SWITCHES = ("register", "publish", "subscribe", "unsubscribe")
 HEAL_S = 90.0
 LOAD_S = 16.0
+LINK_COUNTS = (
+    "link_duplicates",
+    "link_gap",
+    "link_resent_frames",
+    "link_stale_frames",
+    "link_spills",
+    "stamps_clamped",
+)
 
 
 def waits(world):
@@ -71,9 +80,20 @@ def describe(stats):
         "retained deletes",
         "loaded from tails",
         "dropped by full queues",
+        "joins",
+        "late joins",
+        "skews",
+        "far skews",
+        "clocks set",
+        "stamps_clamped",
         "crashes",
+        "stalls",
+        "slow nodes",
         "listener deaths",
         "partitions",
+        "partitions of one direction",
+        "flapping links",
+        "splits",
         "heals",
         "connections lost",
         "bulk resets",
@@ -83,6 +103,11 @@ def describe(stats):
         "publishes held",
         "client drops",
         "roamings",
+        "takeovers",
+        "races",
+        "CONNECTs aborted",
+        "CONNECTs refused",
+        "moves",
         "revivals",
         "clean starts",
         "frames lost",
@@ -100,12 +125,15 @@ class Workload:
         self.ledger = Ledger()
         self.population = None
         self.faults = None
+        self.latecomer = None
         world = self.world
         rng = world.rng
         world.promises = lambda publisher, message: checkers.promise(world, self.clients, publisher, message)
-        count = 2 if seed % 10 == 3 else 5 if seed % 20 == 7 else 3
+        count = 9 if seed % 60 in (27, 54) else 2 if seed % 10 == 3 else 5 if seed % 20 in (7, 16) else 3
         self.names = [f"node{number}@h" for number in range(1, count + 1)]
         self.discovers = seed % 2 == 0
+        self.skewed = seed % 3 == 1
+        self.is_joined_late = seed % 14 in (5, 8)
         self.bounded = seed % 8 == 5
         # Queues that are longer than what of them is in memory.
         self.flooded = seed % 11 == 6
@@ -148,7 +176,7 @@ class Workload:
         world.stats["turns"] = world.turns
         for node in world.nodes.values():
             counted = node.link_counts()
-            for name in ("link_duplicates", "link_gap", "link_resent_frames", "link_stale_frames", "link_spills"):
+            for name in LINK_COUNTS:
                 world.count(name, counted[name])
         return Result(world)
 
@@ -162,6 +190,8 @@ class Workload:
             others = [pair for pair in addresses if pair[0] != name] if self.discovers else []
             world.add_node(name, self.settings, rng.choice((1, 2, 3)), others)
         nodes = list(world.nodes.values())
+        if self.skewed:
+            set_clocks(world)
         if self.discovers:
             for node in nodes:
                 world.later(rng.choice((0.0, rng.uniform(0.0, 3.0))), node.start)
@@ -181,6 +211,7 @@ class Workload:
                     self._join_one(node, nodes[rng.randint(0, place)])
                     self._wait(JOIN_S, lambda node=node: self._results([node]), "a join")
         self._wait(JOIN_S, lambda: convergence.membership_converged(world), "joining")
+        world.count("joins", len(nodes) - 1)
         world.note("joined")
 
     def _bounce(self, node):
@@ -194,7 +225,7 @@ class Workload:
 
     def _join_one(self, node, target):
         node.join_result = None
-        node.core.join(target.name, target.address, self.world.now)
+        node.core.join(target.name, target.address, node.clocks.monotonic())
         node.wake(0.0)
 
     def _results(self, nodes):
@@ -226,7 +257,15 @@ class Workload:
             # Looking at whole queues after each turn would take longer than everything else.
             world.validate_every = 50
         self.population.connect()
+        if self.is_joined_late:
+            self.latecomer = Latecomer(world, self.population, self.settings)
+            self.latecomer.connect()
+            self._wait(JOIN_S, self.latecomer.unready, "what the latecomer does alone")
         self._wait(JOIN_S, self.population.unready, "subscribing")
+        if self.latecomer is not None:
+            self.latecomer.hold()
+            world.run(1.0)
+            self._wait(JOIN_S, self.latecomer.unheld, "what both sides keep")
         self.population.connect_mortals()
 
     def _load(self):
@@ -238,6 +277,8 @@ class Workload:
         if self.flooded:
             self._plan_flood()
         self.faults.plan()
+        if self.latecomer is not None:
+            world.later(rng.uniform(0.5, 8.0), self.latecomer.join)
         world.run(LOAD_S)
 
     def _plan_publishes(self, publisher):
@@ -249,7 +290,7 @@ class Workload:
                 topic, qos = rng.choice(publisher.lines), rng.choice((0, 1, 1, 2, 2))
                 self.world.later(at, publisher.publish, topic, qos, rng.choice(self.paddings))
                 at += 0.002 * rng.random()
-            if self.population.retains and rng.random() < 0.5:
+            if self.population.retains and publisher.states and rng.random() < 0.5:
                 topic, deletes = rng.choice(publisher.states), rng.random() < 0.3
                 self.world.later(at, publisher.retain, topic, rng.choice((1, 2)), rng.choice(self.paddings), deletes)
             at += rng.expovariate(burst / 1.0) * burst * 0.18 * burst
@@ -282,11 +323,16 @@ class Workload:
         self.away = [
             client
             for client in self.clients
-            if client.persistent and client.ever_wanted and client.comes_back and rng.random() < 0.3
+            if client.persistent and client.ever_wanted and client.comes_back and not client.contends
+            if rng.random() < 0.3
         ]
         for client in self.away:
             client.comes_back = False
             client.disconnect(rng.random() < 0.5)
+        for racers in self.population.races:
+            racers.race()
+        for publisher in self.population.publishers:
+            publisher.come_back()
         # The cluster must get quiet by itself, with messages for those who are away.
         for publisher in self.population.publishers:
             for _ in range(4):
@@ -304,6 +350,9 @@ class Workload:
             or convergence.retained_converged(world)
             or convergence.links_idle(world)
             or convergence.online_queues_empty(world)
+            or convergence.moves_over(world)
+            or convergence.sessions_converged(world, self.clients)
+            or next(filter(None, (racers.undecided() for racers in self.population.races)), "")
         )
 
     def _judge_readiness(self):
@@ -318,6 +367,7 @@ class Workload:
             node.core.validate()
             convergence.check_store(self.world, node)
             convergence.check_tables(self.world, node)
+            convergence.check_clock(self.world, node)
 
     def _restart(self):
         world = self.world
@@ -335,6 +385,10 @@ class Workload:
             contents = node.storage.snapshot()
             world.check(not contents["queue"] and not contents["message"], f"{node.name} stores what nobody waits for")
             world.check(not contents["outbox"], f"{node.name} stores what every other node has")
+            incoming = [key for key in contents["session"] if key[8:9] == b"i"]
+            # What an old home has that was away is released elsewhere.
+            forgotten = world.power_loss or world.revived.total()
+            world.check(forgotten or not incoming, f"{node.name} stores {len(incoming)} packet ids for ever")
 
     def _judge(self):
         world = self.world

@@ -66,6 +66,10 @@ VERSION_1 = [
         "01100300000000000000077fffffffffffffffffffffffffffffff0000000000000009",
     ),
     (
+        "STOPS",
+        "011f0000000200086ec3b664653140610000000000000007000005dc0003614061ffffffffffffffff00000000",
+    ),
+    (
         "STOPPING",
         "011e",
     ),

@@ -138,10 +138,10 @@ class Network:
         for other in self.up():
             self._disconnect(other, node, node.incarnation)
 
-    def partition(self, one, other):
-        """Cut the connection between two nodes; each notices by itself."""
+    def partition(self, one, other, noticed_by_both=True):
+        """Cut the connection between two nodes; each notices by itself, or only `one` does, and the other never."""
         self._cut.add(frozenset((one.name, other.name)))
-        for source, target in ((one, other), (other, one)):
+        for source, target in ((one, other), (other, one))[: 2 if noticed_by_both else 1]:
             self._disconnect(source, target, target.incarnation)
 
     def heal(self):

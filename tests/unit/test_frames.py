@@ -61,6 +61,7 @@ ROWS = table_frames.TableRows(
     3, 7, 1, [table_frames.Piece(5, False, True, ENTRIES[:2]), table_frames.Piece(1023, True, False, ENTRIES[2:])]
 )
 POSITION = frames.TablePosition(3, 7, 2**63 - 1, 2**64 - 1, 9)
+STOPS = [("nöde1@a", 7, 1500), ("a@a", 2**64 - 1, 0)]
 DONE = table_frames.TableDone(2, 7, 2, 2**64 - 1, 5, 1024)
 
 
@@ -101,6 +102,7 @@ TABLE = [
     (pack_rows(ROWS), table_frames.unpack_table_rows, ROWS),
     (table_frames.pack_table_done(DONE), table_frames.unpack_table_done, DONE),
     (table_frames.pack_position(POSITION), table_frames.unpack_position, POSITION),
+    (frames.pack_stops(STOPS), frames.unpack_stops, STOPS),
 ]
 # Their recordings stand in the order of this table.
 

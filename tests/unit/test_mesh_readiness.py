@@ -93,6 +93,28 @@ def test_a_planned_stop_is_heard_while_the_store_takes_no_writes():
     assert ready(nodes[:2]) == [True, True]
 
 
+def test_a_planned_stop_is_heard_of_from_another_member():
+    network, nodes = cluster()
+    network.cut = {frozenset(("node1@h", "node3@h"))}
+    network.run(TIMEOUT_S / 2)
+    stop(network, "node3@h")
+    network.run(2 * TIMEOUT_S)
+    assert ready(nodes[:2]) == [True, True]
+    assert nodes[0].mesh.readiness.waited_until("node3@h") > network.now
+    # Whoever starts meanwhile hears it, too, and waits no longer than the others.
+    network.kill("node1@h")
+    network.run(1)
+    nodes[0].start()
+    assert network.run(5, lambda: ready(nodes[:2]) == [True, True])
+    waits = [node.mesh.readiness.waited_until("node3@h") for node in nodes[:2]]
+    assert waits[0] == pytest.approx(waits[1], abs=0.1)
+    network.cut = set()
+    nodes[2].start()
+    assert network.run(5, network.one_cluster)
+    network.run(TIMEOUT_S + 1)
+    assert [node.mesh.readiness.waited_until("node3@h") < network.now for node in nodes[:2]] == [True, True]
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_a_planned_restart_is_no_split_however_the_member_comes_back(seed):
     """Its Hello may be here a moment before this node's connection to it is up."""

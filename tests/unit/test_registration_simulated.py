@@ -1,4 +1,4 @@
-"""Registrations of several nodes in virtual time, each world from one seed: crashes, losses, partitions, contention.
+"""Registrations of 3, 5 and 9 nodes in virtual time, from one seed each: crashes, losses, partitions, contention.
 
 `registration_network` looks at every grant; here is what happens to the nodes, and what has to be left at the end.
 """
@@ -7,6 +7,7 @@ import pytest
 from registration_network import CLIENT_IDS, REQUEST_S, Network
 
 SECONDS = 40.0
+COUNTS = (3, 5, 9)
 
 
 class Workload:
@@ -62,8 +63,13 @@ class Workload:
             # Sooner than others notice, or much later.
             network.later(rng.choice([0.05, 1.5, 4.0]), self.restart, name)
         elif kind == "partition" and not down and len(up) > 1:
-            network.partition(*rng.sample(up, 2))
+            network.partition(*rng.sample(up, 2), noticed_by_both=rng.random() < 0.7)
             network.later(rng.uniform(0.5, 8.0), network.heal)
+        elif kind == "flap" and not down and len(up) > 1:
+            one, other = rng.sample(up, 2)
+            for _ in range(rng.randint(3, 8)):
+                network.later(rng.uniform(0.0, 4.0), network.partition, one, other)
+                network.later(rng.uniform(0.0, 4.0), network.heal)
 
     def restart(self, name):
         if not self.network.nodes[name].up:
@@ -92,7 +98,7 @@ class Workload:
 
 def simulate(seed, faults, long_share=0.15, **options):
     network = Network(seed, **options)
-    network.strict = "partition" not in faults
+    network.strict = not {"partition", "flap"} & set(faults)
     network.start()
     network.settle()
     workload = Workload(network, faults, long_share)
@@ -102,19 +108,19 @@ def simulate(seed, faults, long_share=0.15, **options):
 
 @pytest.mark.parametrize("seed", range(12))
 def test_among_the_living_a_turn_has_one_holder_whoever_crashes(seed):
-    network = simulate(seed, ["crash"], count=3 + seed % 3, loss=0.03)
+    network = simulate(seed, ["crash"], count=COUNTS[seed % 3], loss=0.03)
     assert network.granted > 150
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_frames_that_come_late_and_doubled_give_nobody_a_turn(seed):
-    network = simulate(seed, ["crash"], count=3 + seed % 3, loss=0.03, disturb=True)
+    network = simulate(seed, ["crash"], count=COUNTS[seed % 3], loss=0.03, disturb=True)
     assert network.granted > 100
 
 
 @pytest.mark.parametrize("seed", range(12))
 def test_who_agrees_on_who_runs_shares_no_turn_and_no_partition_leaves_one_behind(seed):
-    network = simulate(seed, ["crash", "partition", "partition"], count=3 + seed % 3, loss=0.03)
+    network = simulate(seed, ["crash", "partition", "partition", "flap"], count=COUNTS[seed % 3], loss=0.03)
     assert network.granted > 150
 
 

@@ -1,9 +1,15 @@
 """Wills: when they are published, and when they are not, through one node as clients see it."""
 
+import math
+
 import pytest
 from core_helpers import Node, StubInterest
 
+from broker.core.epoch import pack_epoch
+from broker.core.left_will import LeftWill, unpack_will_row, will_tag
+from broker.core.rows import RowKind, row_subject
 from broker.core.settings import OwnerSettings
+from broker.core.storage import WriteBatch
 from broker.mqtt.packets import Disconnect, Publish, Subscribe, SubscriptionRequest, Will
 from broker.mqtt.properties import Property
 from broker.mqtt.reasons import Reason
@@ -294,7 +300,7 @@ def test_wills_that_went_leave_no_deadlines(node):
     """A year of delay and a reconnect every second must not be 30 million remembered deadlines."""
     for _ in range(300):
         leave(node, 31_536_000, NEVER).drop()
-    assert len(node.owner._wills._due) < 100
+    assert len(node.owner.wills._due) < 100
 
 
 @pytest.mark.parametrize(
@@ -412,3 +418,125 @@ def test_refused_connections_leave_no_will(start):
     node.advance(1000)
     assert heard(watcher) == []
     assert node.stored("will") == []
+
+
+# Among other nodes.
+
+
+def told(node: Node) -> list[LeftWill]:
+    """The wills that the other nodes know."""
+    return [unpack_will_row(row_subject(row), value) for (_, row), value in node.rows.items() if row[0] == RowKind.WILL]
+
+
+def waits(node: Node) -> list[tuple[bool, int]]:
+    """Of those, whether they wait, and how long in all."""
+    tags = [will_tag(value) for (_, row), value in node.rows.items() if row[0] == RowKind.WILL]
+    return [(tag.waits, tag.wait_s) for tag in tags]
+
+
+@pytest.mark.parametrize("expiry_s", [0, 3600])
+def test_the_others_are_told_of_a_will(node, expiry_s):
+    assert told(node) == []
+    leave(node, 60, expiry_s, retain=True, properties={MESSAGE_EXPIRY: 7})
+    (left,) = told(node)
+    session = node.owner.session("c")
+    assert (left.client_id, left.epoch) == ("c", pack_epoch(session.epoch))
+    will = left.will
+    assert (will.topic, will.payload, will.qos, will.retain, will.expiry_s) == (b"will", b"gone", 1, True, 7)
+    assert waits(node) == [(False, min(60, expiry_s))]
+
+
+def test_the_others_are_told_that_a_will_waits_and_that_it_is_gone(node):
+    leave(node, 60).drop()
+    assert waits(node) == [(True, 60)]
+    leave(node, 30)
+    assert waits(node) == [(False, 30)]
+    leave(node, 0).drop()
+    assert told(node) == []
+
+
+def test_who_leaves_no_will_costs_nothing(node):
+    node.persistent("c").drop()
+    assert not [row for _, row in node.rows if row[0] == RowKind.WILL]
+    assert node.stored("will") == []
+
+
+def test_a_restart_tells_the_same_wills_and_that_they_wait(node):
+    leave(node, 60)
+    number = told(node)[0].number
+    restarted = node.restart()
+    assert [left.number for left in told(restarted)] == [number]
+    assert waits(restarted) == [(True, 60)]
+    leave(restarted)
+    assert told(restarted)[0].number > number
+
+
+def test_a_stored_will_of_an_earlier_program(node):
+    watch(node)
+    leave(node, 60)
+    key, value = next(node.storage.scan("will", b"", b""))
+    batch = WriteBatch()
+    batch.put("will", key, value[1 + 44 :])
+    node.storage.commit(batch)
+    restarted = node.restart()
+    (left,) = told(restarted)
+    assert left.number
+    assert left.will.payload == b"gone"
+    restarted.advance(61)
+    assert heard(restarted.persistent("watcher")) == [b"gone"]
+
+
+def test_nothing_is_published_while_wills_are_held(node):
+    watcher = watch(node)
+    leave(node, 5).drop()
+    node.owner.wills.held = True
+    node.advance(10)
+    assert node.owner.wills.next_deadline() == math.inf
+    assert heard(watcher) == []
+    node.owner.wills.held = False
+    node.advance(0)
+    assert heard(watcher) == [b"gone"]
+
+
+def test_a_session_that_ends_while_wills_are_held_leaves_its_will(node):
+    watcher = watch(node)
+    leave(node, 60, 60).drop()
+    node.owner.wills.held = True
+    node.advance(61)
+    assert node.owner.session("c") is None
+    assert heard(watcher) == []
+    node.owner.wills.held = False
+    node.advance(0)
+    assert heard(watcher) == [b"gone"]
+
+
+def test_what_another_node_claims_waits_until_it_does_not(node):
+    watcher = watch(node)
+    leave(node, 5).drop()
+    node.owner.wills.set_claimed("c", True)
+    node.advance(10)
+    assert heard(watcher) == []
+    node.owner.wills.set_claimed("c", False)
+    node.advance(0)
+    assert heard(watcher) == [b"gone"]
+
+
+def test_what_another_node_has_published_is_given_up(node):
+    watcher = watch(node)
+    leave(node, 5).drop()
+    node.owner.wills.spend("c")
+    node.settle()
+    node.advance(10)
+    assert heard(watcher) == []
+    assert (told(node), node.stored("will")) == ([], [])
+
+
+def test_the_will_of_a_connection_that_goes_on_is_another_one_when_it_was_published_elsewhere(node):
+    watcher = watch(node)
+    client = leave(node)
+    number = told(node)[0].number
+    node.owner.wills.spend("c")
+    node.settle()
+    assert told(node)[0].number > number
+    client.drop()
+    assert heard(watcher) == [b"gone"]

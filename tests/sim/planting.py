@@ -1,0 +1,37 @@
+"""Planting bugs, one at a time, for the tests that look whether a seed or a scene notices.
+
+Bugs of the shell's order are planted in the simulator itself. The others replace methods of the cores, which can't be
+done where those are compiled.
+"""
+
+import pytest
+import workload
+
+from broker.core.storage import WriteBatch
+from cluster.incoming_link import IncomingLink
+
+SEEDS = range(40)
+# Those in which something is retained.
+RETAINING = range(1, 40, 2)
+
+interpreted = pytest.mark.skipif(
+    not hasattr(IncomingLink.receive, "__code__"), reason="compiled classes can't be changed in memory"
+)
+
+
+def caught(prepare=None, seeds=SEEDS):
+    """Return what the first seed says that notices, and fail if none does."""
+    for seed in seeds:
+        try:
+            workload.run(seed, prepare=prepare)
+        except workload.Failure as failure:
+            print(failure)
+            return str(failure)
+    pytest.fail(f"none of {len(seeds)} seeds noticed")
+
+
+def without(effects, lost):
+    """Take the operations that `lost` says out of a turn's writes."""
+    kept = WriteBatch()
+    kept.operations = [operation for operation in effects.writes.operations if not lost(*operation)]
+    effects.writes = kept

@@ -1,0 +1,141 @@
+"""The simulator finds bugs between nodes: in turns, moves, the registry and what is retained. Each is planted here.
+
+Most break a scene of `test_sequences`, which is written down for just that; the others some early seed.
+"""
+
+import pytest
+import test_sequences as sequences
+from planting import caught, interpreted, without
+
+from broker.core.arrival import Arrival
+from broker.core.lifetimes import Lifetimes
+from broker.core.retained import RetainedStore
+from broker.core.storage import PUT
+from broker.core.transfer import Transfers
+from cluster.arrivals import Arrivals
+from cluster.clock import HybridClock
+from cluster.departures import Departures
+from cluster.moving import Moving
+from cluster.own_tables import OwnTables
+from cluster.registrar import Registrar
+from cluster.turn_keeper import TurnKeeper
+
+
+def fails(scene):
+    """Play a scene, and fail if it ends well."""
+    with pytest.raises(AssertionError) as noticed:
+        scene()
+    print(noticed.value)
+
+
+# Turns.
+
+
+@interpreted
+def test_a_keeper_that_grants_before_it_knows_what_others_know_is_caught(monkeypatch):
+    monkeypatch.setattr(TurnKeeper, "_is_settled", lambda self, now: True)
+    fails(sequences.a_new_keeper_has_not_heard_of_a_new_session)
+
+
+@interpreted
+def test_a_connack_before_the_head_is_here_is_caught(monkeypatch):
+    resolve = Registrar._resolve
+
+    def answer_at_once(self, waiting, latest, now):
+        resolve(self, waiting, latest, now)
+        if waiting.event.connection in self._waiting:
+            self._finish(waiting, now)
+
+    monkeypatch.setattr(Registrar, "_resolve", answer_at_once)
+    assert "was lost at" in caught()
+
+
+# Moves.
+
+
+@interpreted
+def test_a_stub_that_ends_before_all_have_switched_is_caught(monkeypatch):
+    monkeypatch.setattr(
+        Departures, "_is_ended", lambda self, leaving, passed: self._owner.transfers.is_drained(leaving.departure)
+    )
+    monkeypatch.setattr(Arrivals, "_missing", lambda self, session, node: [])
+    fails(sequences.a_publishers_node_has_not_heard_of_a_move)
+
+
+@interpreted
+def test_a_new_home_that_knows_no_packet_ids_is_caught(monkeypatch):
+    begin = Transfers.begin_arrival
+
+    def forget(self, head, *arguments):
+        head.incoming = []
+        return begin(self, head, *arguments)
+
+    monkeypatch.setattr(Transfers, "begin_arrival", forget)
+    fails(sequences.a_publisher_sends_again_elsewhere)
+
+
+@interpreted
+def test_a_new_home_that_takes_what_the_old_one_has_is_caught(monkeypatch):
+    monkeypatch.setattr(Arrival, "takes", lambda self, origin, number: True)
+    caught()
+
+
+@interpreted
+def test_a_new_home_that_does_not_let_the_old_go_first_is_caught(monkeypatch):
+    monkeypatch.setattr(Arrival, "is_gated", lambda self: False)
+    fails(sequences.new_messages_come_before_old_ones)
+
+
+def test_a_stub_that_acknowledges_what_it_does_not_store_is_caught():
+    def forget(node, effects):
+        departures = node.core.owner.transfers.departures.values()
+        numbers = {departure.session.number.to_bytes(8, "big") for departure in departures}
+        without(effects, lambda kind, family, key, value: kind == PUT and family == "queue" and key[:8] in numbers)
+
+    caught(lambda world: world.mutations.append(forget))
+
+
+# The registry.
+
+
+@interpreted
+def test_a_clean_start_that_forgets_older_sessions_elsewhere_is_caught(monkeypatch):
+    monkeypatch.setattr(Moving, "_end_older", lambda self, client_id, epoch, told: None)
+    fails(sequences.a_session_began_anew_while_its_old_home_was_away)
+
+
+@interpreted
+def test_an_end_that_is_told_for_ever_is_caught(monkeypatch):
+    monkeypatch.setattr(OwnTables, "_forget_end", lambda self, subject: None)
+    fails(sequences.a_session_ended_while_its_old_home_was_away)
+
+
+# Joining with data, and clocks.
+
+
+@interpreted
+def test_retained_messages_that_join_as_the_newest_are_caught(monkeypatch):
+    monkeypatch.setattr(RetainedStore, "become_oldest", lambda self, writes, clock: None)
+    fails(sequences.a_node_with_data_joins)
+
+
+@interpreted
+def test_sessions_that_join_as_the_newest_are_caught(monkeypatch):
+    monkeypatch.setattr(Lifetimes, "become_oldest", lambda self: None)
+    fails(sequences.a_node_with_data_joins)
+
+
+@interpreted
+def test_a_session_that_takes_for_its_own_what_another_half_had_is_caught(monkeypatch):
+    monkeypatch.setattr(Arrival, "has_had", lambda self, origin, number, seq: self.direct_from > 0)
+    fails(sequences.a_session_began_in_both_halves)
+
+
+@interpreted
+def test_a_clock_that_believes_anything_is_caught(monkeypatch):
+    def believe(self, stamp, utc_ms):
+        self.newest = max(self.newest, stamp)
+        return stamp
+
+    monkeypatch.setattr(HybridClock, "receive", believe)
+    assert "ahead of its clock" in caught(seeds=range(1, 60, 6))

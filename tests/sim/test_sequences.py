@@ -1,0 +1,388 @@
+"""The sequences that break simpler clusters, each written down: who has a session, and what becomes of it on its way.
+
+Each scene is also what a planted bug has to fail (see `test_mutations_of_moves`).
+"""
+
+from scene import Scene
+from virtual_clients import OFFLINE, ONLINE
+
+from cluster.frames import FrameType
+from cluster.running_view import keeper_among
+
+TABLES = (FrameType.TABLE_DELTA, FrameType.TABLE_ROWS, FrameType.TABLE_DONE)
+
+
+def lose(scene, *kinds):
+    """Lose all frames of some kinds from now on; without any, none."""
+    scene.world.network.lose_frame = (lambda frame: len(frame) > 1 and frame[1] in kinds) if kinds else None
+
+
+def kept_by(scene, keeper, heir):
+    """Return a client id that one node keeps, and another one when that is gone."""
+    members = [(node.store_id, node.name) for node in scene.world.nodes.values()]
+    left = [member for member in members if member[1] != keeper.name]
+    for number in range(1000):
+        name = f"client {number}"
+        if keeper_among(members, name) == keeper.name and keeper_among(left, name) == heir.name:
+            return name
+    raise AssertionError("no such client id")
+
+
+def a_new_keeper_has_not_heard_of_a_new_session():
+    """The keeper dies, and the next one does not have the row yet of the session that was made a moment before."""
+    scene = Scene()
+    home, heir, keeper = scene.nodes
+    client = scene.client(kept_by(scene, keeper, heir), home, {b"a/b": 1})
+    lose(scene, *TABLES)
+    scene.connect(client)
+    scene.crash(keeper)
+    scene.goes(client, True)
+    client.home = heir
+    client.connect()
+    scene.run(1.0)
+    assert client.state != ONLINE, "nobody can know yet what the new keeper has to know"
+    lose(scene)
+    scene.until(lambda: client.state == ONLINE)
+    assert client.session_present
+    assert scene.homes(client.client_id) == [heir]
+
+
+def test_a_new_keeper_merges_what_all_members_know():
+    a_new_keeper_has_not_heard_of_a_new_session()
+
+
+def a_publishers_node_has_not_heard_of_a_move(wanted_before=False):
+    """C goes on sending to the old home what the session wants, and acknowledges it to its publisher.
+
+    Somebody at the new home may have wanted it before: what C sends for that one is not for the session that comes.
+    """
+    scene = Scene()
+    old, new, third = scene.nodes
+    client = scene.comes("client", old, {b"a/b": 1})
+    subscribers = [client, *([scene.comes("other", new, {b"a/b": 1})] if wanted_before else [])]
+    publisher = scene.comes("publisher", third)
+    before = scene.publish(publisher, b"a/b")
+    scene.goes(client)
+    lose(scene, *TABLES)
+    client.home = new
+    client.connect()
+    scene.run(1.0)
+    amid = scene.publish(publisher, b"a/b", 1, 5)
+    lose(scene)
+    scene.until(lambda: client.state == ONLINE)
+    scene.until(scene.is_whole)
+    after = scene.publish(publisher, b"a/b", 1, 5)
+    scene.run(5.0)
+    for each in subscribers:
+        assert scene.payloads(each) == [*before, *amid, *after]
+        assert scene.copies(each) == 1
+    assert [node.core.moving.counts()["moves_leaving"] for node in scene.nodes] == [0, 0, 0]
+
+
+def test_a_stub_outlasts_all_who_have_not_switched():
+    a_publishers_node_has_not_heard_of_a_move()
+
+
+def test_what_is_sent_for_others_is_not_for_a_session_that_comes():
+    a_publishers_node_has_not_heard_of_a_move(True)
+
+
+def new_messages_come_before_old_ones():
+    """C has switched, and what it says arrives before the last parts of what waits at the old home."""
+    scene = Scene()
+    old, new, third = scene.nodes
+    client = scene.comes("client", old, {b"a/b": 1})
+    publisher = scene.comes("publisher", third)
+    scene.goes(client)
+    before = scene.publish(publisher, b"a/b", 1, 6, padding_bytes=60_000)
+    moves = []
+
+    def is_later_part(frame):
+        if len(frame) > 1 and frame[1] == FrameType.MOVE:
+            moves.append(frame)
+        return len(moves) > 1 and frame is moves[-1]
+
+    scene.world.network.lose_frame = is_later_part
+    scene.connect(client, new)
+    scene.run(0.3)
+    assert len(scene.payloads(client)) < 6, "the head is here, and not all that follows it"
+    after = scene.publish(publisher, b"a/b", 1, 3)
+    scene.run(0.3)
+    lose(scene)
+    scene.until(lambda: len(scene.payloads(client)) == 9)
+    assert scene.payloads(client) == [*before, *after]
+    assert scene.copies(client) == 1
+
+
+def test_old_messages_come_before_new_ones():
+    new_messages_come_before_old_ones()
+
+
+def a_publisher_sends_again_elsewhere():
+    """A QoS 2 PUBLISH is the old home's already, its PUBREC is lost, and the client sends it again to the new home."""
+    scene = Scene()
+    old, new, third = scene.nodes
+    subscriber = scene.comes("subscriber", third, {b"a/b": 2})
+    publisher = scene.comes("publisher", old)
+    publisher.publish(b"a/b", 2)
+    publisher.hear_nothing()
+    scene.until(lambda: scene.payloads(subscriber))
+    publisher.disconnect(True)
+    scene.connect(publisher, new)
+    scene.until(publisher.outbox.is_empty)
+    scene.run(2.0)
+    assert scene.copies(subscriber) == 1
+    assert new.core.owner.session("publisher").incoming == set()
+
+
+def test_packet_ids_are_there_before_the_client():
+    a_publisher_sends_again_elsewhere()
+
+
+def a_session_began_anew_while_its_old_home_was_away():
+    """It must not rise with its old home, nor must what waited there."""
+    scene = Scene()
+    old, new, _ = scene.nodes
+    client = scene.comes("client", old, {b"a/b": 1, b"a/c": 1})
+    scene.goes(client)
+    scene.publish(scene.comes("publisher", old), b"a/b", 1, 3)
+    scene.crash(old)
+    scene.connect(client, new, clean=True)
+    assert not client.session_present
+    scene.start(old)
+    scene.run(5.0)
+    assert scene.homes("client") == [new]
+    assert scene.payloads(client) == []
+    assert old.core.owner.counts()["queued_messages"] == 0
+    assert [node.core.mesh.registry.own_ended() for node in scene.nodes] == [[], [], []]
+
+
+def test_a_clean_start_ends_what_is_away():
+    a_session_began_anew_while_its_old_home_was_away()
+
+
+def a_session_ended_while_its_old_home_was_away():
+    """A client without a session says goodbye before anybody could tell its old home."""
+    scene = Scene()
+    old, new, _ = scene.nodes
+    client = scene.comes("client", old, {b"a/b": 1})
+    scene.goes(client)
+    scene.crash(old)
+    client.persistent = False
+    scene.connect(client, new, clean=True)
+    scene.goes(client)
+    assert scene.homes("client") == []
+    scene.start(old)
+    scene.until(lambda: scene.homes("client") == [])
+    scene.run(3.0)
+    assert scene.homes("client") == []
+    assert [node.core.mesh.registry.own_ended() for node in scene.nodes] == [[], [], []]
+
+
+def test_a_session_that_ended_does_not_rise():
+    a_session_ended_while_its_old_home_was_away()
+
+
+def the_old_home_dies_with_what_was_sent_late():
+    """What a member sent to the old home for a session that leaves is acknowledged there, and waits for the new one."""
+    scene = Scene()
+    old, new, third = scene.nodes
+    client = scene.comes("client", old, {b"a/b": 1})
+    publisher = scene.comes("publisher", third)
+    scene.goes(client)
+    # Nothing moves for now, and third does not hear of the new home.
+    lose(scene, FrameType.MOVE, FrameType.MOVE_ACK, *TABLES)
+    client.home = new
+    client.connect()
+    scene.run(1.0)
+    assert old.core.moving.counts()["moves_leaving"] == 1
+    payloads = scene.publish(publisher, b"a/b", 1, 5)
+    old.kill()
+    lose(scene)
+    scene.run(0.5)
+    old.start()
+    scene.until(scene.is_whole)
+    if client.state == OFFLINE:
+        client.connect()
+    scene.until(lambda: scene.payloads(client) == payloads)
+    assert scene.copies(client) == 1
+
+
+def test_what_a_stub_acknowledges_survives_it():
+    the_old_home_dies_with_what_was_sent_late()
+
+
+def an_old_home_is_back_after_its_session_went_elsewhere():
+    """The registry knows a later home; the queue that was left comes in front."""
+    scene = Scene()
+    old, new, third = scene.nodes
+    client = scene.comes("client", old, {b"a/b": 1})
+    publisher = scene.comes("publisher", third)
+    scene.goes(client)
+    before = scene.publish(publisher, b"a/b", 1, 3)
+    scene.crash(old)
+    scene.connect(client, new)
+    scene.until(lambda: third.core.mesh.is_current(0.0))
+    assert client.session_present
+    scene.goes(client)
+    after = scene.publish(publisher, b"a/b", 1, 3)
+    scene.start(old)
+    scene.until(lambda: scene.homes("client") == [new] and not old.core.moving.counts()["moves_leaving"])
+    scene.connect(client, new)
+    scene.run(2.0)
+    assert scene.payloads(client) == [*before, *after]
+    assert scene.copies(client) == 1
+
+
+def test_what_was_left_behind_comes_in_front():
+    an_old_home_is_back_after_its_session_went_elsewhere()
+
+
+def a_node_with_data_joins():
+    """What it has adds to what the cluster has, and overrides nothing, whatever its clock and its epochs say."""
+    scene = Scene(count=2)
+    one, other = scene.nodes
+    lone = scene.add_node("lone@h")
+    lone.clocks.ahead_ms = 3_600_000
+    # It goes on keeping the client id, and remembers what it was told of it.
+    name = kept_by(scene, lone, one)
+    both = scene.client(name, one, {b"a/b": 1})
+    scene.connect(both)
+    publisher = scene.client("publisher", one)
+    scene.connect(publisher)
+    publisher.retain(b"state/both", 1, 0, False)
+    scene.until(publisher.outbox.is_empty)
+    (cluster_word,) = scene.ledger.published
+    # The same client id begins anew there, again and again: its last epoch is higher than the cluster's.
+    twin = scene.client("twin", lone, {b"a/c": 1}, client_id=name)
+    for _ in range(5):
+        scene.connect(twin, clean=True)
+        scene.goes(twin)
+    alone = scene.client("alone", lone, {b"a/d": 1})
+    scene.connect(alone)
+    scene.goes(alone)
+    late = scene.client("late", lone)
+    scene.connect(late)
+    waiting = scene.publish(late, b"a/d", 1, 3)
+    late.retain(b"state/both", 1, 0, False)
+    late.retain(b"state/lone", 1, 0, False)
+    scene.until(late.outbox.is_empty)
+    lone_word = list(scene.ledger.published)[-1]
+    scene.join(lone, other)
+    scene.until(scene.is_whole)
+    scene.run(5.0)
+    assert both.state == ONLINE, "nobody took over"
+    assert scene.homes(name) == [one]
+    assert set(one.core.owner.session(name).subscriptions) == {b"a/b"}
+    assert scene.homes("alone") == [lone]
+    for node in scene.world.nodes.values():
+        retained = node.core.owner.retained.match(b"#", node.clocks.monotonic())
+        shown = {message.topic: message.payload for message in retained}
+        assert shown == {b"state/both": cluster_word, b"state/lone": lone_word}
+    # Who connects anew within seconds has what the cluster has.
+    scene.goes(both)
+    scene.connect(both, lone)
+    assert both.session_present
+    assert set(lone.core.owner.session(name).subscriptions) == {b"a/b"}
+    # Its queues are its own, and go on as any other.
+    scene.connect(alone, other)
+    assert alone.session_present
+    scene.until(lambda: scene.payloads(alone) == waiting)
+    assert [node.core.mesh.registry.own_ended() for node in scene.world.nodes.values()] == [[], [], []]
+
+
+def test_a_node_with_data_adds_and_overrides_nothing():
+    a_node_with_data_joins()
+
+
+def two_homes_of_a_partition_give_way_to_a_third():
+    """Both began as the second home, with places of their own in the queue that look alike."""
+    scene = Scene()
+    one, other, third = scene.nodes
+    client = scene.comes("client", third, {b"a/b": 1})
+    publishers = [scene.comes(f"publisher {node.name}", node) for node in (one, other)]
+    scene.goes(client)
+    scene.split([one], [other], [third])
+    scene.until(lambda: not any(peer.running for node in scene.nodes for peer in node.core.mesh.peers.values()))
+    left = []
+    for home, publisher in zip((one, other), publishers, strict=True):
+        scene.connect(client, home)
+        assert client.session_present
+        scene.goes(client)
+        left.append(scene.publish(publisher, b"a/b", 1, 3))
+    assert scene.homes("client") == scene.nodes
+    lose(scene, FrameType.MOVE)
+    scene.heal()
+    client.home = third
+    client.connect()
+    scene.run(0.5)
+    lose(scene)
+    scene.until(lambda: client.state == ONLINE)
+    scene.until(lambda: not any(node.core.moving.counts()["moves_leaving"] for node in scene.nodes))
+    scene.run(3.0)
+    received = scene.payloads(client)
+    assert sorted(received) == sorted(left[0] + left[1])
+    assert scene.copies(client) == 1
+    for payloads in left:
+        assert [payload for payload in received if payload in payloads] == payloads
+
+
+def test_two_homes_of_a_partition_lose_nothing_to_a_third():
+    two_homes_of_a_partition_give_way_to_a_third()
+
+
+def a_session_began_in_both_halves():
+    """Neither half knows of the other's; both are acknowledged what waits for theirs."""
+    scene = Scene()
+    one, other, third = scene.nodes
+    publishers = [scene.comes(f"publisher {node.name}", node) for node in (one, other)]
+    client = scene.client("client", one, {b"a/b": 1})
+    scene.split([one], [other, third])
+    scene.until(lambda: not any(peer.running for peer in one.core.mesh.peers.values()))
+    left = []
+    for home, publisher in zip((one, other), publishers, strict=True):
+        client.session_exists = False
+        scene.connect(client, home)
+        scene.goes(client)
+        left.append(scene.publish(publisher, b"a/b", 1, 3))
+    scene.heal()
+    scene.until(lambda: len(scene.homes("client")) == 1)
+    scene.until(lambda: not any(node.core.moving.counts()["moves_leaving"] for node in scene.nodes))
+    scene.connect(client, third)
+    scene.run(3.0)
+    received = scene.payloads(client)
+    assert sorted(received) == sorted(left[0] + left[1])
+    assert scene.copies(client) == 1
+
+
+def test_neither_half_loses_what_it_has():
+    a_session_began_in_both_halves()
+
+
+def a_move_goes_on_before_the_last_one_is_confirmed():
+    """The second home has taken what the first one does not know it has, and the third hears from both."""
+    scene = Scene()
+    old, new, third = scene.nodes
+    client = scene.comes("client", old, {b"a/b": 1})
+    publisher = scene.comes("publisher", third)
+    scene.goes(client)
+    payloads = scene.publish(publisher, b"a/b", 1, 5)
+    lose(scene, FrameType.MOVE_ACK)
+    client.home = new
+    client.connect()
+    scene.run(0.3)
+    client.disconnect(True)
+    scene.run(0.3)
+    client.home = third
+    client.connect()
+    scene.run(1.0)
+    lose(scene)
+    scene.until(lambda: client.state == ONLINE)
+    scene.until(lambda: len(scene.payloads(client)) == 5)
+    scene.run(5.0)
+    assert scene.payloads(client) == payloads
+    assert scene.copies(client) == 1
+
+
+def test_a_move_that_goes_on_doubles_nothing():
+    a_move_goes_on_before_the_last_one_is_confirmed()
