@@ -18,6 +18,7 @@ import math
 from typing import Final, final
 
 from broker.core.owner import QueueOwner
+from broker.core.session import Session
 from cluster.handover import HandOver
 from cluster.leave_frames import Order, Orphan, Report, Verb, pack_adopts, pack_donor, pack_report
 from cluster.leaving import Census, LeaveJob, State, how_without
@@ -262,8 +263,9 @@ class Leaver:
         asked: dict[str, tuple[str, float]] = {}
         counts = dict.fromkeys(targets, 0)
         orphans: dict[str, list[Orphan]] = {}
+        homeless = self._homeless()
         for client_id, (target, asked_at) in self._asked.items():
-            session = self._owner.session(client_id)
+            session = homeless.get(client_id)
             if session is not None and target in counts:
                 counts[target] += 1
                 if now >= asked_at + ASK_AGAIN_S:
@@ -272,7 +274,7 @@ class Leaver:
                     orphans.setdefault(target, []).append(Orphan(client_id, session.user_name))
                 asked[client_id] = (target, asked_at)
         self._asked = asked
-        for session in self._owner.draining.waiting():
+        for session in homeless.values():
             if session.client_id in asked:
                 continue
             target = self._next_target(targets, counts)
@@ -284,6 +286,14 @@ class Leaver:
         for target, adopted in orphans.items():
             for frame in pack_adopts(self._store_id, False, adopted):
                 self._mesh.tell(target, frame)
+
+    def _homeless(self) -> dict[str, Session]:
+        """Return the sessions that nobody is taking, those included that were asked for by a node that then died."""
+        found = {session.client_id: session for session in self._owner.draining.waiting()}
+        for client_id, leaving in self._moving.departures.leavings.items():
+            if leaving.home == self._store_id:
+                found[client_id] = leaving.departure.session
+        return found
 
     def _next_target(self, targets: list[str], counts: dict[str, int]) -> str:
         """Return whose turn it is, "" if that one has enough for now: the others wait, so that all get the same."""
