@@ -125,7 +125,7 @@ class LeaveWorld:
             made.append(client)
             client.connect()
         self.wait(lambda: all(set(client.subscribed) == set(client.wanted) for client in made), "subscribing")
-        self.wait(self.known, "the interest of all")
+        self.wait(lambda: self.known(home, made), "the interest of all")
         if not online:
             for client in made:
                 client.comes_back = False
@@ -133,15 +133,11 @@ class LeaveWorld:
             self.world.run(0.5)
         return made
 
-    def known(self):
-        """Say whether everybody that runs knows what the others want."""
-        up = self.world.running_nodes()
-        return all(
-            view.link_open
-            for node in up
-            for view in node.core.members_view()
-            if view.name in {o.name for o in up} - {node.name}
-        ) and all(node.core.mesh.is_complete() for node in up if len(up) == len(node.core.mesh.peers) + 1)
+    def known(self, home, clients):
+        """Say whether everybody else that runs knows what these clients of a node want."""
+        wanted = {topic_filter for client in clients for topic_filter in client.wanted}
+        others = [node for node in self.world.running_nodes() if node is not home]
+        return all(wanted <= set(node.core.mesh.interest.persistent_filters(home.name)) for node in others)
 
     def publisher(self, home, name="publisher"):
         client = Client(self.world, self.ledger, name, home, 4, False, {})
