@@ -101,7 +101,7 @@ class Arrivals:
         # Client id -> the version of this node's wishes that has the session's, and those for which it is not told yet.
         self._needs: dict[str, tuple[int, int]] = {}
         self._untold: dict[str, bool] = {}
-        # Member -> client ids, in the order of their versions, whose cut it has not named.
+        # Member -> client ids, in the order of their versions, whose cut it has not named, or not yet come up to.
         self._uncut: dict[bytes, dict[str, bool]] = {}
         # Something has happened that may end arrivals.
         self._check_due = False
@@ -182,10 +182,15 @@ class Arrivals:
                 break
             known.append(client_id)
         for client_id in known:
-            del uncut[client_id]
             session = self._owner.session(client_id)
             if session is not None and client_id in self._needs:
                 self._owner.transfers.set_cut(session, mark.member, mark.number, now)
+                if session.arrival is not None and session.arrival.overlaps_with(mark.member):
+                    # Its next mark stands behind all that it sends twice.
+                    self._site.touch()
+                    continue
+                self._check_due = True
+            del uncut[client_id]
 
     def running(self, node: bytes, runs: bool, now: float) -> None:
         """A member runs, or does not any more."""
@@ -403,7 +408,11 @@ class Arrivals:
             session = self._owner.session(client_id)
             if session is None or session.arrival is None:
                 self._forget(client_id)
-            elif not session.arrival.donors and not self._registry.has_rival_homes(client_id):
+            elif (
+                not session.arrival.donors
+                and not session.arrival.overlaps()
+                and not self._registry.has_rival_homes(client_id)
+            ):
                 transfers.end_arrival(session, now)
                 self._forget(client_id)
 

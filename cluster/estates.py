@@ -38,14 +38,9 @@ class Estate:
         self.is_told = False
         self.tree: TopicTree[str, Subscription] = TopicTree()
         self.given = 0
-        shared: dict[bytes, str] = {}
         for client_id, topic_filter, subscription in wishes:
-            if topic_filter.startswith(SHARE_PREFIX):
-                # Its group is gone, and one of the members gets everything.
-                member = shared.setdefault(topic_filter, client_id)
-                if member == client_id:
-                    self.tree.set(topic_filter.split(b"/", 2)[2], client_id, subscription)
-            else:
+            # What was for a group is the group's, which has other members, or none.
+            if not topic_filter.startswith(SHARE_PREFIX):
                 self.tree.set(topic_filter, client_id, subscription)
 
     def wanted_by(self, message: Message) -> dict[str, tuple[int, bool, bytes]]:

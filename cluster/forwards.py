@@ -7,16 +7,19 @@ Grammar
 -------
     FORWARDS          u64 session, number of the first, u32 count, u32 age in ms, u8 flags (1 start, 2 gap, 4 jump),
                       [number before the first if jump], (message | mark)*
-    message           u8 flags (0-1 QoS, 4 retain, 8 expires, 16 foreign), u16 topic length, u16 publisher length,
-                      u32 properties length, u32 payload length, [u64 remaining ms], [number if QoS > 0],
-                      [16 bytes origin if foreign], topic, publisher, properties, payload
+    message           u8 flags (0-1 QoS, 4 retain, 8 expires, 16 foreign, 64 addressed), u16 topic length,
+                      u16 publisher length, u32 properties length, u32 payload length, [u64 remaining ms],
+                      [number if QoS > 0], [16 bytes origin if foreign], [address], topic, publisher, properties,
+                      payload
     mark              u8 flags (32 mark, 64 durable), u32 length, body
 
+An address says for which groups of the receiver a message is (see `addressing`).
 Numbers of a stream may be missing: what had them is gone for good. Within a frame they go on by one; a frame that does
 not go on from the one before says by `jump` which number that ended with.
 
 A mark is no message: it says something of the stream at its place between the messages, and this module does not know
-what. With `durable` the receiver stores that it has it, as of a message with QoS > 0.
+what. With `durable` the receiver stores that it has it, as of a message with QoS > 0. One without a body says nothing:
+it stands where a message was that is for another node now.
 """
 
 import struct
@@ -34,6 +37,7 @@ from librt.strings import (
 from mypy_extensions import i16, i64
 
 from broker.core.message import ORIGIN_BYTES, Message
+from cluster.addressing import NO_ADDRESS, Addressed, unpack_address
 from cluster.frames import FRAME_VERSION, FrameType
 from cluster.wire import NUMBER_MAX, FrameError
 
@@ -49,12 +53,15 @@ _HEADER: Final = struct.Struct(">BBQQIIB")
 _MESSAGE_RETAIN: Final = 4
 _MESSAGE_EXPIRES: Final = 8
 _MESSAGE_FOREIGN: Final = 16
+_MESSAGE_ADDRESSED: Final = 64
 _MARK: Final = 32
 _MARK_DURABLE: Final = 64
 _MARK_FIXED_BYTES: Final = 5
 _MESSAGE_FIXED_BYTES: Final = 13
 # An expiry interval has 32 bits of seconds; a message that comes in with the longest has that much left.
 _REMAINING_MS_MAX: Final = 0xFFFFFFFF * 1000
+
+_NO_GROUPS: Final[list[bytes]] = []
 
 # Room for a message's frame data beside its texts, for estimates.
 MESSAGE_OVERHEAD_BYTES: Final = _MESSAGE_FIXED_BYTES + 8 + 8 + ORIGIN_BYTES
@@ -104,12 +111,12 @@ class Forwards:
                 raise FrameError("a FORWARDS frame that jumps back")
             self.body = HEADER_BYTES + 8
 
-    def messages(self, sender: bytes, now: float) -> list[Message | Mark]:
+    def messages(self, sender: bytes, now: float) -> list[Message | Addressed | Mark]:
         """Unpack every message and mark; `sender` is the store id that is the origin where none is given."""
         frame = self.frame
         end: i64 = len(frame)
         position: i64 = self.body
-        found: list[Message | Mark] = []
+        found: list[Message | Addressed | Mark] = []
         for _ in range(self.count):
             room: i64 = end - position
             if room < _MESSAGE_FIXED_BYTES and (room < _MARK_FIXED_BYTES or not frame[position] & _MARK):
@@ -155,6 +162,12 @@ class Forwards:
             if flags & _MESSAGE_FOREIGN:
                 origin = frame[position : position + ORIGIN_BYTES]
                 position += ORIGIN_BYTES
+            groups = _NO_GROUPS
+            plain = True
+            waited = False
+            if flags & _MESSAGE_ADDRESSED:
+                groups, plain, waited, place = unpack_address(frame, int(position))
+                position = place
             if end - position < texts or qos == 3:
                 raise FrameError("malformed message")
             topic = frame[position : position + topic_length]
@@ -169,13 +182,16 @@ class Forwards:
             payload = frame[position : position + payload_length]
             position += payload_length
             retain = flags & _MESSAGE_RETAIN != 0
-            found.append(Message(topic, payload, properties, qos, retain, expires_at, publisher, origin, number))
+            message = Message(topic, payload, properties, qos, retain, expires_at, publisher, origin, number)
+            found.append(Addressed(message, groups, plain, waited) if groups else message)
         if position != end:
             raise FrameError("FORWARDS frame with something behind its messages")
         return found
 
 
-def pack_message(writer: BytesWriter, message: Message, publisher: bytes, sender: bytes, now: float) -> None:
+def pack_message(
+    writer: BytesWriter, message: Message, publisher: bytes, sender: bytes, now: float, address: bytes = NO_ADDRESS
+) -> None:
     """Append a message to the body of a FORWARDS frame; `publisher` is its publisher in UTF-8."""
     topic = message.topic
     properties = message.properties
@@ -190,6 +206,8 @@ def pack_message(writer: BytesWriter, message: Message, publisher: bytes, sender
     foreign = qos != 0 and message.origin != sender
     if foreign:
         flags |= _MESSAGE_FOREIGN
+    if address:
+        flags |= _MESSAGE_ADDRESSED
     writer.append(flags)
     size: i64 = len(topic)
     write_i16_be(writer, i16(size - 0x10000 if size >= 0x8000 else size))
@@ -206,6 +224,8 @@ def pack_message(writer: BytesWriter, message: Message, publisher: bytes, sender
         write_i64_be(writer, message.number)
     if foreign:
         writer.write(message.origin)
+    if address:
+        writer.write(address)
     writer.write(topic)
     writer.write(publisher)
     writer.write(properties)

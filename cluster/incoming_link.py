@@ -6,6 +6,7 @@ Owns the position in one peer's stream. What a stream is and what both ends owe 
 from typing import final
 
 from broker.core.message import Message
+from cluster.addressing import Addressed
 from cluster.forwards import Forwards, Mark
 
 
@@ -35,7 +36,7 @@ class IncomingLink:
             self.waiting_for_start = True
         self.position_due = True
 
-    def receive(self, forwards: Forwards, now: float) -> list[Message | Mark]:
+    def receive(self, forwards: Forwards, now: float) -> list[Message | Addressed | Mark]:
         """Take a frame; return the messages and marks that are new, in order. FrameError if they can't be read."""
         if forwards.session != self.session:
             self.stale += 1
@@ -68,7 +69,13 @@ class IncomingLink:
             self.position += len(messages)
             self.messages += len(messages)
             for message in messages:
-                if (message.qos > 0) if isinstance(message, Message) else message.durable:
+                if _is_stored(message):
                     self.commit_due = True
                     break
         return messages
+
+
+def _is_stored(message: Message | Addressed | Mark) -> bool:
+    if isinstance(message, Message):
+        return message.qos > 0
+    return message.durable if isinstance(message, Mark) else message.message.qos > 0

@@ -35,16 +35,24 @@ to memory would let a publisher's messages change places: one in memory may be l
 one that was on disk. Messages with QoS 0 are never written, and may be overtaken by those that are. Marks stay in
 memory, in their place.
 
+A message may be for shared groups of the peer, which alone of all nodes are to have it (its address says so). When the
+peer dies before it has acknowledged that, others may have it: `begin_reclaim` makes a way through the outbox from its
+head on, and `reclaim` takes back what somebody else can have. Whatever is for a group is in the outbox by then, as it
+has to be had. What was taken back leaves nothing in the outbox, in memory a mark that says nothing; if the message was
+for others of the peer as well, it stays, without those groups. A peer that had it all the same has it twice.
+
 Bounds: WINDOW_BYTES_MAX and FRAMES_IN_FLIGHT_MAX sent and unacknowledged, MEMORY_BYTES_MAX kept in memory. Beyond it
 what nobody has to have is dropped and counted. The outbox has its own bound, which is asked about before (`has_room`):
 the messages of one turn, which all saw the same room, may go over it, and so may what is spilled.
 
-Invariants: acked < first of every batch, in ascending order; a number is missing only where a life of the sender ended;
+Invariants: acked < first of every batch, in ascending order; a number is missing only where a life of the sender ended
+or a message was taken back;
 `bytes_pending` is what all batches hold in memory; the outbox holds what batches and runs say that it does.
 """
 
 import math
 from collections import deque
+from collections.abc import Callable
 from typing import Final, final
 
 from librt.strings import BytesWriter
@@ -53,10 +61,11 @@ from mypy_extensions import i64
 from broker.core.effects import Ticket
 from broker.core.message import Message
 from broker.core.storage import StorageError
-from cluster.batches import Batch, Run
-from cluster.forwards import MESSAGE_OVERHEAD_BYTES, Forwards, Mark, pack_forwards, pack_mark, pack_message
+from cluster.addressing import NO_ADDRESS, Addressed, pack_address
+from cluster.batches import Batch, Run, messages_of, repack
+from cluster.forwards import MESSAGE_OVERHEAD_BYTES, Mark, pack_forwards, pack_mark, pack_message
 from cluster.frames import FRAME_BYTES_MAX
-from cluster.outbox import Outbox
+from cluster.outbox import Outbox, Stored
 
 # Returned by the receiver's acknowledgements; 8 MiB is 0.1 s of a 640 Mbit/s stream.
 WINDOW_BYTES_MAX: Final = 8 * 1024 * 1024
@@ -138,6 +147,8 @@ class OutgoingLink:
         self._last_sent = self._highest_sent
         # The receiver may have something of what is in the outbox alone.
         self._trim_due = False
+        # Where the way through the outbox stands that takes back what is for groups; 0 for none.
+        self._reclaim_from = 0
 
     def has_room(self, message: Message, running: bool) -> bool:
         """Say whether a message that the peer has to have is taken; false is counted as a refusal."""
@@ -150,8 +161,19 @@ class OutgoingLink:
             return False
         return True
 
-    def forward(self, message: Message, ticket: Ticket | None, persistent: bool, running: bool, now: float) -> None:
-        """Append a message. `persistent` says that the peer has to have it: `has_room` was asked, or nobody can."""
+    def forward(
+        self,
+        message: Message,
+        ticket: Ticket | None,
+        persistent: bool,
+        running: bool,
+        now: float,
+        address: bytes = NO_ADDRESS,
+    ) -> None:
+        """Append a message. `persistent` says that the peer has to have it: `has_room` was asked, or nobody can.
+
+        What has an address (see `addressing`) is persistent.
+        """
         qos: i64 = message.qos
         if not running:
             if qos == 0 or not persistent:
@@ -162,7 +184,7 @@ class OutgoingLink:
         if message.publisher is not self._publisher:
             self._publisher = message.publisher
             self._publisher_utf8 = message.publisher.encode()
-        size: i64 = MESSAGE_OVERHEAD_BYTES + message.size() + len(self._publisher_utf8)
+        size: i64 = MESSAGE_OVERHEAD_BYTES + message.size() + len(self._publisher_utf8) + len(address)
         if self.bytes_pending and self.bytes_pending + size > MEMORY_BYTES_MAX:
             if qos == 0 or not persistent:
                 self.dropped_memory += 1
@@ -172,7 +194,7 @@ class OutgoingLink:
             if not persistent and self.outbox.is_full(int(size)):
                 self.dropped_memory += 1
                 return
-            self._append_behind(message)
+            self._append_behind(message, address)
             if ticket is not None:
                 self.released.append(ticket)
             return
@@ -182,7 +204,7 @@ class OutgoingLink:
             before = 0
         if self._count == 0:
             self._packed_at = now
-        pack_message(self._writer, message, self._publisher_utf8, self._sender, self._packed_at)
+        pack_message(self._writer, message, self._publisher_utf8, self._sender, self._packed_at, address)
         if qos:
             self._durable = True
             if ticket is not None:
@@ -192,7 +214,7 @@ class OutgoingLink:
                 self._tickets.append(ticket)
             elif persistent:
                 number = self._next_number + self._count
-                self._stored_bytes += self.outbox.put(number, message)
+                self._stored_bytes += self.outbox.put(number, message, address)
                 self._stored.append(number)
         self._count += 1
         self.bytes_pending += len(self._writer) - before
@@ -280,6 +302,7 @@ class OutgoingLink:
             self._acked_durable = position
         self.open = True
         self._start = True
+        self._reclaim_from = 0
         self._last_sent = position
         self._progress_at = now
         return tickets
@@ -326,6 +349,41 @@ class OutgoingLink:
                     self._behind.popleft()
             if self._waiting:
                 size += len(self._waiting[-1].body)
+
+    def begin_reclaim(self) -> None:
+        """The peer died, or others can have what was to be its: see whether something for groups is here."""
+        if self.outbox.addressed or self._tickets_waiting:
+            self._reclaim_from = self.acked + 1
+
+    def is_reclaiming(self) -> bool:
+        """Say whether `reclaim` has something to do, once the link has spilled."""
+        return self._reclaim_from > 0
+
+    def reclaim(self, can_move: Callable[[bytes, Message], bool]) -> list[Addressed]:
+        """Take back the next messages for groups of a dead peer that others can have, as `can_move` says of each group.
+
+        Everything that was written must be committed. What is taken back has to be given to them in this turn's batch.
+        """
+        if self._tickets_waiting:
+            # Not everything is in the outbox yet.
+            return []
+        self._seal()
+        found: list[Addressed] = []
+        changed: dict[Batch, dict[int, bytes | None]] = {}
+        stored: Stored | None = None
+        for stored in self.outbox.read(self._reclaim_from, self._next_number - 1, _BODY_BYTES_MAX):
+            moved = [each for each in stored.groups if can_move(each, stored.message)]
+            if moved:
+                found.append(Addressed(stored.message, moved, False, stored.waited))
+                left = pack_address([each for each in stored.groups if each not in moved], stored.plain, stored.waited)
+                self._take_back(stored, left, changed)
+        self._reclaim_from = 0 if stored is None else stored.number + 1
+        for batch, addresses in changed.items():
+            more = repack(batch, self._sender, addresses)
+            self.bytes_pending += more
+            if batch in self._sent:
+                self.bytes_in_flight += more
+        return found
 
     def take_frames(self, now: float) -> list[bytes]:
         """Return the frames that the window lets go now."""
@@ -452,20 +510,17 @@ class OutgoingLink:
         if not batch.durable:
             return
         known = set(batch.stored)
-        frame = pack_forwards(0, 1, batch.count, 0, False, False, batch.body)
-        number = batch.first
-        for message in Forwards(frame).messages(self._sender, batch.packed_at):
-            if isinstance(message, Message) and message.qos and number not in known:
-                batch.stored_bytes += self.outbox.put(number, message)
+        for number, message, address in messages_of(batch, self._sender):
+            if message.qos and number not in known:
+                batch.stored_bytes += self.outbox.put(number, message, address)
                 batch.stored.append(number)
-            number += 1
         self.released.extend(batch.tickets)
         batch.tickets = []
 
-    def _append_behind(self, message: Message) -> None:
+    def _append_behind(self, message: Message, address: bytes) -> None:
         """Write a message to the outbox, and keep nothing of it but its number."""
         number = self._next_number
-        size = self.outbox.put(number, message)
+        size = self.outbox.put(number, message, address)
         self._next_number = number + 1
         self.bytes_behind += size
         if self._behind:
@@ -476,6 +531,29 @@ class OutgoingLink:
                 last.bytes += size
                 return
         self._behind.append(Run(number, number, 1, size))
+
+    def _take_back(self, stored: Stored, left: bytes, changed: dict[Batch, dict[int, bytes | None]]) -> None:
+        """Leave in the outbox what of a message is for others of the peer, if anything is, with the address `left`.
+
+        `changed` is told the batch in which it is in memory, with the new address, None for nothing.
+        """
+        number = stored.number
+        is_gone = not left and not stored.plain
+        self.outbox.delete([number], stored.size)
+        size = 0 if is_gone else self.outbox.put(number, stored.message, left)
+        for each in (*self._sent, *self._waiting, *self._behind):
+            if isinstance(each, Run):
+                if each.first <= number <= each.last:
+                    each.count -= 1 if is_gone else 0
+                    each.bytes += size - stored.size
+                    self.bytes_behind += size - stored.size
+                    return
+            elif each.first <= number <= each.last():
+                each.stored_bytes += size - stored.size
+                if is_gone:
+                    each.stored.remove(number)
+                changed.setdefault(each, {})[number] = None if is_gone else left
+                return
 
     def _refill(self) -> bool:
         """Have something waiting of what is in memory; false when there is nothing to be had in this turn."""
@@ -501,7 +579,8 @@ class OutgoingLink:
         for stored in self.outbox.read(run.first, last, _BODY_BYTES_MAX):
             if numbers and stored.number != numbers[-1] + 1:
                 break
-            pack_message(writer, stored.message, stored.message.publisher.encode(), self._sender, now)
+            address = pack_address(stored.groups, stored.plain, stored.waited)
+            pack_message(writer, stored.message, stored.message.publisher.encode(), self._sender, now, address)
             numbers.append(stored.number)
             size += stored.size
         if numbers:

@@ -32,10 +32,11 @@ from typing import Final, final
 from broker.core.effects import InterestChange, Ticket
 from broker.core.message import Message
 from broker.core.retained import RetainedStore
-from broker.core.rows import RowChange
+from broker.core.rows import RowChange, RowKind
 from broker.core.storage import Storage, WriteBatch
 from broker.core.stored_message import Clock
 from broker.core.subscription import Subscription
+from cluster.addressing import NO_ADDRESS, Addressed
 from cluster.admission import Admission
 from cluster.checks import CheckResult, Checks
 from cluster.clock import HybridClock
@@ -62,6 +63,7 @@ from cluster.move_frames import CONFIRMED, Switch, pack_mark
 from cluster.outbox import Outbox
 from cluster.own_tables import OwnTables
 from cluster.peers import MemberView, MeshSettings, Peer, Peers
+from cluster.reclaiming import Reclaiming
 from cluster.registry import Registry
 from cluster.replication import Replication
 from cluster.retained_view import RetainedView
@@ -136,6 +138,7 @@ class Mesh:
         self._admission = Admission(self._peers, self._joining, turn)
         self._replication = Replication(self._peers, self.own, turn)
         self._checks = Checks(self._peers, self.own, turn)
+        self._reclaiming = Reclaiming(self._peers, turn, now + settings.failure_timeout_s)
         self._statuses = Statuses(self._peers)
         self._conversation = Conversation(
             self._peers, self._replication, self._checks, self._statuses, self._joining, turn, incarnation
@@ -163,6 +166,7 @@ class Mesh:
         if not len(self._turn.writes):
             for peer in self.peers.values():
                 peer.outgoing.load(now)
+            self._reclaiming.begin()
         if not self._turn.frozen:
             if self.retained.has_doubts():
                 self.retained.begin(self._replication.retained_current_at(), self._read_retained)
@@ -236,7 +240,15 @@ class Mesh:
         peer = self.peers.get(node)
         return peer is None or peer.outgoing.has_room(message, peer.running)
 
-    def forward(self, node: str, message: Message, ticket: Ticket | None, now: float, persistent: bool = True) -> None:
+    def forward(
+        self,
+        node: str,
+        message: Message,
+        ticket: Ticket | None,
+        now: float,
+        persistent: bool = True,
+        address: bytes = NO_ADDRESS,
+    ) -> None:
         """Send a message to a node that wants it, now or, with `persistent`, when it is back."""
         peer = self.peers.get(node)
         if peer is None:
@@ -245,15 +257,17 @@ class Mesh:
                 self._turn.acknowledged.append(ticket)
                 self._deadline = 0.0
             return
-        peer.outgoing.forward(message, ticket, persistent, peer.running, now)
+        peer.outgoing.forward(message, ticket, persistent, peer.running, now, address)
 
     def change_interest(self, changes: list[InterestChange]) -> None:
         """Note changes of what this node wants; `flush` tells them."""
         self.own.change_interest(changes)
 
     def change_rows(self, changes: list[RowChange]) -> None:
-        """Note changes of this node's sessions; `flush` writes and tells them."""
+        """Note changes of this node's sessions and groups; `flush` writes and tells them."""
         self.own.change(changes)
+        if any(change.row[0] == RowKind.GROUP for change in changes):
+            self._reclaiming.soon(self._ticked_at)
 
     def is_current(self, since: float) -> bool:
         """Say whether this node knows the tables of every running member as they were at that time or later."""
@@ -304,6 +318,10 @@ class Mesh:
     def ask_status(self, status: Callable[[], NodeStatus]) -> None:
         """Ask this what this node says of itself."""
         self._statuses.own = status
+
+    def ask_can_move(self, can_move: Callable[[bytes, Message], bool]) -> None:
+        """Ask this whether others than a member that died could have a message of a shared group."""
+        self._reclaiming.can_move = can_move
 
     def ask_number(self, next_number: Callable[[], int]) -> None:
         """Ask this which number the next message that is published here has at least."""
@@ -454,7 +472,7 @@ class Mesh:
         """Say whether every running member has said that it knows this version of what outlives a start here."""
         return all(peer.tables.knows_lasting(version) for peer in self.peers.values() if peer.running)
 
-    def take_messages(self) -> list[Message | Mark]:
+    def take_messages(self) -> list[Message | Addressed | Mark]:
         """Return the messages that peers forwarded, and the marks between them, in order."""
         return self._turn.take_messages()
 
@@ -466,6 +484,14 @@ class Mesh:
         """Say whether `interest.match` may answer otherwise than at the last call."""
         changed = self._turn.routes_changed
         self._turn.routes_changed = False
+        return changed
+
+    def take_groups_changed(self) -> list[bytes]:
+        """Return the shared filters of groups of which other nodes may have something else than at the last call."""
+        if not self._turn.groups_changed:
+            return []
+        changed, self._turn.groups_changed = list(self._turn.groups_changed), {}
+        self._reclaiming.soon(self._ticked_at)
         return changed
 
     def take_notes(self) -> list[str]:
@@ -487,6 +513,8 @@ class Mesh:
                 peer.outgoing.forgive(now)
             elif peer.outgoing.is_spill_due(peer.running, now):
                 peer.outgoing.spill()
+        if not self._turn.frozen:
+            self._reclaiming.tick(now)
         if now < self._deadline:
             return
         if stall_s > self.heartbeat_s:
@@ -509,6 +537,7 @@ class Mesh:
             return 0.0
         deadline = self._deadline
         if not self._turn.frozen:
+            deadline = min(deadline, self._reclaiming.deadline())
             for peer in self.peers.values():
                 deadline = min(deadline, peer.outgoing.spill_at())
         return deadline

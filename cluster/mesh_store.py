@@ -10,8 +10,9 @@ start; writes go into the turn's batch, which is committed before anything of th
                                                that others were given
               "leave"                          the leave of this node, see `leaving`
               "position/<sender store_id>"     u64: the last message of that stream that this node has
-    registry  "interest/<store_id><filter>"    a peer's persistent filter, so that after a restart messages for its
-                                               sessions wait even for a peer that is down
+    registry  "interest/<store_id><filter>"    a peer's persistent filter, a shared one if it is of a group, so that
+                                               after a restart messages for its sessions wait even for a peer that is
+                                               down
               "estate/<store_id><client id><filter>"   what a session wanted of a node that is gone, see `estates`
               "table/..."                      see `tables`
 

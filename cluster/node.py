@@ -25,6 +25,7 @@ from broker.core.owner import QueueOwner
 from broker.core.owner_records import OwnerBatch
 from broker.core.storage import WriteBatch
 from broker.core.systree import Systree
+from cluster.addressing import NO_ADDRESS, Addressed, pack_address
 from cluster.commands import MeshCommand, MeshInput
 from cluster.estates import Estates
 from cluster.forwards import Mark
@@ -84,6 +85,8 @@ class NodeCore:
         self._now = 0.0
         self._frozen = False
         owner.ask_room(mesh.has_room)
+        owner.ask_complete(mesh.is_complete)
+        mesh.ask_can_move(owner.can_move)
         for topic_filter, persistent in owner.local_interest():
             mesh.change_interest([InterestChange(topic_filter, True, persistent)])
         mesh.own.restore(owner.local_rows)
@@ -169,7 +172,7 @@ class NodeCore:
     def _publish_systree(self, systree: Systree, now: float) -> None:
         """Tell this node's subscribers of $SYS; as what comes from a peer it is never forwarded."""
         for topic, payload in systree.tick(now, self.metrics()):
-            self.owner.receive_forwarded(Message(topic, payload), now)
+            self.owner.publish_here(Message(topic, payload), now)
 
     def next_deadline(self) -> float:
         """Return when `tick` has something to do; infinity if never, 0.0 if now."""
@@ -249,7 +252,10 @@ class NodeCore:
         if effects.interest:
             mesh.change_interest(effects.interest)
         for forward in effects.to_peers:
-            mesh.forward(forward.node, forward.message, forward.ticket, now, forward.persistent)
+            address = NO_ADDRESS
+            if forward.groups:
+                address = pack_address(forward.groups, forward.plain, forward.waited)
+            mesh.forward(forward.node, forward.message, forward.ticket, now, forward.persistent, address)
         if not self._frozen:
             self.moving.answer(now)
             mesh.tell_tables()
@@ -293,6 +299,8 @@ class NodeCore:
         owner = self.owner
         if mesh.take_routes_changed():
             owner.interest_changed()
+        for shared_filter in mesh.take_groups_changed():
+            owner.others_changed(shared_filter)
         owner.retained.shared = bool(mesh.peers)
         if self._frozen:
             # An acknowledgement of a peer may let one out that waits behind it, for what is not committed.
@@ -303,7 +311,11 @@ class NodeCore:
         for message in mesh.take_messages():
             if isinstance(message, Message):
                 owner.receive_forwarded(message, now)
-            else:
+            elif isinstance(message, Addressed):
+                if message.plain:
+                    owner.receive_forwarded(message.message, now)
+                owner.receive_for_groups(message.message, message.groups, now, message.waited)
+            elif message.body:
                 self._receive_mark(message, now)
         for node, frame in mesh.take_moves():
             try:

@@ -3,7 +3,9 @@
 Owns the family `outbox`, of one peer each, and counts what is in it. It knows nothing of the link that writes it, or of
 who waits for what: what is put is the store's as soon as the turn's batch is committed, and read back only then.
 
-    outbox  peer's store_id, stream number u64    version u8, message id (24 bytes), body
+    outbox  peer's store_id, stream number u64    version u8, [address], message id (24 bytes), body
+
+A record with an address (see `addressing`) has version 2, one without version 1.
 
 What a body is, `stored_message` says; its deadline is a UTC one, and becomes what is left of it when it is sent. Reads
 seek to the number that they are asked for, and never pass what was deleted before.
@@ -24,11 +26,14 @@ from broker.core.stored_message import (
     pack_message,
     unpack_message,
 )
+from cluster.addressing import NO_ADDRESS, unpack_address
 from cluster.turn import Turn
+from cluster.wire import FrameError
 
 FAMILY: Final = "outbox"
-VALUE_VERSION: Final = 1
-_VERSION: Final = bytes([VALUE_VERSION])
+VALUE_VERSION: Final = 2
+_PLAIN: Final = bytes([1])
+_ADDRESSED: Final = bytes([2])
 _KEY_BYTES: Final = STORE_ID_BYTES + 8
 
 
@@ -36,9 +41,14 @@ _KEY_BYTES: Final = STORE_ID_BYTES + 8
 class Stored:
     """A message that was read back: its number in the stream, and how many bytes it takes in the store."""
 
-    __slots__ = ("message", "number", "size")
+    __slots__ = ("groups", "message", "number", "plain", "size", "waited")
 
-    def __init__(self, number: int, message: Message, size: int) -> None:
+    def __init__(
+        self, number: int, message: Message, size: int, groups: list[bytes], plain: bool, waited: bool
+    ) -> None:
+        self.groups = groups
+        self.plain = plain
+        self.waited = waited
         self.number = number
         self.message = message
         self.size = size
@@ -55,13 +65,16 @@ class Outbox:
         self.first = 1
         self.last = 0
         self.bytes_max = bytes_max
+        # Whether something for shared groups may be in it.
+        self.addressed = False
         self._storage = storage
         self._turn = turn
         self._clock = clock
         self._peer = peer
 
-    def found(self, number: int, size: int) -> None:
+    def found(self, number: int, size: int, addressed: bool = False) -> None:
         """An earlier life of this node left a message of so many bytes; call it in the order of the numbers."""
+        self.addressed = self.addressed or addressed
         if not self.messages:
             self.first = number
         self.last = number
@@ -72,9 +85,14 @@ class Outbox:
         """Say whether a message of about `size` bytes is too much. An empty outbox takes one of any size."""
         return self.bytes > 0 and self.bytes + size > self.bytes_max
 
-    def put(self, number: int, message: Message) -> int:
+    def put(self, number: int, message: Message, address: bytes = NO_ADDRESS) -> int:
         """Write a message into the turn's batch; return how many bytes it takes."""
-        value = _VERSION + message.key() + pack_message(message, self._clock)
+        value = message.key() + pack_message(message, self._clock)
+        if address:
+            self.addressed = True
+            value = _ADDRESSED + address + value
+        else:
+            value = _PLAIN + value
         self._turn.writes.put(FAMILY, self._key(number), value)
         size = _KEY_BYTES + len(value)
         self.messages += 1
@@ -87,6 +105,7 @@ class Outbox:
             self._turn.writes.delete(FAMILY, self._key(number))
         self.messages -= len(numbers)
         self.bytes -= size
+        self.addressed = self.addressed and self.messages > 0
 
     def read(self, first: int, last: int, bytes_max: int) -> list[Stored]:
         """Return the messages from `first` to `last`, as many as `bytes_max` allows, at least one if there is one.
@@ -101,11 +120,18 @@ class Outbox:
                 break
             total += size
             check_version(value, VALUE_VERSION, FAMILY)
+            groups: list[bytes] = []
+            plain = True
+            waited = False
+            pos = 1
             try:
-                message = unpack_message(value[1 : 1 + MESSAGE_KEY_BYTES], value, 1 + MESSAGE_KEY_BYTES, self._clock)
-            except UNREADABLE as error:
+                if value[:1] == _ADDRESSED:
+                    groups, plain, waited, pos = unpack_address(value, pos)
+                body = pos + MESSAGE_KEY_BYTES
+                message = unpack_message(value[pos:body], value, body, self._clock)
+            except (*UNREADABLE, FrameError) as error:
                 raise corrupt(FAMILY, key, error) from None
-            found.append(Stored(_number(key), message, size))
+            found.append(Stored(_number(key), message, size, groups, plain, waited))
         return found
 
     def sizes(self, first: int, last: int) -> list[tuple[int, int]]:
@@ -135,7 +161,7 @@ def recover(storage: Storage, turn: Turn, clock: Clock) -> dict[bytes, Outbox]:
         peer = key[:STORE_ID_BYTES]
         if peer not in found:
             found[peer] = Outbox(storage, turn, clock, peer, 0)
-        found[peer].found(_number(key), len(key) + len(value))
+        found[peer].found(_number(key), len(key) + len(value), value[:1] == _ADDRESSED)
     return found
 
 

@@ -6,13 +6,15 @@ knows nothing of connections; `replication` says when what is asked for.
 
 import math
 from collections.abc import Iterator
-from typing import final
+from typing import Final, final
 
 from broker.core.left_will import LeftWill, unpack_will_row
 from broker.core.rows import (
     BUCKETS,
     RowKind,
     Table,
+    pack_group,
+    pack_interest,
     pack_row,
     row_rest,
     row_subject,
@@ -23,12 +25,15 @@ from broker.core.storage import Storage
 from broker.core.subscription import Subscription, subscription
 from broker.core.transfer import SessionHead
 from cluster.frames import TablePosition
-from cluster.interest import PeerInterest
+from cluster.interest import PeerInterest, is_shared
 from cluster.registry import REGISTERED, Registry
 from cluster.retained_view import RetainedView, value_in
 from cluster.table_rows import MemoryRows, StoredRows
 from cluster.tables import Replica
 from cluster.turn import Turn
+
+# What the interest view makes something of.
+WISHED: Final = (RowKind.INTEREST, RowKind.GROUP)
 
 
 @final
@@ -55,7 +60,7 @@ class Views:
         """A row is there."""
         if row[0] in REGISTERED:
             self._registry.set_row(node, table, bucket, row, value)
-        elif row[0] == RowKind.INTEREST and table == Table.PASSING:
+        elif row[0] in WISHED and table == Table.PASSING:
             self._interest.set_row(node, row, value)
         elif row[0] == RowKind.RETAINED and table == Table.RETAINED:
             self._retained.set_row(node, bucket, row, value)
@@ -64,7 +69,7 @@ class Views:
         """A row is gone."""
         if row[0] in REGISTERED:
             self._registry.remove_row(node, table, bucket, row)
-        elif row[0] == RowKind.INTEREST and table == Table.PASSING:
+        elif row[0] in WISHED and table == Table.PASSING:
             self._interest.remove_row(node, row)
         elif row[0] == RowKind.RETAINED and table == Table.RETAINED:
             self._retained.remove_row(node, bucket, row)
@@ -95,11 +100,14 @@ class PeerTables:
         self.agrees: dict[int, bool] = {}
         self.asked_at: dict[int, float] = {}
 
-    def restore(self, filters: list[bytes], interest: bytes) -> None:
-        """Begin with what the store holds of the peer, and with the filters that are remembered with the value."""
+    def restore(self, filters: list[bytes]) -> None:
+        """Begin with what the store holds of the peer, and with the persistent filters that are remembered."""
         self.replicas[Table.LASTING].restore()
         for topic_filter in filters:
-            self.replicas[Table.PASSING].restore_row(pack_row(RowKind.INTEREST, topic_filter), interest)
+            row, value = pack_row(RowKind.INTEREST, topic_filter), pack_interest(True)
+            if is_shared(topic_filter):
+                row, value = pack_row(RowKind.GROUP, topic_filter), pack_group(True, 0)
+            self.replicas[Table.PASSING].restore_row(row, value)
 
     def restore_retained(self) -> None:
         """Begin with what the store holds of the peer's retained messages; whoever replays them is there."""

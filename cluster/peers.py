@@ -11,7 +11,6 @@ import math
 from dataclasses import dataclass
 from typing import Final, final
 
-from broker.core.rows import pack_interest
 from broker.core.storage import Storage
 from cluster.commands import Admit, ConnectPeer, DisconnectPeer, Revoke, SendControl
 from cluster.frames import MESH_VERSION_NEWEST, MESH_VERSION_OLDEST, Hello, pack_hello, pack_members
@@ -235,6 +234,7 @@ class Peers:
         if not running:
             self._turn.count("peers_died")
             self._tell_state(peer)
+            peer.outgoing.begin_reclaim()
         self._turn.note(f"{peer.name} is {'running' if running else 'not running'}")
         self.interest.set_running(peer.name, running)
 
@@ -334,7 +334,7 @@ class Peers:
         tables = PeerTables(member.name, member.store_id, self._storage, self._turn, self._views)
         filters = self.interest.add_peer(member.name, member.store_id, self._restoring)
         if self._restoring:
-            tables.restore(filters, pack_interest(True))
+            tables.restore(filters)
         outbox = self._store.outbox(member.store_id, self._outbox_bytes_max)
         outgoing = OutgoingLink(self.membership.own().store_id, outbox, self.first_number, self._spill_after_s)
         position = self._store.position(member.store_id)

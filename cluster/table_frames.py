@@ -31,13 +31,14 @@ from broker.core.rows import (
     row_subject,
     unpack_claim,
     unpack_ended,
+    unpack_group,
     unpack_interest,
     unpack_session,
     unpack_subscription,
 )
 from broker.core.storage import STORE_ID_BYTES
 from broker.core.stored_message import UNREADABLE, Clock
-from broker.mqtt.topics import check_filter, check_name, unmounted
+from broker.mqtt.topics import check_filter, check_name, shared_group, unmounted
 from cluster.frames import (
     FrameType,
     TablePosition,
@@ -267,6 +268,9 @@ def check_row(row: bytes, value: bytes | None) -> None:
         if kind == RowKind.INTEREST:
             check_filter(unmounted(subject))
             assert not row_rest(row) and (value is None or unpack_interest(value) in (True, False))
+        elif kind == RowKind.GROUP:
+            check_filter(unmounted(subject))
+            assert shared_group(subject) and not row_rest(row) and (value is None or unpack_group(value))
         elif kind == RowKind.SUBSCRIPTION:
             check_filter(unmounted(row_rest(row)))
             assert subject.decode() and (value is None or unpack_subscription(value))

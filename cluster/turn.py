@@ -12,6 +12,7 @@ from typing import Final, final
 from broker.core.effects import Ticket
 from broker.core.message import Message
 from broker.core.storage import WriteBatch
+from cluster.addressing import Addressed
 from cluster.commands import MeshCommand
 from cluster.forwards import Mark
 
@@ -27,6 +28,7 @@ COUNTS: Final = (
     "peers_died",
     "table_requests",
     "outbox_left",
+    "groups_moved",
     "retained_over_limit",
 )
 
@@ -41,7 +43,7 @@ class Turn:
         self.frozen = False
         self.commands: list[MeshCommand] = []
         self.writes = WriteBatch()
-        self.messages: list[Message | Mark] = []
+        self.messages: list[Message | Addressed | Mark] = []
         self.acknowledged: list[Ticket] = []
         # What the members say of turns and moves: (node name, frame).
         self.moves: list[tuple[str, bytes]] = []
@@ -49,6 +51,8 @@ class Turn:
         self.running_changed = True
         self.tables_changed = True
         self.routes_changed = False
+        # Shared filters of groups of which other nodes have something else than before.
+        self.groups_changed: dict[bytes, bool] = {}
         # This node adopted a cluster.
         self.joined = False
         # Stores that are no members any more, for which something waits here.
@@ -89,7 +93,7 @@ class Turn:
             self.commands = []
         return commands
 
-    def take_messages(self) -> list[Message | Mark]:
+    def take_messages(self) -> list[Message | Addressed | Mark]:
         """Return the messages that peers forwarded, and the marks between them, in order."""
         messages = self.messages
         if messages:

@@ -15,7 +15,8 @@ origin), and through the old home, which goes on taking what is routed to it. A 
     from an old home, from the cut on                              had already, directly
 
 An old home passes on what an origin sends in the order of its numbers. So when a cut is heard of late, what came that
-way until then (`relayed`) came wholly, and the cut is behind it.
+way until then (`relayed`) came wholly, and the cut is behind it. What the origin sends directly, on a slow link
+perhaps, overlaps with that: the arrival is not over before the direct way has come as far.
 
 What came directly has higher places in the queue than all that comes from old homes. It waits behind the gate while an
 origin's messages come directly and the old home has not said that it has passed on everything below the cut (`passed`).
@@ -103,7 +104,7 @@ class Arrival:
         self.skips: dict[bytes, int] = {}
         # (old home, origin) -> from which number on it had everything directly, and gives it.
         self.had: dict[tuple[bytes, bytes], int] = {}
-        # Origin without a cut -> the last number that an old home passed on.
+        # Origin without a cut, or of which not as much has come directly -> the last number that an old home passed on.
         self.relayed: dict[bytes, int] = {}
 
     def donor(self, store_id: bytes) -> Donor:
@@ -123,14 +124,30 @@ class Arrival:
         if self.direct_from:
             return True
         cut = self.cuts.get(origin)
+        if cut is not None and self.relayed:
+            self._come_to(origin, number)
         return cut is not None and number >= cut
 
     def set_cut(self, origin: bytes, number: int) -> bool:
-        """Hear of the first number that an origin sends directly; false if one is known."""
-        if origin in self.cuts:
-            return False
-        self.cuts[origin] = max(number, self.relayed.pop(origin, -1) + 1)
-        return True
+        """Hear in an origin's stream from which number on it sends directly; false if that is known."""
+        is_new = origin not in self.cuts
+        if is_new:
+            self.cuts[origin] = max(number, self.relayed.get(origin, -1) + 1)
+        self._come_to(origin, number)
+        return is_new
+
+    def _come_to(self, origin: bytes, number: int) -> None:
+        """The direct way from an origin has come to a number."""
+        if number > self.relayed.get(origin, -1):
+            self.relayed.pop(origin, None)
+
+    def overlaps_with(self, origin: bytes) -> bool:
+        """Say whether something is still to come directly from an origin that an old home passed on."""
+        return origin in self.relayed and origin in self.cuts
+
+    def overlaps(self) -> bool:
+        """Say whether that is so of any origin."""
+        return any(origin in self.cuts for origin in self.relayed)
 
     def note_relayed(self, origin: bytes, number: int) -> None:
         """An old home passed on a message of an origin whose cut is not known."""

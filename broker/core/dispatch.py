@@ -66,13 +66,11 @@ class Dispatcher:
     def deliver(self, message: Message, route: Route, now: float) -> int:
         """Offer the message to each session and send it, once for each listener, to those that can take it.
 
-        Returns how many sessions and groups it was for, whatever became of it there.
+        Returns how many sessions it was for, whatever became of it there.
         """
-        for group in route.groups:
-            self.shared.offer(group, message, now)
         sessions = route.sessions
         granted = route.granted
-        matched = len(sessions) + len(route.groups)
+        matched = len(sessions)
         own: Session | None = None
         if route.no_local:
             # [MQTT-3.8.3-3] No Local: the publisher's own subscription is left out.
@@ -255,13 +253,12 @@ class Dispatcher:
         if dropped:
             self.counters.drop("queue_full", dropped)
 
-    def session_ended(self, session: Session, now: float) -> None:
-        """Nothing of its queue is to be read or trimmed; what shared groups had given to it may be another member's."""
+    def session_ended(self, session: Session) -> None:
+        """Nothing of its queue is to be read or trimmed."""
         self._trimming.pop(session, None)
         self.arriving.pop(session, None)
         if len(session.queue):
             self.counters.drop("session_ended", len(session.queue))
-        self.shared.session_ended(session, now)
 
     def member_gone(self, group: SharedGroup, now: float) -> None:
         """A member's connection ended: another may have what only it could have taken."""

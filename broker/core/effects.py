@@ -40,15 +40,29 @@ class Forward:
     """A message for another node, once whatever the number of its subscribers there.
 
     With `persistent` the node has to have it: unless a ticket waits for that, it is stored with the turn's writes.
+    `groups` are the shared filters of the groups for which the node was chosen; `plain` says that it is for the other
+    subscribers there as well, `waited` that it comes out of a queue.
     """
 
-    __slots__ = ("message", "node", "persistent", "ticket")
+    __slots__ = ("groups", "message", "node", "persistent", "plain", "ticket", "waited")
 
-    def __init__(self, node: str, message: Message, ticket: Ticket | None, persistent: bool) -> None:
+    def __init__(
+        self,
+        node: str,
+        message: Message,
+        ticket: Ticket | None,
+        persistent: bool,
+        groups: list[bytes] | None = None,
+        plain: bool = True,
+        waited: bool = False,
+    ) -> None:
         self.node = node
         self.message = message
         self.ticket = ticket
         self.persistent = persistent
+        self.groups = groups
+        self.plain = plain
+        self.waited = waited
 
 
 @final

@@ -165,7 +165,8 @@ class Lifetimes:
         self._counters.queue_teardown += 1
         self._rows.ended(session)
         self._subscribing.end_session(session, now)
-        self._dispatcher.session_ended(session, now)
+        self._dispatcher.session_ended(session)
+        self._subscribing.groups.session_ended(session, now)
         if session.persistent:
             self._store.delete_session(session)
         left = None if will_waits else self._wills.take(session.client_id, now)

@@ -45,6 +45,8 @@ from broker.core.events import (
     SubscribeReceived,
     UnsubscribeReceived,
 )
+from broker.core.forwarding import Forwarding
+from broker.core.groups import Groups
 from broker.core.inflight import AHEAD_MAX, PACKET_ID_MAX
 from broker.core.left_will import LeftWill
 from broker.core.legacies import Legacies
@@ -101,9 +103,27 @@ class QueueOwner:
         self._routes = Routes(interest)
         self._dispatcher = Dispatcher(settings, self._store, self.retained)
         self._rows = SessionRows()
-        self._subscribing = Subscribing(settings, self._store, self._routes, self._rows, self._dispatcher)
+        self._forwarding = Forwarding()
+        self._groups = Groups(
+            settings,
+            self._store,
+            self._routes,
+            self._dispatcher,
+            self._forwarding,
+            interest,
+            int.from_bytes(store_id[:8], "big"),
+        )
+        self._subscribing = Subscribing(settings, self._store, self._routes, self._rows, self._dispatcher, self._groups)
         self._publishing = Publishing(
-            settings, self._store, self._routes, self._dispatcher, self.retained, store_id, incarnation
+            settings,
+            self._store,
+            self._routes,
+            self._dispatcher,
+            self._groups,
+            self._forwarding,
+            self.retained,
+            store_id,
+            incarnation,
         )
         self.wills = Wills(self._store, self._rows, incarnation)
         self.counters = self._dispatcher.counters
@@ -215,8 +235,30 @@ class QueueOwner:
         return self.degraded.receive(event, now)
 
     def receive_forwarded(self, message: Message, now: float) -> None:
-        """Deliver what another node forwarded; it is never forwarded again (one hop)."""
+        """Deliver to sessions what another node forwarded; it is never forwarded again (one hop)."""
         self._publishing.receive_forwarded(message, now)
+
+    def receive_for_groups(
+        self, message: Message, shared_filters: list[bytes], now: float, waited: bool = False
+    ) -> None:
+        """Give a message to these groups, or have another node do so where that is not possible here.
+
+        `waited` says that it comes out of the queue of another node.
+        """
+        for shared_filter in shared_filters:
+            self._groups.place(shared_filter, message, now, waited)
+
+    def publish_here(self, message: Message, now: float) -> None:
+        """Deliver what concerns this node alone to its own sessions and groups."""
+        self._publishing.publish_here(message, now)
+
+    def can_move(self, shared_filter: bytes, message: Message) -> bool:
+        """Say whether somebody else that runs could have a group's message that a node was to have which does not."""
+        return self._groups.can_move(shared_filter, message)
+
+    def others_changed(self, shared_filter: bytes) -> None:
+        """Another node's part of a shared group began, changed or ended."""
+        self._groups.others_changed(shared_filter)
 
     def forward_acknowledged(self, ticket: Ticket, now: float) -> None:
         """One of the nodes that the PUBLISH waited for has taken the message."""
@@ -248,7 +290,11 @@ class QueueOwner:
 
     def ask_room(self, has_room: Callable[[str, Message], bool]) -> None:
         """Ask this whether a node can be sent a message that it has to have; without it every node can."""
-        self._publishing.has_room = has_room
+        self._forwarding.has_room = has_room
+
+    def ask_complete(self, is_complete: Callable[[], bool]) -> None:
+        """Ask this whether all that other members have is known; without it there are none."""
+        self._groups.is_complete = is_complete
 
     def become_oldest(self) -> None:
         """This node joins a cluster: what it has adds to what is there, and overrides nothing."""
@@ -272,6 +318,7 @@ class QueueOwner:
         ]
         yield from self._rows.snapshot([*self._sessions.values(), *stubs])
         yield from self.wills.rows()
+        yield from self._groups.snapshot()
 
     def depart(self, client_id: str, now: float) -> Departure | None:
         """Close the client's connection and freeze its session, which is another node's; None when there is none."""
@@ -327,6 +374,7 @@ class QueueOwner:
             self.retained.expire(now, self._store.writes)
         if self._retry_at <= now:
             self._retry(now)
+        self._groups.tick(now)
 
     def is_behind(self, now: float) -> bool:
         """Say whether a listener has more to do than it may: then leave what clients sent for later."""
@@ -336,7 +384,7 @@ class QueueOwner:
         """Return when `begin` or `tick` has something to do, in monotonic seconds; infinity when never."""
         if self._dispatcher.wants_load():
             return 0.0
-        due_at = min(self._lifetimes.next_deadline(), self.netsplit.next_deadline())
+        due_at = min(self._lifetimes.next_deadline(), self.netsplit.next_deadline(), self._groups.next_deadline())
         return min(due_at, self.wills.next_deadline(), self.retained.next_deadline(), self._retry_at)
 
     def take_effects(self) -> Effects:
@@ -345,11 +393,12 @@ class QueueOwner:
         self.transfers.write()
         effects.writes = self._store.take_writes()
         effects.rows, self._rows.changes = self._rows.changes, []
+        effects.rows += self._groups.take_rows()
         if self.retained.changes:
             effects.rows += self.retained.changes
             self.retained.changes = []
         effects.interest, self._subscribing.interest = self._subscribing.interest, []
-        effects.to_peers, self._publishing.forwards = self._publishing.forwards, []
+        effects.to_peers = self._forwarding.take()
         for outlet in self._outlets.values():
             if outlet.batch.size():
                 effects.to_listeners[outlet.listener] = outlet.take_batch()
@@ -365,7 +414,7 @@ class QueueOwner:
         # What leaves for another node waits here until it has it.
         stubs = [departure.session for departure in self.transfers.departures.values()]
         sessions = [*self._sessions.values(), *stubs]
-        groups = self._subscribing.groups.values()
+        groups = self._groups.all.values()
         queued = sum(len(session.queue) + len(session.inflight) for session in sessions)
         queued_bytes = sum(session.queue.bytes + session.inflight.bytes for session in sessions)
         return {
@@ -423,6 +472,7 @@ class QueueOwner:
             session = self._lifetimes.begin(event, epoch)
         attachment = Attachment(event.connection, outlet, session, event.version, event.packet_bytes_max)
         session.attach(attachment)
+        self._groups.attached(session)
         session.user_name = event.user_name
         # [MQTT-4.1.0-1] [MQTT311-4.1.0-2] It does not end while it is connected.
         session.expires_at = 0.0
@@ -488,8 +538,7 @@ class QueueOwner:
             self._lifetimes.end(session, now, will_waits=reason in _GRACEFUL)
             return
         self._lifetimes.start_expiry(session, now)
-        for group in list(session.groups):
-            self._dispatcher.member_gone(group, now)
+        self._groups.detached(session, now)
 
     def _execute_will(self, session: Session, reason: int, now: float) -> None:
         """Decide about the will of a connection that ended: forget it, or let it wait."""
@@ -622,6 +671,7 @@ class QueueOwner:
         assert self._subscribing.wishes.total() == plain
         assert plain + shared == self._subscribing.count()
         self._dispatcher.shared.validate(sessions)
+        self._groups.validate()
         self.wills.validate()
         self.netsplit.validate()
         self.retained.validate()

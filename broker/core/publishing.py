@@ -1,12 +1,13 @@
 """Publishing: from a client's PUBLISH, or its will, to everybody who wants it, and the acknowledgement.
 
 It owns message numbers, the packet ids of QoS 2 on their way in, and the order of acknowledgements. It knows routes,
-retained messages and the dispatcher; other nodes are names in `Forward`s.
+retained messages, the dispatcher and which node gets what of a shared group; other nodes are names in `Forward`s.
 
 Theory of operation
 -------------------
-A PUBLISH with QoS 1 is acknowledged when this node has done its part and every node with persistent interest has taken
-the message, or it is stored for that node; which of the two is the links' business. One with QoS 2 is always stored for
+A PUBLISH with QoS 1 is acknowledged when this node has done its part and every node with persistent interest, or that
+was chosen for a shared group, has taken the message, or it is stored for that node; which of the two is the links'
+business. One with QoS 2 is always stored for
 them, in the same batch as its packet id: if one of the two were stored without the other, a PUBLISH that comes again
 after a restart would be answered as known and not reach them, or reach them twice. Whether there is room for it is
 asked before anything is done: what is refused comes again, and nobody may have had it. Acknowledgements leave in the
@@ -17,12 +18,13 @@ message has expired or not [MQTT-4.3.3-13]. It is stored with the message, howev
 takes.
 """
 
-from collections.abc import Callable
 from typing import Final, final
 
 from broker.core.dispatch import Dispatcher
 from broker.core.effects import Forward, Ticket
 from broker.core.events import PublishReceived
+from broker.core.forwarding import Forwarding
+from broker.core.groups import NOBODY, Choice, Groups
 from broker.core.left_will import LeftWill
 from broker.core.message import Message
 from broker.core.records import PUBACK, PUBCOMP, PUBREC
@@ -31,6 +33,7 @@ from broker.core.routes import Route, Routes
 from broker.core.session import Attachment, Session
 from broker.core.session_store import SessionStore
 from broker.core.settings import OwnerSettings
+from broker.core.shared import SharedGroup
 from broker.mqtt.reasons import Reason
 
 # A number of a message id is the incarnation and a count: 2^24 starts of 2^40 messages each.
@@ -47,7 +50,7 @@ _REFUSED: Final[dict[int, str]] = {
 
 @final
 class Publishing:
-    """What comes of messages that enter the cluster at this node. `forwards` are the owner's to take."""
+    """What comes of messages that enter the cluster at this node."""
 
     def __init__(
         self,
@@ -55,16 +58,18 @@ class Publishing:
         store: SessionStore,
         routes: Routes,
         dispatcher: Dispatcher,
+        groups: Groups,
+        forwarding: Forwarding,
         retained: RetainedStore,
         store_id: bytes,
         incarnation: int,
     ) -> None:
-        self.forwards: list[Forward] = []
-        self.has_room: Callable[[str, Message], bool] = _has_room
         self._counters = dispatcher.counters
         self._store = store
         self._routes = routes
         self._dispatcher = dispatcher
+        self._groups = groups
+        self._forwarding = forwarding
         self._retained = retained
         self._store_id = store_id
         self._message_number: int = incarnation << _INCARNATION_SHIFT
@@ -83,9 +88,10 @@ class Publishing:
         _complete(message, session, event, now)
         route = self._routes.find(message.topic)
         reason = route.refused
+        choice = self._groups.choose(route.groups, message) if route.groups and not reason else NOBODY
         if reason:
             self._counters.drop(_REFUSED[reason])
-        elif qos and route.nodes and not self._is_accepted(route, message):
+        elif qos and (route.nodes or choice.nodes) and not self._is_accepted(route, choice, message):
             # Before anything is delivered: the client sends it again, and here it must not come twice.
             self._counters.drop("link_full")
             return self._refuse(attachment, event.packet_id, qos, int(Reason.QUOTA_EXCEEDED))
@@ -102,12 +108,15 @@ class Publishing:
             return 0
         ticket: Ticket | None = None
         # [MQTT-3.3.4-1] [MQTT311-3.3.4-1]
-        matched = self._dispatcher.deliver(message, route, now) if route.sessions or route.groups else 0
-        if route.nodes:
+        matched = self._offer(choice.here, message, now) if choice.here else 0
+        if route.sessions:
+            matched += self._dispatcher.deliver(message, route, now)
+        if route.nodes or choice.nodes:
+            matched += 1
             asked = _ticket(attachment, event.packet_id, qos, _SUCCESS) if qos == 1 else None
-            ticket = self._forward(message, route, asked)
+            ticket = self._forward(message, route, choice, asked)
         if qos:
-            reason = _SUCCESS if matched or route.nodes else _NO_MATCHING_SUBSCRIBERS
+            reason = _SUCCESS if matched else _NO_MATCHING_SUBSCRIBERS
             self._answer(attachment, event.packet_id, qos, reason, ticket)
         return 0
 
@@ -121,9 +130,12 @@ class Publishing:
             self._counters.drop("expired")
             self._answer(attachment, event.packet_id, qos, _SUCCESS, None)
 
-    def _is_accepted(self, route: Route, message: Message) -> bool:
+    def _is_accepted(self, route: Route, choice: Choice, message: Message) -> bool:
         """Say whether every node that has to have the message can be sent it."""
-        return all(self.has_room(node, message) for node, persistent in route.nodes if persistent)
+        has_room = self._forwarding.has_room
+        if not all(has_room(node, message) for node, persistent in route.nodes if persistent):
+            return False
+        return all(has_room(node, message) for node in choice.nodes)
 
     def _refuse(self, attachment: Attachment, packet_id: int, qos: int, reason: int) -> int:
         """Refuse a PUBLISH in its turn. MQTT 3 has no word for it but the end of the connection (`release_pending`)."""
@@ -148,14 +160,29 @@ class Publishing:
             # [MQTT-3.1.2-14] [MQTT-3.1.2-15] [MQTT311-3.1.2-16] [MQTT311-3.1.2-17]
             self._retain(message, now)
         self._counters.will_published += 1
+        choice = self._groups.choose(route.groups, message)
+        self._offer(choice.here, message, now)
         self._dispatcher.deliver(message, route, now)
-        self._forward(message, route, None)
+        self._forward(message, route, choice, None)
 
     def receive_forwarded(self, message: Message, now: float) -> None:
         """Deliver what came from elsewhere. It has its id, but for QoS 0; where QoS is upgraded that is stored, too."""
         if self._numbers_all and not message.number:
             self._number(message)
         self._dispatcher.deliver(message, self._routes.find(message.topic), now)
+
+    def publish_here(self, message: Message, now: float) -> None:
+        """Deliver what concerns this node alone, to its groups' parts as well."""
+        self.receive_forwarded(message, now)
+        groups = [routed.here for routed in self._routes.find(message.topic).groups]
+        self._offer([group for group in groups if group is not None and group.members], message, now)
+
+    def _offer(self, groups: list[SharedGroup], message: Message, now: float) -> int:
+        """Give the message to groups of this node; return how many they are."""
+        for group in groups:
+            self._dispatcher.shared.offer(group, message, now)
+        self._counters.router_matches_local += len(groups)
+        return len(groups)
 
     def next_number(self) -> int:
         """Return the number of the next message that gets one."""
@@ -176,16 +203,23 @@ class Publishing:
         self._counters.refuse("max_retained")
         return False
 
-    def _forward(self, message: Message, route: Route, ticket: Ticket | None) -> Ticket | None:
-        """Forward once to each interested node; the ticket is returned when one of them must answer first."""
+    def _forward(self, message: Message, route: Route, choice: Choice, ticket: Ticket | None) -> Ticket | None:
+        """Forward once to each interested or chosen node; the ticket is returned when one must answer first."""
+        chosen = choice.nodes
         for node, persistent in route.nodes:
-            if persistent and ticket is not None:
-                ticket.waiting += 1
-                self.forwards.append(Forward(node, message, ticket, True))
-            else:
-                self.forwards.append(Forward(node, message, None, persistent))
-        self._counters.router_matches_remote += len(route.nodes)
+            groups = chosen.pop(node, None) if chosen else None
+            # Of a group it is the only one that is sent the message.
+            self._forward_to(Forward(node, message, None, persistent or groups is not None, groups), ticket)
+        for node, groups in chosen.items():
+            self._forward_to(Forward(node, message, None, True, groups, False), ticket)
+        self._counters.router_matches_remote += len(route.nodes) + len(chosen)
         return ticket if ticket is not None and ticket.waiting else None
+
+    def _forward_to(self, forward: Forward, ticket: Ticket | None) -> None:
+        if forward.persistent and ticket is not None:
+            ticket.waiting += 1
+            forward.ticket = ticket
+        self._forwarding.add(forward)
 
     def _answer(self, attachment: Attachment, packet_id: int, qos: int, reason: int, ticket: Ticket | None) -> None:
         """Acknowledge in turn: now, or when everything before it and its ticket are done."""
@@ -246,11 +280,6 @@ def _complete(message: Message, session: Session, event: PublishReceived, now: f
     message.publisher = session.client_id
     if event.expiry_s >= 0:
         message.expires_at = now + event.expiry_s
-
-
-def _has_room(node: str, message: Message) -> bool:
-    """No link is full where there is none."""
-    return True
 
 
 def _ticket(attachment: Attachment, packet_id: int, qos: int, reason: int) -> Ticket:

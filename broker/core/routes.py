@@ -1,12 +1,14 @@
 """Routes: who gets a message of a topic, looked up once and remembered until a subscription changes.
 
 It owns the node's subscriptions as topic trees and the cache over them; the other nodes' wishes come through
-`Interest`, which the cluster implements. It decides nothing about queues or connections.
+`Interest`, which the cluster implements. It decides nothing about queues or connections, nor which part of a shared
+group gets a message.
 """
 
 from typing import Final, Protocol, final
 
 from broker.core.events import REFUSED_TOPIC
+from broker.core.group_choice import GroupParts
 from broker.core.session import Session
 from broker.core.shared import SharedGroup
 from broker.core.subscription import NO_LOCAL, QOS_MASK, RETAIN_AS_PUBLISHED, Subscription
@@ -22,10 +24,16 @@ REMEMBERED_BYTES_MAX: Final = 256
 
 
 class Interest(Protocol):
-    """What the other nodes want."""
+    """What the other nodes want, for their sessions and for their parts of shared groups."""
 
     def match(self, topic: bytes) -> list[tuple[str, bool]]:
         """Return (node name, persistent) of every other node that wants the topic, each once."""
+
+    def match_groups(self, topic: bytes) -> list[GroupParts]:
+        """Return the groups of other nodes that the topic is for; what is in them may change while routes stand."""
+
+    def group(self, shared_filter: bytes) -> GroupParts | None:
+        """Return what other nodes have of a group, None for nothing."""
 
 
 class NoInterest:
@@ -34,6 +42,25 @@ class NoInterest:
     def match(self, topic: bytes) -> list[tuple[str, bool]]:
         """Return nothing: nobody else is there."""
         return []
+
+    def match_groups(self, topic: bytes) -> list[GroupParts]:
+        """Return nothing."""
+        return []
+
+    def group(self, shared_filter: bytes) -> GroupParts | None:
+        """Return nothing."""
+        return None
+
+
+@final
+class RoutedGroup:
+    """A group that a topic is for: this node's part, and what the others have; one of them at least."""
+
+    __slots__ = ("here", "others")
+
+    def __init__(self, here: SharedGroup | None, others: GroupParts | None) -> None:
+        self.here = here
+        self.others = others
 
 
 @final
@@ -51,7 +78,7 @@ class Route:
         self.sessions: list[Session] = []
         self.granted: list[int] = []
         self.identifiers: list[bytes] = []
-        self.groups: list[SharedGroup] = []
+        self.groups: list[RoutedGroup] = []
         self.no_local: dict[str, Session] = {}
         self.nodes = nodes
         self.refused: int = 0
@@ -143,10 +170,17 @@ class Routes:
         route.granted = list(highest.values())
         if identifiers:
             route.identifiers = [identifiers.get(session, b"") for session in route.sessions]
-        route.groups = [group for group, _ in self._groups.match(topic)]
+        route.groups = self._match_groups(topic)
         if unmounted(topic).startswith(b"$"):
             # [MQTT-4.7.2-1] [MQTT311-4.7.2-1] and its comment: the server keeps $-topics for itself.
             route.refused = int(Reason.NOT_AUTHORIZED)
         elif topic == REFUSED_TOPIC:
             route.refused = int(Reason.TOPIC_NAME_INVALID)
         return route
+
+    def _match_groups(self, topic: bytes) -> list[RoutedGroup]:
+        here = [group for group, _ in self._groups.match(topic)]
+        others = {parts.shared_filter: parts for parts in self._interest.match_groups(topic)}
+        found = [RoutedGroup(group, others.pop(group.shared_filter, None)) for group in here]
+        found += [RoutedGroup(None, parts) for parts in others.values()]
+        return found

@@ -15,6 +15,7 @@ table compare it. It knows nothing of peers, frames or of where rows lie: `clust
     CLAIM         subject client id, key store_id of whose will it is, store_id of who claims it
                                      flags u8 (1 spent), number u64
     AWAY          subject store_id   nothing: this node does not hear that member
+    GROUP         subject shared filter   flags u8 (1 persistent, 2 full), u32 about how many members are connected
 
 Everything about one subject lies in one of BUCKETS buckets, so that holders find what differs bucket by bucket. The sum
 of a bucket is that of the hashes of its rows modulo 2**64: a change costs one hash, and the order does not matter.
@@ -38,6 +39,7 @@ SUBJECT_AT: Final = 3
 _SESSION: Final = struct.Struct(">BB32sI")
 _SUBSCRIPTION: Final = struct.Struct(">BBI")
 _CLAIM: Final = struct.Struct(">BBQ")
+_GROUP: Final = struct.Struct(">BBI")
 _EPOCH_AT: Final = 2
 _USER_NAME: Final = 1
 _PERSISTENT: Final = 2
@@ -47,7 +49,8 @@ _SPENT: Final = 1
 class Table(IntEnum):
     """The tables of a node."""
 
-    # What is rebuilt at a start: interest, sessions that end with their connections, and which members are not heard.
+    # What is rebuilt at a start: interest, shared groups, sessions that end with their connections, and which members
+    # are not heard.
     PASSING = 1
     # What is in the store: persistent sessions, their subscriptions, what ended, wills and claims of them.
     LASTING = 2
@@ -66,6 +69,7 @@ class RowKind(IntEnum):
     WILL = 6
     CLAIM = 7
     AWAY = 8
+    GROUP = 9
 
 
 @final
@@ -139,6 +143,21 @@ def unpack_interest(value: bytes) -> bool:
     """Return whether a wish is persistent; AssertionError if this is no such value."""
     assert len(value) == 2 and value[0] == VALUE_VERSION
     return value[1] & 1 != 0
+
+
+def pack_group(persistent: bool, online: int, full: bool = False) -> bytes:
+    """Return the value of a GROUP row."""
+    return _GROUP.pack(VALUE_VERSION, (1 if persistent else 0) | (2 if full else 0), online)
+
+
+def unpack_group(value: bytes) -> tuple[bool, int, bool]:
+    """Return whether a node's part of a group is persistent, about how many are connected, and whether it is full.
+
+    One of UNREADABLE if this is no such value.
+    """
+    version, flags, online = _GROUP.unpack(value)
+    assert version == VALUE_VERSION
+    return flags & 1 != 0, online, flags & 2 != 0
 
 
 def pack_session(session: SessionRow) -> bytes:

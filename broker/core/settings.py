@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import final
 
 from broker.core.events import NEVER_EXPIRES_S
+from broker.core.group_choice import PREFER_LOCAL
 from broker.core.records import WINDOW_BYTES
 
 
@@ -22,6 +23,7 @@ class OwnerSettings:
     override_max_online_messages: bool = False
     queue_lifo: bool = False
     persistent_client_expiration_s: int = NEVER_EXPIRES_S
+    shared_policy: str = PREFER_LOCAL
     retry_interval_s: int = 0
     upgrade_outgoing_qos: bool = False
     max_subscriptions_per_client: int = 0

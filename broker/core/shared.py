@@ -10,9 +10,11 @@ member's, so a member that is away or slow never hoards what another could do: w
 Only what was sent stays with its session: it is in flight there, and is sent again there. When that session ends, what
 it had at QoS 1 is another member's, and what it had at QoS 2 is nobody's [MQTT-4.8.2-5].
 
-The queue is stored from when a member outlives its connection until the group ends; a group without members ends with
-its queue. While a member outlives its connection the group also keeps in the store what it gave at QoS 1 to those that
-don't: their sessions end with the process, and nothing else would know of it then.
+The group is one of the whole cluster, and this is this node's part of it; `groups` knows the others. The queue is
+stored from when a member, here or elsewhere, outlives its connection until the group ends here. While there is such a
+member the group also keeps in the store what it gave at QoS 1 to those that don't outlive theirs: their sessions end
+with the process, and nothing else would know of it then. A part without members lasts as long as its queue, which other
+nodes are to have.
 
 Invariant: what is kept is older than everything in the queue. A message is given away from the queue's head, or when
 the queue is empty.
@@ -21,7 +23,9 @@ the queue is empty.
 from typing import TYPE_CHECKING, final
 
 from broker.core.delivery_queue import DeliveryQueue
+from broker.core.group_choice import GroupParts
 from broker.core.message import Delivery
+from broker.core.rows import pack_group, unpack_group
 from broker.core.subscription import Subscription
 from broker.mqtt.topics import shared_group
 
@@ -35,15 +39,18 @@ class SharedGroup:
 
     __slots__ = (
         "_turn",
+        "full",
         "kept",
         "lasting",
         "members",
         "next_seq",
         "number",
         "online",
+        "others",
         "queue",
         "shared_filter",
         "stored",
+        "told",
         "topic_filter",
     )
 
@@ -53,8 +60,13 @@ class SharedGroup:
         self.number = number
         self.shared_filter = shared_filter
         self.topic_filter: bytes = parts[1]
+        # What the other nodes have of it, None for nothing; and the value of its row that they were told, b"" for none.
+        self.others: GroupParts | None = None
+        self.told: bytes = b""
         self.members: dict[Session, Subscription] = {}
         self.queue = DeliveryQueue()
+        # Whether the queue was over half of its limits, and has not come below a quarter since.
+        self.full = False
         # What is in flight at members whose sessions are not stored -> the group's own record of it, which is.
         self.kept: dict[Delivery, Delivery] = {}
         self.next_seq: int = 1
@@ -101,8 +113,26 @@ class SharedGroup:
             self._turn = 0
 
     def is_persistent(self) -> bool:
-        """Say whether a member outlives its connection, so that the queue has to be stored."""
-        return self.lasting > 0
+        """Say whether a member, wherever it is, outlives its connection, so that the queue has to be stored.
+
+        Without members here it is what other nodes are to have.
+        """
+        return self.lasting > 0 or not self.members or (self.others is not None and self.others.is_persistent())
+
+    def row_value(self) -> bytes:
+        """Return what other nodes are to know of it, b"" for nothing.
+
+        They hear of more or fewer connected members when those are twice as many as they know of, or half: a thousand
+        that come make ten changes, and the choice among nodes is as good.
+        """
+        if not self.members:
+            return b""
+        online = len(self.online)
+        if self.told:
+            known = unpack_group(self.told)[1]
+            if known and known < 2 * online < 4 * known:
+                online = known
+        return pack_group(self.lasting > 0, online, self.full)
 
     def in_turn(self, place: int) -> "Session":
         """Return the connected member who is asked at this place: who stands at 0 is asked first."""

@@ -29,19 +29,24 @@ class SharedDispatcher:
     """Hands messages to the members of shared groups."""
 
     def __init__(self, settings: OwnerSettings, store: SessionStore, sender: Sender) -> None:
-        # By shared filter. Who subscribes is `Subscribing`'s business.
+        # By shared filter. Who is a member, and what comes here at all, is `groups`' business.
         self.groups: dict[bytes, SharedGroup] = {}
         # Groups in which something waits.
         self.waiting: dict[SharedGroup, bool] = {}
         # Groups whose next deliveries are in the store only.
         self.loading: dict[SharedGroup, bool] = {}
+        # Groups of which other nodes may have to hear something else.
+        self.changed: dict[SharedGroup, bool] = {}
         self.counters = sender.counters
         self._settings = settings
         self._store = store
         self._sender = sender
 
-    def offer(self, group: SharedGroup, message: Message, now: float) -> None:
-        """Send the message to the first member that can take it now, or queue it for whoever can later."""
+    def offer(self, group: SharedGroup, message: Message, now: float, waited: bool = False) -> None:
+        """Send the message to the first member that can take it now, or queue it for whoever can later.
+
+        One that has `waited` in the queue of another node has its place: it is not dropped here.
+        """
         queue = group.queue
         too_large = False
         if not len(queue):
@@ -68,7 +73,7 @@ class SharedDispatcher:
             return
         delivery = Delivery(group.take_seq(), message, message.qos)
         messages_max = self._sender.messages_max(online)
-        if not queue.has_room(messages_max, self._settings.max_queued_bytes, delivery.size):
+        if not waited and not queue.has_room(messages_max, self._settings.max_queued_bytes, delivery.size):
             self.counters.drop("queue_full")
             if not queue.dropping:
                 queue.dropping = True
@@ -84,6 +89,23 @@ class SharedDispatcher:
             self._wait(group)
         queue.push(delivery)
         self.counters.queue_message_in += 1
+        if not group.full and queue.is_over(*self._shares(2)):
+            group.full = True
+            self.changed[group] = True
+
+    def _shares(self, parts: int) -> tuple[int, int]:
+        """Return one of so many parts of the limits of a queue in messages and bytes; negative for none."""
+        messages_max = self._sender.messages_max(True)
+        bytes_max = self._settings.max_queued_bytes
+        return (messages_max // parts if messages_max > 0 else messages_max), (bytes_max // parts)
+
+    def _taken(self, group: SharedGroup) -> None:
+        """The queue is shorter."""
+        if group.queue.is_empty():
+            del self.waiting[group]
+        if group.full and not group.queue.is_over(*self._shares(4)):
+            group.full = False
+            self.changed[group] = True
 
     def _wait(self, group: SharedGroup) -> None:
         """Something begins to wait: members that need nothing but credit have to be found when it comes.
@@ -172,8 +194,7 @@ class SharedDispatcher:
         if not expired and not self._sender.has_room(session, message, self._sender.qos(message, subscription)):
             return False
         group.queue.take(delivery)
-        if group.queue.is_empty():
-            del self.waiting[group]
+        self._taken(group)
         if group.queue.wants_load():
             self.loading[group] = True
         if expired:
@@ -188,8 +209,15 @@ class SharedDispatcher:
             self._store.delete_delivery(group.number, delivery)
         return True
 
+    def take(self, group: SharedGroup, delivery: Delivery) -> None:
+        """Take the head of a group's queue, which goes elsewhere or nowhere."""
+        group.queue.take(delivery)
+        self._taken(group)
+        if delivery.stored:
+            self._store.delete_delivery(group.number, delivery)
+
     def group_ends(self, group: SharedGroup) -> None:
-        """The last member went: what waits goes with it."""
+        """Nobody is left: what waits goes, too."""
         waiting = len(group.queue)
         if waiting:
             self.counters.drop("group_ended", waiting)
@@ -204,25 +232,7 @@ class SharedDispatcher:
             dropped = group.queue.drop_qos0()
             if dropped:
                 self.counters.drop("offline_qos0", dropped)
-                if group.queue.is_empty():
-                    del self.waiting[group]
-
-    def session_ended(self, session: Session, now: float) -> None:
-        """What groups had given to it at QoS 1 is another member's.
-
-        What it had at QoS 2 must not go to anybody else [MQTT-4.8.2-5].
-        """
-        for delivery in session.inflight.deliveries.values():
-            group = self.groups.get(delivery.shared) if delivery.qos == 1 else None
-            if group is None:
-                continue
-            message = delivery.message
-            if message.expires_at and message.expires_at <= now:
-                # [MQTT-3.3.2-5] Its delivery to another has not begun.
-                self.counters.drop("expired")
-            else:
-                self.offer(group, message, now)
-            self.forget_kept(delivery)
+                self._taken(group)
 
     def load(self, group: SharedGroup) -> None:
         """Read on where the queue of one in `loading` goes on in the store; then it is no more in it.
@@ -236,7 +246,6 @@ class SharedDispatcher:
     def validate(self, sessions: Iterable[Session]) -> None:
         """Check the invariants of the groups; `sessions` are all of the node."""
         for group in self.groups.values():
-            assert group.members
             group.validate()
             assert (group in self.waiting) == (not group.queue.is_empty())
         self._validate_kept(sessions)

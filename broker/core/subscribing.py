@@ -1,7 +1,7 @@
 """Subscribing: what SUBSCRIBE and UNSUBSCRIBE change, and what of it the other nodes have to hear.
 
-It owns the shared groups, the routes' subscriptions and the wishes; it keeps sessions, routes, groups, wishes and store
-in step. It sends nothing but what a new subscription is owed: its SUBACK, and retained messages.
+It owns the routes' subscriptions and the wishes; it keeps sessions, routes, groups, wishes and store in step. It sends
+nothing but what a new subscription is owed: its SUBACK, and retained messages.
 """
 
 from typing import Final, final
@@ -9,6 +9,7 @@ from typing import Final, final
 from broker.core.dispatch import Dispatcher
 from broker.core.effects import InterestChange
 from broker.core.events import SubscribeReceived, UnsubscribeReceived
+from broker.core.groups import Groups
 from broker.core.routes import Routes
 from broker.core.session import Attachment, Session
 from broker.core.session_rows import SessionRows
@@ -50,12 +51,13 @@ class Subscribing:
         routes: Routes,
         rows: SessionRows,
         dispatcher: Dispatcher,
+        groups: Groups,
     ) -> None:
         # What the other nodes have to hear; the owner takes it.
         self.interest: list[InterestChange] = []
         # The SUBACKs that somebody else says the time of.
         self.subacks: list[Suback] = []
-        self.groups = dispatcher.shared.groups
+        self.groups = groups
         self.wishes = Wishes()
         self._settings = settings
         self._store = store
@@ -118,16 +120,10 @@ class Subscribing:
         return before is None
 
     def _route(self, session: Session, topic_filter: bytes, wanted: Subscription) -> None:
-        if not topic_filter.startswith(SHARE_PREFIX):
-            if self._routes.set(topic_filter, session, wanted):
-                self._count_wish(topic_filter, session, 1)
-            return
-        group = self.groups.get(topic_filter)
-        if group is None:
-            group = SharedGroup(self._store.take_number(), topic_filter)
-            self.groups[topic_filter] = group
-            self._routes.add_group(group)
-        group.set_member(session, wanted)
+        if topic_filter.startswith(SHARE_PREFIX):
+            self.groups.join(session, topic_filter, wanted)
+        elif self._routes.set(topic_filter, session, wanted):
+            self._count_wish(topic_filter, session, 1)
 
     def adopt(self, session: Session, topic_filter: bytes, wanted: Subscription) -> None:
         """Take over a subscription of a session that came from another node."""
@@ -154,20 +150,13 @@ class Subscribing:
         attachment.outlet.batch.unsuback(event.connection, event.packet_id, reasons)
 
     def _unroute(self, session: Session, topic_filter: bytes, now: float) -> None:
-        if not topic_filter.startswith(SHARE_PREFIX):
-            # [MQTT-3.10.4-2] [MQTT311-3.10.4-2] Nothing new is sent, and nothing retained that was still to come; what
-            # is in flight is not touched [MQTT-3.10.4-3] [MQTT311-3.10.4-3].
+        # [MQTT-3.10.4-2] [MQTT311-3.10.4-2] Nothing new is sent, and nothing retained that was still to come; what is
+        # in flight is not touched [MQTT-3.10.4-3] [MQTT311-3.10.4-3].
+        if topic_filter.startswith(SHARE_PREFIX):
+            self.groups.leave(session, topic_filter, now)
+        else:
             self._routes.remove(topic_filter, session)
             self._count_wish(topic_filter, session, -1)
-            return
-        group = self.groups[topic_filter]
-        group.remove_member(session)
-        if group.members:
-            self._dispatcher.member_gone(group, now)
-        else:
-            del self.groups[topic_filter]
-            self._routes.remove_group(group)
-            self._dispatcher.shared.group_ends(group)
 
     def end_session(self, session: Session, now: float) -> None:
         """Forget every subscription of a session that ends; what is stored of it is the caller's to delete."""
@@ -181,30 +170,20 @@ class Subscribing:
         for topic_filter, wanted in session.subscriptions.items():
             self._store.put_subscription(session, topic_filter, wanted)
             if topic_filter.startswith(SHARE_PREFIX):
-                self.groups[topic_filter].lasting += 1
+                self.groups.became_persistent(topic_filter)
             else:
                 self._note(self.wishes.set_persistent(topic_filter, True))
 
     def restore(self, sessions: list[Session], groups: dict[bytes, SharedGroup]) -> None:
         """Take over what recovery found."""
-        for group in groups.values():
-            self.groups[group.shared_filter] = group
-            self._routes.add_group(group)
-            if not group.queue.is_empty():
-                self._dispatcher.shared.waiting[group] = True
+        self.groups.restore(groups)
         for session in sessions:
             for topic_filter, wanted in session.subscriptions.items():
                 self._route(session, topic_filter, wanted)
-        for group in list(groups.values()):
-            if not group.members:
-                # Its members ended with their connections.
-                del self.groups[group.shared_filter]
-                self._routes.remove_group(group)
-                self._dispatcher.shared.group_ends(group)
 
     def count(self) -> int:
         """Return how many subscriptions there are."""
-        return len(self._routes) + sum(len(group.members) for group in self.groups.values())
+        return len(self._routes) + sum(len(group.members) for group in self.groups.all.values())
 
     def _count_wish(self, topic_filter: bytes, session: Session, step: int) -> None:
         self._note(self.wishes.count(topic_filter, session.persistent, step))

@@ -278,6 +278,7 @@ class Transfers:
         self._dispatcher.arriving.pop(session, None)
         self._rows.moved(session)
         self._subscribing.end_session(session, now)
+        self._subscribing.groups.session_ended(session, now)
         if len(session.queue):
             self._dispatcher.counters.drop("session_ended", len(session.queue))
         self._store.delete_session(session)
@@ -372,12 +373,15 @@ class Transfers:
                 continue
             donor.watermark = delivery.seq
             message = delivery.message
-            known = (
-                arrival.was_given(donor_id, donor, delivery.seq)
-                or arrival.had_directly(donor_id, message.origin, message.number)
-                or arrival.has_had(message.origin, message.number, delivery.seq)
-            )
-            arrival.note_relayed(message.origin, message.number)
+            known = arrival.was_given(donor_id, donor, delivery.seq)
+            if not delivery.shared:
+                # What a group gave to the session comes on no other way, whatever its number.
+                known = (
+                    known
+                    or arrival.had_directly(donor_id, message.origin, message.number)
+                    or arrival.has_had(message.origin, message.number, delivery.seq)
+                )
+                arrival.note_relayed(message.origin, message.number)
             delivery.seq = arrival.place(donor, delivery.seq)
             if delivery.packet_id and self._keeps_id(session, donor, delivery):
                 self._take_in_flight(session, donor, delivery, known)

@@ -490,6 +490,7 @@ def owner_settings(config: Config) -> OwnerSettings:
         override_max_online_messages=mqtt.override_max_online_messages,
         queue_lifo=mqtt.queue_type == "lifo",
         persistent_client_expiration_s=int(min(expiration_s(mqtt.persistent_client_expiration), NEVER_EXPIRES_S)),
+        shared_policy=mqtt.shared_subscription_policy,
         retry_interval_s=mqtt.retry_interval,
         upgrade_outgoing_qos=mqtt.upgrade_outgoing_qos,
         max_subscriptions_per_client=mqtt.max_subscriptions_per_client,

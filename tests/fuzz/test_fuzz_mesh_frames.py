@@ -6,7 +6,7 @@ Documented: unpacking raises FrameError and nothing else. What was unpacked and 
 from fuzzing import Target, examples, near
 from hypothesis import given
 from librt.strings import BytesWriter
-from recorded_frames import VERSION_1
+from recorded_frames import ADDRESSED, VERSION_1
 
 from broker.core.message import Message
 from cluster import (
@@ -20,6 +20,7 @@ from cluster import (
     statuses,
     table_frames,
 )
+from cluster.addressing import NO_ADDRESS, Addressed, pack_address
 from cluster.frames import FrameType
 from cluster.wire import FrameError
 
@@ -213,16 +214,18 @@ def forwarded(frame: bytes) -> bytes:
     found = head.messages(SENDER, NOW)
     body = BytesWriter()
     size = 0
-    for message in found:
-        if isinstance(message, forwards.Mark):
-            size += len(message.body)
-            forwards.pack_mark(body, message)
+    for each in found:
+        if isinstance(each, forwards.Mark):
+            size += len(each.body)
+            forwards.pack_mark(body, each)
             continue
-        size += message.size()
+        address = pack_address(each.groups, each.plain, each.waited) if isinstance(each, Addressed) else NO_ADDRESS
+        message = each.message if isinstance(each, Addressed) else each
+        size += message.size() + len(address)
         assert 0 <= message.qos <= 2 and message.topic and message.expires_at >= 0.0
         # Where a message goes next: to the store, and on.
         assert len(message.key()) == 24 or not message.qos
-        forwards.pack_message(body, unexpired(message), message.publisher.encode(), SENDER, NOW)
+        forwards.pack_message(body, unexpired(message), message.publisher.encode(), SENDER, NOW, address)
     assert size <= len(frame)
     # An age of 0: what is left of the time was reckoned when it was unpacked.
     packed = body.getvalue()
@@ -322,7 +325,8 @@ def marked() -> bytes:
     return forwards.pack_forwards(5, 1 << 40, 3, 0, False, False, body.getvalue(), 12)
 
 
-TARGET = Target("mesh_frames", check, [*(bytes.fromhex(recorded) for _, recorded in VERSION_1), marked()])
+RECORDED = [bytes.fromhex(recorded) for recorded in (*dict(VERSION_1).values(), ADDRESSED)]
+TARGET = Target("mesh_frames", check, [*RECORDED, marked()])
 
 
 def test_the_recorded_frames() -> None:

@@ -42,6 +42,7 @@ def stored() -> MemoryStorage:
     store.put_removed("gone@h", GONE)
     store.put_position(PEER, 7)
     store.put_interest(PEER, b"a/+/#")
+    store.put_interest(PEER, b"$share/g/a/+")
     epoch = Epoch(2, 1 << 40, PEER)
     for owner in (OWN, PEER):
         rows = StoredRows(storage, turn, owner, Table.LASTING)
@@ -96,7 +97,7 @@ TARGET = Target("mesh_store", check, seeds())
 def test_the_seeds_are_records_of_every_kind() -> None:
     for seed in TARGET.seeds:
         check(seed)
-    assert len(TARGET.seeds) == 15
+    assert len(TARGET.seeds) == 16
 
 
 def test_every_cut_record_is_refused_or_read() -> None:

@@ -16,6 +16,8 @@ from latecomer import HELD, NAME
 from ledger import matches, shared_part
 from virtual_node import FAILURE_TIMEOUT_S
 
+from broker.core.group_choice import LOCAL_ONLY
+
 QUEUE_FULL = "queue_full"
 # What two pipes and a turn take at most, in seconds.
 PIPES_S = 0.1
@@ -60,21 +62,35 @@ def _owed(world, clients, home, message):
     for client in clients:
         if not client.persistent or not client.session_exists:
             continue
+        if client.shares:
+            _promise_group(client, home, message, groups)
+            continue
         if client.roams:
             if _is_owed_to_roamer(world, client, known, message):
                 promised.add(client.name)
             continue
         local = client.home is home
         for topic_filter, qos in client.subscribed.items():
-            shared = shared_part(topic_filter)
-            if shared is not None:
-                # The group lasts as long as a member that never leaves; groups are a node's own.
-                if qos and local and client.steady and matches(shared, message.topic):
-                    groups.add(topic_filter)
-            elif qos and (local or topic_filter in known[client.home.name]) and matches(topic_filter, message.topic):
+            if qos and (local or topic_filter in known[client.home.name]) and matches(topic_filter, message.topic):
                 promised.add(client.name)
                 break
     return promised, groups
+
+
+def _promise_group(client, home, message, groups):
+    """A group lasts as long as a member that never leaves; with the policy `local_only` one at the publisher's node."""
+    if not client.steady:
+        return
+    for topic_filter, qos in client.subscribed.items():
+        if not qos or not matches(shared_part(topic_filter), message.topic):
+            continue
+        known = client.home is home
+        group = home.core.mesh.interest.group(topic_filter)
+        if home.settings.shared_policy != LOCAL_ONLY and group is not None:
+            part = group.parts.get(client.home.name)
+            known = known or (part is not None and part.persistent)
+        if known:
+            groups.add(topic_filter)
 
 
 def _is_owed_to_roamer(world, client, known, message):
@@ -108,10 +124,10 @@ def check_delivery(world, clients, ledger):
                 missing.setdefault(place, []).append((message.number, message.publisher, name))
         for group in sorted(message.groups):
             world.count("promises to groups")
-            home = message.home
-            members = [client for client in clients if client.home is home and group in client.ever_wanted]
+            members = [client for client in clients if group in client.ever_wanted]
             if not any(member.name in message.finishers for member in members):
-                missing.setdefault(home.name, []).append((message.number, message.publisher, group.decode()))
+                # It may have been dropped at any node.
+                missing.setdefault("", []).append((message.number, message.publisher, group.decode()))
     for left in ledger.wills:
         low, _high = expected_wills(world, left)
         for client in clients:
@@ -179,7 +195,10 @@ def check_copies(world, clients, ledger):
 
 
 def check_groups(world, clients, ledger):
-    """A message goes to one session of a group; to another only when that one's session ended."""
+    """A message goes to one session of a group in the whole cluster; to another only when that one's session ended.
+
+    Or when the node died that was to have it, which may have had it.
+    """
     by_name = {client.name: client for client in clients}
     workers = {client.name: client for client in clients if client.shares}
     for message in ledger.published.values():
@@ -189,12 +208,13 @@ def check_groups(world, clients, ledger):
         for name, session in message.takers:
             worker = workers[name]
             (group,) = worker.ever_wanted
-            takers.setdefault((worker.home, group), []).append(session < worker.sessions)
-        for (_home, group), ended in takers.items():
+            takers.setdefault(group, []).append(session < worker.sessions)
+        for group, ended in takers.items():
+            moved = world.moved[group, message.payload]
             world.check(
-                len(ended) <= copies_allowed(world, by_name, message) + sum(ended),
+                len(ended) <= copies_allowed(world, by_name, message) + sum(ended) + moved,
                 f"message {message.number} of QoS {message.qos} went to {len(ended)} sessions of {group}, of which "
-                f"{sum(ended)} ended",
+                f"{sum(ended)} ended, and was taken from dead nodes {moved} times",
             )
 
 

@@ -5,6 +5,7 @@ Each question is answered with "" or with what is not so yet. `check_store` comp
 
 from collections import Counter
 
+from broker.core.group_choice import LOCAL_ONLY
 from broker.core.owner import QueueOwner
 from broker.core.retained_rows import value_order
 from broker.core.routes import NoInterest
@@ -129,7 +130,7 @@ def check_tables(world, node):
     told = {}
     for number, own in node.core.mesh.own.all.items():
         own.validate_rows()
-        of_sessions = (RowKind.SESSION, RowKind.SUBSCRIPTION, RowKind.WILL)
+        of_sessions = (RowKind.SESSION, RowKind.SUBSCRIPTION, RowKind.WILL, RowKind.GROUP)
         told.update({(number, row): value for _, row, value in own.rows.scan() if row[0] in of_sessions})
     found = {(table, row): value for table, row, value in node.core.owner.local_rows()}
     world.check(told == found, f"{node.name} tells others something else of its sessions than is so")
@@ -166,6 +167,22 @@ def queues_empty(world):
         queued = node.core.owner.counts()["queued_messages"]
         if queued:
             return f"{node.name} holds {queued} deliveries"
+    return ""
+
+
+def groups_idle(world):
+    """Return "" if nothing of a group waits where nobody is connected, while somebody elsewhere is; else where."""
+    online = {}
+    for node in world.nodes.values():
+        for name, group in node.core.owner._groups.all.items():
+            online[name] = online.get(name, 0) + len(group.online)
+    for node in world.nodes.values():
+        for name, group in node.core.owner._groups.all.items():
+            if not group.members:
+                return f"{node.name} has {len(group.queue)} messages of {name!r}, of which it has no members"
+            hoards = node.settings.shared_policy != LOCAL_ONLY and not group.online and online[name]
+            if hoards and not group.queue.is_empty():
+                return f"{node.name} hoards {len(group.queue)} messages of {name!r}"
     return ""
 
 

@@ -1,6 +1,5 @@
 """What goes wrong while there is load: crashes, partitions, wrong clocks, dying listeners, clients that come and go."""
 
-from population import CREW
 from virtual_clients import DISCONNECT_WITH_WILL, ONLINE
 from virtual_node import PLANNED_RESTART_S
 
@@ -54,11 +53,11 @@ class Faults:
             for _ in range(rng.randint(1, 3)):
                 self._at_some_time(self._vex, worker)
         if rng.random() < 0.5:
-            # A whole crew goes, and what comes meanwhile waits for whoever is back first.
-            home = rng.choice(population.workers).home
+            # A whole crew goes, of one node or of all, and what comes meanwhile waits for whoever is back first.
+            home = rng.choice((None, rng.choice(population.workers).home))
             at = rng.uniform(0.0, self.load_s)
             for worker in population.workers:
-                if worker.home is home:
+                if home in (None, worker.home):
                     self.world.later(at, worker.stay_away, rng.uniform(2.0, 5.0))
                     self.world.later(at, worker.disconnect, rng.random() < 0.5)
 
@@ -231,5 +230,6 @@ class Faults:
         elif choice < 0.7 and worker.state == ONLINE:
             self._start_clean(worker)
         else:
-            worker.unsubscribe(CREW)
-            self.world.later(rng.uniform(0.1, 4.0), worker.subscribe, CREW, 1)
+            (group,) = worker.ever_wanted
+            worker.unsubscribe(group)
+            self.world.later(rng.uniform(0.1, 4.0), worker.subscribe, group, 1)

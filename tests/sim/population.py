@@ -3,8 +3,8 @@
 keepers      persistent sessions with filters of all kinds; some want what only their own node's publishers say
 visitors     sessions that end with their connections
 publishers   publish at all QoS; some have no session beside their connection
-workers      members of shared groups, one group at each of two nodes; the first of each never leaves,
-             and the second has no session beside its connection
+workers      members of shared groups that reach over all nodes: of the crew two never leave, some have no session
+             beside their connection, and one roams; of the gang nobody stays for ever
 mortals      leave a will with every connection; some roam
 witnesses    one at each node, subscribed to all wills before the first is left
 roamers      persistent sessions that connect now to one node and now to another
@@ -21,6 +21,7 @@ LINES = (b"a/b", b"a/c", b"a/b/c", b"b", b"b/x/y", b"c//d")
 WIDE_FILTERS = (b"#", b"+/+/#")
 FILTERS = (b"a/#", b"a/+", b"a/b", b"+/b", b"b/#", b"+", b"b/+/y", b"c/+/d")
 CREW = b"$share/crew/work/#"
+GANG = b"$share/gang/work/+"
 WORK = b"work/x"
 FLOOD = b"flood/x"
 # What is retained: everybody's topics, and some that one publisher alone sets. Where nobody wants nearly everything,
@@ -48,7 +49,7 @@ class Population:
         self._make_subscribers(nodes)
         self._make_roamers(nodes)
         self._make_publishers(nodes)
-        self._make_crews(nodes[:2])
+        self._make_crews(nodes)
         self._make_wills(nodes)
         self._make_racers(nodes)
         if flooded:
@@ -121,15 +122,22 @@ class Population:
     def _make_crews(self, homes):
         rng = self.world.rng
         for place, home in enumerate(homes):
-            for index in range(rng.choice((2, 3))):
-                persistent = index == 0 or (index > 1 and rng.random() < 0.5)
+            for index in range(rng.choice((2, 3)) if place < 2 else rng.choice((0, 1))):
+                steady = index == 0 and place < 2
+                persistent = steady or (index != 1 and rng.random() < 0.5)
                 # [MQTT-4.8.2-5] What a session that ends had in flight at QoS 2 is lost: only who stays has it.
-                worker = self.make(f"worker{place}{index}", home, persistent, {CREW: 2 if index == 0 else 1})
-                worker.steady = index == 0
-                if index:
+                worker = self.make(f"worker{place}{index}", home, persistent, {CREW: 2 if steady else 1})
+                worker.steady = steady
+                if not steady:
                     # The slower, the more is in its hands when something happens.
                     worker.inbox.ack_delay_s = rng.choice((0.01, 0.5, 2.0))
                 self.workers.append(worker)
+        roamer = self._make("workroamer", rng.choice(homes), True, {CREW: rng.choice((1, 2))})
+        roamer.roams = True
+        self.workers.append(roamer)
+        for index in range(rng.choice((1, 2, 3))):
+            member = self._make(f"gangster{index}", rng.choice(homes), rng.random() < 0.5, {GANG: 1})
+            self.workers.append(member)
 
     def _make_wills(self, nodes):
         rng = self.world.rng
@@ -164,5 +172,4 @@ class Population:
         self.flood = rng.choice((700, 1200, 1800))
         # A crew that is away is flooded as well.
         self.flood_topic = FLOOD if rng.random() < 0.7 else WORK
-        victims = self.hoarders if self.flood_topic == FLOOD else self.workers
-        self.flooded = [client for client in victims if client.home is home]
+        self.flooded = self.hoarders if self.flood_topic == FLOOD else self.workers

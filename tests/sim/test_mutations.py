@@ -5,12 +5,12 @@ from planting import RETAINING, caught, interpreted, without
 from virtual_node import AFTER_COMMIT
 
 from broker.core.events import CONNECTION_LOST
+from broker.core.groups import Groups
 from broker.core.netsplit_gate import NetsplitGate
 from broker.core.owner import QueueOwner
 from broker.core.retained import RetainedStore
 from broker.core.rows import BUCKETS
 from broker.core.session_store import SessionStore
-from broker.core.shared_dispatch import SharedDispatcher
 from broker.core.storage import DELETE, PUT
 from cluster.frames import FrameType
 from cluster.incoming_link import IncomingLink
@@ -225,7 +225,7 @@ def test_a_group_that_keeps_nothing_of_what_it_gave_is_caught():
     """What its members have whose sessions are not stored is lost when the process is killed."""
 
     def forget(node, effects):
-        groups = node.core.owner._subscribing.groups.values()
+        groups = node.core.owner._groups.all.values()
         kept = {(group.number, record.seq) for group in groups for record in group.kept.values()}
 
         def lost(kind, family, key, value):
@@ -241,16 +241,51 @@ def test_a_group_that_keeps_nothing_of_what_it_gave_is_caught():
 
 @interpreted
 def test_a_member_that_takes_what_it_had_with_it_is_caught(monkeypatch):
-    session_ended = SharedDispatcher.session_ended
-
     def lose(self, session, now):
         for delivery in session.inflight.deliveries.values():
-            self.forget_kept(delivery)
-            delivery.shared = b""
-        session_ended(self, session, now)
+            self._shared.forget_kept(delivery)
 
-    monkeypatch.setattr(SharedDispatcher, "session_ended", lose)
+    monkeypatch.setattr(Groups, "session_ended", lose)
     assert "$share/crew" in caught()
+
+
+@interpreted
+def test_a_group_that_two_nodes_serve_is_caught(monkeypatch):
+    choose = Groups.choose
+
+    def choose_more(self, routed, message):
+        choice = choose(self, routed, message)
+        for each in routed:
+            if each.here is not None and each.here.online and each.here not in choice.here:
+                choice.here.append(each.here)
+        return choice
+
+    monkeypatch.setattr(Groups, "choose", choose_more)
+    assert "sessions of b'$share" in caught()
+
+
+@interpreted
+def test_a_node_that_drops_what_it_can_not_give_to_a_member_is_caught(monkeypatch):
+    place = Groups.place
+
+    def place_here(self, shared_filter, message, now, waited=False):
+        if shared_filter in self.all and self.all[shared_filter].members:
+            place(self, shared_filter, message, now, waited)
+
+    monkeypatch.setattr(Groups, "place", place_here)
+    assert "$share/" in caught()
+
+
+def test_what_is_taken_from_a_queue_and_not_committed_for_another_node_is_caught():
+    def forget(node, effects):
+        removed = {
+            key[:8] for kind, family, key, _ in effects.writes.operations if kind == DELETE and family == "queue"
+        }
+        groups = node.core.owner._groups.all.values()
+        if any(group.number.to_bytes(8, "big") in removed and not group.online for group in groups):
+            without(effects, lambda kind, family, key, value: (kind, family, value[:1]) == (PUT, "outbox", b"\x02"))
+
+    caught(lambda world: world.mutations.append(forget))
 
 
 @interpreted

@@ -36,6 +36,8 @@ INPUTS_PER_TURN = 64
 # The shortest sleep.
 TICK_S = 1e-6
 
+# The version of an outbox record that is for groups.
+ADDRESSED = 2
 NOW = "now"
 BEFORE_COMMIT = "before the commit"
 AFTER_COMMIT = "after the commit"
@@ -229,6 +231,7 @@ class Node:
         owner = QueueOwner(self.settings, storage, mesh.interest, self.store_id, incarnation)
         owner.recover(now, self.clocks.utc_ms())
         self.core = NodeCore(owner, mesh)
+        mesh.ask_can_move(self._can_move)
         if world.power_loss:
             self._sync(self.life)
         self._inputs.clear()
@@ -242,6 +245,14 @@ class Node:
         for index in range(len(self.listeners)):
             self._start_listener(index)
         self.wake(0.0)
+
+    def _can_move(self, shared_filter, message):
+        """What a dead node was to have, and may have had, goes to another member: note how often."""
+        can_move = self.core.owner.can_move(shared_filter, message)
+        if can_move:
+            self.world.moved[shared_filter, message.payload] += 1
+            self.world.count("moved from dead nodes")
+        return can_move
 
     def listener_died(self, index):
         """A listener process ends: its clients are cut off, the supervisor tells the owner and starts another."""
@@ -447,9 +458,9 @@ class Node:
                 return
         if len(effects.writes):
             self.storage.commit(effects.writes)
-        world.count(
-            "put into outboxes", sum(each[0] == PUT and each[1] == "outbox" for each in effects.writes.operations)
-        )
+        outboxed = [value for kind, family, _, value in effects.writes.operations if (kind, family) == (PUT, "outbox")]
+        world.count("put into outboxes", len(outboxed))
+        world.count("put into outboxes for groups", sum(value[0] == ADDRESSED for value in outboxed))
         self.drops = Counter(self.core.owner.counters.dropped)
         if point == AFTER_COMMIT:
             self.kill()

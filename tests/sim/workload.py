@@ -18,6 +18,7 @@ from ledger import Ledger
 from population import Population
 from world import SimulationError, World
 
+from broker.core.group_choice import POLICIES
 from broker.core.settings import OwnerSettings
 from cluster.readiness import ALL, AVAILABLE, MAJORITY
 
@@ -70,6 +71,8 @@ def describe(stats):
         "promises to groups",
         "deliveries",
         "shared deliveries",
+        "put into outboxes for groups",
+        "moved from dead nodes",
         "duplicates",
         "link_spills",
         "put into outboxes",
@@ -149,6 +152,7 @@ class Workload:
         # Large messages make many frames, and frames of several parts.
         self.paddings = (0, 0, 0, 1000, 100_000) if seed % 16 == 2 else (0, 0, 0, 600) if seed % 4 == 1 else (0,)
         self.settings = OwnerSettings(
+            shared_policy=POLICIES[seed // 2 % 4],
             max_inflight_messages=rng.choice((1, 3, 20)),
             max_online_messages=15 if self.bounded else -1,
             max_offline_messages=10 if self.bounded else rng.choice((-1, 700)) if self.flooded else -1,
@@ -349,6 +353,7 @@ class Workload:
             or convergence.tables_converged(world)
             or convergence.retained_converged(world)
             or convergence.links_idle(world)
+            or convergence.groups_idle(world)
             or convergence.online_queues_empty(world)
             or convergence.moves_over(world)
             or convergence.sessions_converged(world, self.clients)

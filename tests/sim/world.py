@@ -44,6 +44,8 @@ class World:
         self.revived = Counter()
         # By client, how many sessions of its client id joined with their nodes.
         self.twins = Counter()
+        # By shared filter and payload, how often a message was taken from a dead node for other members.
+        self.moved = Counter()
         self.stats = Counter()
         self.turns = 0
         # Looking changes nothing: who replays a seed sees the turn in which it went wrong.

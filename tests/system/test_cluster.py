@@ -417,6 +417,59 @@ def test_after_a_suback_that_waits_for_the_cluster_every_node_knows(make_node: C
         assert subscriber.message() == ("later", "3")
 
 
+def test_a_shared_subscription_is_one_in_the_whole_cluster(make_node: Callable[..., Node]) -> None:
+    settings = ["cluster.subscribe_wait=cluster", "cluster.readiness=available", "cluster.failure_timeout_ms=1500"]
+    settings += ["mqtt.shared_subscription_policy=random"]
+    members = [make_node(number, COOKIE, settings) for number in (1, 2, 3)]
+    start_all(members)
+    join_all(members)
+    one, two, last = members
+    lasting = Client(two, "lasting", persistent=True).connect()
+    lasting.subscribe("$share/crew/work/#")
+    with Client(one) as publisher, Client(one) as near, Client(last) as far:
+        for client in (near, far):
+            client.subscribe("$share/crew/work/#")
+
+        def share(client: Client) -> list[str]:
+            # What is published to all of them comes behind the work.
+            found = []
+            while (message := client.message())[0] != "end":
+                found.append(message[1])
+            return found
+
+        def published(first: int, count: int, clients: list[Client]) -> list[list[str]]:
+            for number in range(first, first + count):
+                publisher.publish(f"work/{number}", str(number), 1)
+            publisher.publish("end")
+            return [share(client) for client in clients]
+
+        for client in (lasting, near, far):
+            client.subscribe("end")
+        shares = published(0, 60, [lasting, near, far])
+        assert sorted(number for each in shares for number in each) == sorted(map(str, range(60)))
+        assert all(10 < len(each) < 30 for each in shares), "to each alike"
+        last.kill()
+        shares = published(60, 60, [lasting, near])
+        # What the dead node had not acknowledged comes when it is dead, behind the end.
+        found = [number for each in shares for number in each]
+        while len(set(found)) < 60:
+            for client in (lasting, near):
+                while not client.nothing_waits():
+                    found.append(client.message()[1])
+            time.sleep(0.01)
+        assert set(found) == set(map(str, range(60, 120)))
+    # Nobody is connected but who comes next, at another node than the one where it was.
+    with Client(one) as publisher:
+        lasting.disconnect()
+        # What is sent to it before its node hears of that is its own.
+        wait_until(lambda: {"Status": "num_online", "Value": 0} in two.table("node", "status"), "nobody is connected")
+        for number in range(120, 140):
+            publisher.publish(f"work/{number}", str(number), 1)
+        with Client(one) as newcomer:
+            newcomer.subscribe("$share/crew/work/#")
+            assert [number for _, number in newcomer.messages(20)] == list(map(str, range(120, 140)))
+
+
 def test_the_cookie_is_changed_by_three_rounds_of_restarts(make_node: Callable[..., Node]) -> None:
     old, new = COOKIE, "the cookie that comes after it"
     members = [make_node(number, old) for number in (1, 2)]

@@ -12,6 +12,7 @@ from broker.core.connection import CLOSED, Connection
 from broker.core.connection_limits import ConnectionLimits
 from broker.core.effects import Effects, Forward, InterestChange
 from broker.core.events import CreditReturned, ListenerGone, ListenerStarted
+from broker.core.group_choice import GroupParts
 from broker.core.listener import ListenerCore
 from broker.core.listener_records import LISTENER_HEADER_BYTES, ListenerHeader, unpack_events
 from broker.core.owner import QueueOwner
@@ -64,6 +65,12 @@ class StubInterest:
 
     def match(self, topic: bytes) -> list[tuple[str, bool]]:
         return self.wanted.get(topic, [])
+
+    def match_groups(self, topic: bytes) -> list[GroupParts]:
+        return []
+
+    def group(self, shared_filter: bytes) -> GroupParts | None:
+        return None
 
 
 class Client:
@@ -253,6 +260,7 @@ class Node:
         frames = [listener.take_frame() for listener in self.listeners]
         for frame in frames:
             self.receive_frame(frame)
+        self.owner.tick(self.now)
         return self.turn() or any(given) or any(len(frame) > LISTENER_HEADER_BYTES for frame in frames)
 
     def wall_clock_ms(self) -> int:

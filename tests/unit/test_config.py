@@ -371,8 +371,8 @@ def test_every_other_setting_is_read_somewhere() -> None:
     files = [file for name in ("broker", "cluster") for file in (root / name).rglob("*.py") if file.name != "config.py"]
     text = "\n".join(file.read_text(encoding="utf-8") for file in files)
     obeyed = [key for key in known_keys() if key not in NOT_SERVED and "." in key]
-    # The mesh's address has a function in config.py, and the policies come to the same on one node.
-    names = {key.rpartition(".")[2] for key in obeyed} - {"advertise", "shared_subscription_policy", *TYPES_OF_KEYS}
+    # The mesh's address has a function in config.py.
+    names = {key.rpartition(".")[2] for key in obeyed} - {"advertise", *TYPES_OF_KEYS}
     assert not [name for name in names if not re.search(rf"\.{name}\b", text)]
 
 

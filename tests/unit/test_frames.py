@@ -20,6 +20,7 @@ from broker.core.rows import (
     RowKind,
     SessionRow,
     pack_ended,
+    pack_group,
     pack_interest,
     pack_row,
     pack_session,
@@ -194,6 +195,22 @@ def test_a_row_with_a_value_of_another_kind_is_refused(row, value):
         if end < 3 + row[2]:
             with pytest.raises(FrameError, match="ends within its subject"):
                 table_frames.check_row(row[:end], value)
+
+
+def test_a_row_of_a_group_is_one_of_a_shared_filter():
+    value = pack_group(True, 3)
+    for shared_filter in (b"$share/g/a/#", b"$share/g/$m\0/a"):
+        table_frames.check_row(pack_row(RowKind.GROUP, shared_filter), value)
+        table_frames.check_row(pack_row(RowKind.GROUP, shared_filter), None)
+    for wrong in (b"a/#", b"$share/g", b"$share/+/a", b"$share/g/a#", b"$share/g/a\0", b"\xff"):
+        with pytest.raises(FrameError, match="is no row"):
+            table_frames.check_row(pack_row(RowKind.GROUP, wrong), value)
+    for row, wrong in (
+        (pack_row(RowKind.GROUP, b"$share/g/a"), value[:-1]),
+        (pack_row(RowKind.GROUP, b"$share/g/a", b"key"), value),
+    ):
+        with pytest.raises(FrameError, match="is no row"):
+            table_frames.check_row(row, wrong)
 
 
 def test_a_frame_of_tables_on_the_bulk_connection_names_its_session():

@@ -9,6 +9,7 @@ from broker.core.message import Message
 from broker.core.storage import MemoryStorage, WriteBatch
 from broker.core.stored_message import Clock
 from cluster import link as link_module
+from cluster.addressing import Addressed, pack_address
 from cluster.forwards import MARK_BYTES_MAX, Forwards, Mark
 from cluster.frames import FRAME_BYTES_MAX
 from cluster.incoming_link import IncomingLink
@@ -80,7 +81,8 @@ class Stream:
     def take(self, frames):
         for frame in frames:
             for each in self.incoming.receive(Forwards(frame), self.now):
-                self.received.append(each.body if isinstance(each, Mark) else each.payload)
+                message = each.message if isinstance(each, Addressed) else each
+                self.received.append(message.body if isinstance(message, Mark) else message.payload)
 
     def acknowledge(self):
         self.incoming.ack_due = False
@@ -443,3 +445,151 @@ def test_any_losses_and_restarts_leave_the_order_and_double_nothing(monkeypatch)
         stream.exchange()
         assert stream.received == sent, f"seed {seed}"
         assert stream.acknowledged == tickets, f"seed {seed}"
+
+
+# What is for groups is taken back from a peer that died.
+
+GROUP, AGAIN = b"$share/g/t", b"$share/h/t"
+
+
+class Groups(Stream):
+    """A stream of messages for groups; `take_back` is what the mesh does when the peer has died."""
+
+    def send_to(self, payload, groups, plain=False, qos=1, waits=False, running=True):
+        waiting = ticket() if waits else None
+        address = pack_address(groups, plain)
+        self.outgoing.forward(message(payload, qos), waiting, True, running, self.now, address)
+        return waiting
+
+    def commit(self):
+        self.storage.commit(self.turn.writes)
+        self.turn.writes = WriteBatch()
+        self.outgoing.validate()
+
+    def take_back(self, *groups):
+        """Die, and take back what is for these groups: (payload, groups)."""
+        self.outgoing.disconnected()
+        self.outgoing.begin_reclaim()
+        found = []
+        while self.outgoing.is_reclaiming():
+            if self.outgoing.is_spill_due(False, self.now):
+                assert self.outgoing.reclaim(lambda group, message: True) == [], "not everything is on disk yet"
+                self.outgoing.spill()
+            self.commit()
+            found += self.outgoing.reclaim(lambda group, message: group in groups)
+        self.commit()
+        return [(each.message.payload, each.groups) for each in found]
+
+    def stored(self):
+        """What the outbox holds: (payload, groups, plain)."""
+        found = self.outgoing.outbox.read(0, 1 << 60, 1 << 30)
+        return [(each.message.payload, each.groups, each.plain) for each in found]
+
+    def come_back(self):
+        """The peer connects again, and takes everything: payloads."""
+        self.connect()
+        for _ in range(5):
+            self.take(self.frames())
+            self.acknowledge()
+        self.commit()
+        taken, self.received = self.received, []
+        # A mark that says nothing stands where a message was.
+        return [each for each in taken if each]
+
+
+@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize("sent", [False, True])
+@pytest.mark.parametrize("restarted", [False, True])
+def test_what_is_for_groups_is_taken_back(waits, sent, restarted):
+    stream = Groups()
+    stream.connect()
+    stream.send(b"before", waits=True)
+    tickets = [stream.send_to(b"1", [GROUP], waits=waits), stream.send_to(b"2", [GROUP, AGAIN], True, waits=waits)]
+    stream.send_to(b"3", [AGAIN], waits=waits)
+    stream.send(b"after", waits=True)
+    if sent:
+        # Lost on the way.
+        assert stream.frames()
+    if restarted:
+        stream.outgoing.spill()
+        stream.commit()
+        outbox = recover(stream.storage, stream.turn, Clock(0.0, 0))[PEER]
+        stream.outgoing = OutgoingLink(STORE, outbox, first_number(1))
+    assert stream.take_back(GROUP) == [(b"1", [GROUP]), (b"2", [GROUP])]
+    assert stream.stored() == [
+        (b"before", [], True),
+        (b"2", [AGAIN], True),
+        (b"3", [AGAIN], False),
+        (b"after", [], True),
+    ]
+    if waits and not restarted:
+        assert set(tickets) <= set(stream.outgoing.released), "who waits for it has it stored"
+    assert stream.take_back(GROUP) == []
+    received = stream.come_back()
+    assert received == [b"before", b"2", b"3", b"after"]
+    assert stream.stored() == []
+
+
+def test_what_the_peer_had_all_the_same_it_has_and_numbers_go_on():
+    stream = Groups()
+    stream.connect()
+    stream.send_to(b"1", [GROUP])
+    stream.send_to(b"2", [GROUP])
+    stream.take(stream.frames())
+    assert stream.take_back(GROUP) == [(b"1", [GROUP]), (b"2", [GROUP])]
+    assert stream.outgoing.outbox.messages == 0
+    assert not stream.outgoing.outbox.addressed
+    stream.send_to(b"3", [GROUP])
+    assert stream.come_back() == [b"1", b"2", b"3"]
+
+
+def test_marks_and_what_follows_them_stay_in_their_places():
+    stream = Groups()
+    stream.connect()
+    stream.send_to(b"1", [GROUP], waits=True)
+    stream.mark(b"mark", True)
+    stream.send(b"2", qos=0)
+    stream.send_to(b"3", [GROUP], qos=0)
+    assert stream.take_back(GROUP) == [(b"1", [GROUP])]
+    # QoS 0 is nowhere but in memory, and nobody is told of it.
+    assert stream.come_back() == [b"mark", b"2", b"3"]
+
+
+def test_a_way_through_a_long_outbox_goes_in_steps():
+    stream = Groups()
+    for number in range(3000):
+        stream.send_to(b"%d" % number + b"." * 300, [GROUP] if number % 3 else [AGAIN], running=False)
+    stream.commit()
+    stream.outgoing.begin_reclaim()
+    found, steps = [], 0
+    while stream.outgoing.is_reclaiming():
+        found += stream.outgoing.reclaim(lambda group, message: group == GROUP)
+        steps += 1
+        stream.commit()
+    assert len(found) == 2000
+    assert 3 < steps < 10
+    assert len(stream.stored()) == 1000
+    assert len(stream.come_back()) == 1000
+
+
+def test_a_peer_that_comes_back_is_left_what_is_its_own():
+    stream = Groups()
+    for number in range(2000):
+        stream.send_to(b"%d" % number + b"." * 300, [GROUP], running=False)
+    stream.commit()
+    stream.outgoing.begin_reclaim()
+    taken = stream.outgoing.reclaim(lambda group, message: True)
+    stream.commit()
+    stream.connect()
+    assert not stream.outgoing.is_reclaiming()
+    assert 0 < len(taken) < 2000
+    assert len(stream.come_back()) == 2000 - len(taken)
+
+
+def test_a_link_without_groups_looks_at_nothing():
+    stream = Groups()
+    stream.send(b"1", waits=False)
+    stream.outgoing.forward(message(b"2"), None, True, False, 0.0)
+    stream.commit()
+    stream.outgoing.begin_reclaim()
+    assert not stream.outgoing.is_reclaiming()

@@ -104,7 +104,11 @@ def test_records_that_can_not_be_read_are_named():
         outbox.read(1, 1, BIG)
     batch.put("outbox", operation[2], b"\x02" + operation[3][1:])
     storage.commit(batch)
-    with pytest.raises(StorageError, match="has version 2"):
+    with pytest.raises(StorageError, match=r"outbox record .* is corrupt"):
+        outbox.read(1, 1, BIG)
+    batch.put("outbox", operation[2], b"\x03" + operation[3][1:])
+    storage.commit(batch)
+    with pytest.raises(StorageError, match="has version 3"):
         outbox_on(storage)
     batch.put("outbox", operation[2][:-1], operation[3])
     storage.commit(batch)

@@ -1333,8 +1333,8 @@ def compare_with_crash(node):
     """What members that are not stored had of a group is the first that the others get of it."""
     crashed = node.restart()
     crashed.validate()
-    for name, group in crashed.owner._subscribing.groups.items():
-        kept = sorted(node.owner._subscribing.groups[name].kept.values(), key=lambda record: record.seq)
+    for name, group in crashed.owner._groups.all.items():
+        kept = sorted(node.owner._groups.all[name].kept.values(), key=lambda record: record.seq)
         payloads = stored_payloads(crashed, group)
         assert payloads[: len(kept)] == [record.message.payload for record in kept]
 

@@ -76,12 +76,15 @@ VALUES = [
     (rows.pack_subscription(9, 7), rows.unpack_subscription),
     (rows.pack_interest(True), rows.unpack_interest),
     (rows.pack_ended(pack_epoch(EPOCH)), rows.unpack_ended),
+    (rows.pack_group(True, 7), rows.unpack_group),
 ]
 
 
 def test_values_come_out_as_they_went_in():
     assert rows.unpack_subscription(VALUES[1][0]) == (9, 7)
     assert rows.unpack_interest(rows.pack_interest(True)) and not rows.unpack_interest(rows.pack_interest(False))
+    assert rows.unpack_group(VALUES[4][0]) == (True, 7, False)
+    assert rows.unpack_group(rows.pack_group(False, 0, True)) == (False, 0, True)
     assert rows.unpack_ended(VALUES[3][0]) == pack_epoch(EPOCH)
 
 

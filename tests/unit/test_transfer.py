@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from core_helpers import Client, Node, started_nodes
 
-from broker.core.arrival import PLACE_BITS
+from broker.core.arrival import PLACE_BITS, Arrival, first_place, unpack_arrival
 from broker.core.epoch import Epoch
 from broker.core.message import Message
 from broker.core.session import Session
@@ -17,6 +17,7 @@ from broker.mqtt.packets import Publish
 HERE = b"a" * 16
 THERE = b"b" * 16
 ELSEWHERE = b"c" * 16
+EPOCH = Epoch(2, 5, HERE)
 
 
 @pytest.fixture
@@ -366,3 +367,60 @@ def test_a_session_that_ends_takes_its_arrival_with_it(start: Callable[..., Node
     old.settle()
     assert old.owner.transfers.departures == {}
     assert old.dropped("session_ended") == 1
+
+
+def test_what_an_old_home_passed_on_is_left_out_until_the_origin_has_come_as_far() -> None:
+    """The seed that showed it: on a slow link the copies came when the arrival was over, and were taken again."""
+    arrival = Arrival(first_place(EPOCH))
+    arrival.note_relayed(ELSEWHERE, 5)
+    arrival.note_relayed(ELSEWHERE, 9)
+    assert not arrival.overlaps(), "nobody knows yet whether they come directly as well"
+    assert arrival.set_cut(ELSEWHERE, 3)
+    for state in (arrival, unpack_arrival(arrival.pack())):
+        assert state.overlaps()
+        assert [state.takes(ELSEWHERE, number) for number in (3, 9)] == [False, False]
+        assert state.overlaps()
+        assert not state.set_cut(ELSEWHERE, 9)
+        assert state.overlaps()
+    assert arrival.takes(ELSEWHERE, 10)
+    assert not arrival.overlaps()
+    again = unpack_arrival(state.pack())
+    assert not again.set_cut(ELSEWHERE, 10), "a mark says so as well"
+    assert not again.overlaps()
+    assert again.takes(ELSEWHERE, 10)
+
+
+def test_a_cut_that_is_known_in_time_overlaps_with_nothing() -> None:
+    arrival = Arrival(first_place(EPOCH))
+    arrival.note_relayed(ELSEWHERE, 2)
+    assert arrival.set_cut(ELSEWHERE, 3)
+    assert not arrival.overlaps()
+    arrival.note_relayed(ELSEWHERE, 9)
+    assert not arrival.overlaps()
+
+
+def test_what_a_group_gave_to_the_session_comes_on_no_other_way(start: Callable[..., Node]) -> None:
+    """The seed that showed it: its number is behind the cut, where other messages of the origin come directly."""
+    old, new = start(store_id=HERE), start(store_id=THERE)
+    client = old.persistent("mover")
+    client.subscribe(b"$share/g/t", 1)
+    message = Message(b"t", b"given", qos=1, origin=ELSEWHERE, number=9)
+    old.owner.receive_for_groups(message, [b"$share/g/t"], old.now)
+    old.settle()
+    assert client.take_payloads() == [b"given"]
+    again = new.persistent("mover")
+    again.subscribe(b"t", 1)
+    session = new.owner.session("mover")
+    assert session is not None
+    move = Move(old, new)
+    transfers = new.owner.transfers
+    transfers.add_donor(session, HERE, new.now)
+    assert session.arrival is not None
+    session.arrival.direct_from = 0
+    transfers.set_cut(session, ELSEWHERE, 3, new.now)
+    move.rest()
+    assert payloads(again) == [b"given"]
+    direct(new, ELSEWHERE, 5, b"plain")
+    assert not session.arrival.overlaps()
+    move.end(ELSEWHERE)
+    assert payloads(again) == [b"plain"]
