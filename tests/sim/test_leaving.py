@@ -515,6 +515,8 @@ def test_what_was_rerouted_is_not_recovered_once_more(seed):
     assert set(test.queued(node).values()) == {5}
     assert sum(view.outbox_messages for view in one.core.members_view()) >= 24
     node.kill()
+    # What it had said before must not arrive after all.
+    test.world.run(1.0)
     test.world.network.lose_frame = None
     test.wait(lambda: not any(other.core.mesh.peers[node.name].running for other in (one, two)), "its death")
     assert test.leave_and_wait(one, node).exit_code == 0
