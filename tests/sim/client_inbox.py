@@ -37,6 +37,8 @@ class Inbox:
         self.arrivals = []
         # Packet id -> payload of QoS 2 that is not released.
         self.received = {}
+        # The same, of a session that may have ended.
+        self.doubtful = {}
         self._reading = True
         self._unread = deque()
         self._ack_at = 0.0
@@ -48,6 +50,12 @@ class Inbox:
 
     def session_ended(self):
         """Nothing of the old session counts any more."""
+        self.received.clear()
+        self.doubtful.clear()
+
+    def session_in_doubt(self):
+        """Its end is asked for: until the answer is here it may go on all the same."""
+        self.doubtful.update(self.received)
         self.received.clear()
 
     def stop_reading(self):
@@ -76,6 +84,7 @@ class Inbox:
     def pubrel(self, packet_id):
         """A PUBREL came: the id may be used again."""
         self.received.pop(packet_id, None)
+        self.doubtful.pop(packet_id, None)
         self._later(PubcompReceived, packet_id)
 
     def _delivered(self, payload, topic, packet_id, flags, at):
@@ -93,7 +102,7 @@ class Inbox:
             known = self.received.get(packet_id)
             if known is not None and not world.power_loss:
                 world.check(known == payload, f"{client.name}: id {packet_id} is used anew before its release")
-            repeated = known is not None
+            repeated = known is not None or self.doubtful.get(packet_id) == payload
             self.received[packet_id] = payload
         if not repeated:
             self.copies[payload] += 1

@@ -132,11 +132,11 @@ class Population:
                     # The slower, the more is in its hands when something happens.
                     worker.inbox.ack_delay_s = rng.choice((0.01, 0.5, 2.0))
                 self.workers.append(worker)
-        roamer = self._make("workroamer", rng.choice(homes), True, {CREW: rng.choice((1, 2))})
+        roamer = self.make("workroamer", rng.choice(homes), True, {CREW: rng.choice((1, 2))})
         roamer.roams = True
         self.workers.append(roamer)
         for index in range(rng.choice((1, 2, 3))):
-            member = self._make(f"gangster{index}", rng.choice(homes), rng.random() < 0.5, {GANG: 1})
+            member = self.make(f"gangster{index}", rng.choice(homes), rng.random() < 0.5, {GANG: 1})
             self.workers.append(member)
 
     def _make_wills(self, nodes):

@@ -219,7 +219,7 @@ class Client:
         self.subscribed = {}
         self.session_exists = False
         self.sessions += 1
-        self.inbox.session_ended()
+        self.inbox.session_in_doubt()
         if self.persistent:
             for message in self.ledger.published.values():
                 message.promised.discard(self.name)
