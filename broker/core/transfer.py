@@ -112,6 +112,8 @@ class Transfers:
         lifetimes: Lifetimes,
     ) -> None:
         self.departures: dict[str, Departure] = {}
+        # Origin -> from which number on others have given its messages to the sessions that leave.
+        self.skips: dict[bytes, int] = {}
         # Sessions whose arrival changed since it was written last.
         self._changed: dict[Session, bool] = {}
         self._settings = settings
@@ -210,8 +212,10 @@ class Transfers:
         for delivery in deliveries:
             size += RECORD_BYTES + delivery.size
             departure.read_to = delivery.seq
-            if delivery.seq <= departure.confirmed:
-                # The new home has had it since before a restart.
+            message = delivery.message
+            is_given = bool(self.skips) and message.number >= self.skips.get(message.origin, message.number + 1)
+            if delivery.seq <= departure.confirmed or (is_given and not delivery.packet_id):
+                # The new home has had it since before a restart, or from elsewhere.
                 self._remove(session, delivery)
             else:
                 departure.sent.append(delivery)
