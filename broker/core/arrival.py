@@ -32,6 +32,9 @@ of what its other home has left only those deliveries count that it got from her
 another comes that began elsewhere, in the other half of a partition or in a node that joined: but of that everything
 counts, since nobody there knew of the one here.
 
+What a stub had directly and gave to its new home it has no more. When the session comes back to it, only what it has
+`kept` came directly here: of each origin everything from a number on.
+
 Invariant: the gate is closed exactly while a donor that is there has not passed on everything below a cut.
 """
 
@@ -49,7 +52,7 @@ RIVALS_MAX: Final = 31
 _RIVAL_BITS: Final = 34
 # A place behind all others.
 NOWHERE: Final = (1 << 64) - 1
-_HEAD: Final = struct.Struct(">BHHHHHHQQ")
+_HEAD: Final = struct.Struct(">BHHHHHHBHQQ")
 _CUT: Final = struct.Struct(">16sQ")
 _DONOR: Final = struct.Struct(">16sQQIBBH")
 _GIVEN: Final = struct.Struct(">IQQ")
@@ -89,7 +92,7 @@ class Arrival:
     `direct_from`, unless it is 0, says that everything came directly that has this or a later place elsewhere.
     """
 
-    __slots__ = ("cuts", "direct_from", "donors", "first_seq", "given", "had", "is_stub", "relayed", "skips")
+    __slots__ = ("cuts", "direct_from", "donors", "first_seq", "given", "had", "is_stub", "kept", "relayed", "skips")
 
     def __init__(self, first_seq: int) -> None:
         self.first_seq = first_seq
@@ -106,6 +109,8 @@ class Arrival:
         self.had: dict[tuple[bytes, bytes], int] = {}
         # Origin without a cut, or of which not as much has come directly -> the last number that an old home passed on.
         self.relayed: dict[bytes, int] = {}
+        # Origin -> from which number on what came directly is here, not before; None: all of it is.
+        self.kept: dict[bytes, int] | None = None
 
     def donor(self, store_id: bytes) -> Donor:
         """Return what is known of an old home."""
@@ -122,11 +127,19 @@ class Arrival:
             self.set_cut(origin, number)
             return True
         if self.direct_from:
+            self._keep(origin, number)
             return True
         cut = self.cuts.get(origin)
         if cut is not None and self.relayed:
             self._come_to(origin, number)
-        return cut is not None and number >= cut
+        if cut is None or number < cut:
+            return False
+        self._keep(origin, number)
+        return True
+
+    def _keep(self, origin: bytes, number: int) -> None:
+        if self.kept is not None and number:
+            self.kept.setdefault(origin, number)
 
     def set_cut(self, origin: bytes, number: int) -> bool:
         """Hear in an origin's stream from which number on it sends directly; false if that is known."""
@@ -191,6 +204,8 @@ class Arrival:
 
     def has_had(self, origin: bytes, number: int, seq: int) -> bool:
         """Say whether a delivery of an old home, by its place there, came directly as well."""
+        if self.kept is not None and number and number < self.kept.get(origin, NOWHERE):
+            return False
         if self.direct_from:
             return seq >= self.direct_from
         cut = self.cuts.get(origin)
@@ -225,7 +240,9 @@ class Arrival:
     def pack(self) -> bytes:
         """Return the stored form."""
         counts = (len(self.cuts), len(self.donors), len(self.given), len(self.skips), len(self.had), len(self.relayed))
-        parts = [_HEAD.pack(VALUE_VERSION, *counts, self.first_seq, self.direct_from)]
+        kept = self.kept or {}
+        all_counts = (*counts, self.kept is not None, len(kept))
+        parts = [_HEAD.pack(VALUE_VERSION, *all_counts, self.first_seq, self.direct_from)]
         for origin, number in self.cuts.items():
             parts.append(_CUT.pack(origin, number))
         for store_id, donor in self.donors.items():
@@ -236,12 +253,13 @@ class Arrival:
         parts.extend([_CUT.pack(store_id, place) for store_id, place in self.skips.items()])
         parts.extend([store_id + _CUT.pack(origin, number) for (store_id, origin), number in self.had.items()])
         parts.extend([_CUT.pack(origin, number) for origin, number in self.relayed.items()])
+        parts.extend([_CUT.pack(origin, number) for origin, number in kept.items()])
         return b"".join(parts)
 
 
 def unpack_arrival(value: bytes) -> Arrival:
     """Return what `pack` packed; struct.error when it is cut."""
-    _version, cuts, donors, given, skips, had, relayed, first_seq, direct_from = _HEAD.unpack_from(value)
+    _version, cuts, donors, given, skips, had, relayed, keeps, kept, first_seq, direct_from = _HEAD.unpack_from(value)
     pos: int = _HEAD.size
     arrival = Arrival(first_seq)
     arrival.direct_from = direct_from
@@ -278,4 +296,10 @@ def unpack_arrival(value: bytes) -> Arrival:
         origin, number = _CUT.unpack_from(value, pos)
         arrival.relayed[origin] = number
         pos += _CUT.size
+    if keeps:
+        arrival.kept = {}
+        for _ in range(kept):
+            origin, number = _CUT.unpack_from(value, pos)
+            arrival.kept[origin] = number
+            pos += _CUT.size
     return arrival

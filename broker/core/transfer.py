@@ -23,7 +23,7 @@ an arrival of its own only as long as nobody has asked for it.
 """
 
 from collections import deque
-from typing import final
+from typing import Final, final
 
 from broker.core.arrival import NOWHERE, PLACE_BITS, Arrival, Donor, first_place
 from broker.core.dispatch import Dispatcher
@@ -39,6 +39,9 @@ from broker.core.settings import OwnerSettings
 from broker.core.subscribing import Subscribing
 from broker.core.subscription import subscription
 from broker.core.wills import Wills
+
+# How much of a queue is read at a time by whoever looks at all of it.
+SCAN_BYTES: Final = 256 * 1024
 
 
 @final
@@ -252,6 +255,7 @@ class Transfers:
             # What the other home may have got of the session was directed here as well.
             arrival.direct_from = first_place(session.epoch) + (1 << PLACE_BITS)
         arrival.is_stub = False
+        arrival.kept = self._kept(departure)
         arrival.first_seq = first_place(epoch)
         session.epoch = epoch
         session.next_seq = max(session.next_seq, first_place(epoch) + 1)
@@ -265,6 +269,20 @@ class Transfers:
         if departure.will is not None:
             self._wills.adopt(departure.will, epoch, self._store.clock.now)
         return session
+
+    def _kept(self, departure: Departure) -> dict[bytes, int]:
+        """Return from which number on of each origin the stub has what came directly: what is before was given away."""
+        session = departure.session
+        kept: dict[bytes, int] = {}
+        after = departure.confirmed
+        while deliveries := self._store.read(session.number, after, SCAN_BYTES):
+            for delivery in deliveries:
+                message = delivery.message
+                cut = session.arrival.cuts.get(message.origin, 0) if session.arrival is not None else 0
+                if message.number and message.number >= cut:
+                    kept.setdefault(message.origin, message.number)
+            after = deliveries[-1].seq
+        return kept
 
     def is_drained(self, departure: Departure) -> bool:
         """Say whether nothing is left to be moved."""

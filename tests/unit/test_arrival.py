@@ -47,3 +47,17 @@ def test_what_an_old_home_had_directly_is_told_once() -> None:
     again = unpack_arrival(arrival.pack())
     assert again.had == arrival.had and again.pack() == arrival.pack()
     assert again.had_directly(OTHER, ORIGIN, 5) and not again.had_directly(OLD, ORIGIN, 5)
+
+
+def test_of_what_came_directly_only_what_was_not_given_away_is_here() -> None:
+    """A stub gave all but the last of what it had of an origin, and all that it had of another."""
+    arrival = Arrival(9 << PLACE_BITS)
+    arrival.direct_from = 5 << PLACE_BITS
+    arrival.kept = {ORIGIN: 7}
+    arrival = unpack_arrival(arrival.pack())
+    place = (5 << PLACE_BITS) + 1
+    assert [arrival.has_had(ORIGIN, number, place) for number in (6, 7, 8)] == [False, True, True]
+    assert not arrival.has_had(OTHER, 99, place)
+    # From the next on that comes directly it is.
+    assert arrival.takes(OTHER, 100)
+    assert [arrival.has_had(OTHER, number, place) for number in (99, 100, 101)] == [False, True, True]
