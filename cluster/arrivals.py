@@ -76,10 +76,13 @@ class Asked:
         self.inflight_seq: int = -1
 
     def is_answered_by(self, node: bytes, epoch: Epoch) -> bool:
-        """Say whether a head of this epoch is what was asked for; it may have been asked for once before."""
-        if self.take.epoch == epoch:
-            return True
-        return self.old_home == node and epoch < self.take.epoch and not self.take.clean_start
+        """Say whether a node's head of this epoch is what was asked for; it may have been asked for once before.
+
+        A home before the old one may offer what it has left of the same session: that was not in flight.
+        """
+        if self.old_home != node:
+            return False
+        return self.take.epoch == epoch or (epoch < self.take.epoch and not self.take.clean_start)
 
 
 @final
@@ -322,7 +325,7 @@ class Arrivals:
         if asked is not None and asked.is_answered_by(node, item.epoch):
             asked.inflight_seq = item.head.inflight_seq
         self._answer(node, item, HEAD_TAKEN)
-        self._settle(node, item.client_id)
+        self._settle(item.client_id)
 
     def _begin(self, head: SessionHead, epoch: Epoch, donor: bytes, heir: bool, now: float) -> Session:
         if self._registry.wills.is_spent(head.client_id.encode(), donor):
@@ -359,7 +362,7 @@ class Arrivals:
         ack = self._answer(node, item, flags)
         if item.ended and flags != OVER:
             ack.missing = self._missing(session, node)
-        self._settle(node, item.client_id)
+        self._settle(item.client_id)
 
     def _missing(self, session: Session, node: bytes) -> list[bytes]:
         """Return the members of which not everything below their cut has come."""
@@ -376,13 +379,13 @@ class Arrivals:
                 missing.append(member)
         return missing
 
-    def _settle(self, node: bytes, client_id: str) -> None:
+    def _settle(self, client_id: str) -> None:
         """See whether what was asked for is here as far as it has to be."""
         asked = self._asked.get(client_id)
         session = self._owner.session(client_id)
         if asked is None or session is None or asked.inflight_seq < 0:
             return
-        donor = session.arrival.donors.get(node) if session.arrival is not None else None
+        donor = session.arrival.donors.get(asked.old_home) if session.arrival is not None else None
         if donor is None or donor.watermark >= asked.inflight_seq:
             self._finish(client_id, HEAD, asked.take.epoch)
 

@@ -208,6 +208,13 @@ class Departures:
         if self._held:
             self._look_at = now + WAIT_POLL_S
 
+    def _answer_held(self, leaving: LeavingSession) -> None:
+        """A session is all elsewhere: a TAKE that waits for it here would find nothing, and who asked begin anew."""
+        held = self._held.get(leaving.client_id)
+        if held is not None and self._owner.session(leaving.client_id) is None:
+            del self._held[leaving.client_id]
+            self._put(held.node, pack_moved(leaving.client_id, held.take.epoch, leaving.epoch))
+
     def leave(self, client_id: str, old_epoch: Epoch, epoch: Epoch, urgent: bool, now: float) -> bool:
         """Freeze a client's session, which is to have another home, and offer it there; false: it can't leave yet."""
         before = self.leavings.get(client_id)
@@ -311,6 +318,7 @@ class Departures:
                 self.discarded += 1
             else:
                 self.moved += 1
+                self._answer_held(leaving)
             self._end(leaving, now)
             return
         departure = leaving.departure
