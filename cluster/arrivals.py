@@ -39,6 +39,7 @@ from cluster.move_frames import (
     NOTHING,
     OVER,
     REFUSED,
+    STATE,
     Item,
     MoveAck,
     Switch,
@@ -304,8 +305,9 @@ class Arrivals:
                 self._check_due = True
                 flags = OVER
         ack = self._answer(node, item, flags)
-        if item.ended and flags != OVER:
-            ack.missing = self._missing(session, node)
+        if item.kind == STATE:
+            ack.state = item.state
+            ack.missing = self._missing(session, node) if item.ended and flags != OVER else []
         self._settle(node, item.client_id)
 
     def _missing(self, session: Session, node: bytes) -> list[bytes]:
@@ -378,9 +380,10 @@ class Arrivals:
         if session is not None and session.arrival is not None and node in session.arrival.donors:
             watermark = session.arrival.donors[node].watermark
         answers = self._answers.setdefault(node, {})
-        before = answers.get(item.client_id)
-        ack = MoveAck(item.client_id, item.epoch, flags, watermark)
-        if before is not None and before.epoch == item.epoch:
-            ack.flags |= before.flags
-        answers[item.client_id] = ack
+        ack = answers.get(item.client_id)
+        if ack is None or ack.epoch != item.epoch:
+            ack = MoveAck(item.client_id, item.epoch, 0, 0)
+            answers[item.client_id] = ack
+        ack.flags |= flags
+        ack.watermark = watermark
         return ack
