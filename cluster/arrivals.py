@@ -259,6 +259,8 @@ class Arrivals:
                 return
             self._begin(item.head, item.epoch, node, True, now)
         elif session.epoch != item.epoch:
+            if item.old_epoch < session.epoch < item.epoch:
+                self._say_epoch(node, session)
             return
         else:
             self._owner.transfers.add_donor(session, node, now)
@@ -266,10 +268,21 @@ class Arrivals:
         session = self._owner.session(client_id)
         assert session is not None
         self._owner.transfers.introduce(session, node, item.old_epoch.counter, item.head)
-        if asked is not None and asked.take.epoch == item.epoch:
+        if asked is not None and asked.old_home == node and not asked.take.clean_start:
+            # By whichever of the epochs under which this node has asked: it is here.
             asked.inflight_seq = item.head.inflight_seq
         self._answer(node, item, HEAD_TAKEN)
         self._settle(node, item.client_id)
+
+    def _say_epoch(self, node: bytes, session: Session) -> None:
+        """An old home offers a session under a later epoch than that by which this node is its home already.
+
+        This node has asked several times, and what was offered first came late; or the session was made of the registry
+        here, by a clock that had been set back meanwhile.
+        """
+        take = pack_take(Take(session.client_id, session.epoch, False, session.user_name))
+        for frame in frames(FrameType.MOVE_TAKE, [take], True):
+            self._site.tell(node, frame)
 
     def _begin(self, head: SessionHead, epoch: Epoch, donor: bytes, heir: bool, now: float) -> Session:
         if self._registry.wills.is_spent(head.client_id.encode(), donor):

@@ -156,6 +156,9 @@ class Departures:
                 # It asks again: the head may have been lost.
                 leaving.spoke_at = -math.inf
                 self._due[take.client_id] = leaving
+            elif leaving.home == node and leaving.old_epoch < take.epoch and not leaving.head_taken:
+                # It is the home by this epoch, though it asked under a later one as well.
+                self._retarget(leaving, take.epoch, True)
             return True
         old_epoch = NO_EPOCH if session is None else session.epoch
         if leaving is not None and session is not None:

@@ -183,6 +183,55 @@ def test_a_session_that_ended_does_not_rise():
     a_session_ended_while_its_old_home_was_away()
 
 
+def an_offer_comes_late(scene, client, old, new):
+    """The new home asked, what it was offered did not come, and its client was refused."""
+    scene.goes(client)
+    lose(scene, FrameType.MOVE)
+    client.home = new
+    client.connect()
+    scene.until(lambda: client.state != OFFLINE)
+    scene.until(lambda: client.state == OFFLINE)
+    assert old.core.moving.counts()["moves_leaving"] == 1
+
+
+def test_a_home_that_asked_again_takes_what_was_offered_first():
+    scene = Scene()
+    old, new, third = scene.nodes
+    client = scene.comes("client", old, {b"a/b": 1})
+    publisher = scene.comes("publisher", third)
+    an_offer_comes_late(scene, client, old, new)
+    payloads = scene.publish(publisher, b"a/b", 1, 5)
+    lose(scene, FrameType.MOVE_TAKE)
+    scene.connect(client)
+    assert client.session_present
+    lose(scene)
+    scene.until(lambda: not any(node.core.moving.counts()["moves_leaving"] for node in scene.nodes))
+    assert scene.payloads(client) == payloads
+    assert scene.copies(client) == 1
+
+
+def test_a_home_by_an_earlier_epoch_than_it_was_offered_has_the_rest():
+    """It restarted with its clock set back, and made the session of the registry while it did not hear the old home."""
+    scene = Scene(count=2)
+    old, new = scene.nodes
+    client = scene.comes("client", old, {b"a/b": 1})
+    publisher = scene.comes("publisher", old)
+    an_offer_comes_late(scene, client, old, new)
+    payloads = scene.publish(publisher, b"a/b", 1, 5)
+    lose(scene)
+    scene.split([old], [new])
+    offered = old.core.moving.departures.leavings["client"].epoch
+    new.kill()
+    new.clocks.set_ahead(-60_000)
+    new.start()
+    scene.connect(client)
+    assert new.core.owner.session("client").epoch < offered, "it does not know any more how late it was"
+    scene.heal()
+    scene.until(lambda: not old.core.moving.counts()["moves_leaving"])
+    scene.until(lambda: scene.payloads(client) == payloads)
+    assert scene.copies(client) == 1
+
+
 def the_old_home_dies_with_what_was_sent_late():
     """What a member sent to the old home for a session that leaves is acknowledged there, and waits for the new one."""
     scene = Scene()

@@ -299,6 +299,21 @@ def test_the_answer_of_an_older_program_names_no_state(start: Callable[..., Node
     assert not home.departures.leavings
 
 
+def test_a_home_by_an_earlier_epoch_than_it_asked_for_last_is_told_under_that(start: Callable[..., Node]) -> None:
+    home = Home(start(store_id=HERE))
+    client = home.node.persistent("mover")
+    client.subscribe(b"t", 1)
+    client.drop()
+    present, last = Epoch(2, 400, THERE), Epoch(2, 500, THERE)
+    home.departures.take(THERE, Take("mover", last, False, None), home.now)
+    assert [(item.kind, item.epoch) for item in home.turn()] == [(HEAD, last)]
+    home.departures.take(ELSEWHERE, Take("mover", Epoch(2, 300, ELSEWHERE), False, None), home.now)
+    assert home.turn() == []
+    home.departures.take(THERE, Take("mover", present, False, None), home.now)
+    assert [(item.kind, item.epoch) for item in home.turn()] == [(HEAD, present)]
+    home.departures.validate()
+
+
 def test_a_member_that_comes_late_has_to_switch_and_one_that_left_has_not(start: Callable[..., Node]) -> None:
     home = Home(start(store_id=HERE))
     home.leave("one", VERSION)
