@@ -26,6 +26,7 @@ import math
 from typing import Final, final
 
 from broker.core.epoch import Epoch, pack_epoch
+from broker.core.events import NEVER_EXPIRES_S
 from broker.core.owner import QueueOwner
 from broker.core.session import Session
 from broker.core.transfer import SessionHead
@@ -116,7 +117,10 @@ class Arrivals:
         self._asked.pop(client_id, None)
 
     def revive(self, head: SessionHead, epoch: Epoch, old_home: bytes, now: float) -> Session:
-        """Make a session of what the registry knows, since its old home is away."""
+        """Make a session of what the registry knows, since its old home is away. Its client is not attached yet."""
+        if head.expiry_s != NEVER_EXPIRES_S:
+            # The client may still be refused.
+            head.expires_at = now + head.expiry_s
         session = self._begin(head, epoch, old_home, False, now)
         self._owner.transfers.set_present(session, old_home, False, now)
         return session

@@ -3,9 +3,15 @@
 Each scene is also what a planted bug has to fail (see `test_mutations_of_moves`).
 """
 
+from types import SimpleNamespace
+
+import pytest
 from scene import Scene
 from virtual_clients import OFFLINE, ONLINE
 
+from broker.core.events import Attach
+from broker.core.settings import OwnerSettings
+from broker.mqtt.reasons import Reason
 from cluster.frames import FrameType
 from cluster.running_view import keeper_among
 
@@ -230,6 +236,44 @@ def test_a_home_by_an_earlier_epoch_than_it_was_offered_has_the_rest():
     scene.until(lambda: not old.core.moving.counts()["moves_leaving"])
     scene.until(lambda: scene.payloads(client) == payloads)
     assert scene.copies(client) == 1
+
+
+def calls(scene, node, client_id, user_name=None, clean=False):
+    """Return the reason with which a node answers a CONNECT, and wait until all know of that."""
+    heard = []
+    (listener,) = node.listeners
+    number = listener.open(SimpleNamespace(answer=heard.append, connection_lost=lambda: None))
+    listener.send(Attach(listener.key(number), client_id, 5, clean, 3600, 65535, user_name=user_name))
+    scene.until(lambda: bool(heard))
+    scene.until(scene.is_whole if all(each.up for each in scene.nodes) else lambda: True)
+    return heard[0].reason
+
+
+def test_a_session_whose_client_is_refused_expires_at_its_new_home():
+    scene = Scene(count=2)
+    old, _ = scene.nodes
+    assert calls(scene, old, "client") == Reason.SUCCESS
+    # From here on nodes take no clients.
+    scene.settings = OwnerSettings(max_connections=0)
+    full = scene.add_node("full@h")
+    scene.join(full, old)
+    scene.until(scene.is_whole)
+    scene.crash(old)
+    assert calls(scene, full, "client") == Reason.QUOTA_EXCEEDED
+    session = full.core.owner.session("client")
+    assert 3590.0 < session.expires_at - full.clocks.monotonic() <= 3600.0
+
+
+@pytest.mark.parametrize("clean", [False, True])
+def test_nobody_takes_over_what_belongs_to_another_user_while_its_home_is_away(clean):
+    scene = Scene()
+    old, new, _ = scene.nodes
+    assert calls(scene, old, "client", "ann") == Reason.SUCCESS
+    scene.crash(old)
+    assert calls(scene, new, "client", "bob", clean) == Reason.CLIENT_IDENTIFIER_NOT_VALID
+    assert scene.homes("client") == []
+    assert calls(scene, new, "client", "ann", clean) == Reason.SUCCESS
+    assert scene.homes("client") == [new]
 
 
 def the_old_home_dies_with_what_was_sent_late():
