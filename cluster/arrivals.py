@@ -55,6 +55,8 @@ RETRY_S: Final = 0.5
 REMOVED_S: Final = 10.0
 # An arrival that is over costs little, and it takes long to look at all.
 CHECK_S: Final = 0.25
+# So long nobody else must be known to have a session before its old home is not waited for any more.
+GONE_S: Final = 5.0
 
 # Of wishes that are not told yet.
 _UNTOLD: Final = (0, 0)
@@ -106,6 +108,8 @@ class Arrivals:
         # Something has happened that may end arrivals.
         self._check_due = False
         self._check_at: float = -math.inf
+        # Client id -> since when all is known, and no other node has the session, though its old home owes a last word.
+        self._alone_since: dict[str, float] = {}
         # When it is looked next for donors that are no members, and since when which are not.
         self._strangers_at: float = math.inf
         self._gone: dict[bytes, float] = {}
@@ -336,9 +340,8 @@ class Arrivals:
         transfers = self._owner.transfers
         donor = session.arrival.donors.get(node) if session.arrival is not None else None
         if donor is None:
-            # Its last word was answered, and the answer was lost.
-            if item.ended:
-                self._answer(node, item, OVER)
+            # Its last word was answered, and the answer was lost. What it has got since came here directly.
+            self._answer(node, item, OVER)
             return
         flags = HEAD_TAKEN
         if item.kind == DELIVERIES:
@@ -403,21 +406,24 @@ class Arrivals:
         """End the arrivals to which nothing can come any more."""
         transfers = self._owner.transfers
         if not self._site.is_complete():
+            self._alone_since.clear()
             return
         for client_id in list(self._needs):
             session = self._owner.session(client_id)
             if session is None or session.arrival is None:
                 self._forget(client_id)
-            elif (
-                not session.arrival.donors
-                and not session.arrival.overlaps()
-                and not self._registry.has_rival_homes(client_id)
-            ):
+            elif session.arrival.overlaps() or self._registry.has_rival_homes(client_id):
+                self._alone_since.pop(client_id, None)
+            elif not session.arrival.donors or now >= self._alone_since.setdefault(client_id, now) + GONE_S:
+                # An old home that has nothing of it any more, as one that restarted, says no last word.
+                for node in list(session.arrival.donors):
+                    transfers.end_donor(session, node, now)
                 transfers.end_arrival(session, now)
                 self._forget(client_id)
 
     def _forget(self, client_id: str) -> None:
         del self._needs[client_id]
+        self._alone_since.pop(client_id, None)
         self._untold.pop(client_id, None)
         for uncut in self._uncut.values():
             uncut.pop(client_id, None)

@@ -56,6 +56,7 @@ _HEAD: Final = struct.Struct(">BHHHHHHBHQQ")
 _CUT: Final = struct.Struct(">16sQ")
 _DONOR: Final = struct.Struct(">16sQQIBBH")
 _GIVEN: Final = struct.Struct(">IQQ")
+_HAD: Final = struct.Struct(">IQ")
 
 
 def first_place(epoch: Epoch) -> int:
@@ -105,8 +106,9 @@ class Arrival:
         self.given: list[tuple[int, int, int]] = []
         # Old home -> up to which place another one had everything of it.
         self.skips: dict[bytes, int] = {}
-        # (old home, origin) -> from which number on it had everything directly, and gives it.
-        self.had: dict[tuple[bytes, bytes], int] = {}
+        # (old home, origin) -> by which epoch counter it was the home, and from which number on it had everything
+        # directly, and gives it.
+        self.had: dict[tuple[bytes, bytes], tuple[int, int]] = {}
         # Origin without a cut, or of which not as much has come directly -> the last number that an old home passed on.
         self.relayed: dict[bytes, int] = {}
         # Origin -> from which number on what came directly is here, not before; None: all of it is.
@@ -184,13 +186,20 @@ class Arrival:
                 apart.append(other)
         self.given = [*apart, (counter, low, high)]
 
-    def add_had(self, donor: bytes, origin: bytes, number: int) -> None:
+    def add_had(self, donor: bytes, counter: int, origin: bytes, number: int) -> None:
         """An old home had everything of an origin directly from a number on."""
-        self.had.setdefault((donor, origin), number)
+        self.had.setdefault((donor, origin), (counter, number))
 
-    def had_directly(self, donor: bytes, origin: bytes, number: int) -> bool:
-        """Say whether another old home than this one had a message directly, and gives it."""
-        return any(of == origin and number >= first and by != donor for (by, of), first in self.had.items())
+    def had_directly(self, donor: bytes, origin: bytes, number: int, seq: int) -> bool:
+        """Say whether another old home than this one had a message directly, and gives it.
+
+        What has one of the other's own places this one got from there: which of them gives it the places say.
+        """
+        own = seq >> PLACE_BITS
+        for (by, of), (counter, first) in self.had.items():
+            if of == origin and number >= first and by != donor and counter != own:
+                return True
+        return False
 
     def was_given(self, store_id: bytes, donor: Donor, seq: int) -> bool:
         """Say whether a delivery of a donor, by its place there, came from another one, or is to come from there."""
@@ -251,7 +260,7 @@ class Arrival:
             parts.extend([_CUT.pack(origin, number) for origin, number in donor.passed.items()])
         parts.extend([_GIVEN.pack(*given) for given in self.given])
         parts.extend([_CUT.pack(store_id, place) for store_id, place in self.skips.items()])
-        parts.extend([store_id + _CUT.pack(origin, number) for (store_id, origin), number in self.had.items()])
+        parts.extend([store_id + origin + _HAD.pack(*had) for (store_id, origin), had in self.had.items()])
         parts.extend([_CUT.pack(origin, number) for origin, number in self.relayed.items()])
         parts.extend([_CUT.pack(origin, number) for origin, number in kept.items()])
         return b"".join(parts)
@@ -289,9 +298,9 @@ def unpack_arrival(value: bytes) -> Arrival:
         arrival.skips[store_id] = place
         pos += _CUT.size
     for _ in range(had):
-        origin, number = _CUT.unpack_from(value, pos + ORIGIN_BYTES)
-        arrival.had[value[pos : pos + ORIGIN_BYTES], origin] = number
-        pos += ORIGIN_BYTES + _CUT.size
+        store_id, origin = value[pos : pos + ORIGIN_BYTES], value[pos + ORIGIN_BYTES : pos + 2 * ORIGIN_BYTES]
+        arrival.had[store_id, origin] = _HAD.unpack_from(value, pos + 2 * ORIGIN_BYTES)
+        pos += 2 * ORIGIN_BYTES + _HAD.size
     for _ in range(relayed):
         origin, number = _CUT.unpack_from(value, pos)
         arrival.relayed[origin] = number

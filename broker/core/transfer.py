@@ -363,7 +363,7 @@ class Transfers:
                 if store_id != donor_id:
                     arrival.skips[store_id] = max(arrival.skips.get(store_id, 0), watermark)
             for origin, number in head.cuts:
-                arrival.add_had(donor_id, origin, number)
+                arrival.add_had(donor_id, counter, origin, number)
             self._changed[session] = True
 
     def add_donor(self, session: Session, donor: bytes, now: float) -> None:
@@ -396,7 +396,7 @@ class Transfers:
                 # What a group gave to the session comes on no other way, whatever its number.
                 known = (
                     known
-                    or arrival.had_directly(donor_id, message.origin, message.number)
+                    or arrival.had_directly(donor_id, message.origin, message.number, delivery.seq)
                     or arrival.has_had(message.origin, message.number, delivery.seq)
                 )
                 arrival.note_relayed(message.origin, message.number)

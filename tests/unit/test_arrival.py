@@ -42,11 +42,20 @@ def test_a_part_between_two_joins_them() -> None:
 def test_what_an_old_home_had_directly_is_told_once() -> None:
     arrival = Arrival(9 << PLACE_BITS)
     for number in (5, 3, 9):
-        arrival.add_had(OLD, ORIGIN, number)
-    assert arrival.had == {(OLD, ORIGIN): 5}
+        arrival.add_had(OLD, 4, ORIGIN, number)
+    assert arrival.had == {(OLD, ORIGIN): (4, 5)}
     again = unpack_arrival(arrival.pack())
     assert again.had == arrival.had and again.pack() == arrival.pack()
-    assert again.had_directly(OTHER, ORIGIN, 5) and not again.had_directly(OLD, ORIGIN, 5)
+    place = (3 << PLACE_BITS) + 1
+    assert again.had_directly(OTHER, ORIGIN, 5, place) and not again.had_directly(OLD, ORIGIN, 5, place)
+
+
+def test_what_an_old_home_has_given_to_another_comes_from_there() -> None:
+    """Though it had that directly itself: it has it no more, and its place says whose it was."""
+    arrival = Arrival(9 << PLACE_BITS)
+    arrival.add_had(OLD, 4, ORIGIN, 5)
+    assert not arrival.had_directly(OTHER, ORIGIN, 6, (4 << PLACE_BITS) + 1)
+    assert arrival.had_directly(OTHER, ORIGIN, 6, (5 << PLACE_BITS) + 1)
 
 
 def test_of_what_came_directly_only_what_was_not_given_away_is_here() -> None:
