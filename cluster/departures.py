@@ -161,13 +161,14 @@ class Departures:
             and self._owner.session(take.client_id) is None
         )
         if leaving is not None and (is_same or take.epoch <= leaving.epoch):
-            if is_same or leaving.epoch == take.epoch:
+            is_earlier = leaving.home == node and leaving.old_epoch < take.epoch < leaving.epoch
+            if is_earlier and not leaving.head_taken:
+                # It is the home by this epoch, though it asked under a later one as well.
+                self._retarget(leaving, take.epoch, True)
+            elif is_same or leaving.epoch == take.epoch:
                 # It asks again: the head may have been lost.
                 leaving.spoke_at = -math.inf
                 self._due[take.client_id] = leaving
-            elif leaving.home == node and leaving.old_epoch < take.epoch and not leaving.head_taken:
-                # It is the home by this epoch, though it asked under a later one as well.
-                self._retarget(leaving, take.epoch, True)
             return True
         old_epoch = NO_EPOCH if session is None else session.epoch
         if leaving is not None and session is not None:
