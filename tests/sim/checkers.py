@@ -78,8 +78,8 @@ def _owed(world, clients, home, message):
 
 
 def _promise_group(client, home, message, groups):
-    """A group lasts as long as a member that never leaves; with the policy `local_only` one at the publisher's node."""
-    if not client.steady:
+    """A group lasts as long as a member that never leaves its node; with `local_only` one at the publisher's node."""
+    if not client.steady or client.roams:
         return
     for topic_filter, qos in client.subscribed.items():
         if not qos or not matches(shared_part(topic_filter), message.topic):
