@@ -9,11 +9,12 @@ Owns the arguments, the look-up of the node and the exit codes: 0 done, 1 refuse
 import os
 import secrets
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any
 
 from admin.client import NoAnswerError, UnreachableError, ask
+from admin.progress import ProgressView
 from admin.render import render
 from broker.commands import COMMANDS, Command, NotServedError, UsageError, find, near
 
@@ -157,17 +158,31 @@ def _run_command(invocation: Invocation, environ: Mapping[str, str], output: IO[
         return DONE
     directory = _data_dir(options, environ)
     timeout_s = command.time_limit_s + ANSWER_GRACE_S
-    exit_code = DONE
-    for response in ask(directory, command.words, invocation.arguments, flags, timeout_s):
-        if response["type"] == "error":
-            return _complain(errors, response["error"], int(response["exit"]))
-        if response["type"] == "progress":
-            print(response["text"], file=errors, flush=True)
-        else:
-            render(response["result"], as_json, output, color)
-            exit_code = int(response.get("exit", DONE))
+    if "ask" in command.flags and not flags.get("yes") and sys.stdin.isatty() and errors.isatty():
+        flags["ask"] = True
+    with ProgressView(errors, color) as view:
+        response = _follow(ask(directory, command.words, invocation.arguments, flags, timeout_s), view)
+    if response["type"] == "result" and response["result"]["type"] == "question":
+        print(f"{response['result']['text']} [y/N] ", file=errors, end="", flush=True)
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            return _complain(errors, "nothing was done", FAILED)
+        del flags["ask"]
+        with ProgressView(errors, color) as view:
+            response = _follow(ask(directory, command.words, invocation.arguments, flags, timeout_s), view)
+    if response["type"] == "error":
+        return _complain(errors, response["error"], int(response["exit"]))
+    render(response["result"], as_json, output, color)
     output.flush()
-    return exit_code
+    return int(response.get("exit", DONE))
+
+
+def _follow(responses: Iterator[dict[str, Any]], view: ProgressView) -> dict[str, Any]:
+    """Show the progress and return the final response."""
+    for response in responses:
+        if response["type"] != "progress":
+            return response
+        view.show(response["text"], response.get("done", 0), response.get("total", 0))
+    raise AssertionError("a node that ends is an UnreachableError")
 
 
 def _data_dir(options: Mapping[str, str], environ: Mapping[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""What a second node costs: `python -m bench.cluster`. Two nodes of zvmq on one machine, and three tables.
+"""What a second node costs: `python -m bench.cluster`. Two nodes of zvmq on one machine, and four tables.
 
 - forwarding: 64 B messages over 10 pairs whose subscribers are at the publishers' node, or at the other one; flat out
   for the CPU time (of both nodes) and the rate, paced for the latency. The ratios to the same node are medians of each
@@ -6,6 +6,7 @@
 - joining: a node joins one that has many subscriptions, of clean or of persistent sessions: how long it takes until it
   has them all and is ready, and the memory that each costs at its own node and at the other. The time includes the
   start of vmq-admin, which the first row shows.
+- leaving: a node with offline sessions, which have messages in their queues, leaves, and gives them to the other one.
 - moving: offline sessions with messages in their queues, whose clients connect at their home, or at the other node,
   which makes that their home.
 
@@ -24,7 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -38,6 +39,7 @@ from bench.tables import Row, ratio, ratios
 from broker.mqtt.codec import encode
 from broker.mqtt.packets import Connack, Connect, Publish, Subscribe, SubscriptionRequest
 
+MEMORY_SAMPLE_S = 0.05
 COOKIE = "a cookie for the benchmarks"
 NEAR, FAR = "same node", "other node"
 FILTERS_PER_PACKET = 100
@@ -345,7 +347,61 @@ def moved(setting: Setting, queued: int, place: str) -> Row:
     }
 
 
-PARTS: dict[str, Callable[[Setting], list[Row]]] = {"forwarding": forwarding, "joining": joining, "moving": moving}
+# Leaving.
+
+
+def leaving(setting: Setting) -> list[Row]:
+    """A node that leaves with all its offline sessions."""
+    options = setting.options
+    sessions, queued = options.leaving_sessions, options.leaving_queued
+    load = Messages(1, queued, sessions, sessions, stage="join", size=100)
+    tag = new_tag()
+    with two_nodes(setting.kind) as cluster:
+        cluster.other.join(cluster.home)
+        for stage in ("join", "fill"):
+            run_load(setting.programs, cluster, replace(load, stage=stage), tag)
+        time.sleep(SETTLE_S)
+        members = (cluster.home, cluster.other)
+        before = [member.broker.memory_bytes() for member in members]
+        peaks = list(before)
+        command = [
+            *(sys.executable, "-P", "-m", "admin.cli", "cluster", "leave", f"node={cluster.home.name}", "-k"),
+            *("--force", "-i", "1", f"--data-dir={cluster.other.directory / 'data'}"),
+        ]
+        began = time.monotonic()
+        with subprocess.Popen(
+            command, env=cluster.home.broker.kind.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as done:
+            while done.poll() is None:
+                for place, member in enumerate(members):
+                    # The one that leaves ends before the command does.
+                    with suppress(OSError):
+                        peaks[place] = max(peaks[place], member.broker.memory_bytes())
+                time.sleep(MEMORY_SAMPLE_S)
+            said = done.communicate()[1]
+        seconds = time.monotonic() - began
+        if done.returncode:
+            raise BrokerError(f"{cluster.home.name} does not leave: {said.strip()}")
+    say(f"leaving: {sessions} sessions with {queued} messages each took {seconds:.2f} s")
+    return [
+        {
+            "sessions": sessions,
+            "queued each": queued,
+            "s": round(seconds, 2),
+            "sessions/s": round(sessions / seconds),
+            "messages/s": round(sessions * queued / seconds),
+            "MiB more, leaving": round((peaks[0] - before[0]) / 2**20),
+            "MiB more, other": round((peaks[1] - before[1]) / 2**20),
+        }
+    ]
+
+
+PARTS: dict[str, Callable[[Setting], list[Row]]] = {
+    "forwarding": forwarding,
+    "joining": joining,
+    "leaving": leaving,
+    "moving": moving,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -382,6 +438,8 @@ def parser() -> argparse.ArgumentParser:
     program.add_argument("--subscriptions", type=int, default=100_000, help="what a joining node gets")
     program.add_argument("--sessions", type=int, default=800, help="sessions that move")
     program.add_argument("--queued", type=int, nargs="+", default=[1, 100], help="messages in the queue of each")
+    program.add_argument("--leaving-sessions", type=int, default=10_000, help="sessions of the node that leaves")
+    program.add_argument("--leaving-queued", type=int, default=10, help="messages in the queue of each of those")
     program.add_argument("--at-once", type=int, default=8, help="clients that connect at once")
     program.add_argument("--json", action="store_true", help="print the tables as one JSON object")
     return program

@@ -75,7 +75,31 @@ _ALL = (
         },
         time_limit_s=35.0,
     ),
-    Command("cluster leave", "node=NAME@HOST [-k] ...", "take a node out of the cluster, its sessions moved to others"),
+    Command(
+        "cluster leave",
+        "node=NAME@HOST [-k] [-i SECONDS] [-t SECONDS] [--force] [--rate=N] [--force-targets=NODE,...] [--yes] "
+        "[--dry-run] [--abort] [--status]",
+        "take a node out of the cluster, its sessions moved to others",
+        served=True,
+        required={"node": "You have to provide a node (example node=node1@127.0.0.1)"},
+        flags={
+            "kill_sessions": False,
+            "summary-interval": True,
+            "timeout": True,
+            "force": False,
+            "rate": True,
+            "force-targets": True,
+            "yes": False,
+            "dry-run": False,
+            "abort": False,
+            "status": False,
+            # Of the command line on a terminal, which can pass a question on.
+            "ask": False,
+        },
+        short={"k": "kill_sessions", "i": "summary-interval", "t": "timeout"},
+        # Of silence: while a node leaves it says something every few seconds.
+        time_limit_s=60.0,
+    ),
     Command(
         "cluster check",
         "[--repair]",

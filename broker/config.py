@@ -53,6 +53,11 @@ class NodeConfig:
 
     name: str = _key(node_name, "node1@127.0.0.1", "name@host, unique in the cluster")
     data_dir: str = _key(filled, "./zvmq-data", "store, logs and sockets; relative to the current directory")
+    server_reference: str = _key(
+        address_or_none,
+        "",
+        "host:port of this node for MQTT 5 clients of a node that leaves; empty: they are told none",
+    )
 
 
 @dataclass(frozen=True, slots=True)

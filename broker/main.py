@@ -39,8 +39,6 @@ def run(arguments: Sequence[str]) -> int:
     if options.command is None:
         parser().print_usage(sys.stderr)
         return USAGE
-    if options.command == "start" and options.recover_queues:
-        return _not_served("start --recover-queues")
     try:
         config = load(options.config, os.environ, options.set)
     except ConfigError as error:
@@ -61,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     commands = program.add_subparsers(dest="command", metavar="COMMAND")
     start = commands.add_parser("start", help="run a node in the foreground", allow_abbrev=False)
     start.add_argument(
-        "--recover-queues", action="store_true", help="offer the queues of a removed node (not yet served)"
+        "--recover-queues", action="store_true", help="serve nobody: give the queues of a removed node to the cluster"
     )
     check = commands.add_parser("check-config", help="say what is wrong with a configuration", allow_abbrev=False)
     backup = commands.add_parser(
@@ -100,7 +98,9 @@ def _start(config: Config, options: argparse.Namespace) -> int:
     from broker.runtime.supervisor import StartError, run_node
 
     try:
-        return run_node(config, reload=lambda: load(options.config, os.environ, options.set))
+        return run_node(
+            config, reload=lambda: load(options.config, os.environ, options.set), recovers=options.recover_queues
+        )
     except StartError as error:
         print(f"vmq-broker: {error}", file=sys.stderr)
         return FAILED
@@ -122,11 +122,6 @@ def _copy_store(config: Config, options: argparse.Namespace) -> int:
     if replaced:
         print(f"the store that was there is in {replaced}")
     return 0
-
-
-def _not_served(what: str) -> int:
-    print(f"vmq-broker: `{what}` is not served by this version", file=sys.stderr)
-    return FAILED
 
 
 def _version(distribution: str) -> str:

@@ -103,7 +103,7 @@ class Admission:
         if not text and hello.clustered and hello.cluster_id != self._peers.cluster_id:
             text = f"{hello.name} is already in a cluster with others; it has to leave that cluster first"
         if text:
-            self._refuse(connection, hello, Refusal.FINAL, text)
+            self._refuse(connection, hello, text)
             return
         if hello.name not in self._peers.all:
             reason = self._invite(hello, now)
@@ -137,7 +137,11 @@ class Admission:
         if not text and node not in self._peers.all:
             text = f"{node} is not a member of this cluster"
         if text:
-            self._refuse(connection, hello, Refusal.FINAL, text)
+            if (node, hello.store_id) in self._membership.removed:
+                # It is leaving, and waits to hear that this node knows; or it is back, which it hears first.
+                self._turn.commands.append(Reply(connection, pack_refused(Refusal.REMOVED, text)))
+            else:
+                self._refuse(connection, hello, text)
             return False
         return True
 
@@ -152,6 +156,8 @@ class Admission:
         kind = frame_type(frame)
         if kind == FrameType.REFUSED:
             refused = unpack_refused(frame)
+            if refused.reason == Refusal.REMOVED:
+                self._turn.removed_by.add(joining.target)
             joining.refused(refused.reason, refused.text, now)
             return
         if kind == FrameType.NAME:
@@ -230,7 +236,9 @@ class Admission:
         self._joining.invited_somebody(now)
         return None
 
-    def _refuse(self, connection: bytes, hello: Hello, reason: Refusal, text: str) -> None:
+    def _refuse(self, connection: bytes, hello: Hello, text: str) -> None:
+        is_removed = (hello.name, hello.store_id) in self._membership.removed
+        reason = Refusal.REMOVED if is_removed else Refusal.FINAL
         self._turn.count("hellos_refused")
         # It asks again for as long as it lives; its operator reads the reason over there.
         self._turn.note_once(f"refused {hello.name}", f"refused {hello.name} at {hello.address}: {text}")

@@ -53,8 +53,12 @@ from cluster.registry import Registry
 from cluster.site import Site
 
 RETRY_S: Final = 0.5
+# So long what came directly to a session is remembered whose home was removed.
+REMOVED_S: Final = 10.0
 # An arrival that is over costs little, and it takes long to look at all.
 CHECK_S: Final = 0.25
+# So long nobody else must be known to have a session before its old home is not waited for any more.
+GONE_S: Final = 5.0
 
 # Of wishes that are not told yet.
 _UNTOLD: Final = (0, 0)
@@ -72,6 +76,12 @@ class Asked:
         self.asked_at: float = -math.inf
         # Up to which place it has to come before the client may go on; -1 until the head is here.
         self.inflight_seq: int = -1
+
+    def is_answered_by(self, node: bytes, epoch: Epoch) -> bool:
+        """Say whether a head of this epoch is what was asked for; it may have been asked for once before."""
+        if self.take.epoch == epoch:
+            return True
+        return self.old_home == node and epoch < self.take.epoch and not self.take.clean_start
 
 
 @final
@@ -100,8 +110,15 @@ class Arrivals:
         # Something has happened that may end arrivals.
         self._check_due = False
         self._check_at: float = -math.inf
+        # Client id -> since when all is known, and no other node has the session, though its old home owes a last word.
+        self._alone_since: dict[str, float] = {}
+        # When it is looked next for donors that are no members, and since when which are not.
+        self._strangers_at: float = math.inf
+        self._gone: dict[bytes, float] = {}
         for session in owner.transfers.arriving():
             self.watch(session.client_id)
+        if self._needs:
+            self._strangers_at = 0.0
 
     # What is wanted.
 
@@ -194,6 +211,36 @@ class Arrivals:
             if gate and not session.gate and not runs:
                 self.notices.append(f"session of {session.client_id!r} goes on while its old home is away")
 
+    def _end_strangers(self, now: float) -> None:
+        """End the donors that are no members: nothing more comes from them.
+
+        A while after they are gone: others may still have messages for their sessions, and what came directly is known
+        by the arrival.
+        """
+        members = {self._site.store_id(), *self._site.others()}
+        self._strangers_at = math.inf
+        for session in self._owner.transfers.arriving():
+            assert session.arrival is not None
+            for node in [each for each in session.arrival.donors if each not in members]:
+                gone_at = self._gone.setdefault(node, now)
+                if now >= gone_at + REMOVED_S:
+                    self._owner.transfers.end_donor(session, node, now)
+                    self._check_due = True
+                else:
+                    self._strangers_at = min(self._strangers_at, gone_at + REMOVED_S)
+
+    def end_own(self, now: float) -> None:
+        """This node has given all that it had kept for sessions of nodes that are gone."""
+        own = self._site.store_id()
+        for session in self._owner.transfers.arriving():
+            if session.arrival is not None and own in session.arrival.donors:
+                self._owner.transfers.end_donor(session, own, now)
+                self._check_due = True
+
+    def members_changed(self, now: float) -> None:
+        """A node is a member, or none any more."""
+        self._strangers_at = min(self._strangers_at, now)
+
     def changed(self) -> None:
         """The registry or the members changed: arrivals may be over."""
         self._check_due = True
@@ -208,6 +255,8 @@ class Arrivals:
         elif self._fresh:
             self._ask(self._fresh, now)
         self._fresh = []
+        if now >= self._strangers_at:
+            self._end_strangers(now)
         if self._check_due and now >= self._check_at:
             self._check_at = now + CHECK_S
             self._check(now)
@@ -218,7 +267,8 @@ class Arrivals:
         """Return when `tick` has something to do."""
         if self._ready or self._fresh:
             return 0.0
-        return min(self._ask_at, self._check_at) if self._check_due else self._ask_at
+        deadline = min(self._ask_at, self._strangers_at)
+        return min(deadline, self._check_at) if self._check_due else deadline
 
     def flush(self) -> None:
         """Answer; call it when the turn's wishes have their version."""
@@ -256,6 +306,10 @@ class Arrivals:
             self._answer(node, item, DISCARDED)
             return
         assert item.head is not None
+        if session is None and not item.head.expiry_s:
+            # It was never there, and brings only deliveries; the session is over.
+            self._answer(node, item, DISCARDED)
+            return
         if session is None:
             home = self._registry.find(client_id)
             if home is not None and home.epoch > item.epoch:
@@ -272,8 +326,7 @@ class Arrivals:
         session = self._owner.session(client_id)
         assert session is not None
         self._owner.transfers.introduce(session, node, item.old_epoch.counter, item.head)
-        if asked is not None and asked.old_home == node and not asked.take.clean_start:
-            # By whichever of the epochs under which this node has asked: it is here.
+        if asked is not None and asked.is_answered_by(node, item.epoch):
             asked.inflight_seq = item.head.inflight_seq
         self._answer(node, item, HEAD_TAKEN)
         self._settle(node, item.client_id)
@@ -281,8 +334,7 @@ class Arrivals:
     def _say_epoch(self, node: bytes, session: Session) -> None:
         """An old home offers a session under a later epoch than that by which this node is its home already.
 
-        This node has asked several times, and what was offered first came late; or the session was made of the registry
-        here, by a clock that had been set back meanwhile.
+        It was made of the registry here, by a clock that was set back after this node had asked for it.
         """
         take = pack_take(Take(session.client_id, session.epoch, False, session.user_name))
         for frame in frames(FrameType.MOVE_TAKE, [take], True):
@@ -304,9 +356,8 @@ class Arrivals:
         transfers = self._owner.transfers
         donor = session.arrival.donors.get(node) if session.arrival is not None else None
         if donor is None:
-            # Its last word was answered, and the answer was lost.
-            if item.ended:
-                self._answer(node, item, OVER)
+            # Its last word was answered, and the answer was lost. What it has got since came here directly.
+            self._answer(node, item, OVER)
             return
         flags = HEAD_TAKEN
         if item.kind == DELIVERIES:
@@ -372,21 +423,24 @@ class Arrivals:
         """End the arrivals to which nothing can come any more."""
         transfers = self._owner.transfers
         if not self._site.is_complete():
+            self._alone_since.clear()
             return
         for client_id in list(self._needs):
             session = self._owner.session(client_id)
             if session is None or session.arrival is None:
                 self._forget(client_id)
-            elif (
-                not session.arrival.donors
-                and not session.arrival.overlaps()
-                and not self._registry.has_rival_homes(client_id)
-            ):
+            elif session.arrival.overlaps() or self._registry.has_rival_homes(client_id):
+                self._alone_since.pop(client_id, None)
+            elif not session.arrival.donors or now >= self._alone_since.setdefault(client_id, now) + GONE_S:
+                # An old home that has nothing of it any more, as one that restarted, says no last word.
+                for node in list(session.arrival.donors):
+                    transfers.end_donor(session, node, now)
                 transfers.end_arrival(session, now)
                 self._forget(client_id)
 
     def _forget(self, client_id: str) -> None:
         del self._needs[client_id]
+        self._alone_since.pop(client_id, None)
         self._untold.pop(client_id, None)
         for uncut in self._uncut.values():
             uncut.pop(client_id, None)

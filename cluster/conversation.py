@@ -19,8 +19,10 @@ from cluster.frames import (
     FrameType,
     Heartbeat,
     Hello,
+    Refusal,
     pack_heartbeat,
     pack_link_ack,
+    pack_members,
     pack_positions,
     pack_stopping,
     pack_stops,
@@ -110,8 +112,11 @@ class Conversation:
 
     def hello_refused(self, peer: Peer, frame: bytes) -> None:
         """The peer knows this node's key, but does not take it for a member."""
-        text = unpack_refused(frame).text
-        self._turn.note_once(f"refused by {peer.name}", f"{peer.name} refuses this node: {text}")
+        refused = unpack_refused(frame)
+        if refused.reason == Refusal.REMOVED:
+            self._turn.removed_by.add(peer.name)
+            return
+        self._turn.note_once(f"refused by {peer.name}", f"{peer.name} refuses this node: {refused.text}")
         self._refused(peer)
 
     def greeted(self, peer: Peer, connection: bytes, hello: Hello, now: float) -> None:
@@ -192,6 +197,13 @@ class Conversation:
         """Tell everybody that this node stops as it was told to: they need not take it for a net split."""
         for peer in self._peers.all.values():
             self._peers.send(peer, pack_stopping())
+
+    def tell_leaving(self) -> None:
+        """Have everybody remove this node from the membership; who has refuses its next Hello, and says why."""
+        own = self._peers.membership.own()
+        for peer in self._peers.all.values():
+            self._peers.send(peer, pack_members([], [(own.name, own.store_id)]))
+            self._peers.send(peer, self._peers.hello(peer.outgoing.session, False))
 
     def tell_position(self, peer: Peer) -> None:
         """Tell how far the peer's stream has come, if that is due; it leaves after the commit of what it promises."""

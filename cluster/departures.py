@@ -116,6 +116,8 @@ class Departures:
         self.moved: int = 0
         self.discarded: int = 0
         self.notices: list[str] = []
+        # Nothing is read, and so nothing given but heads.
+        self.held = False
         self._owner = owner
         self._site = site
         self._switching = Switching(owner, site)
@@ -151,14 +153,21 @@ class Departures:
             # It is this node's by a later epoch: who asks will hear of that.
             return True
         leaving = self.leavings.get(take.client_id)
-        if leaving is not None and take.epoch <= leaving.epoch:
-            if leaving.epoch == take.epoch:
+        # Somebody connected once more where the session is on its way to: that is the same move.
+        is_same = (
+            leaving is not None
+            and leaving.home == node
+            and not take.clean_start
+            and self._owner.session(take.client_id) is None
+        )
+        if leaving is not None and (is_same or take.epoch <= leaving.epoch):
+            if is_same and leaving.old_epoch < take.epoch < leaving.epoch and not leaving.head_taken:
+                # It is the home by this epoch, or is to be, and has forgotten that it asked under a later one.
+                self._retarget(leaving, take.epoch, True)
+            elif is_same or leaving.epoch == take.epoch:
                 # It asks again: the head may have been lost.
                 leaving.spoke_at = -math.inf
                 self._due[take.client_id] = leaving
-            elif leaving.home == node and leaving.old_epoch < take.epoch and not leaving.head_taken:
-                # It is the home by this epoch, though it asked under a later one as well.
-                self._retarget(leaving, take.epoch, True)
             return True
         old_epoch = NO_EPOCH if session is None else session.epoch
         if leaving is not None and session is not None:
@@ -215,6 +224,17 @@ class Departures:
         self.leavings[client_id] = leaving
         self._enter(leaving, urgent)
         return True
+
+    def bequeath(self, departure: Departure, old_epoch: Epoch, epoch: Epoch, known: bool) -> None:
+        """Something was put into a stub that is for a session of this epoch; `known`: it was there before."""
+        client_id = departure.session.client_id
+        if known:
+            self._due[client_id] = self.leavings[client_id]
+            return
+        leaving = LeavingSession(departure, old_epoch, epoch)
+        leaving.sent_to = departure.confirmed
+        self.leavings[client_id] = leaving
+        self._enter(leaving, False)
 
     def has_stub(self, client_id: str) -> bool:
         """Say whether a session of the client id leaves this node."""
@@ -340,7 +360,7 @@ class Departures:
 
     def wants_load(self) -> bool:
         """Say whether `load` has something to read."""
-        return self._load_due
+        return self._load_due and not self.held
 
     # What is to be done.
 
@@ -393,7 +413,7 @@ class Departures:
 
     def next_deadline(self) -> float:
         """Return when `tick` or `load` has something to do; 0.0 if now."""
-        if self._due or self._load_due:
+        if self._due or self.wants_load():
             return 0.0
         return min(self._switching.next_deadline(), self._retry_at, self._look_at)
 

@@ -29,6 +29,9 @@ Integers, number, text and bytes16 are as in `wire`; a pair is text name, 16 byt
     FORWARDS          see `forwards`, which packs them: they are what is hot
     CHECK, CHECKED    see `check_frames`
     LOOK, STATUS      see `statuses`
+    LEAVE_*, ADOPT    see `leave_frames`
+    HAND_OVER, HANDED see `handover`
+    DONOR, DONOR_HEARD see `leave_frames`
     TABLE_*           see `table_frames`
     TURN_REQUEST, TURN_GRANT, TURN_RELEASE, TURN_SURVEY, TURNS_HELD: see `registration_frames`
 
@@ -99,6 +102,15 @@ class FrameType(IntEnum):
     MOVE = 41
     MOVE_ACK = 42
     SWITCH = 43
+    LEAVE_ORDER = 50
+    LEAVE_ANSWER = 51
+    LEAVE_REPORT = 52
+    LEAVE_HEARD = 53
+    ADOPT = 54
+    HAND_OVER = 55
+    HANDED = 56
+    DONOR = 57
+    DONOR_HEARD = 58
 
 
 class Refusal(IntEnum):
@@ -110,6 +122,8 @@ class Refusal(IntEnum):
     BUSY = 1
     # This node is alone and leaves founding a cluster to another; ask again.
     ALONE = 2
+    # This member was removed from the cluster, and its store never comes back.
+    REMOVED = 3
 
 
 @dataclass(slots=True, frozen=True)

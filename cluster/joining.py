@@ -223,7 +223,7 @@ class Joining:
             return
         next_at = now
         if self.purpose == Purpose.OPERATOR:
-            if reason == Refusal.FINAL:
+            if reason in (Refusal.FINAL, Refusal.REMOVED):
                 self.failure = f"{self.target} refused: {text}"
             else:
                 # Two operators who join two nodes to each other must not ask at the same moments for ever.
@@ -233,7 +233,7 @@ class Joining:
                 self._conclusive = False
             if self.target < self.name:
                 self._smaller_reached = True
-            if reason == Refusal.FINAL:
+            if reason in (Refusal.FINAL, Refusal.REMOVED):
                 self._note(f"discovery: {self.target} refused: {text}")
         else:
             self._note(f"{self.target} does not know this node as a member and refused it: {text}")

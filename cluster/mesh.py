@@ -35,6 +35,7 @@ from broker.core.retained import RetainedStore
 from broker.core.rows import RowChange, RowKind
 from broker.core.storage import Storage, WriteBatch
 from broker.core.stored_message import Clock
+from broker.core.subscription import Subscription
 from cluster.addressing import NO_ADDRESS, Addressed
 from cluster.admission import Admission
 from cluster.checks import CheckResult, Checks
@@ -59,6 +60,7 @@ from cluster.link import first_number
 from cluster.membership import Membership
 from cluster.mesh_store import MeshStore
 from cluster.move_frames import CONFIRMED, Switch, pack_mark
+from cluster.outbox import Outbox
 from cluster.own_tables import OwnTables
 from cluster.peers import MemberView, MeshSettings, Peer, Peers
 from cluster.reclaiming import Reclaiming
@@ -69,6 +71,7 @@ from cluster.statuses import NodeStatus, Statuses
 from cluster.turn import Turn
 from cluster.wire import FrameError
 
+# What the queue-owner has to do with.
 _MOVES: Final = (
     FrameType.MOVE_TAKE,
     FrameType.MOVE_ACK,
@@ -78,7 +81,17 @@ _MOVES: Final = (
     FrameType.TURN_RELEASE,
     FrameType.TURN_SURVEY,
     FrameType.TURNS_HELD,
+    FrameType.LEAVE_ORDER,
+    FrameType.LEAVE_ANSWER,
+    FrameType.LEAVE_REPORT,
+    FrameType.LEAVE_HEARD,
+    FrameType.ADOPT,
+    FrameType.HANDED,
+    FrameType.DONOR,
+    FrameType.DONOR_HEARD,
 )
+# The same, on the bulk connection: they say themselves what they are about.
+_BULK_MOVES: Final = (FrameType.MOVE, FrameType.HAND_OVER)
 _FORWARDS: Final = bytes([FrameType.FORWARDS])
 # What changes nothing that is stored, and, of a node that stops, is not said again.
 _HEARD_WHILE_FROZEN: Final = (bytes([FrameType.HEARTBEAT]), bytes([FrameType.STOPPING]))
@@ -338,6 +351,79 @@ class Mesh:
         self._turn.joined = False
         return joined
 
+    def take_estates(self) -> list[bytes]:
+        """Return the stores that are no members any more and have estates here, once; they are committed."""
+        estates = self._turn.estates
+        if not estates or len(self._turn.writes):
+            return []
+        self._turn.estates = []
+        return estates
+
+    def estate_outbox(self, store_id: bytes) -> Outbox:
+        """Return what waits for a store that is no member any more."""
+        return self._store.outbox(store_id, 0)
+
+    def estate_wishes(self, store_id: bytes) -> list[tuple[str, bytes, Subscription]]:
+        """Return (client id, filter, subscription) of what the sessions of such a store wanted."""
+        return self._store.estate(store_id)
+
+    def rerouted(self, store_id: bytes) -> int:
+        """Return from which number on this node's messages for a store went to others; NUMBER_MAX for none."""
+        return self._store.rerouted(store_id)
+
+    def put_rerouted(self, store_id: bytes, number: int) -> None:
+        """Remember for ever from which number on this node's messages for a store go to others."""
+        self._store.put_rerouted(store_id, number)
+
+    def end_estate(self, store_id: bytes) -> None:
+        """Nothing waits any more for a store that is no member."""
+        self._store.end_estate(store_id)
+
+    def note(self, text: str) -> None:
+        """Say something to the operator."""
+        self._turn.note(text)
+
+    def former_store(self) -> bytes:
+        """Return the store id that a donor had as a member, b"" for none."""
+        return self._store.former_store()
+
+    def leave_value(self) -> bytes:
+        """Return what the store holds of this node's leave."""
+        return self._store.leave()
+
+    def put_leave(self, value: bytes) -> None:
+        """Store this node's leave, in this turn's batch."""
+        self._store.put_leave(value)
+        self._deadline = 0.0
+
+    def tell_leaving(self) -> None:
+        """Have the others remove this node; `take_removed_by` has those that did."""
+        self._conversation.tell_leaving()
+
+    def take_removed_by(self) -> set[str]:
+        """Return the members that say that this node is none any more, since the last call."""
+        names = self._turn.removed_by
+        if names:
+            self._turn.removed_by = set()
+        return names
+
+    def remove(self, node: str, now: float) -> None:
+        """Remove a member for ever, with its store, and tell everybody."""
+        member = self.membership.members[node]
+        self._deadline = 0.0
+        self._peers.merge([], [(node, member.store_id)], now)
+        self._peers.tell_members(now)
+
+    def unacknowledged(self) -> int:
+        """Return for how many running members something is not acknowledged, or not wholly known of this node."""
+        count = 0
+        for peer in self.peers.values():
+            if peer.running:
+                outgoing = peer.outgoing
+                if outgoing.bytes_pending or outgoing.outbox.messages or not self._replication.is_known_to(peer):
+                    count += 1
+        return count
+
     def take_running_changed(self) -> bool:
         """Say whether other members run than at the last call, or others are members."""
         changed = self._turn.running_changed
@@ -512,8 +598,7 @@ class Mesh:
     def _receive_frame(self, node: str, connection: bytes, frame: bytes, now: float) -> None:
         peer = self.peers.get(node)
         kind = frame[1] if len(frame) > 1 else 0
-        if kind == FrameType.MOVE and connection and peer is not None:
-            # It comes on the bulk connection, and says itself what it is about.
+        if kind in _BULK_MOVES and connection and peer is not None:
             frame_type(frame)
             self._turn.moves.append((node, frame))
             return

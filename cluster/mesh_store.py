@@ -6,10 +6,14 @@ start; writes go into the turn's batch, which is committed before anything of th
     meta      "cluster_id"                     the cluster's id
               "member/<name>"                  a member, packed as in a frame; whether it is heard is not for the store
               "removed/<store_id><name>"       a pair that never comes back
+              "rerouted/<store_id>"            u64: the first number of this node's messages for a store that is gone
+                                               that others were given
+              "leave"                          the leave of this node, see `leaving`
               "position/<sender store_id>"     u64: the last message of that stream that this node has
     registry  "interest/<store_id><filter>"    a peer's persistent filter, a shared one if it is of a group, so that
                                                after a restart messages for its sessions wait even for a peer that is
                                                down
+              "estate/<store_id><client id><filter>"   what a session wanted of a node that is gone, see `estates`
               "table/..."                      see `tables`
 
 What waits for a peer on disk is in the family `outbox`, which `outbox` owns.
@@ -24,12 +28,13 @@ from typing import Final, TypeVar, final
 
 from broker.core.storage import STORE_ID_BYTES, Storage, WriteBatch
 from broker.core.stored_message import Clock, check_version, corrupt
+from broker.core.subscription import Subscription, subscription
 from cluster.frames import pack_member, read_filter, read_member
 from cluster.membership import Member, State
 from cluster.outbox import FAMILY, Outbox, recover
 from cluster.table_rows import forget_tables
 from cluster.turn import Turn
-from cluster.wire import FrameError, Reader, pack_bytes16
+from cluster.wire import NUMBER_MAX, FrameError, Reader, pack_bytes16, pack_text, pack_u32, pack_u64
 
 T = TypeVar("T")
 
@@ -39,7 +44,11 @@ KEY_CLUSTER_ID: Final = b"cluster_id"
 KEY_MEMBER: Final = b"member/"
 KEY_REMOVED: Final = b"removed/"
 KEY_POSITION: Final = b"position/"
+KEY_LEAVE: Final = b"leave"
+KEY_FORMER: Final = b"former"
 KEY_INTEREST: Final = b"interest/"
+KEY_ESTATE: Final = b"estate/"
+KEY_REROUTED: Final = b"rerouted/"
 
 
 @final
@@ -97,6 +106,18 @@ class MeshStore:
         """Remember for ever that the pair was removed."""
         self._turn.writes.put("meta", KEY_REMOVED + store_id + name.encode(), _VERSION)
 
+    def former_store(self) -> bytes:
+        """Return the store id that a donor had as a member, b"" for none."""
+        return (self._storage.get("meta", KEY_FORMER) or _VERSION)[1:]
+
+    def leave(self) -> bytes:
+        """Return what `put_leave` stored, b"" if nothing."""
+        return self._storage.get("meta", KEY_LEAVE) or b""
+
+    def put_leave(self, value: bytes) -> None:
+        """Store the leave of this node."""
+        self._turn.writes.put("meta", KEY_LEAVE, value)
+
     def position(self, sender: bytes) -> int:
         """Return the number of the last message of the sender's stream that this node has."""
         return self._positions.get(sender, 0)
@@ -132,22 +153,60 @@ class MeshStore:
         prefix = KEY_INTEREST + store_id
         self._turn.writes.delete_range("registry", prefix, _after(prefix))
 
+    # Estates.
+
+    def put_estate(self, store_id: bytes, client_id: str, topic_filter: bytes, wanted: Subscription) -> None:
+        """Remember what a session of a store that is no member any more wanted."""
+        key = KEY_ESTATE + store_id + pack_text(client_id) + topic_filter
+        self._turn.writes.put("registry", key, _VERSION + bytes((wanted.options,)) + pack_u32(wanted.identifier))
+
+    def estates(self) -> list[bytes]:
+        """Return the store ids of which there are estates."""
+        rows = self._storage.scan("registry", KEY_ESTATE, _after(KEY_ESTATE))
+        start = len(KEY_ESTATE)
+        return list(dict.fromkeys([key[start : start + STORE_ID_BYTES] for key, _ in rows]))
+
+    def estate(self, store_id: bytes) -> list[tuple[str, bytes, Subscription]]:
+        """Return (client id, filter, subscription) of an estate."""
+        return self._read_all("registry", KEY_ESTATE + store_id, _read_estate)
+
+    def rerouted(self, store_id: bytes) -> int:
+        """Return from which number on this node's messages for a store went to others; NUMBER_MAX for none."""
+        stored = self._storage.get("meta", KEY_REROUTED + store_id)
+        return NUMBER_MAX if stored is None else int.from_bytes(stored[1:], "big")
+
+    def put_rerouted(self, store_id: bytes, number: int) -> None:
+        """Remember for ever from which number on this node's messages for a store go to others."""
+        self._turn.writes.put("meta", KEY_REROUTED + store_id, _VERSION + pack_u64(number))
+
+    def end_estate(self, store_id: bytes) -> None:
+        """Forget an estate: everything of it is given away."""
+        prefix = KEY_ESTATE + store_id
+        self._turn.writes.delete_range("registry", prefix, _after(prefix))
+
     def _read_all(self, family: str, prefix: bytes, read: Callable[[bytes, Reader], T]) -> list[T]:
         """Return what is stored under keys that begin with `prefix`; `read` gets the rest of the key, and the value."""
         rows = self._storage.scan(family, prefix, _after(prefix))
         return [_read(family, key, key[len(prefix) :], stored, read) for key, stored in rows]
 
 
-def forget_cluster(batch: WriteBatch) -> None:
+def forget_cluster(batch: WriteBatch, keeps_outboxes: bool = False) -> None:
     """Make the store one that is a member of nothing: for a copy, which gets a store_id of its own.
 
     Positions, interest and outboxes are between two stores, of which the copy is neither; tables are a store's own.
-    Removed pairs stay removed.
+    Removed pairs stay removed. With `keeps_outboxes` it is no copy, and nobody else sends what is in them.
     """
-    batch.delete_range(FAMILY, b"", b"\xff" * (STORE_ID_BYTES + 9))
+    if not keeps_outboxes:
+        batch.delete_range(FAMILY, b"", b"\xff" * (STORE_ID_BYTES + 9))
     batch.delete("meta", KEY_CLUSTER_ID)
+    batch.delete("meta", KEY_LEAVE)
     forget_tables(batch)
-    for family, prefix in (("meta", KEY_MEMBER), ("meta", KEY_POSITION), ("registry", KEY_INTEREST)):
+    for family, prefix in (
+        ("meta", KEY_MEMBER),
+        ("meta", KEY_POSITION),
+        ("registry", KEY_INTEREST),
+        ("registry", KEY_ESTATE),
+    ):
         batch.delete_range(family, prefix, _after(prefix))
 
 
@@ -166,6 +225,14 @@ def _read(family: str, key: bytes, name: bytes, stored: bytes, read: Callable[[b
     except FrameError as error:
         raise corrupt(family, key, error) from None
     return found
+
+
+def _read_estate(name: bytes, reader: Reader) -> tuple[str, bytes, Subscription]:
+    key = Reader(name, 0)
+    client_id = key.text()
+    topic_filter = read_filter(Reader(pack_bytes16(key.rest()), 0))
+    options = reader.u8()
+    return client_id, topic_filter, subscription(options, reader.u32())
 
 
 def _read_cluster_id(_name: bytes, reader: Reader) -> bytes:

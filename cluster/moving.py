@@ -139,6 +139,8 @@ class Moving:
         )
         # By store id, whether a member ran when it was looked at last, and in which life.
         self._ran: dict[bytes, bool] = {}
+        # And the names by which the registration knows them.
+        self._named: set[str] = set()
         self._lives: dict[bytes, int] = {}
         # (asker, home, generation, version): who is to be told when this node knows a version of a home's wishes.
         self._switches: dict[tuple[bytes, bytes], tuple[int, int]] = {}
@@ -268,7 +270,11 @@ class Moving:
                 self.registration.member_started(name, peer.store_id, peer.session >> _LIFE_SHIFT, now)
             else:
                 self.registration.member_stopped(name, now)
-        for store_id in [each for each in self._ran if each not in running]:
+        for name in self._named - set(self._mesh.peers):
+            self.registration.member_stopped(name, now)
+        self._named = set(self._mesh.peers)
+        gone = [each for each in self._ran if each not in running]
+        for store_id in gone:
             running[store_id] = False
         for store_id, runs in running.items():
             if runs != self._ran.get(store_id, False):
@@ -280,6 +286,8 @@ class Moving:
                 # It may have been back before anybody missed it.
                 self._lives[peer.store_id] = life
                 self.departures.home_is_back(peer.store_id)
+        if gone:
+            self.arrivals.members_changed(now)
         self._ran = {peer.store_id: peer.running for peer in self._mesh.peers.values()}
         self.departures.members_changed()
 

@@ -27,8 +27,12 @@ from broker.core.storage import WriteBatch
 from broker.core.systree import Systree
 from cluster.addressing import NO_ADDRESS, Addressed, pack_address
 from cluster.commands import MeshCommand, MeshInput
+from cluster.estates import Estates
 from cluster.forwards import Mark
 from cluster.joining import JoinResult
+from cluster.leave_desk import LeaveDesk
+from cluster.leave_frames import Report
+from cluster.leaver import Leaver
 from cluster.mesh import MemberView, Mesh
 from cluster.moving import Moving
 from cluster.statuses import NodeStatus
@@ -62,7 +66,15 @@ class NodeEffects:
 class NodeCore:
     """One node without its processes and sockets."""
 
-    def __init__(self, owner: QueueOwner, mesh: Mesh, systree: Systree | None = None, version: str = "") -> None:
+    def __init__(
+        self,
+        owner: QueueOwner,
+        mesh: Mesh,
+        systree: Systree | None = None,
+        version: str = "",
+        server_reference: str = "",
+    ) -> None:
+        """`server_reference` is host:port where clients of nodes that leave may connect to this one, "" for nowhere."""
         self.owner = owner
         self.mesh = mesh
         self._systree = systree
@@ -86,6 +98,12 @@ class NodeCore:
         self._version = version
         self.moving = Moving(owner, mesh, mesh.incarnation, mesh.started_at)
         owner.register_with(self.moving.registrar)
+        self.estates = Estates(owner, mesh, self.moving)
+        reports: dict[str, Report] = {}
+        self.leaver = Leaver(owner, mesh, self.moving, reports)
+        self.leave_desk = LeaveDesk(mesh, self.moving, self.leaver, reports, server_reference)
+        # Why this node is no member any more, "" while it is one.
+        self.removed = ""
         self._subacks = SubscribeWait(mesh)
         self._tell_readiness()
 
@@ -104,7 +122,10 @@ class NodeCore:
             self.owner.begin(now)
             self.mesh.begin(now)
             if self.owner.is_committed():
+                self.moving.departures.held = not self.leaver.may_give()
                 self.moving.load(now)
+                self.estates.begin(now)
+                self.leaver.begin(now)
 
     def receive_event(self, event: Event, now: float) -> None:
         """Take one event from a listener."""
@@ -141,6 +162,8 @@ class NodeCore:
         self.moving.claims.look(now)
         self.owner.tick(now)
         self.moving.tick(now)
+        self.leaver.tick(now)
+        self.leave_desk.tick(now)
         for suback in self._subacks.take_due(now):
             self.owner.answer(suback)
         if self._systree is not None and now >= self._systree.next_deadline():
@@ -157,6 +180,8 @@ class NodeCore:
             return self.mesh.next_deadline()
         deadline = min(self.owner.next_deadline(), self.mesh.next_deadline(), self.moving.next_deadline())
         deadline = min(deadline, self._subacks.next_deadline())
+        deadline = min(deadline, self.leaver.next_deadline(), self.leave_desk.next_deadline())
+        deadline = min(deadline, self.estates.next_deadline())
         if self._systree is not None:
             deadline = min(deadline, self._systree.next_deadline())
         if self._held:
@@ -249,6 +274,8 @@ class NodeCore:
         self.owner.validate()
         self.mesh.validate()
         self.moving.validate()
+        self.leaver.validate()
+        self.leave_desk.validate()
 
     def _tell_readiness(self) -> None:
         """Tell the owner whether this node reaches the members that it needs; not while the store takes no writes."""
@@ -292,8 +319,17 @@ class NodeCore:
                 self._receive_mark(message, now)
         for node, frame in mesh.take_moves():
             try:
-                self.moving.receive(node, frame, now)
+                if self.leaver.handover.handles(frame[1]):
+                    self.leaver.handover.receive(node, frame, now)
+                elif self.leave_desk.handles(frame[1]):
+                    self.leave_desk.receive(node, frame, now)
+                else:
+                    self.moving.receive(node, frame, now)
             except FrameError as error:
                 mesh.note_malformed(node, error)
+        removed_by = mesh.take_removed_by()
+        if removed_by and not self.leaver.removed_by(removed_by, now):
+            name = mesh.membership.name
+            self.removed = f"{name} was removed from the cluster, as {min(removed_by)} says, and serves nobody"
         for ticket in mesh.take_acknowledged():
             owner.forward_acknowledged(ticket, now)

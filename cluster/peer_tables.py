@@ -5,6 +5,7 @@ knows nothing of connections; `replication` says when what is asked for.
 """
 
 import math
+from collections.abc import Iterator
 from typing import Final, final
 
 from broker.core.left_will import LeftWill, unpack_will_row
@@ -16,6 +17,7 @@ from broker.core.rows import (
     pack_interest,
     pack_row,
     row_rest,
+    row_subject,
     unpack_session,
     unpack_subscription,
 )
@@ -160,6 +162,13 @@ class PeerTables:
             options, identifier = unpack_subscription(value)
             found.append((row_rest(row), subscription(options, identifier)))
         return found
+
+    def subscriptions(self) -> Iterator[tuple[str, bytes, Subscription]]:
+        """Iterate (client id, filter, subscription) of all persistent sessions of the peer, as they are committed."""
+        for _bucket, row, value in self._lasting.scan():
+            if row[0] == RowKind.SUBSCRIPTION:
+                options, identifier = unpack_subscription(value)
+                yield row_subject(row).decode(), row_rest(row), subscription(options, identifier)
 
     def head_of(self, client_id: str) -> SessionHead | None:
         """Return what is known of a persistent session of the peer, as it is committed here."""

@@ -144,6 +144,7 @@ class Peers:
         for name, store_id in self._store.removed():
             self.membership.merge_removed(name, store_id)
         self.cluster_id = self._store.cluster_id(fresh_cluster_id)
+        self._turn.estates.extend(self._store.estates())
         self._restoring = True
         self._update(now)
         self._restoring = False
@@ -161,6 +162,7 @@ class Peers:
         for name, store_id in removed:
             if self.membership.merge_removed(name, store_id):
                 changed = True
+                self._turn.note(f"{name} is no member of the cluster any more")
                 self._store.put_removed(name, store_id)
         for member in members:
             if self.membership.merge(member):
@@ -349,9 +351,11 @@ class Peers:
         if outbox.messages:
             self._turn.counts["outbox_left"] += outbox.messages
             self._turn.note(
-                f"{peer.name} is no member any more; {outbox.messages} messages for it ({outbox.bytes} bytes) are not "
-                "sent and stay in the store"
+                f"{outbox.messages} messages for {peer.name} ({outbox.bytes} bytes) wait for its sessions' new homes"
             )
+            for client_id, topic_filter, wanted in peer.tables.subscriptions():
+                self._store.put_estate(peer.store_id, client_id, topic_filter, wanted)
+            self._turn.estates.append(peer.store_id)
         _add_link_counts(self._link_counts, peer)
         self._turn.acknowledged.extend(peer.outgoing.take_tickets())
         peer.tables.forget()

@@ -14,6 +14,9 @@ Theory of operation
     Clean Start asks that node to forget the session, and does not wait for one that is away: what that has is over by
     an ENDED row.
 
+A session is also had for a client that has not connected (`adopt`): its old home wants to be rid of it, or is gone for
+good. That goes the same way, but nothing is attached in the end.
+
 The turn is given back when the client is attached, with the session's epoch. A CONNECT whose client goes meanwhile has
 its session moved all the same, unless that would have to be made or ended. One that waits for CONNECT_TIMEOUT_S is
 refused; another CONNECT of the same client id ends it as it would end a connection [MQTT-3.1.4-3].
@@ -41,13 +44,18 @@ from cluster.registry import Registry
 from cluster.site import Site
 
 CONNECT_TIMEOUT_S: Final = 5.0
+# What stands for a CONNECT where there is none is of a listener that can't be.
+_NO_LISTENER: Final = 0x7FFFFFFF
 
 
 @final
 class Waiting:
-    """A CONNECT that waits; `epoch` is the session's new one, None until it has the turn."""
+    """A CONNECT that waits; `epoch` is the session's new one, None until it has the turn.
 
-    __slots__ = ("deadline", "epoch", "event", "is_gone", "old_home")
+    `revives`: the session begins without its home if that is away.
+    """
+
+    __slots__ = ("deadline", "epoch", "event", "is_gone", "old_home", "revives")
 
     def __init__(self, event: Attach, deadline: float) -> None:
         self.event = event
@@ -56,6 +64,11 @@ class Waiting:
         self.old_home: bytes = b""
         # Its client has gone; the session comes all the same.
         self.is_gone = False
+        self.revives = True
+
+    def is_adoption(self) -> bool:
+        """Say whether there is no CONNECT."""
+        return self.event.connection >> 32 == _NO_LISTENER
 
 
 @final
@@ -94,13 +107,32 @@ class Registrar:
         self._by_client: dict[str, Waiting] = {}
         self._deadline: float = math.inf
         self._notices: list[str] = []
+        self._adopted = 0
+
+    def adopt(self, client_id: str, user_name: str | None, home: bytes, revives: bool, now: float) -> None:
+        """Have the session of a client come here from its home, unless it has gone from there meanwhile.
+
+        With `revives` it begins here without what its home has, if that is away; else nothing comes of it then.
+        """
+        if client_id in self._by_client:
+            return
+        self._adopted += 1
+        number = (_NO_LISTENER << 32) + (self._adopted & 0xFFFFFFFF)
+        event = Attach(number, client_id, clean_start=False, user_name=user_name)
+        waiting = Waiting(event, now + CONNECT_TIMEOUT_S)
+        waiting.old_home = home
+        waiting.revives = revives
+        self._take(waiting, now)
 
     def attach(self, event: Attach, now: float) -> None:
         """Take a CONNECT."""
         before = self._by_client.get(event.client_id)
         if before is not None:
             self._refuse(before, Reason.SESSION_TAKEN_OVER, now)
-        waiting = Waiting(event, now + CONNECT_TIMEOUT_S)
+        self._take(Waiting(event, now + CONNECT_TIMEOUT_S), now)
+
+    def _take(self, waiting: Waiting, now: float) -> None:
+        event = waiting.event
         self._waiting[event.connection] = waiting
         self._by_client[event.client_id] = waiting
         self._deadline = min(self._deadline, waiting.deadline)
@@ -194,7 +226,10 @@ class Registrar:
         event = waiting.event
         assert waiting.epoch is not None
         is_here = latest.store_id in (NO_EPOCH.store_id, self._site.store_id())
-        if waiting.is_gone and (is_here or not self._site.is_running(latest.store_id)):
+        if waiting.is_adoption() and latest.store_id != waiting.old_home:
+            # Its client was faster, and is not to be disturbed.
+            self._forget(waiting, now)
+        elif waiting.is_gone and (is_here or not self._site.is_running(latest.store_id)):
             self._forget(waiting, now)
         elif is_here:
             gone = self._owner.session(event.client_id) is None and not event.clean_start
@@ -213,6 +248,9 @@ class Registrar:
         """Begin a session without its home, which is away."""
         event = waiting.event
         assert waiting.epoch is not None
+        if not waiting.revives:
+            self._forget(waiting, now)
+            return
         head = self._remembered(event.client_id, latest.store_id)
         if head is not None and head.user_name and head.user_name != event.user_name:
             # [MQTT-3.1.3-8] [MQTT311-3.1.3-9] Nobody reads, ends or takes over what belongs to another user.
@@ -222,7 +260,8 @@ class Registrar:
             home = self._registry.find(event.client_id)
             if head is not None:
                 self._arrivals.revive(head, waiting.epoch, latest.store_id, now)
-                self._notices.append(f"session of {event.client_id!r} begins here while its old home is away")
+                if not waiting.is_adoption():
+                    self._notices.append(f"session of {event.client_id!r} begins here while its old home is away")
             elif home is None or home.epoch != latest:
                 # Its home is known, and what it has is not.
                 self._refuse(waiting, Reason.SERVER_UNAVAILABLE, now)
@@ -233,7 +272,7 @@ class Registrar:
         assert waiting.epoch is not None
         event = waiting.event
         epoch = NO_EPOCH
-        if not waiting.is_gone:
+        if not waiting.is_gone and not waiting.is_adoption():
             epoch = waiting.epoch
             self._owner.attach(event, epoch, now)
         session = self._owner.session(event.client_id)

@@ -93,6 +93,11 @@ class Replication:
             if peer.running
         )
 
+    def is_known_to(self, peer: Peer) -> bool:
+        """Say whether a peer said last that it knows all tables of this node as they are now."""
+        told = peer.tables.told
+        return all(number in told and told[number].known > table.version for number, table in self._own.all.items())
+
     def positions(self, peer: Peer) -> list[TablePosition]:
         """Return where this node's tables stand, and what it knows of the peer's; frozen it knows nothing new."""
         return [self._position(peer, table) for table in self._own.all if table != Table.RETAINED]

@@ -55,6 +55,10 @@ class Turn:
         self.groups_changed: dict[bytes, bool] = {}
         # This node adopted a cluster.
         self.joined = False
+        # Stores that are no members any more, for which something waits here.
+        self.estates: list[bytes] = []
+        # Members that say that this node is none any more.
+        self.removed_by: set[str] = set()
         self.counts: dict[str, int] = dict.fromkeys(COUNTS, 0)
         self._notes: list[str] = []
         self._noted: dict[str, str] = {}

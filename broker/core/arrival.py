@@ -25,12 +25,17 @@ An old home that is not there holds up nobody.
 Each old home (a donor) numbers its deliveries by their places, so its `watermark` is the last place that was taken.
 Several old homes may have the same delivery: a stub deletes what the next home has committed when it hears of it, which
 it may not have. So the next home says how far it had taken from others (`skips`), and what comes from it in a place of
-a stub's own that the stub has given already (`low` to `watermark`, or `given` when it is over) is left out.
+a stub's own that the stub has given already (`low` to `watermark`, or `given` when it is over) is left out. What an
+origin sends to two old homes, since it has heard of nothing yet, has a place of its own at each: while there are
+several, the ids of what they gave are remembered, until a restart.
 
 A session that comes back to a node where its stub still stood has had everything directly all the time (`direct_from`):
 of what its other home has left only those deliveries count that it got from here. So has one that began here, to which
 another comes that began elsewhere, in the other half of a partition or in a node that joined: but of that everything
 counts, since nobody there knew of the one here.
+
+What a stub had directly and gave to its new home it has no more. When the session comes back to it, only what it has
+`kept` came directly here: of each origin everything from a number on.
 
 Invariant: the gate is closed exactly while a donor that is there has not passed on everything below a cut.
 """
@@ -49,10 +54,11 @@ RIVALS_MAX: Final = 31
 _RIVAL_BITS: Final = 34
 # A place behind all others.
 NOWHERE: Final = (1 << 64) - 1
-_HEAD: Final = struct.Struct(">BHHHHHHQQ")
+_HEAD: Final = struct.Struct(">BHHHHHHBHQQ")
 _CUT: Final = struct.Struct(">16sQ")
 _DONOR: Final = struct.Struct(">16sQQIBBH")
 _GIVEN: Final = struct.Struct(">IQQ")
+_HAD: Final = struct.Struct(">IQ")
 
 
 def first_place(epoch: Epoch) -> int:
@@ -89,7 +95,19 @@ class Arrival:
     `direct_from`, unless it is 0, says that everything came directly that has this or a later place elsewhere.
     """
 
-    __slots__ = ("cuts", "direct_from", "donors", "first_seq", "given", "had", "is_stub", "relayed", "skips")
+    __slots__ = (
+        "cuts",
+        "direct_from",
+        "donors",
+        "first_seq",
+        "given",
+        "had",
+        "ids",
+        "is_stub",
+        "kept",
+        "relayed",
+        "skips",
+    )
 
     def __init__(self, first_seq: int) -> None:
         self.first_seq = first_seq
@@ -102,10 +120,15 @@ class Arrival:
         self.given: list[tuple[int, int, int]] = []
         # Old home -> up to which place another one had everything of it.
         self.skips: dict[bytes, int] = {}
-        # (old home, origin) -> from which number on it had everything directly, and gives it.
-        self.had: dict[tuple[bytes, bytes], int] = {}
+        # (old home, origin) -> by which epoch counter it was the home, and from which number on it had everything
+        # directly, and gives it.
+        self.had: dict[tuple[bytes, bytes], tuple[int, int]] = {}
         # Origin without a cut, or of which not as much has come directly -> the last number that an old home passed on.
         self.relayed: dict[bytes, int] = {}
+        # Origin -> the numbers that old homes gave while there were several.
+        self.ids: dict[bytes, set[int]] = {}
+        # Origin -> from which number on what came directly is here, not before; None: all of it is.
+        self.kept: dict[bytes, int] | None = None
 
     def donor(self, store_id: bytes) -> Donor:
         """Return what is known of an old home."""
@@ -122,11 +145,19 @@ class Arrival:
             self.set_cut(origin, number)
             return True
         if self.direct_from:
+            self._keep(origin, number)
             return True
         cut = self.cuts.get(origin)
         if cut is not None and self.relayed:
             self._come_to(origin, number)
-        return cut is not None and number >= cut
+        if cut is None or number < cut:
+            return False
+        self._keep(origin, number)
+        return True
+
+    def _keep(self, origin: bytes, number: int) -> None:
+        if self.kept is not None and number:
+            self.kept.setdefault(origin, number)
 
     def set_cut(self, origin: bytes, number: int) -> bool:
         """Hear in an origin's stream from which number on it sends directly; false if that is known."""
@@ -171,13 +202,20 @@ class Arrival:
                 apart.append(other)
         self.given = [*apart, (counter, low, high)]
 
-    def add_had(self, donor: bytes, origin: bytes, number: int) -> None:
+    def add_had(self, donor: bytes, counter: int, origin: bytes, number: int) -> None:
         """An old home had everything of an origin directly from a number on."""
-        self.had.setdefault((donor, origin), number)
+        self.had.setdefault((donor, origin), (counter, number))
 
-    def had_directly(self, donor: bytes, origin: bytes, number: int) -> bool:
-        """Say whether another old home than this one had a message directly, and gives it."""
-        return any(of == origin and number >= first and by != donor for (by, of), first in self.had.items())
+    def had_directly(self, donor: bytes, origin: bytes, number: int, seq: int) -> bool:
+        """Say whether another old home than this one had a message directly, and gives it.
+
+        What has one of the other's own places this one got from there: which of them gives it the places say.
+        """
+        own = seq >> PLACE_BITS
+        for (by, of), (counter, first) in self.had.items():
+            if of == origin and number >= first and by != donor and counter != own:
+                return True
+        return False
 
     def was_given(self, store_id: bytes, donor: Donor, seq: int) -> bool:
         """Say whether a delivery of a donor, by its place there, came from another one, or is to come from there."""
@@ -191,10 +229,22 @@ class Arrival:
 
     def has_had(self, origin: bytes, number: int, seq: int) -> bool:
         """Say whether a delivery of an old home, by its place there, came directly as well."""
+        if self.kept is not None and number and number < self.kept.get(origin, NOWHERE):
+            return False
         if self.direct_from:
             return seq >= self.direct_from
         cut = self.cuts.get(origin)
         return cut is not None and number >= cut
+
+    def comes_again(self, origin: bytes, number: int) -> bool:
+        """Say whether a delivery of one of several old homes was given by another one before."""
+        if len(self.donors) < 2 or not number:
+            return False
+        numbers = self.ids.setdefault(origin, set())
+        if number in numbers:
+            return True
+        numbers.add(number)
+        return False
 
     def place(self, donor: Donor, seq: int) -> int:
         """Return the place here of a delivery with the place `seq` at an old home."""
@@ -225,7 +275,9 @@ class Arrival:
     def pack(self) -> bytes:
         """Return the stored form."""
         counts = (len(self.cuts), len(self.donors), len(self.given), len(self.skips), len(self.had), len(self.relayed))
-        parts = [_HEAD.pack(VALUE_VERSION, *counts, self.first_seq, self.direct_from)]
+        kept = self.kept or {}
+        all_counts = (*counts, self.kept is not None, len(kept))
+        parts = [_HEAD.pack(VALUE_VERSION, *all_counts, self.first_seq, self.direct_from)]
         for origin, number in self.cuts.items():
             parts.append(_CUT.pack(origin, number))
         for store_id, donor in self.donors.items():
@@ -234,14 +286,15 @@ class Arrival:
             parts.extend([_CUT.pack(origin, number) for origin, number in donor.passed.items()])
         parts.extend([_GIVEN.pack(*given) for given in self.given])
         parts.extend([_CUT.pack(store_id, place) for store_id, place in self.skips.items()])
-        parts.extend([store_id + _CUT.pack(origin, number) for (store_id, origin), number in self.had.items()])
+        parts.extend([store_id + origin + _HAD.pack(*had) for (store_id, origin), had in self.had.items()])
         parts.extend([_CUT.pack(origin, number) for origin, number in self.relayed.items()])
+        parts.extend([_CUT.pack(origin, number) for origin, number in kept.items()])
         return b"".join(parts)
 
 
 def unpack_arrival(value: bytes) -> Arrival:
     """Return what `pack` packed; struct.error when it is cut."""
-    _version, cuts, donors, given, skips, had, relayed, first_seq, direct_from = _HEAD.unpack_from(value)
+    _version, cuts, donors, given, skips, had, relayed, keeps, kept, first_seq, direct_from = _HEAD.unpack_from(value)
     pos: int = _HEAD.size
     arrival = Arrival(first_seq)
     arrival.direct_from = direct_from
@@ -271,11 +324,17 @@ def unpack_arrival(value: bytes) -> Arrival:
         arrival.skips[store_id] = place
         pos += _CUT.size
     for _ in range(had):
-        origin, number = _CUT.unpack_from(value, pos + ORIGIN_BYTES)
-        arrival.had[value[pos : pos + ORIGIN_BYTES], origin] = number
-        pos += ORIGIN_BYTES + _CUT.size
+        store_id, origin = value[pos : pos + ORIGIN_BYTES], value[pos + ORIGIN_BYTES : pos + 2 * ORIGIN_BYTES]
+        arrival.had[store_id, origin] = _HAD.unpack_from(value, pos + 2 * ORIGIN_BYTES)
+        pos += 2 * ORIGIN_BYTES + _HAD.size
     for _ in range(relayed):
         origin, number = _CUT.unpack_from(value, pos)
         arrival.relayed[origin] = number
         pos += _CUT.size
+    if keeps:
+        arrival.kept = {}
+        for _ in range(kept):
+            origin, number = _CUT.unpack_from(value, pos)
+            arrival.kept[origin] = number
+            pos += _CUT.size
     return arrival

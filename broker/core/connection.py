@@ -483,8 +483,8 @@ class Connection:
     def _unsent(self) -> list[int]:
         return [] if self.window is None else self.window.unsent()
 
-    def close(self, reason: int, text: str, owner_knows: bool = False) -> None:
-        """End the connection with a word to the client where its version has one for it.
+    def close(self, reason: int, text: str, owner_knows: bool = False, reference: str = "") -> None:
+        """End the connection with a word to the client, and a server to use instead, where its version has one for it.
 
         Closing is what every failure has in common: [MQTT-3.2.2-7] [MQTT-4.13.1-1] [MQTT-4.13.2-1] [MQTT311-3.2.2-5].
         """
@@ -498,7 +498,7 @@ class Connection:
             self.lost(reason if reason == Reason.SERVER_SHUTTING_DOWN else CONNECTION_LOST)
         if state != ATTACHED:
             self._counters.connacks[refusal(reason)] += 1
-        said = farewell(self.version, state == ATTACHED, reason, text, self._answer_bytes_max)
+        said = farewell(self.version, state == ATTACHED, reason, text, self._answer_bytes_max, reference)
         if said:
             # What hasn't said its version is answered as MQTT 3.1.1.
             self.version = self.version or 4

@@ -9,13 +9,19 @@ from broker.mqtt.properties import NO_PROPERTIES, Properties, Property
 from broker.mqtt.reasons import Reason
 
 
-def farewell(version: int, is_attached: bool, reason: int, text: str, bytes_max: int) -> bytes:
+def farewell(version: int, is_attached: bool, reason: int, text: str, bytes_max: int, reference: str = "") -> bytes:
     """Return the last packet for a client, b"" for none. `version` 0: it has not said; `bytes_max` 0: no limit.
 
-    The text is left out where the client takes no packet of that size [MQTT-3.2.2-19] [MQTT-3.14.2-3], and there is no
-    other property [MQTT-3.2.2-20] [MQTT-3.14.2-2] [MQTT-3.14.2-4].
+    `reference` is the server that it is to use instead. Where the client takes no packet of that size both texts are
+    left out [MQTT-3.2.2-19] [MQTT-3.14.2-3], and there is no other property [MQTT-3.2.2-20] [MQTT-3.14.2-2]
+    [MQTT-3.14.2-4].
     """
-    said = _word(version, is_attached, reason, {Property.REASON_STRING: text} if text else NO_PROPERTIES)
+    properties: Properties = {}
+    if text:
+        properties[Property.REASON_STRING] = text
+    if reference:
+        properties[Property.SERVER_REFERENCE] = reference
+    said = _word(version, is_attached, reason, properties or NO_PROPERTIES)
     if bytes_max and len(said) > bytes_max:
         said = _word(version, is_attached, reason, NO_PROPERTIES)
     # [MQTT-3.1.2-24] What is still too large can't be said.

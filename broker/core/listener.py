@@ -307,7 +307,7 @@ class ListenerCore:
         elif answer.kind == UNSUBACK:
             connection.receive_unsuback(answer)
         else:
-            connection.close(answer.reason, "", owner_knows=True)
+            connection.close(answer.reason, "", owner_knows=True, reference=answer.text)
         if connection.notice:
             self._take_notice(connection)
         self._mark(connection)

@@ -22,6 +22,7 @@ from typing import Any, Final, Protocol, final
 from broker.core.counters import ListenerTotals
 from broker.core.degraded import Degraded
 from broker.core.dispatch import Dispatcher
+from broker.core.draining import Draining
 from broker.core.effects import Effects, Ticket
 from broker.core.epoch import Epoch, first_epoch
 from broker.core.events import (
@@ -48,6 +49,7 @@ from broker.core.forwarding import Forwarding
 from broker.core.groups import Groups
 from broker.core.inflight import AHEAD_MAX, PACKET_ID_MAX
 from broker.core.left_will import LeftWill
+from broker.core.legacies import Legacies
 from broker.core.lifetimes import Lifetimes
 from broker.core.message import Message
 from broker.core.netsplit_gate import NetsplitGate
@@ -68,6 +70,8 @@ from broker.core.wills import Wills
 from broker.mqtt.reasons import Reason
 
 _SUCCESS: Final = 0
+# This side closed the connection for a reason of its own: the client has the grace to come back.
+_GRACEFUL: Final = (int(Reason.SERVER_SHUTTING_DOWN), int(Reason.SERVER_MOVED))
 # How often a turn looks for deliveries to send again, where `retry_interval` asks for it.
 _RETRY_CHECK_S: Final = 1.0
 
@@ -138,6 +142,7 @@ class QueueOwner:
         self.transfers = Transfers(
             settings, self._store, self._subscribing, self._dispatcher, self.wills, self._rows, self._lifetimes
         )
+        self.legacies = Legacies(self._store, self.transfers, self._rows, store_id)
         self._attachments: dict[int, Attachment] = {}
         self._outlets: dict[int, Outlet] = {}
         self._retry_at: float = math.inf
@@ -146,6 +151,7 @@ class QueueOwner:
         self.netsplit = NetsplitGate(
             settings, self._attachments, self._outlets, self.counters, self._receive_held, self._close, self.is_behind
         )
+        self.draining = Draining(self._attachments, self._sessions, self.transfers, self.wills, self._close)
         self.degraded = Degraded(self._attachments, self._outlets, self.counters, self.receive, self.netsplit)
         self._handlers: dict[type, Callable[[Any, float], None]] = {
             Attach: self._attach_asked,
@@ -508,9 +514,9 @@ class QueueOwner:
             attachment.session.inflight.set_fresh(event.unsent)
             self._detach(attachment, event.reason, event.session_expiry_s, now)
 
-    def _close(self, attachment: Attachment, reason: int, now: float) -> None:
+    def _close(self, attachment: Attachment, reason: int, now: float, reference: str = "") -> None:
         """End a connection from this side."""
-        attachment.outlet.batch.close(attachment.connection, reason)
+        attachment.outlet.batch.close(attachment.connection, reason, reference)
         self._detach(attachment, reason, -1, now)
 
     def _detach(self, attachment: Attachment, reason: int, session_expiry_s: int, now: float) -> None:
@@ -529,7 +535,7 @@ class QueueOwner:
             self._rows.tell(session)
         self._execute_will(session, reason, now)
         if session.expiry_s == 0:
-            self._lifetimes.end(session, now, will_waits=reason == Reason.SERVER_SHUTTING_DOWN)
+            self._lifetimes.end(session, now, will_waits=reason in _GRACEFUL)
             return
         self._lifetimes.start_expiry(session, now)
         self._groups.detached(session, now)
@@ -545,7 +551,7 @@ class QueueOwner:
             self.wills.discard(session.client_id)
             return
         delay_s = self._will_delay_s(session, left.will)
-        if reason == Reason.SERVER_SHUTTING_DOWN:
+        if reason in _GRACEFUL:
             # ![MQTT-3.1.2-8] because this side closed the connection: a rolling restart would fire every will.
             delay_s = max(delay_s, self.settings.leave_will_grace_s)
         if delay_s == 0:

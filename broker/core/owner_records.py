@@ -15,7 +15,7 @@ See `records` for what frames of both directions share.
       PUBCOMP     7  as PUBACK
       SUBACK      9  connection u32, packet id u16, count u32, then count reasons u8
       UNSUBACK    11 as SUBACK
-      CLOSE       14 connection u32, reason u8
+      CLOSE       14 connection u32, reason u8, reference u16, then the reference in UTF-8
 """
 
 from typing import Final, final
@@ -148,12 +148,16 @@ class OwnerBatch:
         for reason in reasons:
             put_u8(writer, reason)
 
-    def close(self, connection: int, reason: int) -> None:
-        """Append a CLOSE: the listener says DISCONNECT with the reason where the version has one."""
+    def close(self, connection: int, reason: int, reference: str = "") -> None:
+        """Append a CLOSE: the listener says DISCONNECT with the reason where the version has one.
+
+        `reference` is the server that the client is to use instead, where the version has room for it.
+        """
         writer = self._writer
         put_u8(writer, CLOSE)
         put_u32(writer, connection & 0xFFFFFFFF)
         put_u8(writer, reason)
+        put_string(writer, reference.encode())
 
 
 def owner_frame(owner_generation: int, generation: int, consumed_bytes: int, records: bytes) -> bytes:
@@ -275,7 +279,10 @@ def _unpack_answer(frame: bytes, kind: int, pos: int) -> tuple[Answer, int]:
         answer.text = text.decode()
         return answer, pos
     if kind == CLOSE:
-        return Answer(CLOSE, connection, 0, frame[pos]), pos + 1
+        answer = Answer(CLOSE, connection, 0, frame[pos])
+        reference, pos = string_at(frame, pos + 1)
+        answer.text = reference.decode()
+        return answer, pos
     assert kind in (SUBACK, UNSUBACK), f"unknown record {kind}"
     packet_id: int = u16_at(frame, pos)
     count: int = u32_at(frame, pos + 2)

@@ -23,7 +23,7 @@ an arrival of its own only as long as nobody has asked for it.
 """
 
 from collections import deque
-from typing import final
+from typing import Final, final
 
 from broker.core.arrival import NOWHERE, PLACE_BITS, Arrival, Donor, first_place
 from broker.core.dispatch import Dispatcher
@@ -39,6 +39,9 @@ from broker.core.settings import OwnerSettings
 from broker.core.subscribing import Subscribing
 from broker.core.subscription import subscription
 from broker.core.wills import Wills
+
+# How much of a queue is read at a time by whoever looks at all of it.
+SCAN_BYTES: Final = 256 * 1024
 
 
 @final
@@ -109,6 +112,8 @@ class Transfers:
         lifetimes: Lifetimes,
     ) -> None:
         self.departures: dict[str, Departure] = {}
+        # Origin -> from which number on others have given its messages to the sessions that leave.
+        self.skips: dict[bytes, int] = {}
         # Sessions whose arrival changed since it was written last.
         self._changed: dict[Session, bool] = {}
         self._settings = settings
@@ -207,8 +212,10 @@ class Transfers:
         for delivery in deliveries:
             size += RECORD_BYTES + delivery.size
             departure.read_to = delivery.seq
-            if delivery.seq <= departure.confirmed:
-                # The new home has had it since before a restart.
+            message = delivery.message
+            is_given = bool(self.skips) and message.number >= self.skips.get(message.origin, message.number + 1)
+            if delivery.seq <= departure.confirmed or (is_given and not delivery.packet_id):
+                # The new home has had it since before a restart, or from elsewhere.
                 self._remove(session, delivery)
             else:
                 departure.sent.append(delivery)
@@ -248,6 +255,7 @@ class Transfers:
             # What the other home may have got of the session was directed here as well.
             arrival.direct_from = first_place(session.epoch) + (1 << PLACE_BITS)
         arrival.is_stub = False
+        arrival.kept = self._kept(departure)
         arrival.first_seq = first_place(epoch)
         session.epoch = epoch
         session.next_seq = max(session.next_seq, first_place(epoch) + 1)
@@ -261,6 +269,20 @@ class Transfers:
         if departure.will is not None:
             self._wills.adopt(departure.will, epoch, self._store.clock.now)
         return session
+
+    def _kept(self, departure: Departure) -> dict[bytes, int]:
+        """Return from which number on of each origin the stub has what came directly: what is before was given away."""
+        session = departure.session
+        kept: dict[bytes, int] = {}
+        after = departure.confirmed
+        while deliveries := self._store.read(session.number, after, SCAN_BYTES):
+            for delivery in deliveries:
+                message = delivery.message
+                cut = session.arrival.cuts.get(message.origin, 0) if session.arrival is not None else 0
+                if message.number and message.number >= cut:
+                    kept.setdefault(message.origin, message.number)
+            after = deliveries[-1].seq
+        return kept
 
     def is_drained(self, departure: Departure) -> bool:
         """Say whether nothing is left to be moved."""
@@ -341,7 +363,7 @@ class Transfers:
                 if store_id != donor_id:
                     arrival.skips[store_id] = max(arrival.skips.get(store_id, 0), watermark)
             for origin, number in head.cuts:
-                arrival.add_had(donor_id, origin, number)
+                arrival.add_had(donor_id, counter, origin, number)
             self._changed[session] = True
 
     def add_donor(self, session: Session, donor: bytes, now: float) -> None:
@@ -374,8 +396,9 @@ class Transfers:
                 # What a group gave to the session comes on no other way, whatever its number.
                 known = (
                     known
-                    or arrival.had_directly(donor_id, message.origin, message.number)
+                    or arrival.had_directly(donor_id, message.origin, message.number, delivery.seq)
                     or arrival.has_had(message.origin, message.number, delivery.seq)
+                    or arrival.comes_again(message.origin, message.number)
                 )
                 arrival.note_relayed(message.origin, message.number)
             delivery.seq = arrival.place(donor, delivery.seq)

@@ -225,18 +225,15 @@ class ListenerProcess:
         self._flush_scheduled = False
         self._spoke = False
         self._stopping = asyncio.Event()
+        # Whether clients may connect, and the sockets on which they do.
+        self._accepts = bool(start.get("accept", True))
+        self._accepts_changed = asyncio.Event()
+        self._servers: list[asyncio.Server] = []
 
     async def run(self) -> None:
         """Serve until told to stop."""
-        servers = [
-            # [MQTT-4.2.0-1] [MQTT311-7.1.1-1]
-            await self.loop.create_server(
-                functools.partial(ClientProtocol, self, listener.mountpoint),
-                sock=listening_socket(listener.address),
-            )
-            for listener in self.config.listeners
-            if listener.type == "mqtt"
-        ]
+        await self._open_or_close()
+        doorkeeper = self.loop.create_task(self._keep_the_door())
         self.loop.add_reader(self._channel.fileno(), self._turn)
         self.loop.add_reader(self._control.fileno(), self._control_readable)
         self._control.send({"type": "ready"})
@@ -244,13 +241,42 @@ class ListenerProcess:
         ticker = self.loop.create_task(self._tick_forever())
         await self._stopping.wait()
         ticker.cancel()
-        for server in servers:
-            server.close()
+        doorkeeper.cancel()
+        self._accepts = False
+        await self._open_or_close()
         await self._close_clients()
         # A turn that is scheduled comes too late: there is nobody left to serve.
         self.loop.remove_reader(self._channel.fileno())
         self._closed = True
         self._channel.close()
+
+    async def _open_or_close(self) -> None:
+        """Have sockets that listen exactly while clients may connect; those that have connected stay."""
+        if not self._accepts:
+            for server in self._servers:
+                server.close()
+            self._servers = []
+        elif not self._servers:
+            self._servers = [
+                # [MQTT-4.2.0-1] [MQTT311-7.1.1-1]
+                await self.loop.create_server(
+                    functools.partial(ClientProtocol, self, listener.mountpoint),
+                    sock=listening_socket(listener.address),
+                )
+                for listener in self.config.listeners
+                if listener.type == "mqtt"
+            ]
+
+    async def _keep_the_door(self) -> None:
+        while True:
+            await self._accepts_changed.wait()
+            self._accepts_changed.clear()
+            try:
+                await self._open_or_close()
+            except OSError as error:
+                # Another program has the address meanwhile. The supervisor starts this process again until it is free.
+                log.error("%s", error.strerror or error)
+                os._exit(1)
 
     async def _tick_forever(self) -> None:
         while True:
@@ -288,6 +314,9 @@ class ListenerProcess:
             elif kind == "owner-ready":
                 self.core.owner_ready(int(message["generation"]))
                 self._turn()
+            elif kind == "accept":
+                self._accepts = bool(message["on"])
+                self._accepts_changed.set()
             elif kind == "stop":
                 self._stopping.set()
             elif kind == "log-level":

@@ -28,20 +28,24 @@ class OwnerCalls:
         flags: dict[str, Any],
         progress: Progress,
     ) -> Message:
-        """Send a command to the owner, pass its progress on, and return the final response."""
+        """Send a command to the owner, pass its progress on, and return the final response.
+
+        The time limit is for silence: whoever says how far it is has it anew.
+        """
         self._number += 1
         number = self._number
         replies = self._waiting[number] = asyncio.Queue()
         owner.send({"type": "command", "id": number, "command": command.words, "arguments": arguments, "flags": flags})
         try:
-            async with asyncio.timeout(command.time_limit_s):
+            async with asyncio.timeout(command.time_limit_s) as limit:
                 while True:
                     reply = await replies.get()
                     if reply is None:
                         return error_response("the queue-owner of this node has ended meanwhile; it is started again")
                     if reply["type"] == "reply":
                         break
-                    progress({"type": "progress", "text": reply.get("text", "")})
+                    limit.reschedule(asyncio.get_running_loop().time() + command.time_limit_s)
+                    progress({name: value for name, value in reply.items() if name != "id"})
         except TimeoutError:
             return error_response(f"no answer within {command.time_limit_s:g} s", 4)
         finally:

@@ -30,15 +30,18 @@ from broker.core.metrics import in_order, mesh_names, metrics_result
 from broker.core.owner import QueueOwner
 from broker.core.rows import Table
 from broker.core.settings import OwnerSettings
-from broker.core.storage import StorageError
+from broker.core.storage import STORE_ID_BYTES, StorageError
 from broker.core.systree import Systree
 from broker.logs import child_logging, level_number
 from broker.runtime.channel import OwnerChannel
 from broker.runtime.commit_gate import CommitGate
 from broker.runtime.control import ControlChannel
+from broker.runtime.leave_commands import LeaveCommands
 from broker.runtime.rocks_storage import OpenedStore, open_store
 from broker.runtime.run_dir import RunDir
 from cluster.checks import CheckResult
+from cluster.donor import become_donor, fellows, stored_state
+from cluster.leaving import State
 from cluster.mesh import MemberView, Mesh, MeshSettings
 from cluster.node import NodeCore, NodeEffects
 from cluster.statuses import NodeStatus
@@ -47,6 +50,12 @@ from cluster.transport import BindError, MeshTransport, cluster_keys
 log = logging.getLogger(__name__)
 
 CANNOT_START = 78
+# The node's exit code when it is no member of its cluster any more, and did not leave by itself.
+REMOVED = 3
+_AFTER_REMOVAL = (
+    "`vmq-broker start --recover-queues` offers the queues of its store to the cluster; with an empty data_dir it can "
+    "join as a new node"
+)
 _FRAMES_PER_TURN = 64
 _POLL_S_MAX = 1.0
 _BEHIND_POLL_MS = 100
@@ -64,6 +73,11 @@ class OwnerProcess:
         data_dir = self.config.node.data_dir
         store = self.config.store
         opened = open_store(os.path.join(data_dir, "store"), store.sync, store.sync_interval_ms)  # type: ignore[arg-type]
+        self._recovers = bool(start.get("recover"))
+        if self._recovers and stored_state(opened.storage, self.config.node.name) == State.REMOVED:
+            become_donor(opened.storage, self.config.node.name, os.urandom(STORE_ID_BYTES))
+            opened.storage.close()
+            opened = open_store(os.path.join(data_dir, "store"), store.sync, store.sync_interval_ms)  # type: ignore[arg-type]
         self._storage = opened.storage
         self.node = build_node(self.config, opened)
         self._gate = CommitGate(self.node, self._storage)
@@ -78,6 +92,10 @@ class OwnerProcess:
         self._checks: list[int] = []
         # And those that wait for what the other nodes say of themselves.
         self._shows: list[int] = []
+        self._leaves = LeaveCommands(self.node, control.send)
+        # What the supervisor was told last of the node's place in the cluster.
+        self._told_accepts = True
+        self._told_end = False
         self._running = True
 
     def run(self) -> None:
@@ -86,6 +104,7 @@ class OwnerProcess:
         poller.register(self._control.fileno(), zmq.POLLIN)
         poller.register(self._channel.pull, zmq.POLLIN)
         control_fd = self._control.fileno()
+        self._tell_leave()
         self._control.send({"type": "ready"})
         self._control_readable()
         self._turn(time.monotonic(), {})
@@ -144,6 +163,9 @@ class OwnerProcess:
         self._answer_joins()
         self._answer_checks()
         self._answer_shows()
+        if not self._gate.failing_reason:
+            self._leaves.answer()
+            self._tell_leave()
         for name in node.mesh.take_lookups():
             self._control.send({"type": "look-up", "name": name})
 
@@ -202,6 +224,8 @@ class OwnerProcess:
         command = message["command"]
         if command == "cluster join":
             self._join(number, message["arguments"], now)
+        elif command == "cluster leave":
+            self._leaves.command(number, message["arguments"]["node"], message["flags"], now)
         elif command == "cluster check":
             self._check(number, bool(message["flags"].get("repair")), now)
         elif command == "cluster show":
@@ -218,6 +242,30 @@ class OwnerProcess:
             self._backup(number, message["arguments"]["directory"], now)
         else:
             self._refuse(number, f"unknown command {command!r}", 2)
+
+    def _tell_leave(self) -> None:
+        """Tell the supervisor what comes of the leave of this node; the state that says so is committed."""
+        node = self.node
+        job = node.leaver.job
+        for is_bad, line in node.leaver.take_lines():
+            log.log(logging.ERROR if is_bad else logging.INFO, "%s", line)
+        accepts = job.accepts() and not self._recovers
+        if accepts != self._told_accepts:
+            self._told_accepts = accepts
+            self._control.send({"type": "listeners", "accept": accepts})
+        if self._told_end:
+            return
+        if job.state == State.LEFT:
+            self._told_end = True
+            self._control.send({"type": "left"})
+        elif job.state == State.REMOVED:
+            self._told_end = True
+            error = node.removed or f"{self.config.node.name} was removed from its cluster and serves nobody"
+            self._control.send({"type": "failed", "error": f"{error}; {_AFTER_REMOVAL}", "exit": REMOVED})
+        elif self._recovers and job.state == State.IDLE and node.mesh.peers and node.mesh.is_complete():
+            self._told_end = True
+            error = f"{self.config.node.name} is a member of its cluster: start it without --recover-queues"
+            self._control.send({"type": "failed", "error": error, "exit": 1})
 
     def _join(self, number: int, arguments: dict[str, Any], now: float) -> None:
         if self._transport is None:
@@ -317,7 +365,10 @@ def build_node(config: Config, opened: OpenedStore) -> NodeCore:
             config.node.name,
             mesh_advertise(config),
             config.cluster.failure_timeout_ms / 1000,
-            tuple(node_and_address(text) for text in config.cluster.discovery if not text.startswith(DNS_PREFIX)),
+            (
+                *(node_and_address(text) for text in config.cluster.discovery if not text.startswith(DNS_PREFIX)),
+                *fellows(opened.storage),
+            ),
             config.cluster.readiness,
             config.cluster.planned_restart_s,
             config.cluster.forward_spill_after_ms / 1000,
@@ -333,7 +384,8 @@ def build_node(config: Config, opened: OpenedStore) -> NodeCore:
     owner = QueueOwner(owner_settings(config), opened.storage, mesh.interest, opened.store_id, opened.incarnation)
     owner.recover(now, _utc_ms(), log.info)
     interval_s = config.systree.interval_s if config.systree.enabled else 0
-    return NodeCore(owner, mesh, Systree(config.node.name, __version__, interval_s, now), __version__)
+    systree = Systree(config.node.name, __version__, interval_s, now)
+    return NodeCore(owner, mesh, systree, __version__, config.node.server_reference)
 
 
 def _utc_ms() -> int:

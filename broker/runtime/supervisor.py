@@ -26,6 +26,7 @@ import logging
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
@@ -37,6 +38,7 @@ from broker.commands import Command
 from broker.config import Config, listener_processes
 from broker.config_load import ConfigError
 from broker.logs import NodeLog
+from broker.runtime import left
 from broker.runtime.addresses import AddressError, check_free, look_up, resolve_discovery_node
 from broker.runtime.admin_socket import NAME as ADMIN_SOCKET_NAME
 from broker.runtime.admin_socket import AdminSocket, Progress, error_response, text_result
@@ -49,6 +51,13 @@ from broker.shown_settings import describe_setting, show_settings
 
 EXIT_CANNOT_START = 78
 """The exit code of a child that would fail again (EX_CONFIG of sysexits.h)."""
+
+EXIT_REMOVED = 3
+"""The exit code of a node whose store is that of no member any more."""
+
+IGNORED = (
+    "cluster.discovery is ignored until `vmq-admin cluster join` is given, or the file LEFT in its data_dir removed"
+)
 
 COMMANDS: Mapping[str, list[str]] = {
     "owner": python_command("broker.runtime.owner_process"),
@@ -105,8 +114,11 @@ class Supervisor:
         timing: Timing | None = None,
         output: IO[str] | None = None,
         notifier: Notifier | None = None,
+        recovers: bool = False,
     ) -> None:
+        """`recovers`: serve nobody, and give the queues of a store whose node was removed to the cluster."""
         self._config = config
+        self._recovers = recovers
         self._node_log = log
         self._run_dir = run_dir
         self._lock = lock
@@ -128,6 +140,9 @@ class Supervisor:
         self._tasks: set[asyncio.Task[None]] = set()
         self._announced_ready = False
         self._exit = 0
+        # Whether clients may connect; and the node has left its cluster, so that its store is to be put aside.
+        self._accepts = not recovers
+        self.has_left = False
 
     async def run(self) -> int:
         """Run the node until it is stopped or can't go on; returns the exit code."""
@@ -177,7 +192,10 @@ class Supervisor:
                 arguments = await resolve_discovery_node(arguments["discovery-node"])
             except AddressError as error:
                 return error_response(str(error))
-        return await self._ask_owner(command, arguments, flags, progress)
+        response = await self._ask_owner(command, arguments, flags, progress)
+        if command.words == "cluster join" and response["type"] == "result":
+            left.forget(self._config.node.data_dir)
+        return response
 
     async def _ask_owner(
         self, command: Command, arguments: dict[str, Any], flags: dict[str, Any], progress: Progress
@@ -261,6 +279,8 @@ class Supervisor:
             "owner_generation": self._owner.generation,
             "config": self._config.to_dict(),
             "run_dir": self._run_dir.directory,
+            "accept": self._accepts,
+            "recover": self._recovers,
         }
 
     def _receive(self, slot: Slot, message: Message) -> None:
@@ -274,12 +294,28 @@ class Supervisor:
             self._fail(str(message.get("error", f"{slot.label} failed")), int(message.get("exit", 1)))
         elif kind == "listener-silent":
             self._kill_silent(int(message["index"]), int(message["generation"]))
+        elif kind == "listeners":
+            self._accepts = bool(message["accept"])
+            for listener in self._listeners:
+                if listener.child is not None:
+                    listener.child.send({"type": "accept", "on": self._accepts})
+        elif kind == "left":
+            self._leave()
         elif kind == "look-up":
             self._spawn(self._look_up(str(message["name"])))
         elif kind in ("reply", "progress"):
             self._calls.receive(message)
         else:
             self._log(logging.ERROR, f"{slot.label} sent an unknown control message: {kind}")
+
+    def _leave(self) -> None:
+        """The node is no member of its cluster any more, and has nothing left."""
+        self._log(logging.INFO, "this node has left its cluster")
+        if self._owner.ready:
+            # A marker of an earlier leave says nothing of this store; an owner that starts knows its store by it.
+            left.forget(self._config.node.data_dir)
+        self.has_left = True
+        self.stop()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -437,8 +473,12 @@ def run_node(
     reload: Callable[[], Config] | None = None,
     commands: Mapping[str, list[str]] = COMMANDS,
     timing: Timing | None = None,
+    recovers: bool = False,
 ) -> int:
-    """Run a node in the foreground; returns its exit code. Raises StartError."""
+    """Run a node in the foreground; returns its exit code. Raises StartError.
+
+    With `recovers` it serves nobody, and gives the queues of a store whose node was removed to the cluster.
+    """
     setproctitle(f"zvmq {config.node.name} supervisor")
     try:
         run_dir = RunDir(config.node.data_dir)
@@ -459,13 +499,37 @@ def run_node(
     for listener in config.listeners:
         if listener.type != "mqtt":
             log.write("supervisor", logging.WARNING, f"{listener.type} on {listener.address} is not served yet")
+    if left.has_left(config.node.data_dir) and config.cluster.discovery:
+        log.write("supervisor", logging.WARNING, f"this node has left its cluster: {IGNORED}")
+        config = replace(config, cluster=replace(config.cluster, discovery=()))
     try:
-        notifier = Notifier.from_environment(os.environ)
-        return asyncio.run(Supervisor(config, log, run_dir, lock, reload, commands, timing, notifier=notifier).run())
+        # A node that has not heard yet that it was removed hears so first.
+        for attempt in (1, 2):
+            notifier = Notifier.from_environment(os.environ)
+            supervisor = Supervisor(
+                config, log, run_dir, lock, reload, commands, timing, notifier=notifier, recovers=recovers
+            )
+            exit_code = asyncio.run(supervisor.run())
+            if exit_code != EXIT_REMOVED or not recovers or attempt == 2:
+                break
+        return put_aside(config, log) if supervisor.has_left else exit_code
     finally:
         log.close()
         os.close(lock)
         run_dir.close()
+
+
+def put_aside(config: Config, log: NodeLog) -> int:
+    """Put the store of a node that has left aside; returns its exit code."""
+    try:
+        place = left.put_aside(config.node.data_dir, config.node.name, time.time())
+    except (left.PutBackError, OSError) as error:
+        log.write("supervisor", logging.CRITICAL, str(error))
+        if not log.on_console:
+            print(f"vmq-broker: {error}", file=sys.stderr, flush=True)
+        return EXIT_REMOVED if isinstance(error, left.PutBackError) else 1
+    log.write("supervisor", logging.INFO, f"the store of the node that has left is in {place}")
+    return 0
 
 
 def open_log(config: Config) -> NodeLog:

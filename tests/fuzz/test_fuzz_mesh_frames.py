@@ -13,6 +13,8 @@ from cluster import (
     check_frames,
     forwards,
     frames,
+    handover,
+    leave_frames,
     move_frames,
     registration_frames,
     statuses,
@@ -108,6 +110,46 @@ def check_asked(frame: bytes) -> bytes:
 
 def checked(frame: bytes) -> bytes:
     return check_frames.pack_checked(*check_frames.unpack_checked(frame))
+
+
+def leave_order(frame: bytes) -> bytes:
+    return leave_frames.pack_order(*leave_frames.unpack_order(frame))
+
+
+def leave_answer(frame: bytes) -> bytes:
+    return leave_frames.pack_answer(*leave_frames.unpack_answer(frame))
+
+
+def leave_report(frame: bytes) -> bytes:
+    return leave_frames.pack_report(leave_frames.unpack_report(frame))
+
+
+def leave_heard(frame: bytes) -> bytes:
+    return leave_frames.pack_heard(leave_frames.unpack_heard(frame))
+
+
+def adopt(frame: bytes) -> bytes:
+    home, revives, orphans = leave_frames.unpack_adopt(frame)
+    packed = leave_frames.pack_adopts(home, revives, orphans)
+    # Nobody to be adopted is never said.
+    return packed[0] if len(packed) == 1 else frame
+
+
+def hand_over(frame: bytes) -> bytes:
+    store_id, number, message = handover.unpack_hand_over(frame, NOW)
+    return handover.pack_hand_over(store_id, number, message, NOW)
+
+
+def handed(frame: bytes) -> bytes:
+    return handover.pack_handed(*handover.unpack_handed(frame))
+
+
+def donor(frame: bytes) -> bytes:
+    return leave_frames.pack_donor(leave_frames.unpack_donor(frame))
+
+
+def donor_heard(frame: bytes) -> bytes:
+    return leave_frames.pack_donor_heard(*leave_frames.unpack_donor_heard(frame))
 
 
 def look(frame: bytes) -> bytes:
@@ -236,6 +278,15 @@ UNPACKERS = {
     int(FrameType.MOVE): move,
     int(FrameType.MOVE_ACK): move_ack,
     int(FrameType.SWITCH): switch,
+    int(FrameType.LEAVE_ORDER): leave_order,
+    int(FrameType.LEAVE_ANSWER): leave_answer,
+    int(FrameType.LEAVE_REPORT): leave_report,
+    int(FrameType.LEAVE_HEARD): leave_heard,
+    int(FrameType.ADOPT): adopt,
+    int(FrameType.HAND_OVER): hand_over,
+    int(FrameType.HANDED): handed,
+    int(FrameType.DONOR): donor,
+    int(FrameType.DONOR_HEARD): donor_heard,
     int(FrameType.HELLO): hello,
     int(FrameType.WELCOME): welcome,
     int(FrameType.REFUSED): refused,

@@ -96,7 +96,7 @@ class Client:
             self.home = world.rng.choice([node for node in world.nodes.values() if not node.is_alone])
             world.count("roamings")
         listeners = [listener for listener in self.home.listeners if listener is not None and listener.up]
-        if not self.home.up or not listeners:
+        if not self.home.up or not listeners or not self.home.core.leaver.job.accepts():
             self._retry(clean)
             return
         clean = clean or not self.persistent

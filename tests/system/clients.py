@@ -33,6 +33,8 @@ class Client:
         self._messages: queue.SimpleQueue[mqtt.MQTTMessage] = queue.SimpleQueue()
         self._connected = threading.Event()
         self._closed = threading.Event()
+        # The reason of the last end of a connection, and the server that the broker referred to.
+        self._ended: tuple[int, str] = (0, "")
         self._acknowledged: set[int] = set()
         self._changed = threading.Condition()
         self._subscribed: queue.SimpleQueue[list[Any]] = queue.SimpleQueue()
@@ -80,6 +82,11 @@ class Client:
     def wait_closed(self) -> None:
         """Wait for the broker to close the connection. The client then connects anew by itself."""
         assert self._closed.wait(LIMIT_S), f"{self._node.name} did not close the connection"
+
+    def farewell(self) -> tuple[int, str]:
+        """Wait for the broker to close the connection; return its reason and the server that it refers to."""
+        self.wait_closed()
+        return self._ended
 
     def wait_connected_again(self) -> None:
         """Wait for CONNACK of a connection after `wait_closed`."""
@@ -151,6 +158,7 @@ class Client:
         self._connected.set()
 
     def _on_disconnect(self, client: mqtt.Client, userdata: Any, flags: Any, reason: Any, properties: Any) -> None:
+        self._ended = (reason.value, getattr(properties, "ServerReference", ""))
         self._connected.clear()
         self._closed.set()
 

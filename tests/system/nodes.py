@@ -130,10 +130,10 @@ class Node:
         """How others find it: name@host:port."""
         return f"{self.name}:{self.mesh_port}"
 
-    def launch(self) -> None:
+    def launch(self, *flags: str) -> None:
         """Start the node without waiting for anything."""
         assert self.process is None, f"{self.name} was not stopped"
-        command = [str(BROKER), "start"]
+        command = [str(BROKER), "start", *flags]
         if self.settings:
             command += ["--set", *self.settings]
         with self.output.open("wb") as output:

@@ -26,6 +26,7 @@ class FakeNode:
         self.data_dir = str(data_dir)
         self.requests: list[Request] = []
         self._responses = responses
+        self._later: list[list[Any]] = []
         (data_dir / "run").mkdir(parents=True)
         directory = os.open(data_dir / "run", os.O_RDONLY)
         self._listening = socket.socket(socket.AF_UNIX)
@@ -43,12 +44,17 @@ class FakeNode:
                 return
             with connection, connection.makefile("rwb") as stream:
                 self.requests.append(json.loads(stream.readline()))
-                for response in self._responses:
+                responses = self._later.pop(0) if self._later and len(self.requests) > 1 else self._responses
+                for response in responses:
                     stream.write(json.dumps(response).encode() + b"\n")
                 stream.flush()
                 if not self._responses:
                     # Says nothing until the client has given up.
                     stream.read()
+
+    def then(self, responses: list[Any]) -> None:
+        """Answer the next request otherwise than the first."""
+        self._later.append(responses)
 
     def close(self) -> None:
         self._listening.shutdown(socket.SHUT_RDWR)
@@ -168,7 +174,7 @@ def test_usage_errors(arguments: list[str], complaint: str) -> None:
     "arguments",
     [
         ["session", "show", "--client_id=x", "--limit=3"],
-        ["cluster", "leave", "node=a@b", "-k", "-i", "3"],
+        ["listener", "stop", "address=a", "port=1", "-k"],
         ["set", "max_inflight_messages=5"],
         ["set", "a=b"],
         ["cluster", "show", "--url", "http://127.0.0.1:8888"],
@@ -208,3 +214,51 @@ def test_a_configuration_that_cannot_be_read(tmp_path: Path) -> None:
     code, output, errors = admin("node", "status", "--config", str(tmp_path / "missing.yml"))
     assert (code, output) == (2, "")
     assert "missing.yml" in errors
+
+
+class Terminal(io.StringIO):
+    """A stream on which somebody looks, or types."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+PROGRESS = [
+    {"type": "progress", "text": "", "done": 0, "total": 0},
+    {"type": "progress", "text": "Migrated 3/9 queues and 6/18 messages", "done": 3, "total": 9},
+    {"type": "progress", "text": "", "done": 9, "total": 9},
+]
+
+
+def leave(node: FakeNode, errors: io.StringIO) -> tuple[int, str]:
+    output = io.StringIO()
+    arguments = ["cluster", "leave", "node=a@b", "-k", "--data-dir", node.data_dir]
+    return cli.run(arguments, {}, output, errors), output.getvalue()
+
+
+def test_progress_is_lines_where_nobody_looks(fake_node: Callable[..., FakeNode]) -> None:
+    errors = io.StringIO()
+    assert leave(fake_node(*PROGRESS, DONE), errors) == (0, "Done\n")
+    assert errors.getvalue() == "Migrated 3/9 queues and 6/18 messages\n"
+
+
+def test_progress_is_a_bar_on_a_terminal(fake_node: Callable[..., FakeNode]) -> None:
+    errors = Terminal()
+    assert leave(fake_node(*PROGRESS, DONE), errors) == (0, "Done\n")
+    assert "Migrated 3/9 queues and 6/18 messages" in errors.getvalue()
+    assert "9/9" in errors.getvalue() and "/s" in errors.getvalue()
+
+
+@pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("\n", 1), ("no\n", 1)])
+def test_a_question_is_asked_on_a_terminal(
+    fake_node: Callable[..., FakeNode], monkeypatch: pytest.MonkeyPatch, answer: str, code: int
+) -> None:
+    question = {"type": "result", "result": {"type": "question", "text": "Remove a@b?"}}
+    node = fake_node(question)
+    monkeypatch.setattr("sys.stdin", Terminal(answer))
+    errors = Terminal()
+    if code == 0:
+        node.then([DONE])
+    assert leave(node, errors) == (code, "Done\n" if code == 0 else "")
+    assert "Remove a@b? [y/N]" in errors.getvalue()
+    assert [request["flags"].get("ask", False) for request in node.requests] == ([True, False] if code == 0 else [True])

@@ -42,8 +42,40 @@ def test_a_part_between_two_joins_them() -> None:
 def test_what_an_old_home_had_directly_is_told_once() -> None:
     arrival = Arrival(9 << PLACE_BITS)
     for number in (5, 3, 9):
-        arrival.add_had(OLD, ORIGIN, number)
-    assert arrival.had == {(OLD, ORIGIN): 5}
+        arrival.add_had(OLD, 4, ORIGIN, number)
+    assert arrival.had == {(OLD, ORIGIN): (4, 5)}
     again = unpack_arrival(arrival.pack())
     assert again.had == arrival.had and again.pack() == arrival.pack()
-    assert again.had_directly(OTHER, ORIGIN, 5) and not again.had_directly(OLD, ORIGIN, 5)
+    place = (3 << PLACE_BITS) + 1
+    assert again.had_directly(OTHER, ORIGIN, 5, place) and not again.had_directly(OLD, ORIGIN, 5, place)
+
+
+def test_what_an_old_home_has_given_to_another_comes_from_there() -> None:
+    """Though it had that directly itself: it has it no more, and its place says whose it was."""
+    arrival = Arrival(9 << PLACE_BITS)
+    arrival.add_had(OLD, 4, ORIGIN, 5)
+    assert not arrival.had_directly(OTHER, ORIGIN, 6, (4 << PLACE_BITS) + 1)
+    assert arrival.had_directly(OTHER, ORIGIN, 6, (5 << PLACE_BITS) + 1)
+
+
+def test_of_what_came_directly_only_what_was_not_given_away_is_here() -> None:
+    """A stub gave all but the last of what it had of an origin, and all that it had of another."""
+    arrival = Arrival(9 << PLACE_BITS)
+    arrival.direct_from = 5 << PLACE_BITS
+    arrival.kept = {ORIGIN: 7}
+    arrival = unpack_arrival(arrival.pack())
+    place = (5 << PLACE_BITS) + 1
+    assert [arrival.has_had(ORIGIN, number, place) for number in (6, 7, 8)] == [False, True, True]
+    assert not arrival.has_had(OTHER, 99, place)
+    # From the next on that comes directly it is.
+    assert arrival.takes(OTHER, 100)
+    assert [arrival.has_had(OTHER, number, place) for number in (99, 100, 101)] == [False, True, True]
+
+
+def test_what_an_origin_sent_to_two_old_homes_is_taken_once() -> None:
+    arrival = Arrival(9 << PLACE_BITS)
+    arrival.donor(OLD)
+    assert not arrival.comes_again(ORIGIN, 5) and not arrival.comes_again(ORIGIN, 5)
+    arrival.donor(OTHER)
+    assert [arrival.comes_again(ORIGIN, number) for number in (5, 6, 5, 6)] == [False, False, True, True]
+    assert not arrival.comes_again(ORIGIN, 0) and not arrival.comes_again(ORIGIN, 0)

@@ -28,7 +28,7 @@ COOKIE = "a-cookie-of-enough-characters"
 
 # The documented configuration with its documented defaults.
 DOCUMENTED: dict[str, Any] = {
-    "node": {"name": "node1@127.0.0.1", "data_dir": "./zvmq-data"},
+    "node": {"name": "node1@127.0.0.1", "data_dir": "./zvmq-data", "server_reference": ""},
     "cluster": {
         "cookie": "",
         "cookie_file": "",

@@ -45,6 +45,20 @@ def test_it_is_no_longer_than_the_client_takes(is_attached, bytes_max, said):
     assert farewell(5, is_attached, Reason.MALFORMED_PACKET, "no", bytes_max).hex(" ") == said
 
 
+@pytest.mark.parametrize(
+    ("version", "is_attached", "bytes_max", "said"),
+    [
+        (5, True, 0, "e0 08 9d 06 1c 00 03 61 3a 31"),
+        (5, True, 9, "e0 01 9d"),
+        (5, False, 0, "20 09 00 9d 06 1c 00 03 61 3a 31"),
+        (4, True, 0, ""),
+    ],
+)
+def test_a_server_to_use_instead_is_named_where_there_is_room(version, is_attached, bytes_max, said):
+    """[MQTT-4.13.2-1]"""
+    assert farewell(version, is_attached, Reason.SERVER_MOVED, "", bytes_max, "a:1").hex(" ") == said
+
+
 def test_mqtt_3_is_told_no_text():
     assert farewell(4, False, Reason.NOT_AUTHORIZED, "no", 0).hex(" ") == "20 02 00 05"
 

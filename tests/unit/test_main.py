@@ -44,12 +44,6 @@ def test_settings_of_the_command_line_win(tmp_path: Path, capsys: pytest.Capture
     assert "node8@127.0.0.1" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [["start", "--recover-queues"]])
-def test_what_is_not_served_yet(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
-    assert run(arguments) == 1
-    assert "not served by this version" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("arguments", [["begin"], ["start", "--confg", "x"], ["backup"], ["start", "now"]])
 def test_bad_usage(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as exit_:

@@ -424,3 +424,22 @@ def test_what_a_group_gave_to_the_session_comes_on_no_other_way(start: Callable[
     assert not session.arrival.overlaps()
     move.end(ELSEWHERE)
     assert payloads(again) == [b"plain"]
+
+
+def test_what_a_stub_gave_away_comes_back_from_there(start: Callable[..., Node]) -> None:
+    """The new home had it directly as well, and left out what the stub gave: the stub has it no more."""
+    old, new = start(store_id=HERE), start(store_id=THERE)
+    client = old.persistent("mover")
+    client.subscribe(b"t", 1)
+    client.drop()
+    for number in (1, 2, 3):
+        direct(old, ELSEWHERE, number, b"%d" % number)
+    move = Move(old, new)
+    move.begin()
+    move.rest()
+    direct(old, ELSEWHERE, 4, b"4")
+    session = old.owner.transfers.come_back(move.departure, Epoch(3, 0, HERE))
+    old.settle()
+    assert session.arrival is not None and session.arrival.kept == {ELSEWHERE: 4}
+    place = first_place(Epoch(2, 0, THERE)) + 1
+    assert [session.arrival.has_had(ELSEWHERE, number, place) for number in (3, 4)] == [False, True]

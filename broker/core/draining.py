@@ -1,0 +1,74 @@
+"""Draining: what is still at a node that is to give everything away, and the end of its clients' connections.
+
+Owns nothing: it counts what the owner's parts have, and closes connections as the owner does. Why, and where everything
+goes, is the cluster's business.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Final, final
+
+from broker.core.session import Attachment, Session
+from broker.core.transfer import Transfers
+from broker.core.wills import Wills
+from broker.mqtt.reasons import Reason
+
+Close = Callable[[Attachment, int, float, str], None]
+
+
+@final
+class Draining:
+    """The sessions and connections of one node, as they are counted while they become fewer."""
+
+    def __init__(
+        self,
+        attachments: dict[int, Attachment],
+        sessions: dict[str, Session],
+        transfers: Transfers,
+        wills: Wills,
+        close: Close,
+    ) -> None:
+        self._attachments: Final = attachments
+        self._sessions: Final = sessions
+        self._transfers: Final = transfers
+        self._wills: Final = wills
+        self._close: Final = close
+
+    def close(self, count: int, reference: str, now: float) -> None:
+        """End so many connections; `reference` is the server that the clients are to use instead, "" for none.
+
+        Their wills wait, for they may come back there in time.
+        """
+        reason = Reason.SERVER_MOVED if reference else Reason.SERVER_SHUTTING_DOWN
+        for attachment in list(self._attachments.values())[:count]:
+            self._close(attachment, int(reason), now, reference)
+
+    def online(self) -> int:
+        """Return how many sessions have a client."""
+        return len(self._attachments)
+
+    def offline(self) -> int:
+        """Return how many sessions have none."""
+        return len(self._sessions) - len(self._attachments)
+
+    def moving(self) -> int:
+        """Return how many sessions are on their way to another node, and not wholly there."""
+        return len(self._transfers.departures)
+
+    def wills(self) -> int:
+        """Return how many wills are here, those of clients that are connected included."""
+        return len(self._wills)
+
+    def messages(self) -> int:
+        """Return how many messages wait in all sessions, those on their way included."""
+        stubs = [departure.session for departure in self._transfers.departures.values()]
+        return sum(len(session.queue) + len(session.inflight) for session in [*self._sessions.values(), *stubs])
+
+    def all(self) -> Iterator[Session]:
+        """Iterate over the sessions that are here; they must not change meanwhile."""
+        yield from self._sessions.values()
+
+    def waiting(self) -> Iterator[Session]:
+        """Iterate over the sessions without a client; they must not change meanwhile."""
+        for session in self._sessions.values():
+            if session.attachment is None:
+                yield session

@@ -1,0 +1,142 @@
+"""Estates: what this node kept for members that are gone, given to their sessions' new homes.
+
+Owns the outboxes for stores that are no members any more, and who of their sessions wanted what. A message there was
+acknowledged to its publisher, and is for sessions that have other homes by now: each gets what it had subscribed to by
+the way on which sessions move (`broker.core.legacies`), and the message is forgotten here in the same batch.
+
+What those sessions wanted is remembered in the store (`MeshStore`), since the tables of a node go with it. Nothing is
+given before all members and their tables are known: a session whose new home is not known here would seem to be over.
+"""
+
+import math
+from typing import Final, final
+
+from broker.core.epoch import NO_EPOCH, Epoch
+from broker.core.message import Delivery, Message
+from broker.core.owner import QueueOwner
+from broker.core.subscription import NO_LOCAL, QOS_MASK, RETAIN_AS_PUBLISHED, Subscription
+from broker.core.topic_tree import TopicTree
+from broker.mqtt.topics import SHARE_PREFIX
+from cluster.mesh import Mesh
+from cluster.moving import Moving
+from cluster.outbox import Outbox
+
+# How much of an estate is read in a turn, and how long the next one waits.
+CHUNK_BYTES: Final = 256 * 1024
+PAUSE_S: Final = 0.02
+_OTHER_HOME_S: Final = 0.5
+
+
+@final
+class Estate:
+    """The outbox for a store that is no member any more, and the subscriptions of its sessions."""
+
+    def __init__(self, store_id: bytes, outbox: Outbox, wishes: list[tuple[str, bytes, Subscription]]) -> None:
+        self.store_id = store_id
+        self.outbox = outbox
+        # It is stored from which of this node's messages on they are given to others.
+        self.is_told = False
+        self.tree: TopicTree[str, Subscription] = TopicTree()
+        self.given = 0
+        for client_id, topic_filter, subscription in wishes:
+            # What was for a group is the group's, which has other members, or none.
+            if not topic_filter.startswith(SHARE_PREFIX):
+                self.tree.set(topic_filter, client_id, subscription)
+
+    def wanted_by(self, message: Message) -> dict[str, tuple[int, bool, bytes]]:
+        """Return (QoS, RETAIN, identifiers) for each session that gets a message."""
+        found: dict[str, tuple[int, bool, bytes]] = {}
+        for client_id, subscription in self.tree.match(message.topic):
+            options = subscription.options
+            if options & NO_LOCAL and client_id == message.publisher:
+                continue
+            qos = min(message.qos, options & QOS_MASK)
+            retain = message.retain and options & RETAIN_AS_PUBLISHED != 0
+            before = found.get(client_id, (0, False, b""))
+            found[client_id] = (
+                max(qos, before[0]),
+                retain or before[1],
+                before[2] + subscription.encoded,
+            )
+        return found
+
+
+@final
+class Estates:
+    """All estates of this node."""
+
+    def __init__(self, owner: QueueOwner, mesh: Mesh, moving: Moving) -> None:
+        self._owner = owner
+        self._mesh = mesh
+        self._moving = moving
+        self._open: dict[bytes, Estate] = {}
+        self._work_at = 0.0
+        owner.legacies.restore(mesh.started_at)
+
+    def begin(self, now: float) -> None:
+        """Begin a turn: go on, if everything that was written is committed."""
+        for store_id in self._mesh.take_estates():
+            wishes = self._mesh.estate_wishes(store_id)
+            self._open[store_id] = Estate(store_id, self._mesh.estate_outbox(store_id), wishes)
+            self._work_at = 0.0
+        if not self._open or now < self._work_at:
+            return
+        self._work_at = now + PAUSE_S
+        if not self._mesh.is_complete():
+            return
+        for store_id, estate in list(self._open.items()):
+            if not self._settle(estate, now):
+                self._work_at = now + _OTHER_HOME_S
+            if not estate.outbox.messages:
+                del self._open[store_id]
+                self._mesh.end_estate(store_id)
+                if not self._open:
+                    self._moving.arrivals.end_own(now)
+                self._mesh.note(f"{estate.given} messages for a node that is gone go to its sessions' new homes")
+
+    def next_deadline(self) -> float:
+        """Return when `begin` has something to do."""
+        return self._work_at if self._open else math.inf
+
+    def _settle(self, estate: Estate, now: float) -> bool:
+        """Give a part of an estate away; false if the next message has to wait."""
+        outbox = estate.outbox
+        own = self._mesh.membership.own().store_id
+        for stored in outbox.read(outbox.first, outbox.last, CHUNK_BYTES):
+            wanted = estate.wanted_by(stored.message)
+            if any(self._is_busy(client_id) for client_id in wanted):
+                return False
+            if not estate.is_told and stored.message.origin == own:
+                # If the store comes back, what it has of this and later messages is not to be given once more.
+                estate.is_told = True
+                first = min(self._mesh.rerouted(estate.store_id), stored.message.number)
+                self._mesh.put_rerouted(estate.store_id, first)
+            for client_id, (qos, retain, identifiers) in wanted.items():
+                if qos:
+                    self._give(client_id, Delivery(0, stored.message, qos, retain, identifiers), now)
+            estate.given += 1
+            outbox.delete([stored.number], stored.size)
+            outbox.first = stored.number + 1
+        return True
+
+    def _is_busy(self, client_id: str) -> bool:
+        """Say whether a session leaves this node that has been here: then its deliveries are not to be mixed."""
+        departure = self._owner.transfers.departures.get(client_id)
+        return departure is not None and departure.session.expiry_s != 0
+
+    def _give(self, client_id: str, delivery: Delivery, now: float) -> None:
+        home = self._mesh.registry.find(client_id)
+        if home is None or not home.persistent:
+            self._owner.counters.drop("session_ended")
+            return
+        # The home that is gone was one before; who had the session then counts no more.
+        old_epoch = Epoch(home.epoch.counter - 1, 0, NO_EPOCH.store_id)
+        session = self._owner.session(client_id)
+        if session is not None:
+            self._owner.legacies.give(session, old_epoch, delivery, now)
+            self._moving.arrivals.watch(client_id)
+            return
+        known = self._moving.departures.has_stub(client_id)
+        departure = self._owner.legacies.stub(client_id, old_epoch)
+        self._owner.legacies.leave(departure, delivery)
+        self._moving.departures.bequeath(departure, old_epoch, home.epoch, known)

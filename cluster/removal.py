@@ -1,0 +1,147 @@
+"""Removal: a member that does not answer is taken out of the cluster by the others.
+
+Owns the removals that operators of this node ordered: who adopts which session of the node that is gone, and when it is
+removed. It knows its sessions from what it told of them while it ran; what it had queued nobody knows.
+
+Theory of operation
+-------------------
+    its persistent sessions, in the order of their names, are assigned to the members that run, in turn
+    ADOPT(revive) --> each, at most ASKED_MAX at a time, until the registry knows another home of every one
+    the others have SETTLE_S to hear of the new homes; then the node is removed, and its other sessions with it
+
+A session that its client claims meanwhile is one less. Nothing is stored: whoever gives the order again goes on where
+this one ended. A node that runs again before it is removed ends the removal.
+"""
+
+from dataclasses import dataclass
+from typing import Final, final
+
+from cluster.leave_frames import Order, Orphan, Report, Verb, pack_adopts
+from cluster.leaver import ASK_AGAIN_S, ASKED_MAX, BUSY
+from cluster.leaving import State, how_without
+from cluster.mesh import Mesh
+from cluster.moving import Moving
+from cluster.registry import Home
+
+SETTLE_S: Final = 1.0
+LOOK_S: Final = 0.2
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a removal is; `text` is its end."""
+
+    moved: int = 0
+    queues: int = 0
+    is_over: bool = False
+    failure: str = ""
+
+
+@final
+class Removal:
+    """The removal of one node; `progress` is for whoever follows it."""
+
+    def __init__(self, mesh: Mesh, moving: Moving, node: str, order: Order) -> None:
+        self.node = node
+        self.order = order
+        self.progress = Progress()
+        self._mesh = mesh
+        self._moving = moving
+        self._store_id: Final = mesh.peers[node].store_id
+        # Client id -> who is to adopt it and when that was asked for.
+        self._assigned: dict[str, str] = {}
+        self._asked_at: dict[str, float] = {}
+        self._adopted_at = 0.0
+        self._targets: list[str] = []
+
+    def tick(self, now: float) -> None:
+        """Go on."""
+        if self.progress.is_over:
+            return
+        peer = self._mesh.peers.get(self.node)
+        if peer is None or peer.store_id != self._store_id:
+            self.progress.is_over = True
+        elif peer.running:
+            self.progress.is_over = True
+            self.progress.failure = f"{self.node} runs again and stays a member; give the order again to have it leave"
+        elif self._adopt(now):
+            self._adopted_at = self._adopted_at or now
+            if now >= self._adopted_at + SETTLE_S:
+                self._mesh.remove(self.node, now)
+                self.progress.is_over = True
+
+    def _adopt(self, now: float) -> bool:
+        """Have every session adopted that nobody has; say whether that is all of them."""
+        left = persistent_sessions(self._mesh, self.node)
+        targets = running_targets(self._mesh, self.node, self.order)
+        if not self._assigned or targets != self._targets:
+            self._targets = targets
+            self._assigned = {client_id: targets[place % len(targets)] for place, client_id in enumerate(sorted(left))}
+            self._asked_at = {}
+        self.progress.queues = max(self.progress.queues, len(left))
+        self.progress.moved = self.progress.queues - len(left)
+        counts = dict.fromkeys(targets, 0)
+        orphans: dict[str, list[Orphan]] = {}
+        for client_id in left:
+            # One that nobody knew of before is anybody's.
+            target = self._assigned.setdefault(client_id, targets[0])
+            if counts[target] >= ASKED_MAX:
+                continue
+            counts[target] += 1
+            if now >= self._asked_at.get(client_id, -ASK_AGAIN_S) + ASK_AGAIN_S:
+                self._asked_at[client_id] = now
+                orphans.setdefault(target, []).append(Orphan(client_id, None))
+        for target, adopted in orphans.items():
+            if target == self._mesh.membership.name:
+                for orphan in adopted:
+                    self._moving.registrar.adopt(orphan.client_id, orphan.user_name, self._store_id, True, now)
+            else:
+                for frame in pack_adopts(self._store_id, True, adopted):
+                    self._mesh.tell(target, frame)
+        return not left
+
+
+def persistent_sessions(mesh: Mesh, node: str) -> dict[str, Home]:
+    """Return the persistent sessions whose home is the node, as this node knows them."""
+    return {client_id: home for client_id, home in mesh.registry.clients_of(node) if home.persistent}
+
+
+def running_targets(mesh: Mesh, node: str, order: Order) -> list[str]:
+    """Return who may get the sessions of a node that is gone, by name."""
+    names = [mesh.membership.name] + [name for name, peer in mesh.peers.items() if peer.running and name != node]
+    return sorted([name for name in names if not order.targets or name in order.targets])
+
+
+def refusal(mesh: Mesh, reports: dict[str, Report], node: str, order: Order) -> str:
+    """Return why a node that does not answer can't be removed, "" if it can."""
+    for name, report in reports.items():
+        if report.state in BUSY and name in mesh.peers and name != node:
+            state = State(report.state).text()
+            return f"{name} is leaving the cluster already ({state}): one node at a time"
+    targets = running_targets(mesh, node, order)
+    if order.verb == Verb.ABORT:
+        return f"{node} does not run: there is nothing to abort"
+    if order.targets:
+        unfit = [name for name in order.targets if name not in targets]
+        return f"no target: {', '.join(unfit)} is not a running member besides {node}" if unfit else ""
+    missing = tuple(sorted([name for name, peer in mesh.peers.items() if not peer.running and name != node]))
+    if missing:
+        return f"besides {node}, {', '.join(missing)} does not run: {how_without(missing).removeprefix('or ')}"
+    return ""
+
+
+def losses(mesh: Mesh, reports: dict[str, Report], node: str, order: Order) -> list[str]:
+    """Return what the removal of a node would lose and do, line by line."""
+    left = sorted(persistent_sessions(mesh, node))
+    targets = running_targets(mesh, node, order)
+    report = reports.get(node)
+    messages = "an unknown number of" if report is None else f"{report.messages}"
+    lines = [
+        f"{node} does not run. It may be alive on the far side of a network partition, and serve clients there.",
+        f"Its store holds {len(left)} queues with {messages} messages, as last known: the messages are lost to their "
+        f"clients unless {node} is started with --recover-queues later.",
+    ]
+    for place, target in enumerate(targets):
+        count = len(range(place, len(left), len(targets)))
+        lines.append(f"{target} gets {count} sessions, with their subscriptions and without messages.")
+    return lines

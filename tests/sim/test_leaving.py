@@ -1,0 +1,610 @@
+"""Leaving a cluster, in the simulator: what a node has goes to the others, whoever dies meanwhile."""
+
+from itertools import pairwise
+from math import isfinite
+
+import pytest
+from leave_world import LeaveWorld
+from virtual_clients import Client
+
+from cluster.arrivals import REMOVED_S
+from cluster.frames import FrameType
+from cluster.leave_frames import Order, Verb
+from cluster.leaving import STEP_1_DONE, State
+
+
+def test_step_one_stops_the_listeners_and_nothing_else():
+    test = LeaveWorld()
+    one, two, _three = test.nodes
+    first = test.leave_and_wait(two, one, Verb.STOP_LISTENERS)
+    assert (first.exit_code, first.text) == (0, STEP_1_DONE)
+    assert not one.core.leaver.job.accepts()
+    again = test.leave_and_wait(one, one, Verb.STOP_LISTENERS)
+    assert (again.exit_code, again.text) == (0, STEP_1_DONE)
+    test.world.run(20.0)
+    assert one.core.leaver.job.state == State.DRAINING_LISTENERS
+    assert len(two.core.mesh.peers) == 2, "it is a member"
+    assert test.leave_and_wait(two, one, Verb.ABORT).exit_code == 0
+    assert one.core.leaver.job.accepts()
+
+
+@pytest.mark.parametrize("place", [0, 1], ids=["from another node", "from itself"])
+def test_offline_queues_are_left_at_the_first_time_and_moved_at_the_second(place):
+    test = LeaveWorld(count=3)
+    node, one, two = test.nodes
+    at = [one, node][place]
+    clients = test.make_sessions(node, 20)
+    publisher = test.publisher(one)
+    test.publish(publisher, clients, 3)
+    failed = test.leave_and_wait(at, node, timeout_s=1, interval_s=1)
+    assert failed.exit_code == 1
+    assert "20 queues with 60 messages remain on node1@h" in failed.text
+    assert "vmq-admin cluster leave node=node1@h -k -i 1 -t 1" in failed.text
+    assert test.queued(node) == {client.name: 3 for client in clients}
+    done = test.leave_and_wait(at, node, timeout_s=1, interval_s=1)
+    assert (done.exit_code, done.text) == (0, "Done")
+    test.wait(lambda: test.gone == {"node1@h"}, "the end")
+    assert not node.up
+    for other in (one, two):
+        assert len(test.queued(other)) == 10
+        assert set(test.queued(other).values()) == {3}
+        assert list(other.core.mesh.peers) == [{one: two, two: one}[other].name]
+        assert other.core.mesh.readiness.ready
+    test.come_back(clients, [one, two])
+    test.judge(clients)
+
+
+def test_clients_claim_their_queues_and_force_is_not_needed():
+    test = LeaveWorld(seed=2, count=3)
+    node, one, two = test.nodes
+    clients = test.make_sessions(node, 12, online=True)
+    publisher = test.publisher(two)
+    # One message is in flight at each.
+    for client in clients:
+        client.inbox.ack_delay_s = 5.0
+        client.comes_back = False
+    for client in clients:
+        publisher.publish(next(iter(client.ever_wanted)), 1)
+    test.world.run(0.2)
+    command = test.leave(one, node, timeout_s=60, interval_s=1)
+    test.wait(lambda: all(client.state == "offline" for client in clients), "the end of the connections")
+    test.world.run(1.5)
+    assert command.progress and "12 offline" in command.progress[-1]
+    for client in clients:
+        client.inbox.ack_delay_s = 0.0
+    test.come_back(clients, [one, two])
+    test.wait(command.is_over, "the end")
+    assert (command.exit_code, command.text) == (0, "Done")
+    assert test.gone == {node.name}
+    for client in clients:
+        assert {arrival.payload for arrival in client.inbox.arrivals}, client.name
+
+
+def test_force_does_not_wait():
+    test = LeaveWorld(seed=3)
+    node, one, two = test.nodes
+    clients = test.make_sessions(node, 30, qos=2)
+    test.publish(test.publisher(two), clients, 2, qos=2)
+    begun = test.world.now
+    done = test.leave_and_wait(two, node, force=True, timeout_s=1000)
+    assert done.exit_code == 0
+    assert test.world.now - begun < 10.0
+    assert [len(test.queued(other)) for other in (one, two)] == [15, 15]
+    test.come_back(clients, [one, two])
+    test.judge(clients)
+
+
+def test_one_leave_at_a_time():
+    test = LeaveWorld(seed=4)
+    node, one, two = test.nodes
+    test.make_sessions(node, 3)
+    assert test.leave_and_wait(one, node, Verb.STOP_LISTENERS).exit_code == 0
+    test.world.run(2.0)
+    for at in (one, two, node):
+        for verb in (Verb.STOP_LISTENERS, Verb.MOVE, Verb.DRY_RUN):
+            second = test.leave_and_wait(at, one, verb)
+            assert second.exit_code == 1
+            assert "node1@h is leaving the cluster already (draining-listeners)" in second.text
+    assert test.leave_and_wait(one, node, Verb.ABORT).exit_code == 0
+    test.world.run(2.0)
+    assert test.leave_and_wait(node, one, Verb.STOP_LISTENERS).exit_code == 0
+
+
+def test_of_two_that_begin_at_once_one_ends_itself():
+    test = LeaveWorld(seed=5)
+    node, one, _two = test.nodes
+    test.make_sessions(node, 3)
+    test.make_sessions(one, 3, first=3)
+    first = test.leave(node, node, timeout_s=5)
+    second = test.leave(one, one, timeout_s=5)
+    test.wait(lambda: first.is_over() and second.is_over(), "both")
+    assert [first.exit_code, second.exit_code] == [1, 1]
+    said = sorted([first.text, second.text])
+    assert "remain on" in said[0] and said[1].startswith("the leave of ")
+    assert sorted([node.core.leaver.job.state, one.core.leaver.job.state]) == [State.IDLE, State.FAILED_WITH_QUEUES]
+
+
+def test_a_member_that_is_down_is_named_at_once_and_not_in_the_way_of_targets():
+    test = LeaveWorld(seed=6)
+    node, one, two = test.nodes
+    clients = test.make_sessions(node, 10)
+    test.publish(test.publisher(one), clients, 2)
+    two.kill()
+    test.wait(lambda: not one.core.mesh.peers[two.name].running, "the notice of its death")
+    test.wait(lambda: not node.core.mesh.peers[two.name].running, "the notice of its death")
+    begun = test.world.now
+    refused = test.leave_and_wait(one, node, timeout_s=5)
+    assert refused.exit_code == 1
+    assert "node3@h does not run" in refused.text and "--force-targets" in refused.text
+    assert test.world.now - begun < 10.0
+    assert node.core.leaver.job.accepts()
+    wrong = test.leave_and_wait(one, node, targets=("node3@h", "node2@h"))
+    assert wrong.exit_code == 1 and "no target: node3@h" in wrong.text
+    done = test.leave_and_wait(one, node, targets=("node2@h",), force=True)
+    assert (done.exit_code, done.text) == (0, "Done")
+    assert len(test.queued(one)) == 10
+    two.start()
+    test.wait(lambda: list(two.core.mesh.peers) == ["node2@h"] and test.whole(), "the news of the leave")
+    test.come_back(clients, [one, two])
+    test.judge(clients)
+
+
+def test_a_member_that_dies_in_the_middle_fails_the_leave():
+    test = LeaveWorld(seed=7)
+    node, one, two = test.nodes
+    test.make_sessions(node, 5)
+    command = test.leave(one, node, timeout_s=100)
+    test.world.run(2.0)
+    two.kill()
+    died = test.world.now
+    test.wait(command.is_over, "a failure")
+    assert test.world.now - died < 15.0
+    assert command.exit_code == 1
+    assert "node3@h does not run" in command.text
+    assert node.core.leaver.job.state == State.FAILED_WITH_QUEUES
+
+
+def test_a_dry_run_says_what_would_be_and_does_nothing():
+    test = LeaveWorld(seed=8)
+    node, one, two = test.nodes
+    clients = test.make_sessions(node, 5)
+    test.publish(test.publisher(one), clients, 2)
+    test.publisher(node, "visitor")
+    dry = test.leave_and_wait(two, node, Verb.DRY_RUN)
+    assert dry.exit_code == 0
+    assert dry.text.splitlines() == [
+        "node2@h would get 3 queues with 6 messages",
+        "node3@h would get 2 queues with 4 messages",
+        "1 clients without a persistent session would be disconnected",
+        "nothing would be lost",
+    ]
+    assert node.core.leaver.job.state == State.IDLE
+
+
+def test_a_dry_run_tells_of_what_waits_in_shared_subscriptions():
+    test = LeaveWorld(seed=8)
+    node, _one, _two = test.nodes
+    worker = Client(test.world, test.ledger, "worker", node, 4, True, {b"$share/crew/to/0": 1})
+    worker.connect()
+    test.wait(lambda: worker.subscribed, "a member of a group")
+    worker.comes_back = False
+    worker.disconnect(False)
+    publisher = test.publisher(node)
+    publisher.publish(b"to/0", 1)
+    test.wait(publisher.is_idle, "the acknowledgement")
+    dry = test.leave_and_wait(node, node, Verb.DRY_RUN)
+    assert "1 messages that wait in shared subscriptions would be lost" in dry.text
+
+
+@pytest.mark.parametrize("state", ["waiting", "migrating"])
+def test_an_abort_puts_the_node_back_in_service(state):
+    test = LeaveWorld(seed=9)
+    node, one, two = test.nodes
+    clients = test.make_sessions(node, 40)
+    test.publish(test.publisher(one), clients, 3)
+    command = test.leave(one, node, timeout_s=100, force=state == "migrating")
+    test.wait(lambda: node.core.leaver.job.state.text() == state, state)
+    if state == "migrating":
+        test.wait(lambda: len(node.core.moving.departures.leavings) > 0, "a move")
+    assert test.leave_and_wait(two, node, Verb.ABORT).exit_code == 0
+    test.wait(command.is_over, "the end of the first command")
+    assert (command.exit_code, command.text) == (1, "the leave of node1@h was aborted")
+    assert node.core.leaver.job.accepts()
+    test.come_back(clients, [node, one, two])
+    test.judge(clients)
+
+
+def test_connections_are_closed_at_the_rate_that_was_asked_for():
+    test = LeaveWorld(seed=10)
+    node, one, _two = test.nodes
+    clients = test.make_sessions(node, 20, online=True)
+    for client in clients:
+        client.comes_back = False
+    command = test.leave(one, node, timeout_s=2, rate=5, interval_s=1)
+    counts = []
+    for _ in range(5):
+        counts.append(node.core.owner.draining.online())
+        test.world.run(1.0)
+    assert all(0 < before - after <= 6 for before, after in pairwise(counts[1:])), counts
+    test.wait(command.is_over, "the end")
+    assert "20 queues" in command.text
+
+
+def test_no_will_of_a_client_that_comes_back_elsewhere_fires():
+    test = LeaveWorld(seed=11, leave_will_grace_s=10)
+    node, one, two = test.nodes
+    witness = test.make_sessions(two, 1, online=True)[0]
+    topic = next(iter(witness.ever_wanted))
+    clients = test.make_sessions(node, 4, first=1, online=True)
+    for client in clients:
+        client.will = (topic, 1, 0)
+        client.disconnect(False)
+    test.wait(lambda: all(client.state == "online" for client in clients), "connections with wills")
+    for client in clients:
+        client.comes_back = False
+    command = test.leave(one, node, timeout_s=60)
+    test.world.run(3.0)
+    test.come_back(clients[:3], [one, two])
+    test.world.run(5.0)
+    assert not witness.inbox.arrivals
+    test.leave(one, node, force=True)
+    test.wait(command.is_over, "the end")
+    assert command.exit_code == 0
+    test.world.run(15.0)
+    # Of the one that did not come back it fired where its session went.
+    assert len(witness.inbox.arrivals) == 1
+
+
+@pytest.mark.parametrize(
+    ("victim", "seed"),
+    [
+        (victim, seed)
+        for victim, seeds in {"the node that leaves": 10, "a target": 10, "both": 3, "the third": 3}.items()
+        for seed in range(seeds)
+    ],
+)
+def test_whoever_is_killed_in_the_middle_nothing_is_lost_or_doubled(victim, seed):
+    """The job goes on by itself when its node is back, whatever became of the command."""
+    test = LeaveWorld(seed=100 + seed)
+    node, one, two = test.nodes
+    clients = test.make_sessions(node, 60, qos=1 + seed % 2)
+    test.publish(test.publisher(one), clients, 4, qos=1 + seed % 2)
+    test.leave(two, node, force=True)
+    rng = test.world.rng
+    victims = {"the node that leaves": [node], "a target": [one], "both": [node, one], "the third": [one, two]}[victim]
+    for each in victims:
+        test.crash_later(each, rng.uniform(0.0, 0.4))
+    for _ in range(400):
+        test.world.run(0.3)
+        for each in victims:
+            if not each.up and each.name not in test.gone:
+                test.world.run(rng.uniform(0.0, 1.0))
+                each.start()
+        if node.core is not None and node.core.leaver.job.state == State.FAILED_WITH_QUEUES:
+            # A member was down for too long: once more.
+            test.leave(node, node, force=True)
+        if test.gone == {node.name} and all(each.up for each in (one, two)):
+            break
+    test.wait(lambda: test.gone == {node.name}, "the end of the leave")
+    test.end_crashes()
+    test.wait(test.whole, "the rest of the cluster")
+    assert len(test.queued(one)) + len(test.queued(two)) == 60
+    test.come_back(clients, [one, two])
+    test.judge(clients)
+
+
+def dead(test, node):
+    """Kill a node, and have everybody notice."""
+    node.kill()
+    others = [other for other in test.nodes if other is not node and other.up]
+    test.wait(lambda: not any(other.core.mesh.peers[node.name].running for other in others), "the notice of its death")
+    return others
+
+
+def test_the_sessions_of_a_dead_node_are_split_evenly_and_get_new_messages():
+    test = LeaveWorld(seed=20)
+    node, one, two = test.nodes
+    clients = test.make_sessions(node, 10)
+    publisher = test.publisher(one)
+    dead(test, node)
+    said = test.leave_and_wait(two, node)
+    assert (said.exit_code, said.text) == (0, "Done")
+    assert "node1@h does not run. It may be alive on the far side of a network partition" in said.progress[0]
+    assert "holds 10 queues with 0 messages" in said.progress[1]
+    assert [len(test.queued(other)) for other in (one, two)] == [5, 5]
+    assert list(one.core.mesh.peers) == [two.name]
+    assert one.core.mesh.readiness.ready and two.core.mesh.readiness.ready
+    test.publish(publisher, clients, 3)
+    test.come_back(clients, [two, one])
+    test.judge(clients)
+    test.world.run(REMOVED_S + 1.0)
+    assert not any(node.core.owner.transfers.arriving() for node in (one, two))
+
+
+def test_a_removed_node_that_comes_back_is_told_so_and_serves_nobody():
+    test = LeaveWorld(seed=21)
+    node, one, two = test.nodes
+    test.make_sessions(node, 4)
+    dead(test, node)
+    assert test.leave_and_wait(one, node).exit_code == 0
+    node.start()
+    test.wait(lambda: node.name in test.gone, "its end")
+    node.start()
+    assert node.core.leaver.job.state == State.REMOVED, "it knows at once when it is started again"
+    assert not node.core.leaver.job.accepts()
+    assert list(one.core.mesh.peers) == [two.name]
+
+
+def test_what_would_be_lost_is_said_first_and_asked_for_on_a_terminal():
+    test = LeaveWorld(seed=22)
+    node, one, two = test.nodes
+    clients = test.make_sessions(node, 3)
+    test.publish(test.publisher(one), clients, 2)
+    test.world.run(25.0)
+    dead(test, node)
+    dry = test.leave_and_wait(one, node, Verb.DRY_RUN)
+    assert dry.exit_code == 0
+    assert "holds 3 queues with 6 messages, as last known" in dry.text
+    assert "node2@h gets 2 sessions" in dry.text and "node3@h gets 1 sessions" in dry.text
+    one.core.leave_desk.command(99, node.name, Order(Verb.MOVE), one.clocks.monotonic(), True)
+    one.wake(0.0)
+    asked = []
+    test.on_said = lambda said: asked.append(said) if said.command == 99 else None
+    test.wait(lambda: asked, "a question")
+    assert asked[0].asks and asked[0].text.endswith("Remove node1@h from the cluster?")
+    assert len(two.core.mesh.peers) == 2
+    assert test.leave_and_wait(one, node, Verb.ABORT).exit_code == 1
+
+
+def test_a_second_member_that_is_down_is_named_at_once():
+    test = LeaveWorld(seed=23, count=4)
+    node, one, two, three = test.nodes
+    test.make_sessions(node, 6)
+    dead(test, node)
+    dead(test, three)
+    refused = test.leave_and_wait(one, node)
+    assert refused.exit_code == 1 and "besides node1@h, node4@h does not run" in refused.text
+    done = test.leave_and_wait(one, node, targets=("node2@h", "node3@h"))
+    assert done.exit_code == 0
+    assert [len(test.queued(other)) for other in (one, two)] == [3, 3]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whoever_is_killed_while_a_dead_node_is_removed_every_session_lives(seed):
+    test = LeaveWorld(seed=200 + seed)
+    node, one, two = test.nodes
+    clients = test.make_sessions(node, 40)
+    dead(test, node)
+    rng = test.world.rng
+    test.leave(one, node)
+    victim = [one, two][seed % 2]
+    test.crash_later(victim, rng.uniform(0.0, 0.5))
+    for _ in range(100):
+        test.world.run(0.5)
+        if not victim.up:
+            test.world.run(rng.uniform(0.0, 5.0))
+            victim.start()
+        elif all(node.name not in other.core.mesh.peers for other in (one, two)):
+            break
+        elif test.world.run(8.0, test.whole):
+            test.leave(one, node)
+    test.end_crashes()
+    test.wait(lambda: test.whole() and len(one.core.mesh.peers) == 1 == len(two.core.mesh.peers), "the removal")
+    assert len(test.queued(one)) + len(test.queued(two)) == 40
+    publisher = test.publisher(two)
+    test.publish(publisher, clients, 2)
+    test.come_back(clients, [two, one])
+    test.judge(clients)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_queues_of_a_removed_node_are_recovered_in_front_and_not_doubled(seed):
+    test = LeaveWorld(seed=300 + seed)
+    node, one, two = test.nodes
+    clients = test.make_sessions(node, 12, qos=1 + seed % 2)
+    publisher = test.publisher(one)
+    test.publish(publisher, clients, 3, qos=1 + seed % 2)
+    dead(test, node)
+    assert test.leave_and_wait(one, node).exit_code == 0
+    test.publish(publisher, clients, 2, qos=1 + seed % 2)
+    # One has a life of its own by now, and one is over.
+    back, over = clients[0], clients[1]
+    test.come_back([back], [two])
+    over.home = one
+    over.connect(True)
+    test.wait(lambda: over.state == "online", "a clean start")
+    over.persistent = False
+    over.disconnect(False)
+    node.start()
+    test.wait(lambda: node.name in test.gone, "the news of its removal")
+    test.recover(node)
+    if seed % 2:
+        test.crash_later(node, 0.3 + 0.1 * seed)
+        test.world.run(3.0)
+        if not node.up and node.name not in test.gone:
+            node.start()
+    test.wait(lambda: node.name in test.gone, "the end of the donation")
+    test.end_crashes()
+    test.wait(test.whole, "the rest of the cluster")
+    test.come_back(clients[2:], [one, two])
+    test.judge(clients[2:])
+    # What it heard before came before what was recovered.
+    assert len(back.inbox.arrivals) == 5 == len(back.inbox.copies)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_what_was_kept_for_a_dead_node_goes_to_its_sessions(seed):
+    test = LeaveWorld(seed=400 + seed, count=3 if seed % 4 else 2)
+    node, one, two = [*test.nodes, None][:3]
+    others = [other for other in (one, two) if other is not None]
+    qos = 1 + seed % 2
+    clients = test.make_sessions(node, 12, qos=qos)
+    publishers = [test.publisher(other, f"publisher of {other.name}") for other in others]
+    dead(test, node)
+    for publisher in publishers:
+        test.publish(publisher, clients, 3, qos=qos)
+    assert sum(view.outbox_messages for other in others for view in other.core.members_view()) >= 36
+    command = test.leave(one, node)
+    for publisher in publishers:
+        # Some go both ways: to the node that is gone, and to the new home that is known already.
+        for number in range(4):
+            for client in clients:
+                test.world.later(0.3 * number, publisher.publish, next(iter(client.ever_wanted)), qos)
+    test.wait(command.is_over, "the removal")
+    if seed >= 5:
+        victim = others[-1]
+        test.crash_later(victim, 0.2 * (seed - 4))
+        test.world.run(4.0)
+        test.end_crashes()
+        if not victim.up:
+            victim.start()
+    test.wait(lambda: all(publisher.is_idle() for publisher in publishers), "the acknowledgements")
+    test.wait(test.whole, "the rest of the cluster")
+    test.wait(
+        lambda: not any(isfinite(other.core.estates.next_deadline()) for other in others), "the end of the estates"
+    )
+    test.world.run(15.0)
+    test.come_back(clients, others)
+    for client in clients:
+        topic = next(iter(client.ever_wanted))
+        for publisher in publishers:
+            said = [each for each in test.ledger.published.values() if each.publisher == publisher.name]
+            expected = [each.payload for each in said if each.topic == topic]
+            heard = [arrival.payload for arrival in client.inbox.arrivals if arrival.payload in expected]
+            assert sorted(set(heard)) == sorted(expected), f"{client.name} misses {len(expected) - len(set(heard))}"
+            assert list(dict.fromkeys(heard)) == expected
+            if seed < 5:
+                assert all(client.inbox.copies[payload] == 1 for payload in expected), f"{client.name} heard it twice"
+    for other in others:
+        assert not other.storage.snapshot()["outbox"]
+        assert not other.core.owner.transfers.departures and not other.core.owner.transfers.arriving()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_a_leaving_node_kept_for_one_that_is_down_is_handed_over(seed):
+    test = LeaveWorld(seed=500 + seed)
+    node, one, two = test.nodes
+    clients = test.make_sessions(two, 10, qos=1 + seed % 2)
+    publisher = test.publisher(node)
+    dead(test, two)
+    test.publish(publisher, clients, 5, qos=1 + seed % 2)
+    assert [view.outbox_messages for view in node.core.members_view()] == [0, 0, 50]
+    publisher.comes_back = False
+    done = test.leave_and_wait(one, node, targets=("node2@h",), force=True)
+    assert (done.exit_code, done.text) == (0, "Done")
+    assert sum(view.outbox_messages for view in one.core.members_view()) == 50
+    two.start()
+    test.wait(lambda: test.whole() and len(two.core.mesh.peers) == 1, "the return")
+    test.wait(lambda: all(count == 5 for count in test.queued(two).values()), "what was handed over")
+    test.come_back(clients, [two])
+    test.judge(clients)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_was_rerouted_is_not_recovered_once_more(seed):
+    """The node that dies has the messages in its store, and the others never heard so."""
+    test = LeaveWorld(seed=600 + seed)
+    node, one, two = test.nodes
+    clients = test.make_sessions(node, 8, qos=1 + seed % 2)
+    publisher = test.publisher(one)
+    test.publish(publisher, clients, 2, qos=1 + seed % 2)
+    silent = (FrameType.LINK_ACK, FrameType.HEARTBEAT)
+    test.world.network.lose_frame = lambda frame: frame[1] in silent
+    test.publish(publisher, clients, 3, qos=1 + seed % 2)
+    test.world.run(0.2)
+    assert set(test.queued(node).values()) == {5}
+    assert sum(view.outbox_messages for view in one.core.members_view()) >= 24
+    node.kill()
+    # What it had said before must not arrive after all.
+    test.world.run(1.0)
+    test.world.network.lose_frame = None
+    test.wait(lambda: not any(other.core.mesh.peers[node.name].running for other in (one, two)), "its death")
+    assert test.leave_and_wait(one, node).exit_code == 0
+    test.wait(lambda: not isfinite(one.core.estates.next_deadline()), "the end of the estate")
+    test.world.run(15.0)
+    if seed < 2:
+        test.come_back(clients, [one, two])
+        assert all(3 <= len(client.inbox.copies) <= 5 for client in clients)
+    node.start()
+    test.wait(lambda: node.name in test.gone, "the news of its removal")
+    test.recover(node)
+    test.wait(lambda: node.name in test.gone, "the end of the donation")
+    test.come_back(clients, [one, two])
+    for client in clients:
+        assert len(client.inbox.copies) == 5 and set(client.inbox.copies.values()) == {1}
+
+
+def operate(test, node, others, seconds):
+    """Let operators at any node order, order again and abort, and nodes die, until the node has left."""
+    rng = test.world.rng
+    end = test.world.now + seconds
+    orders = 0
+    while node.name not in test.gone:
+        test.world.run(rng.uniform(0.2, 2.0))
+        for each in (node, *others):
+            if not each.up and each.name not in test.gone:
+                test.world.run(rng.uniform(0.0, 2.0))
+                each.start()
+        up = [each for each in (node, *others) if each.up]
+        if node.name in test.gone or not node.up:
+            continue
+        at = rng.choice(up)
+        choice = rng.random()
+        is_late = test.world.now > end
+        if is_late:
+            test.end_crashes()
+        if choice < 0.15 and orders and not is_late:
+            test.leave(at, node, Verb.ABORT)
+        elif choice < 0.35 and not is_late:
+            test.crash_later(rng.choice((node, *others)), rng.uniform(0.0, 0.5))
+        else:
+            orders += 1
+            force = is_late or rng.random() < 0.3
+            test.leave(at, node, force=force, timeout_s=rng.choice((1, 2, 5)), rate=rng.choice((0, 5)))
+        assert test.world.now < end + 120.0, f"{node.name} does not leave: {node.core.leaver.job.state!r}"
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_clients_and_publishers_go_on_while_a_node_leaves(seed):
+    """Sessions come and go, some are never there; whatever operators and faults do, everybody gets everything once."""
+    test = LeaveWorld(seed=700 + seed, count=3 + seed % 2)
+    node, *others = test.nodes
+    rng = test.world.rng
+    absent = test.make_sessions(node, 8, qos=2)
+    clients = test.make_sessions(node, 8, qos=2, first=8, online=True)
+    clients += test.make_sessions(others[0], 4, qos=2, first=16, online=True)
+    for client in clients:
+        client.roams = True
+        client.inbox.ack_delay_s = rng.choice((0.0, 0.05, 0.3))
+    publisher = test.publisher(others[0])
+    publisher.persistent = True
+    publisher.disconnect(False)
+    for _ in range(6):
+        for client in (*absent, *clients):
+            test.world.later(rng.uniform(0.0, 12.0), publisher.publish, next(iter(client.ever_wanted)), 2)
+    for client in clients:
+        for _ in range(3):
+            test.world.later(rng.uniform(0.0, 12.0), client.disconnect, rng.random() < 0.5)
+    begun = test.world.now
+    operate(test, node, others, 15.0)
+    test.end_crashes()
+    # What clients were to do they have done.
+    test.world.run(max(0.0, begun + 13.0 - test.world.now))
+    for each in others:
+        if not each.up:
+            each.start()
+    test.wait(test.whole, "the rest of the cluster")
+    test.wait(publisher.is_idle, "the acknowledgements")
+    for client in clients:
+        client.roams = False
+    test.come_back([*absent, *clients], others)
+    test.wait(lambda: not any(client.inbox.received for client in (*absent, *clients)), "the last releases")
+    test.world.run(2.0)
+    for client in (*absent, *clients):
+        said = [each for each in test.ledger.published.values() if each.topic in client.ever_wanted and each.acked]
+        missing = [each.number for each in said if each.payload not in client.inbox.copies]
+        assert not missing, f"{client.name} misses {missing}"
+        if not test.world.revived[client.name]:
+            assert set(client.inbox.copies.values()) <= {1}, f"{client.name} heard something twice"
+            heard = list(dict.fromkeys([arrival.payload for arrival in client.inbox.arrivals]))
+            assert heard == [each.payload for each in said], f"{client.name} heard it in another order"
