@@ -78,10 +78,11 @@ class Asked:
         self.inflight_seq: int = -1
 
     def is_answered_by(self, node: bytes, epoch: Epoch) -> bool:
-        """Say whether a head of this epoch is what was asked for; it may have been asked for once before."""
-        if self.take.epoch == epoch:
-            return True
-        return self.old_home == node and epoch < self.take.epoch and not self.take.clean_start
+        """Say whether a node's head is what was asked for, by whichever of the epochs under which this node has asked.
+
+        A home before the old one may offer what it has left of the same session: that was not in flight.
+        """
+        return self.old_home == node and (self.take.epoch == epoch or not self.take.clean_start)
 
 
 @final
@@ -329,7 +330,7 @@ class Arrivals:
         if asked is not None and asked.is_answered_by(node, item.epoch):
             asked.inflight_seq = item.head.inflight_seq
         self._answer(node, item, HEAD_TAKEN)
-        self._settle(node, item.client_id)
+        self._settle(item.client_id)
 
     def _say_epoch(self, node: bytes, session: Session) -> None:
         """An old home offers a session under a later epoch than that by which this node is its home already.
@@ -376,7 +377,7 @@ class Arrivals:
         if item.kind == STATE:
             ack.state = item.state
             ack.missing = self._missing(session, node) if item.ended and flags != OVER else []
-        self._settle(node, item.client_id)
+        self._settle(item.client_id)
 
     def _missing(self, session: Session, node: bytes) -> list[bytes]:
         """Return the members of which not everything below their cut has come."""
@@ -393,13 +394,13 @@ class Arrivals:
                 missing.append(member)
         return missing
 
-    def _settle(self, node: bytes, client_id: str) -> None:
+    def _settle(self, client_id: str) -> None:
         """See whether what was asked for is here as far as it has to be."""
         asked = self._asked.get(client_id)
         session = self._owner.session(client_id)
         if asked is None or session is None or asked.inflight_seq < 0:
             return
-        donor = session.arrival.donors.get(node) if session.arrival is not None else None
+        donor = session.arrival.donors.get(asked.old_home) if session.arrival is not None else None
         if donor is None or donor.watermark >= asked.inflight_seq:
             self._finish(client_id, HEAD, asked.take.epoch)
 

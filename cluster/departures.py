@@ -161,8 +161,9 @@ class Departures:
             and self._owner.session(take.client_id) is None
         )
         if leaving is not None and (is_same or take.epoch <= leaving.epoch):
-            if is_same and leaving.old_epoch < take.epoch < leaving.epoch and not leaving.head_taken:
-                # It is the home by this epoch, or is to be, and has forgotten that it asked under a later one.
+            is_earlier = leaving.home == node and leaving.old_epoch < take.epoch < leaving.epoch
+            if is_earlier and not leaving.head_taken:
+                # It is the home by this epoch, though it asked under a later one as well.
                 self._retarget(leaving, take.epoch, True)
             elif is_same or leaving.epoch == take.epoch:
                 # It asks again: the head may have been lost.
@@ -211,6 +212,13 @@ class Departures:
                 del self._held[client_id]
         if self._held:
             self._look_at = now + WAIT_POLL_S
+
+    def _answer_held(self, leaving: LeavingSession) -> None:
+        """A session is all elsewhere: a TAKE that waits for it here would find nothing, and who asked begin anew."""
+        held = self._held.get(leaving.client_id)
+        if held is not None and self._owner.session(leaving.client_id) is None:
+            del self._held[leaving.client_id]
+            self._put(held.node, pack_moved(leaving.client_id, held.take.epoch, leaving.epoch))
 
     def leave(self, client_id: str, old_epoch: Epoch, epoch: Epoch, urgent: bool, now: float) -> bool:
         """Freeze a client's session, which is to have another home, and offer it there; false: it can't leave yet."""
@@ -315,6 +323,7 @@ class Departures:
                 self.discarded += 1
             else:
                 self.moved += 1
+                self._answer_held(leaving)
             self._end(leaving, now)
             return
         departure = leaving.departure

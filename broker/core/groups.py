@@ -16,9 +16,11 @@ part without members to those that will come back, too: the oldest first, from t
 It is not dropped there for want of room, and goes only where the queue is not full: a part says so when half of its
 limits is taken, and again when but a quarter is. A group that something of the sort has happened to is in `_due`, and
 `tick` looks at it. When nobody is known to have it a part without members waits until every member of the cluster is
-heard, and then ends with its queue, which is counted.
+heard, and then ends with its queue, which is counted. What it keeps of sessions that were members it keeps as long as
+others may have to have it: until those sessions have acknowledged it.
 
-Invariants: a part without members has a queue, or is due; others are told of no part without members.
+Invariants: a part without members has a queue, or is looked at now or after a while; others are told of no part without
+members.
 """
 
 import math
@@ -302,7 +304,7 @@ class Groups:
     def _look(self, group: SharedGroup, budget: int, now: float) -> int:
         """See what has to go from here, and return how many messages went."""
         if group.queue.is_empty() or not self._is_wanted_elsewhere(group):
-            if not group.members and (group.queue.is_empty() or self.is_complete()):
+            if self._is_over(group):
                 self._end(group)
             elif not group.members:
                 self._look_again(group, now)
@@ -330,6 +332,14 @@ class Groups:
         self._due[group] = True
         return count
 
+    def _is_over(self, group: SharedGroup) -> bool:
+        """Say whether nobody is to have anything more of what this node has of a group."""
+        if group.members:
+            return False
+        if group.queue.is_empty() and not group.kept:
+            return True
+        return self.is_complete() and not self._is_wanted_elsewhere(group)
+
     def _is_wanted_elsewhere(self, group: SharedGroup) -> bool:
         """Say whether what waits is for other nodes: of a part without connected members."""
         if group.online or group.others is None or (self._policy == LOCAL_ONLY and group.members):
@@ -350,7 +360,7 @@ class Groups:
     def validate(self) -> None:
         """Check the invariants of the parts; those of the groups themselves are `shared_dispatch`'s."""
         for group in self.all.values():
-            assert group.members or group in self._due or not group.queue.is_empty()
+            assert group.members or group in self._due or group in self._stuck or not group.queue.is_empty()
             assert group.members or not group.told or group in self._changed
             assert group.others is self._interest.group(group.shared_filter)
 

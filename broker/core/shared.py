@@ -14,7 +14,7 @@ The group is one of the whole cluster, and this is this node's part of it; `grou
 stored from when a member, here or elsewhere, outlives its connection until the group ends here. While there is such a
 member the group also keeps in the store what it gave at QoS 1 to those that don't outlive theirs: their sessions end
 with the process, and nothing else would know of it then. A part without members lasts as long as its queue, which other
-nodes are to have.
+nodes are to have, and as what it keeps, which they would have to have.
 
 Invariant: what is kept is older than everything in the queue. A message is given away from the queue's head, or when
 the queue is empty.

@@ -78,8 +78,8 @@ def _owed(world, clients, home, message):
 
 
 def _promise_group(client, home, message, groups):
-    """A group lasts as long as a member that never leaves; with the policy `local_only` one at the publisher's node."""
-    if not client.steady:
+    """A group lasts as long as a member that never leaves its node; with `local_only` one at the publisher's node."""
+    if not client.steady or client.roams:
         return
     for topic_filter, qos in client.subscribed.items():
         if not qos or not matches(shared_part(topic_filter), message.topic):
@@ -98,11 +98,17 @@ def _is_owed_to_roamer(world, client, known, message):
     filters = client.subscribed
     if not client.rooted:
         others = [node for node in world.nodes.values() if node is not client.home]
-        client.rooted = bool(filters) and all(
-            node.up and set(filters) <= set(node.core.mesh.interest.persistent_filters(client.home.name))
-            for node in others
-        )
+        client.rooted = bool(filters) and all(node.up and _knows_session(node, client) for node in others)
     return client.rooted and any(qos and matches(name, message.topic) for name, qos in filters.items())
+
+
+def _knows_session(node, client):
+    """Say whether a node knows what the session wants, and not only that somebody at its home wants the same."""
+    mesh = node.core.mesh
+    peer = mesh.peers.get(client.home.name)
+    head = peer and peer.tables.head_of(client.client_id)
+    wanted = {topic_filter for topic_filter, _, _ in head.subscriptions} if head else set()
+    return set(client.subscribed) <= wanted & set(mesh.interest.persistent_filters(client.home.name))
 
 
 def check_delivery(world, clients, ledger):

@@ -4,7 +4,7 @@ keepers      persistent sessions with filters of all kinds; some want what only 
 visitors     sessions that end with their connections
 publishers   publish at all QoS; some have no session beside their connection
 workers      members of shared groups that reach over all nodes: of the crew two never leave, some have no session
-             beside their connection, and one roams; of the gang nobody stays for ever
+             beside their connection, and one roams, for ever if it has QoS 2; of the gang nobody stays for ever
 mortals      leave a will with every connection; some roam
 witnesses    one at each node, subscribed to all wills before the first is left
 roamers      persistent sessions that connect now to one node and now to another
@@ -134,6 +134,7 @@ class Population:
                 self.workers.append(worker)
         roamer = self.make("workroamer", rng.choice(homes), True, {CREW: rng.choice((1, 2))})
         roamer.roams = True
+        roamer.steady = 2 in roamer.wanted.values()
         self.workers.append(roamer)
         for index in range(rng.choice((1, 2, 3))):
             member = self.make(f"gangster{index}", rng.choice(homes), rng.random() < 0.5, {GANG: 1})

@@ -63,7 +63,9 @@ def test_a_message_that_stays_in_an_outbox_is_caught():
     def forget(node, effects):
         without(effects, lambda kind, family, key, value: kind == DELETE and family == "outbox")
 
-    assert "stores what every other node has" in caught(lambda world: world.mutations.append(forget))
+    found = caught(lambda world: world.mutations.append(forget))
+    # In the end, or by the node itself when it reads there.
+    assert "stores what every other node has" in found or "the outbox lacks" in found
 
 
 def test_a_queue_record_that_is_not_committed_is_caught():

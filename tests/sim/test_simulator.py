@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 import workload
+from ledger import Ledger
+from population import Population
+from world import World
 
 
 def test_promises_hold_under_faults(seeds, totals, tracing):
@@ -39,6 +42,20 @@ def test_a_seed_is_one_history(seed):
     command = [sys.executable, "-c", program, here, str(seed)]
     printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=Path.cwd())
     assert printed.stdout.strip() == first
+
+
+def test_a_member_that_takes_what_nobody_else_may_have_stays():
+    # [MQTT-4.8.2-5] What a session of a group has at QoS 2 goes to no other when that session ends.
+    roamers = set()
+    for seed in range(8):
+        world = World(seed)
+        for name in ("node1@h", "node2@h", "node3@h"):
+            world.add_node(name)
+        for worker in Population(world, Ledger(), wide=False, flooded=False).workers:
+            assert worker.steady == (2 in worker.wanted.values()), (seed, worker.name)
+            if worker.roams:
+                roamers.add(worker.steady)
+    assert roamers == {False, True}
 
 
 def test_a_failure_says_how_to_see_it_again():

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from core_helpers import Node, started_nodes
 
+from broker.core.arrival import Arrival
 from broker.core.epoch import Epoch
 from broker.core.transfer import SessionHead
 from cluster.departures import PATIENCE_S, WAIT_POLL_S, Departures
@@ -14,6 +15,7 @@ from cluster.move_frames import (
     DELIVERIES,
     HEAD,
     HEAD_TAKEN,
+    MOVED,
     OVER,
     STATE,
     SWITCHED,
@@ -370,3 +372,23 @@ def test_a_take_is_forgotten_when_who_asked_has_given_up(start: Callable[..., No
     assert home.pass_time(PATIENCE_S + 1.0) == []
     assert home.departures.next_deadline() == math.inf
     assert home.node.owner.session("mover") is not None
+
+
+def test_a_take_that_waits_until_all_is_elsewhere_is_told_where(start: Callable[..., Node]) -> None:
+    home = Home(start(store_id=HERE))
+    home.leave("mover", VERSION)
+    home.turn()
+    for member in (THERE, ELSEWHERE):
+        home.switched(member, VERSION, 10)
+    home.turn()
+    # The session had come from elsewhere itself, and not wholly yet.
+    session = home.departures.leavings["mover"].departure.session
+    session.arrival = Arrival(0)
+    session.arrival.donor(THERE)
+    take = Take("mover", Epoch(3, 0, ELSEWHERE), False, None)
+    home.departures.take(ELSEWHERE, take, home.now)
+    assert home.turn() == []
+    home.acknowledge("mover", OVER)
+    assert [(item.kind, item.epoch, item.old_epoch) for item in home.pass_time(WAIT_POLL_S)] == [
+        (MOVED, take.epoch, EPOCH)
+    ]

@@ -389,6 +389,43 @@ def test_what_clean_members_have_is_kept_for_a_member_elsewhere_that_comes_back(
     assert crashed.node.stored("queue") == []
 
 
+def test_what_clean_members_had_is_kept_when_they_are_members_no_more(cluster):
+    cluster.tell("n2", 0, True)
+    member = cluster.node.connect("a", 5)
+    member.subscribe(SHARED)
+    cluster.publish(3)
+    member.unsubscribe(SHARED)
+    cluster.node.advance(1.0)
+    assert told(cluster) is None
+    member.acknowledge(1)
+    assert len(cluster.node.stored("queue")) == 2
+    crashed = Cluster.__new__(Cluster)
+    crashed.node = cluster.node.restart()
+    assert sorted(crashed.take()) == [("n2", payload, [SHARED], False) for payload in payloads(3)[1:]]
+
+
+@pytest.mark.parametrize("how", ["acknowledge", "drop", "others go"])
+def test_a_part_without_members_ends_when_nothing_is_kept_for_others(cluster, how):
+    cluster.tell("n2", 0, True)
+    member = cluster.node.connect("a", 5)
+    member.subscribe(SHARED)
+    cluster.publish(1)
+    member.unsubscribe(SHARED)
+    cluster.node.advance(1.0)
+    assert SHARED in cluster.node.owner._groups.all
+    if how == "acknowledge":
+        member.acknowledge(1)
+    elif how == "drop":
+        member.drop()
+    else:
+        cluster.forget()
+    cluster.node.advance(1.0)
+    assert cluster.node.owner._groups.all == {}
+    assert cluster.node.stored("queue") == cluster.node.stored("session") == []
+    assert cluster.take() == ([("n2", b"0", [SHARED], False)] if how == "drop" else [])
+    assert cluster.node.dropped("group_ended") == 0
+
+
 # What comes from other nodes.
 
 
