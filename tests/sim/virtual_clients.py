@@ -353,8 +353,11 @@ class Client:
             self._left = None
         if self._present is not None:
             self._present.connected = True
-        if self.session_exists and (self.home in self.session_known or not self.roams) and not world.power_loss:
-            world.check(record.session_present, f"the session of {self.name} was lost at {self.home.name}")
+        if self.session_exists and not record.session_present:
+            unheard_of = self.roams and self.home not in self.session_known
+            world.check(unheard_of or world.power_loss, f"the session of {self.name} was lost at {self.home.name}")
+            # What waits for it elsewhere comes when that is known.
+            world.revived[self.client_id] += 1
         if not record.session_present:
             self.session_known = set()
             self.subscribed = {}
