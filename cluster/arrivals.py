@@ -26,6 +26,7 @@ import math
 from typing import Final, final
 
 from broker.core.epoch import Epoch, pack_epoch
+from broker.core.events import NEVER_EXPIRES_S
 from broker.core.owner import QueueOwner
 from broker.core.session import Session
 from broker.core.transfer import SessionHead
@@ -39,6 +40,7 @@ from cluster.move_frames import (
     NOTHING,
     OVER,
     REFUSED,
+    STATE,
     Item,
     MoveAck,
     Switch,
@@ -76,10 +78,11 @@ class Asked:
         self.inflight_seq: int = -1
 
     def is_answered_by(self, node: bytes, epoch: Epoch) -> bool:
-        """Say whether a head of this epoch is what was asked for; it may have been asked for once before."""
-        if self.take.epoch == epoch:
-            return True
-        return self.old_home == node and epoch < self.take.epoch and not self.take.clean_start
+        """Say whether a node's head is what was asked for, by whichever of the epochs under which this node has asked.
+
+        A home before the old one may offer what it has left of the same session: that was not in flight.
+        """
+        return self.old_home == node and (self.take.epoch == epoch or not self.take.clean_start)
 
 
 @final
@@ -132,7 +135,10 @@ class Arrivals:
         self._asked.pop(client_id, None)
 
     def revive(self, head: SessionHead, epoch: Epoch, old_home: bytes, now: float) -> Session:
-        """Make a session of what the registry knows, since its old home is away."""
+        """Make a session of what the registry knows, since its old home is away. Its client is not attached yet."""
+        if head.expiry_s != NEVER_EXPIRES_S:
+            # The client may still be refused.
+            head.expires_at = now + head.expiry_s
         session = self._begin(head, epoch, old_home, False, now)
         self._owner.transfers.set_present(session, old_home, False, now)
         return session
@@ -312,6 +318,8 @@ class Arrivals:
                 return
             self._begin(item.head, item.epoch, node, True, now)
         elif session.epoch != item.epoch:
+            if item.old_epoch < session.epoch < item.epoch:
+                self._say_epoch(node, session)
             return
         else:
             self._owner.transfers.add_donor(session, node, now)
@@ -322,7 +330,17 @@ class Arrivals:
         if asked is not None and asked.is_answered_by(node, item.epoch):
             asked.inflight_seq = item.head.inflight_seq
         self._answer(node, item, HEAD_TAKEN)
-        self._settle(node, item.client_id)
+        self._settle(item.client_id)
+
+    def _say_epoch(self, node: bytes, session: Session) -> None:
+        """An old home offers a session under a later epoch than that by which this node is its home already.
+
+        This node has asked several times, and what was offered first came late; or the session was made of the registry
+        here, by a clock that had been set back meanwhile.
+        """
+        take = pack_take(Take(session.client_id, session.epoch, False, session.user_name))
+        for frame in frames(FrameType.MOVE_TAKE, [take], True):
+            self._site.tell(node, frame)
 
     def _begin(self, head: SessionHead, epoch: Epoch, donor: bytes, heir: bool, now: float) -> Session:
         if self._registry.wills.is_spent(head.client_id.encode(), donor):
@@ -357,9 +375,10 @@ class Arrivals:
                 self._check_due = True
                 flags = OVER
         ack = self._answer(node, item, flags)
-        if item.ended and flags != OVER:
-            ack.missing = self._missing(session, node)
-        self._settle(node, item.client_id)
+        if item.kind == STATE:
+            ack.state = item.state
+            ack.missing = self._missing(session, node) if item.ended and flags != OVER else []
+        self._settle(item.client_id)
 
     def _missing(self, session: Session, node: bytes) -> list[bytes]:
         """Return the members of which not everything below their cut has come."""
@@ -376,13 +395,13 @@ class Arrivals:
                 missing.append(member)
         return missing
 
-    def _settle(self, node: bytes, client_id: str) -> None:
+    def _settle(self, client_id: str) -> None:
         """See whether what was asked for is here as far as it has to be."""
         asked = self._asked.get(client_id)
         session = self._owner.session(client_id)
         if asked is None or session is None or asked.inflight_seq < 0:
             return
-        donor = session.arrival.donors.get(node) if session.arrival is not None else None
+        donor = session.arrival.donors.get(asked.old_home) if session.arrival is not None else None
         if donor is None or donor.watermark >= asked.inflight_seq:
             self._finish(client_id, HEAD, asked.take.epoch)
 
@@ -434,9 +453,10 @@ class Arrivals:
         if session is not None and session.arrival is not None and node in session.arrival.donors:
             watermark = session.arrival.donors[node].watermark
         answers = self._answers.setdefault(node, {})
-        before = answers.get(item.client_id)
-        ack = MoveAck(item.client_id, item.epoch, flags, watermark)
-        if before is not None and before.epoch == item.epoch:
-            ack.flags |= before.flags
-        answers[item.client_id] = ack
+        ack = answers.get(item.client_id)
+        if ack is None or ack.epoch != item.epoch:
+            ack = MoveAck(item.client_id, item.epoch, 0, 0)
+            answers[item.client_id] = ack
+        ack.flags |= flags
+        ack.watermark = watermark
         return ack

@@ -43,6 +43,7 @@ from cluster.move_frames import (
     NOTHING,
     OVER,
     REFUSED,
+    STATES_MAX,
     MoveAck,
     Switch,
     Take,
@@ -160,7 +161,11 @@ class Departures:
             and self._owner.session(take.client_id) is None
         )
         if leaving is not None and (is_same or take.epoch <= leaving.epoch):
-            if is_same or leaving.epoch == take.epoch:
+            is_earlier = leaving.home == node and leaving.old_epoch < take.epoch < leaving.epoch
+            if is_earlier and not leaving.head_taken:
+                # It is the home by this epoch, though it asked under a later one as well.
+                self._retarget(leaving, take.epoch, True)
+            elif is_same or leaving.epoch == take.epoch:
                 # It asks again: the head may have been lost.
                 leaving.spoke_at = -math.inf
                 self._due[take.client_id] = leaving
@@ -207,6 +212,13 @@ class Departures:
                 del self._held[client_id]
         if self._held:
             self._look_at = now + WAIT_POLL_S
+
+    def _answer_held(self, leaving: LeavingSession) -> None:
+        """A session is all elsewhere: a TAKE that waits for it here would find nothing, and who asked begin anew."""
+        held = self._held.get(leaving.client_id)
+        if held is not None and self._owner.session(leaving.client_id) is None:
+            del self._held[leaving.client_id]
+            self._put(held.node, pack_moved(leaving.client_id, held.take.epoch, leaving.epoch))
 
     def leave(self, client_id: str, old_epoch: Epoch, epoch: Epoch, urgent: bool, now: float) -> bool:
         """Freeze a client's session, which is to have another home, and offer it there; false: it can't leave yet."""
@@ -311,6 +323,7 @@ class Departures:
                 self.discarded += 1
             else:
                 self.moved += 1
+                self._answer_held(leaving)
             self._end(leaving, now)
             return
         departure = leaving.departure
@@ -326,9 +339,8 @@ class Departures:
             self._owner.transfers.confirm(departure, ack.watermark)
             leaving.sent_to = max(leaving.sent_to, ack.watermark)
             leaving.spoke_at = now
-        # What was sent and is not confirmed may be lost, though something else was answered: that this is all is
-        # answered by the end, or by what is missing to it.
-        leaving.quiet = not departure.sent and (not leaving.said_ended or bool(ack.missing))
+        # What was sent and is not confirmed may be lost, though something else was answered; so may the last STATE.
+        leaving.quiet = not departure.sent and (not leaving.told or ack.state == leaving.state)
         for origin in ack.missing:
             self._switching.again(leaving, origin)
 
@@ -381,7 +393,10 @@ class Departures:
             leaving.quiet = False
             self._retry_at = min(self._retry_at, now + RETRY_S)
             destination.items.append(pack_deliveries(leaving.client_id, leaving.epoch, after, deliveries, now))
-        elif leaving.is_read() and leaving.head_taken:
+        elif not leaving.is_read():
+            # All that was read was confirmed before it was sent again.
+            self._load_due = True
+        elif leaving.head_taken:
             # What is still to come concerns what is enqueued here later, and the ends of streams.
             del destination.active[leaving.client_id]
             self._due[leaving.client_id] = leaving
@@ -463,9 +478,11 @@ class Departures:
         if news or (passed and again):
             leaving.told = passed
             leaving.said_ended = ended
+            leaving.state = leaving.state % STATES_MAX + 1
             leaving.quiet = False
             leaving.spoke_at = now
-            self._put(leaving.home, pack_state(session.client_id, leaving.epoch, list(passed.items()), ended))
+            origins = list(passed.items())
+            self._put(leaving.home, pack_state(session.client_id, leaving.epoch, leaving.state, origins, ended))
 
     def _offer(self, leaving: LeavingSession, now: float) -> None:
         leaving.spoke_at = now

@@ -28,6 +28,7 @@ class LeavingSession:
         "sent_at",
         "sent_to",
         "spoke_at",
+        "state",
         "switched",
         "told",
     )
@@ -51,6 +52,8 @@ class LeavingSession:
         # What the new home was told of that, and whether it was told that this is all.
         self.told: dict[bytes, int] = {}
         self.said_ended = False
+        # The number of the last STATE.
+        self.state: int = 0
         # Whether the home has answered the last that it was told.
         self.quiet = False
 

@@ -12,12 +12,13 @@ Integers, text and bytes16 are as in `wire`; an epoch is as in `broker.core.epoc
     MOVE          (u8 kind, client id, epoch, body)*                            bulk, to the new home
       HEAD        1  epoch of the old home, u32 length, head
       DELIVERIES  2  u64 last place before, u32 count, delivery*
-      STATE       3  u8 flags (1 ended), u16 count, (16 bytes origin, u64 number)*
+      STATE       3  u8 flags (1 ended, from bit 3 on its number), u16 count, (16 bytes origin, u64 number)*
       NOTHING     4
       REFUSED     5  the session is another user's
       MOVED       6  epoch of the home that has it
-    MOVE_ACK      (client id, epoch, u8 flags: 1 head taken, 2 over, 4 discarded, u64 watermark, u64 generation,
-                  u64 version, u16 count, 16 bytes origin that is not passed*)*  control, to the old home
+    MOVE_ACK      (client id, epoch, u8 flags: 1 head taken, 2 over, 4 discarded, from bit 3 on the number of the
+                  STATE that was taken last, u64 watermark, u64 generation, u64 version,
+                  u16 count, 16 bytes origin that is not passed*)*              control, to the old home
     SWITCH        u32 count, (16 bytes store_id of the home, u64 generation, u64 version)*       control, to any member
     mark          u8 kind, 16 bytes store_id of the home, u64 generation, u64 version, u64 number   in a stream
       CONFIRMED   1  to the home itself, whenever a version of its wishes is applied
@@ -62,9 +63,13 @@ HEAD_TAKEN: Final = 1
 OVER: Final = 2
 DISCARDED: Final = 4
 ENDED: Final = 1
+# A STATE has a number of 1 to this, so that it is known which one was answered; 0 is none, or one of an older program.
+STATES_MAX: Final = 31
 CONFIRMED: Final = 1
 SWITCHED: Final = 2
 
+_STATE_SHIFT: Final = 3
+_FLAGS_MASK: Final = (1 << _STATE_SHIFT) - 1
 _QOS_MASK: Final = 3
 _RETAIN: Final = 4
 _RELEASED: Final = 8
@@ -101,7 +106,7 @@ class Take:
 class Item:
     """One item of a MOVE; which fields mean something depends on `kind`."""
 
-    __slots__ = ("after", "client_id", "deliveries", "ended", "epoch", "head", "kind", "old_epoch", "passed")
+    __slots__ = ("after", "client_id", "deliveries", "ended", "epoch", "head", "kind", "old_epoch", "passed", "state")
 
     def __init__(self, kind: int, client_id: str, epoch: Epoch) -> None:
         self.kind = kind
@@ -111,6 +116,7 @@ class Item:
         self.head: SessionHead | None = None
         self.after: int = 0
         self.deliveries: list[Delivery] = []
+        self.state: int = 0
         self.passed: list[tuple[bytes, int]] = []
         self.ended = False
 
@@ -119,10 +125,11 @@ class Item:
 class MoveAck:
     """How far the new home is, and the version of its table that has the session's subscriptions.
 
-    `missing`, in the answer to a STATE that says ended, are the origins of which not everything was passed on.
+    `state` is the number of the STATE that is answered, 0 for none; `missing`, if that says ended, are the origins of
+    which not everything was passed on.
     """
 
-    __slots__ = ("client_id", "epoch", "flags", "generation", "missing", "version", "watermark")
+    __slots__ = ("client_id", "epoch", "flags", "generation", "missing", "state", "version", "watermark")
 
     def __init__(self, client_id: str, epoch: Epoch, flags: int, watermark: int) -> None:
         self.client_id = client_id
@@ -131,6 +138,7 @@ class MoveAck:
         self.watermark = watermark
         self.generation: int = 0
         self.version: int = 0
+        self.state: int = 0
         self.missing: list[bytes] = []
 
 
@@ -288,9 +296,10 @@ def _read_delivery(reader: Reader, clock: Clock) -> Delivery:
     return delivery
 
 
-def pack_state(client_id: str, epoch: Epoch, passed: list[tuple[bytes, int]], ended: bool) -> bytes:
-    """Pack a STATE: below which number of which origin everything was passed on."""
-    parts = [bytes((STATE,)), _name(client_id, epoch), bytes((ENDED if ended else 0,)), pack_u16(len(passed))]
+def pack_state(client_id: str, epoch: Epoch, state: int, passed: list[tuple[bytes, int]], ended: bool) -> bytes:
+    """Pack a STATE, of the number `state`: below which number of which origin everything was passed on."""
+    flags = state << _STATE_SHIFT | (ENDED if ended else 0)
+    parts = [bytes((STATE,)), _name(client_id, epoch), bytes((flags,)), pack_u16(len(passed))]
     parts.extend([origin + pack_u64(number) for origin, number in passed])
     return b"".join(parts)
 
@@ -328,7 +337,9 @@ def _read_items(data: bytes, now: float) -> list[Item]:
             item.after = reader.u64()
             item.deliveries = [_read_delivery(reader, clock) for _ in range(reader.u32())]
         elif kind == STATE:
-            item.ended = reader.u8() & ENDED != 0
+            flags = reader.u8()
+            item.state = flags >> _STATE_SHIFT
+            item.ended = flags & ENDED != 0
             item.passed = [(reader.take(_STORE_ID_BYTES), reader.number()) for _ in range(reader.u16())]
         elif kind == MOVED:
             item.old_epoch = read_epoch(reader)
@@ -340,7 +351,8 @@ def _read_items(data: bytes, now: float) -> list[Item]:
 
 def pack_move_ack(ack: MoveAck) -> bytes:
     """Pack one item of a MOVE_ACK."""
-    numbers = _ACK.pack(ack.flags, ack.watermark, ack.generation, ack.version, len(ack.missing))
+    flags = ack.state << _STATE_SHIFT | ack.flags
+    numbers = _ACK.pack(flags, ack.watermark, ack.generation, ack.version, len(ack.missing))
     return b"".join((_name(ack.client_id, ack.epoch), numbers, *ack.missing))
 
 
@@ -353,9 +365,10 @@ def unpack_move_acks(data: bytes) -> list[MoveAck]:
         flags, watermark, generation, version, missing = _ACK.unpack(reader.take(_ACK.size))
         if max(generation, version) > NUMBER_MAX:
             raise FrameError("a version that is out of range")
-        ack = MoveAck(client_id, epoch, flags, watermark)
+        ack = MoveAck(client_id, epoch, flags & _FLAGS_MASK, watermark)
         ack.generation = generation
         ack.version = version
+        ack.state = flags >> _STATE_SHIFT
         ack.missing = [reader.take(_STORE_ID_BYTES) for _ in range(missing)]
         acks.append(ack)
     return acks

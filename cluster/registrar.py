@@ -248,11 +248,15 @@ class Registrar:
         """Begin a session without its home, which is away."""
         event = waiting.event
         assert waiting.epoch is not None
+        head = self._remembered(event.client_id, latest.store_id)
         if not waiting.revives:
             self._forget(waiting, now)
             return
+        if head is not None and head.user_name and head.user_name != event.user_name:
+            # [MQTT-3.1.3-8] [MQTT311-3.1.3-9] Nobody reads, ends or takes over what belongs to another user.
+            self._refuse(waiting, Reason.CLIENT_IDENTIFIER_NOT_VALID, now)
+            return
         if not event.clean_start and self._owner.session(event.client_id) is None:
-            head = self._remembered(event.client_id, latest.store_id)
             home = self._registry.find(event.client_id)
             if head is not None:
                 self._arrivals.revive(head, waiting.epoch, latest.store_id, now)

@@ -25,7 +25,9 @@ An old home that is not there holds up nobody.
 Each old home (a donor) numbers its deliveries by their places, so its `watermark` is the last place that was taken.
 Several old homes may have the same delivery: a stub deletes what the next home has committed when it hears of it, which
 it may not have. So the next home says how far it had taken from others (`skips`), and what comes from it in a place of
-a stub's own that the stub has given already (`low` to `watermark`, or `given` when it is over) is left out.
+a stub's own that the stub has given already (`low` to `watermark`, or `given` when it is over) is left out. What an
+origin sends to two old homes, since it has heard of nothing yet, has a place of its own at each: while there are
+several, the ids of what they gave are remembered, until a restart.
 
 A session that comes back to a node where its stub still stood has had everything directly all the time (`direct_from`):
 of what its other home has left only those deliveries count that it got from here. So has one that began here, to which
@@ -93,7 +95,19 @@ class Arrival:
     `direct_from`, unless it is 0, says that everything came directly that has this or a later place elsewhere.
     """
 
-    __slots__ = ("cuts", "direct_from", "donors", "first_seq", "given", "had", "is_stub", "kept", "relayed", "skips")
+    __slots__ = (
+        "cuts",
+        "direct_from",
+        "donors",
+        "first_seq",
+        "given",
+        "had",
+        "ids",
+        "is_stub",
+        "kept",
+        "relayed",
+        "skips",
+    )
 
     def __init__(self, first_seq: int) -> None:
         self.first_seq = first_seq
@@ -111,6 +125,8 @@ class Arrival:
         self.had: dict[tuple[bytes, bytes], tuple[int, int]] = {}
         # Origin without a cut, or of which not as much has come directly -> the last number that an old home passed on.
         self.relayed: dict[bytes, int] = {}
+        # Origin -> the numbers that old homes gave while there were several.
+        self.ids: dict[bytes, set[int]] = {}
         # Origin -> from which number on what came directly is here, not before; None: all of it is.
         self.kept: dict[bytes, int] | None = None
 
@@ -125,9 +141,9 @@ class Arrival:
     def takes(self, origin: bytes, number: int) -> bool:
         """Say whether a message that came directly is for the session."""
         if self.is_stub:
-            # From the first one on that it takes it has them all.
+            # From the first one on that it takes it has them all; what an old home passed on it has.
             self.set_cut(origin, number)
-            return True
+            return number >= self.cuts[origin]
         if self.direct_from:
             self._keep(origin, number)
             return True
@@ -219,6 +235,16 @@ class Arrival:
             return seq >= self.direct_from
         cut = self.cuts.get(origin)
         return cut is not None and number >= cut
+
+    def comes_again(self, origin: bytes, number: int) -> bool:
+        """Say whether a delivery of one of several old homes was given by another one before."""
+        if len(self.donors) < 2 or not number:
+            return False
+        numbers = self.ids.setdefault(origin, set())
+        if number in numbers:
+            return True
+        numbers.add(number)
+        return False
 
     def place(self, donor: Donor, seq: int) -> int:
         """Return the place here of a delivery with the place `seq` at an old home."""

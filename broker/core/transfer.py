@@ -398,6 +398,7 @@ class Transfers:
                     known
                     or arrival.had_directly(donor_id, message.origin, message.number, delivery.seq)
                     or arrival.has_had(message.origin, message.number, delivery.seq)
+                    or arrival.comes_again(message.origin, message.number)
                 )
                 arrival.note_relayed(message.origin, message.number)
             delivery.seq = arrival.place(donor, delivery.seq)

@@ -254,7 +254,7 @@ def move(frame: bytes) -> bytes:
         elif item.kind == move_frames.DELIVERIES:
             parts.append(move_frames.pack_deliveries(*name, item.after, item.deliveries, NOW))
         elif item.kind == move_frames.STATE:
-            parts.append(move_frames.pack_state(*name, item.passed, item.ended))
+            parts.append(move_frames.pack_state(*name, item.state, item.passed, item.ended))
         elif item.kind == move_frames.MOVED:
             parts.append(move_frames.pack_moved(*name, item.old_epoch))
         else:

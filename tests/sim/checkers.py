@@ -98,11 +98,17 @@ def _is_owed_to_roamer(world, client, known, message):
     filters = client.subscribed
     if not client.rooted:
         others = [node for node in world.nodes.values() if node is not client.home]
-        client.rooted = bool(filters) and all(
-            node.up and set(filters) <= set(node.core.mesh.interest.persistent_filters(client.home.name))
-            for node in others
-        )
+        client.rooted = bool(filters) and all(node.up and _knows_session(node, client) for node in others)
     return client.rooted and any(qos and matches(name, message.topic) for name, qos in filters.items())
+
+
+def _knows_session(node, client):
+    """Say whether a node knows what the session wants, and not only that somebody at its home wants the same."""
+    mesh = node.core.mesh
+    peer = mesh.peers.get(client.home.name)
+    head = peer and peer.tables.head_of(client.client_id)
+    wanted = {topic_filter for topic_filter, _, _ in head.subscriptions} if head else set()
+    return set(client.subscribed) <= wanted & set(mesh.interest.persistent_filters(client.home.name))
 
 
 def check_delivery(world, clients, ledger):

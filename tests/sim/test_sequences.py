@@ -3,9 +3,15 @@
 Each scene is also what a planted bug has to fail (see `test_mutations_of_moves`).
 """
 
+from types import SimpleNamespace
+
+import pytest
 from scene import Scene
 from virtual_clients import OFFLINE, ONLINE
 
+from broker.core.events import Attach
+from broker.core.settings import OwnerSettings
+from broker.mqtt.reasons import Reason
 from cluster.frames import FrameType
 from cluster.running_view import keeper_among
 
@@ -181,6 +187,93 @@ def a_session_ended_while_its_old_home_was_away():
 
 def test_a_session_that_ended_does_not_rise():
     a_session_ended_while_its_old_home_was_away()
+
+
+def an_offer_comes_late(scene, client, old, new):
+    """The new home asked, what it was offered did not come, and its client was refused."""
+    scene.goes(client)
+    lose(scene, FrameType.MOVE)
+    client.home = new
+    client.connect()
+    scene.until(lambda: client.state != OFFLINE)
+    scene.until(lambda: client.state == OFFLINE)
+    assert old.core.moving.counts()["moves_leaving"] == 1
+
+
+def test_a_home_that_asked_again_takes_what_was_offered_first():
+    scene = Scene()
+    old, new, third = scene.nodes
+    client = scene.comes("client", old, {b"a/b": 1})
+    publisher = scene.comes("publisher", third)
+    an_offer_comes_late(scene, client, old, new)
+    payloads = scene.publish(publisher, b"a/b", 1, 5)
+    lose(scene, FrameType.MOVE_TAKE)
+    scene.connect(client)
+    assert client.session_present
+    lose(scene)
+    scene.until(lambda: not any(node.core.moving.counts()["moves_leaving"] for node in scene.nodes))
+    assert scene.payloads(client) == payloads
+    assert scene.copies(client) == 1
+
+
+def test_a_home_by_an_earlier_epoch_than_it_was_offered_has_the_rest():
+    """It restarted with its clock set back, and made the session of the registry while it did not hear the old home."""
+    scene = Scene(count=2)
+    old, new = scene.nodes
+    client = scene.comes("client", old, {b"a/b": 1})
+    publisher = scene.comes("publisher", old)
+    an_offer_comes_late(scene, client, old, new)
+    payloads = scene.publish(publisher, b"a/b", 1, 5)
+    lose(scene)
+    scene.split([old], [new])
+    offered = old.core.moving.departures.leavings["client"].epoch
+    new.kill()
+    new.clocks.set_ahead(-60_000)
+    new.start()
+    scene.connect(client)
+    assert new.core.owner.session("client").epoch < offered, "it does not know any more how late it was"
+    scene.heal()
+    scene.until(lambda: not old.core.moving.counts()["moves_leaving"])
+    scene.until(lambda: scene.payloads(client) == payloads)
+    assert scene.copies(client) == 1
+
+
+def calls(scene, node, client_id, user_name=None, clean=False):
+    """Return the reason with which a node answers a CONNECT, and wait until all know of that."""
+    heard = []
+    (listener,) = node.listeners
+    number = listener.open(SimpleNamespace(answer=heard.append, connection_lost=lambda: None))
+    listener.send(Attach(listener.key(number), client_id, 5, clean, 3600, 65535, user_name=user_name))
+    scene.until(lambda: bool(heard))
+    scene.until(scene.is_whole if all(each.up for each in scene.nodes) else lambda: True)
+    return heard[0].reason
+
+
+def test_a_session_whose_client_is_refused_expires_at_its_new_home():
+    scene = Scene(count=2)
+    old, _ = scene.nodes
+    assert calls(scene, old, "client") == Reason.SUCCESS
+    # From here on nodes take no clients.
+    scene.settings = OwnerSettings(max_connections=0)
+    full = scene.add_node("full@h")
+    scene.join(full, old)
+    scene.until(scene.is_whole)
+    scene.crash(old)
+    assert calls(scene, full, "client") == Reason.QUOTA_EXCEEDED
+    session = full.core.owner.session("client")
+    assert 3590.0 < session.expires_at - full.clocks.monotonic() <= 3600.0
+
+
+@pytest.mark.parametrize("clean", [False, True])
+def test_nobody_takes_over_what_belongs_to_another_user_while_its_home_is_away(clean):
+    scene = Scene()
+    old, new, _ = scene.nodes
+    assert calls(scene, old, "client", "ann") == Reason.SUCCESS
+    scene.crash(old)
+    assert calls(scene, new, "client", "bob", clean) == Reason.CLIENT_IDENTIFIER_NOT_VALID
+    assert scene.homes("client") == []
+    assert calls(scene, new, "client", "ann", clean) == Reason.SUCCESS
+    assert scene.homes("client") == [new]
 
 
 def the_old_home_dies_with_what_was_sent_late():

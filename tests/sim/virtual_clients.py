@@ -66,6 +66,8 @@ class Client:
         # Filters that the broker acknowledged, with the QoS granted.
         self.subscribed = {}
         self.session_exists = False
+        # All nodes have heard of it: until then one that restarts alone has no way of knowing it.
+        self.session_known = False
         # What the last CONNACK said of the session; None before the first.
         self.session_present = None
         # How many sessions ended.
@@ -172,6 +174,7 @@ class Client:
             listener.send(Detach(listener.key(number)))
 
     def _ended(self, told_at, farewell=False):
+        self._ask_who_knows(self.connects)
         self._end_will(told_at, farewell)
         self.state = OFFLINE
         self._listener = None
@@ -217,7 +220,7 @@ class Client:
     def _forget_session(self):
         """A clean start: nothing that was promised to the old session is owed any more."""
         self.subscribed = {}
-        self.session_exists = False
+        self.session_exists = self.session_known = False
         self.sessions += 1
         self.inbox.session_in_doubt()
         if self.persistent:
@@ -349,16 +352,25 @@ class Client:
             self._left = None
         if self._present is not None:
             self._present.connected = True
-        if self.session_exists and not world.power_loss:
+        if self.session_exists and (self.session_known or not self.roams) and not world.power_loss:
             world.check(record.session_present, f"the session of {self.name} was lost at {self.home.name}")
         if not record.session_present:
+            self.session_known = False
             self.subscribed = {}
             self.inbox.session_ended()
         self.session_exists = self.persistent and not self.contends
+        world.later(0.5, self._ask_who_knows, self.connects)
         missing = {name: qos for name, qos in self.wanted.items() if name not in self.subscribed}
         if missing:
             self._subscribe(missing)
         self.outbox.connected(record.session_present)
+
+    def _ask_who_knows(self, connects):
+        if self.connects == connects and self.state == ONLINE and self.session_exists and not self.session_known:
+            members = [node for node in self.world.nodes.values() if not node.is_alone]
+            self.session_known = all(
+                node.up and node.core.mesh.registry.find(self.client_id) is not None for node in members
+            )
 
     def _may_be_refused(self, reason, expected):
         """Say whether this is how a node refuses that does not reach the others, in a world where nodes do."""

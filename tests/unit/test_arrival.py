@@ -70,3 +70,20 @@ def test_of_what_came_directly_only_what_was_not_given_away_is_here() -> None:
     # From the next on that comes directly it is.
     assert arrival.takes(OTHER, 100)
     assert [arrival.has_had(OTHER, number, place) for number in (99, 100, 101)] == [False, True, True]
+
+
+def test_what_an_origin_sent_to_two_old_homes_is_taken_once() -> None:
+    arrival = Arrival(9 << PLACE_BITS)
+    arrival.donor(OLD)
+    assert not arrival.comes_again(ORIGIN, 5) and not arrival.comes_again(ORIGIN, 5)
+    arrival.donor(OTHER)
+    assert [arrival.comes_again(ORIGIN, number) for number in (5, 6, 5, 6)] == [False, False, True, True]
+    assert not arrival.comes_again(ORIGIN, 0) and not arrival.comes_again(ORIGIN, 0)
+
+
+def test_a_stub_leaves_out_what_an_old_home_passed_on() -> None:
+    """What the origin sends directly as well, on a slower way, comes when the session leaves again (seed 114)."""
+    arrival = Arrival(9 << PLACE_BITS)
+    arrival.note_relayed(ORIGIN, 7)
+    arrival.is_stub = True
+    assert [arrival.takes(ORIGIN, number) for number in (6, 7, 8)] == [False, False, True]

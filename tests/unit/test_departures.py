@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from core_helpers import Node, started_nodes
 
+from broker.core.arrival import Arrival
 from broker.core.epoch import Epoch
 from broker.core.transfer import SessionHead
 from cluster.departures import PATIENCE_S, WAIT_POLL_S, Departures
@@ -14,6 +15,7 @@ from cluster.move_frames import (
     DELIVERIES,
     HEAD,
     HEAD_TAKEN,
+    MOVED,
     OVER,
     STATE,
     SWITCHED,
@@ -155,6 +157,21 @@ def test_a_home_that_is_back_is_sent_everything_at_once(start: Callable[..., Nod
     assert leaver.pass_time(0.0)[0] == lost
 
 
+def test_what_is_confirmed_while_it_is_read_again_does_not_hold_up_the_rest(start: Callable[..., Node]) -> None:
+    leaver = Leaver(start(store_id=HERE))
+    part = leaver.second_part()
+    leaver.now = leaver.departures.next_deadline()
+    # The patience is over; what was late was the answer, which comes before anything is read.
+    leaver.node.begin()
+    leaver.departures.tick(leaver.now)
+    ack = MoveAck("mover", EPOCH, HEAD_TAKEN, part[-1])
+    ack.generation, ack.version = VERSION
+    leaver.departures.acknowledged(THERE, ack, leaver.now)
+    leaver.departures.tick(leaver.now)
+    leaver.node.settle()
+    assert leaver.pass_time(0.0)[0][0] == part[-1] + 1
+
+
 class Home:
     """A node that sessions leave which have nothing queued, with two others."""
 
@@ -192,10 +209,11 @@ class Home:
         assert [item.kind for item in self.turn()] == [HEAD]
         self.acknowledge(client_id, HEAD_TAKEN, needs)
 
-    def acknowledge(self, client_id: str, flags: int, needs: tuple[int, int] = VERSION) -> None:
-        """THERE says how far it is."""
+    def acknowledge(self, client_id: str, flags: int, needs: tuple[int, int] = VERSION, state: int = 0) -> None:
+        """THERE says how far it is, and which STATE it has taken."""
         ack = MoveAck(client_id, EPOCH, flags, 0)
         ack.generation, ack.version = needs
+        ack.state = state
         self.departures.acknowledged(THERE, ack, self.now)
 
     def asked(self) -> list[tuple[bytes, list[tuple[bytes, int, int]]]]:
@@ -247,6 +265,54 @@ def test_a_member_that_is_down_holds_up_the_end_and_nothing_else(start: Callable
     assert [item.ended for item in home.turn()] == [True]
     home.acknowledge("one", OVER)
     assert not home.departures.leavings
+    home.departures.validate()
+
+
+def test_the_last_state_is_told_again_until_it_is_answered_itself(start: Callable[..., Node]) -> None:
+    home = Home(start(store_id=HERE))
+    home.site.down = [ELSEWHERE]
+    home.leave("one", VERSION)
+    home.turn()
+    home.switched(THERE, VERSION, 10)
+    (state,) = home.turn()
+    home.acknowledge("one", HEAD_TAKEN, state=state.state)
+    assert home.pass_time(4 * RETRY_S) == []
+    home.site.down = []
+    home.departures.members_changed()
+    home.switched(ELSEWHERE, VERSION, 20)
+    (lost,) = home.turn()
+    assert lost.ended and lost.state != state.state
+    # The answer to the first comes twice.
+    home.acknowledge("one", HEAD_TAKEN, state=state.state)
+    assert [(item.ended, item.passed) for item in home.pass_time(2 * RETRY_S)][:1] == [(True, lost.passed)]
+    home.departures.validate()
+
+
+def test_the_answer_of_an_older_program_names_no_state(start: Callable[..., Node]) -> None:
+    home = Home(start(store_id=HERE))
+    home.leave("one", VERSION)
+    home.turn()
+    home.switched(THERE, VERSION, 10)
+    home.switched(ELSEWHERE, VERSION, 20)
+    home.turn()
+    home.acknowledge("one", HEAD_TAKEN)
+    assert [item.kind for item in home.pass_time(2 * RETRY_S)][:1] == [STATE]
+    home.acknowledge("one", OVER)
+    assert not home.departures.leavings
+
+
+def test_a_home_by_an_earlier_epoch_than_it_asked_for_last_is_told_under_that(start: Callable[..., Node]) -> None:
+    home = Home(start(store_id=HERE))
+    client = home.node.persistent("mover")
+    client.subscribe(b"t", 1)
+    client.drop()
+    present, last = Epoch(2, 400, THERE), Epoch(2, 500, THERE)
+    home.departures.take(THERE, Take("mover", last, False, None), home.now)
+    assert [(item.kind, item.epoch) for item in home.turn()] == [(HEAD, last)]
+    home.departures.take(ELSEWHERE, Take("mover", Epoch(2, 300, ELSEWHERE), False, None), home.now)
+    assert home.turn() == []
+    home.departures.take(THERE, Take("mover", present, False, None), home.now)
+    assert [(item.kind, item.epoch) for item in home.turn()] == [(HEAD, present)]
     home.departures.validate()
 
 
@@ -306,3 +372,23 @@ def test_a_take_is_forgotten_when_who_asked_has_given_up(start: Callable[..., No
     assert home.pass_time(PATIENCE_S + 1.0) == []
     assert home.departures.next_deadline() == math.inf
     assert home.node.owner.session("mover") is not None
+
+
+def test_a_take_that_waits_until_all_is_elsewhere_is_told_where(start: Callable[..., Node]) -> None:
+    home = Home(start(store_id=HERE))
+    home.leave("mover", VERSION)
+    home.turn()
+    for member in (THERE, ELSEWHERE):
+        home.switched(member, VERSION, 10)
+    home.turn()
+    # The session had come from elsewhere itself, and not wholly yet.
+    session = home.departures.leavings["mover"].departure.session
+    session.arrival = Arrival(0)
+    session.arrival.donor(THERE)
+    take = Take("mover", Epoch(3, 0, ELSEWHERE), False, None)
+    home.departures.take(ELSEWHERE, take, home.now)
+    assert home.turn() == []
+    home.acknowledge("mover", OVER)
+    assert [(item.kind, item.epoch, item.old_epoch) for item in home.pass_time(WAIT_POLL_S)] == [
+        (MOVED, take.epoch, EPOCH)
+    ]

@@ -1,0 +1,57 @@
+"""The new home's half of a move: when a client may go on, though several old homes have something of its session."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from core_helpers import Node, started_nodes
+from test_departures import ELSEWHERE, HERE, THERE, OtherSite
+
+from broker.core.epoch import Epoch
+from broker.core.message import NO_MESSAGE, Delivery
+from broker.core.transfer import SessionHead
+from cluster.arrivals import Arrivals
+from cluster.move_frames import DELIVERIES, HEAD, STATE, Item, Take
+from cluster.registry import Registry
+
+EPOCH = Epoch(3, 0, HERE)
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Node]]:
+    yield from started_nodes()
+
+
+def head(old_home: bytes, inflight_seq: int) -> Item:
+    """Return what an old home offers, which has deliveries in flight up to a place."""
+    item = Item(HEAD, "mover", EPOCH)
+    item.old_epoch = Epoch(2 if old_home == THERE else 1, 0, old_home)
+    item.head = SessionHead("mover", None, 3600)
+    item.head.inflight_seq = inflight_seq
+    return item
+
+
+def test_a_client_waits_for_what_was_in_flight_whatever_older_homes_have_said(start: Callable[..., Node]) -> None:
+    node = start(store_id=HERE)
+    arrivals = Arrivals(node.owner, OtherSite(THERE, ELSEWHERE), Registry("a"))
+    arrivals.ask(Take("mover", EPOCH, False, None), THERE, node.now)
+    in_flight = Item(DELIVERIES, "mover", EPOCH)
+    in_flight.deliveries = [Delivery((2 << 40) + 7, NO_MESSAGE, 2)]
+    in_flight.deliveries[0].packet_id = 5
+    in_flight.deliveries[0].released = True
+    last_word = Item(STATE, "mover", EPOCH)
+    last_word.ended = True
+    node.begin()
+    arrivals.receive(THERE, [head(THERE, (2 << 40) + 7)], node.now)
+    arrivals.receive(ELSEWHERE, [head(ELSEWHERE, 0)], node.now)
+    assert arrivals.take_ready() == []
+    for member in (HERE, THERE, ELSEWHERE):
+        last_word.passed.append((member, 1 << 60))
+        session = node.owner.session("mover")
+        assert session is not None
+        node.owner.transfers.set_cut(session, member, 1, node.now)
+    arrivals.receive(ELSEWHERE, [last_word], node.now)
+    assert list(session.arrival.donors if session.arrival is not None else ()) == [THERE]
+    assert arrivals.take_ready() == []
+    arrivals.receive(THERE, [in_flight], node.now)
+    assert arrivals.take_ready() == [("mover", HEAD, EPOCH)]
+    node.settle()
