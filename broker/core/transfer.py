@@ -426,16 +426,17 @@ class Transfers:
         return donor.watermark
 
     def _take_in_flight(self, session: Session, donor: Donor, delivery: Delivery, known: bool) -> None:
-        if donor.heir:
+        if known and not donor.heir:
+            if delivery.qos == 1:
+                return
+            # The client has the message from elsewhere; what is left is the packet id, which it may hold as taken.
+            delivery.released = True
+            delivery.message = NO_MESSAGE
+            delivery.size = 0
+        if donor.heir and session.attachment is None:
             session.inflight.restore(delivery)
-        elif known and delivery.qos == 1:
-            return
         else:
-            if known:
-                # The client has the message from elsewhere; what is left is the packet id, which it may hold as taken.
-                delivery.released = True
-                delivery.message = NO_MESSAGE
-                delivery.size = 0
+            # The old home may have had it from an older one, after it gave its head.
             session.inflight.restore_late(delivery)
         self._store.put_delivery(session.number, delivery)
 

@@ -94,10 +94,10 @@ def test_a_puback_before_the_link_ack_is_caught(monkeypatch):
     forward = OutgoingLink.forward
     waiting = []
 
-    def keep_ticket(self, message, ticket, persistent, running, now):
+    def keep_ticket(self, message, ticket, persistent, running, now, address):
         if ticket is not None:
             waiting.append(ticket)
-        return forward(self, message, None, persistent and ticket is None, running, now)
+        return forward(self, message, None, persistent and ticket is None, running, now, address)
 
     def acknowledge(node, effects):
         for ticket in waiting:

@@ -159,6 +159,31 @@ def test_what_is_in_flight_keeps_its_packet_ids_and_its_place(start: Callable[..
     assert payloads(again) == [b"4", b"5", b"6", b"7"]
 
 
+def test_what_the_old_home_hears_of_after_its_head_is_sent_again_to_a_client_that_is_there(
+    start: Callable[..., Node],
+) -> None:
+    """The client went on before an older home had given what was in flight there: seed 306."""
+    old, new = start(store_id=HERE), start(store_id=THERE)
+    client = old.persistent("mover", 4)
+    client.subscribe(b"t", 2)
+    publisher = old.connect("publisher")
+    for number in range(2):
+        publisher.publish(b"t", b"%d" % number, 1, number + 1)
+    sent = [(publish.packet_id, publish.payload) for publish in client.take_publishes()]
+    move = Move(old, new)
+    move.head.inflight_seq = 0
+    move.begin()
+    again = new.persistent("mover", 4)
+    assert again.take_publishes() == []
+    move.rest()
+    resent = again.take_publishes()
+    assert [(publish.packet_id, publish.payload) for publish in resent] == sent
+    assert all(publish.dup for publish in resent)
+    again.acknowledge(*[publish.packet_id for publish in resent])
+    move.end()
+    assert len(move.session().inflight) == 0
+
+
 def test_qos_2_goes_on_in_both_directions(start: Callable[..., Node]) -> None:
     old, new = start(store_id=HERE), start(store_id=THERE)
     client = old.persistent("mover", 4)
