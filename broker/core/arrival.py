@@ -238,12 +238,11 @@ class Arrival:
 
     def comes_again(self, origin: bytes, number: int) -> bool:
         """Say whether a delivery of one of several old homes was given by another one before."""
-        if len(self.donors) < 2 or not number:
-            return False
-        numbers = self.ids.setdefault(origin, set())
-        if number in numbers:
+        numbers = self.ids.get(origin)
+        if numbers is not None and number in numbers:
             return True
-        numbers.add(number)
+        if len(self.donors) > 1 and number:
+            self.ids.setdefault(origin, set()).add(number)
         return False
 
     def place(self, donor: Donor, seq: int) -> int:

@@ -87,6 +87,9 @@ def test_what_an_origin_sent_to_two_old_homes_is_taken_once() -> None:
     arrival.donor(OTHER)
     assert [arrival.comes_again(ORIGIN, number) for number in (5, 6, 5, 6)] == [False, False, True, True]
     assert not arrival.comes_again(ORIGIN, 0) and not arrival.comes_again(ORIGIN, 0)
+    # The one of which it came first may have said its last word since.
+    arrival.end(OLD)
+    assert [arrival.comes_again(ORIGIN, number) for number in (6, 7, 7)] == [True, False, False]
 
 
 def test_a_stub_leaves_out_what_an_old_home_passed_on() -> None:
