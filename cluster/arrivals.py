@@ -335,8 +335,7 @@ class Arrivals:
     def _say_epoch(self, node: bytes, session: Session) -> None:
         """An old home offers a session under a later epoch than that by which this node is its home already.
 
-        This node has asked several times, and what was offered first came late; or the session was made of the registry
-        here, by a clock that had been set back meanwhile.
+        It was made of the registry here, by a clock that was set back after this node had asked for it.
         """
         take = pack_take(Take(session.client_id, session.epoch, False, session.user_name))
         for frame in frames(FrameType.MOVE_TAKE, [take], True):

@@ -207,13 +207,13 @@ class Arrival:
         self.had.setdefault((donor, origin), (counter, number))
 
     def had_directly(self, donor: bytes, origin: bytes, number: int, seq: int) -> bool:
-        """Say whether another old home than this one had a message directly, and gives it.
+        """Say whether a later home than the one that gave a delivery its place had it directly, and gives it.
 
-        What has one of the other's own places this one got from there: which of them gives it the places say.
+        An earlier one may have had it as well, and have it no more: the later one left out what came from there.
         """
         own = seq >> PLACE_BITS
         for (by, of), (counter, first) in self.had.items():
-            if of == origin and number >= first and by != donor and counter != own:
+            if of == origin and number >= first and by != donor and counter > own:
                 return True
         return False
 

@@ -63,6 +63,18 @@ def test_a_stub_that_ends_before_all_have_switched_is_caught(monkeypatch):
 
 
 @interpreted
+def test_two_old_homes_that_leave_it_to_each_other_are_caught(monkeypatch):
+    monkeypatch.setattr(
+        Arrival,
+        "had_directly",
+        lambda self, donor, origin, number, seq: any(
+            of == origin and number >= first and by != donor for (by, of), (_, first) in self.had.items()
+        ),
+    )
+    fails(sequences.two_old_homes_have_what_came_directly)
+
+
+@interpreted
 def test_a_new_home_that_knows_no_packet_ids_is_caught(monkeypatch):
     begin = Transfers.begin_arrival
 

@@ -479,3 +479,34 @@ def a_move_goes_on_before_the_last_one_is_confirmed():
 
 def test_a_move_that_goes_on_doubles_nothing():
     a_move_goes_on_before_the_last_one_is_confirmed()
+
+
+def two_old_homes_have_what_came_directly():
+    """The stubs of a session that moved twice last, since a node is down; what is published then comes to both.
+
+    When the session moves on, each may take it that the other one gives it.
+    """
+    scene = Scene(count=5)
+    first, second, third, fourth, away = scene.nodes
+    client = scene.comes("client", first, {b"a/b": 1})
+    publisher = scene.comes("publisher", fourth)
+    scene.goes(client)
+    scene.crash(away)
+    for home in (second, third):
+        scene.connect(client, home)
+        scene.run(1.0)
+        scene.goes(client)
+    scene.split([second], [third])
+    sent = scene.publish(publisher, b"a/b", 1, 6, padding_bytes=60_000)
+    assert len(second.core.moving.departures.leavings["client"].departure.session.queue) == 6
+    assert len(third.core.owner.session("client").queue) == 6
+    scene.connect(client, fourth)
+    scene.world.network.heal_all()
+    scene.start(away)
+    scene.until(lambda: not any(node.core.moving.departures.leavings for node in scene.nodes))
+    assert scene.payloads(client) == sent
+    assert scene.copies(client) == 1
+
+
+def test_of_two_old_homes_one_gives_what_both_had():
+    two_old_homes_have_what_came_directly()

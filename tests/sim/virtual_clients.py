@@ -66,8 +66,8 @@ class Client:
         # Filters that the broker acknowledged, with the QoS granted.
         self.subscribed = {}
         self.session_exists = False
-        # All nodes have heard of it: until then one that restarts alone has no way of knowing it.
-        self.session_known = False
+        # The nodes that have heard of it: any other one has no way of knowing it while its home is away.
+        self.session_known = set()
         # What the last CONNACK said of the session; None before the first.
         self.session_present = None
         # How many sessions ended.
@@ -220,7 +220,8 @@ class Client:
     def _forget_session(self):
         """A clean start: nothing that was promised to the old session is owed any more."""
         self.subscribed = {}
-        self.session_exists = self.session_known = False
+        self.session_exists = False
+        self.session_known = set()
         self.sessions += 1
         self.inbox.session_in_doubt()
         if self.persistent:
@@ -352,10 +353,13 @@ class Client:
             self._left = None
         if self._present is not None:
             self._present.connected = True
-        if self.session_exists and (self.session_known or not self.roams) and not world.power_loss:
-            world.check(record.session_present, f"the session of {self.name} was lost at {self.home.name}")
+        if self.session_exists and not record.session_present:
+            unheard_of = self.roams and self.home not in self.session_known
+            world.check(unheard_of or world.power_loss, f"the session of {self.name} was lost at {self.home.name}")
+            # What waits for it elsewhere comes when that is known.
+            world.revived[self.client_id] += 1
         if not record.session_present:
-            self.session_known = False
+            self.session_known = set()
             self.subscribed = {}
             self.inbox.session_ended()
         self.session_exists = self.persistent and not self.contends
@@ -366,11 +370,9 @@ class Client:
         self.outbox.connected(record.session_present)
 
     def _ask_who_knows(self, connects):
-        if self.connects == connects and self.state == ONLINE and self.session_exists and not self.session_known:
-            members = [node for node in self.world.nodes.values() if not node.is_alone]
-            self.session_known = all(
-                node.up and node.core.mesh.registry.find(self.client_id) is not None for node in members
-            )
+        if self.connects == connects and self.state == ONLINE and self.session_exists:
+            nodes = [node for node in self.world.nodes.values() if node.up and not node.is_alone]
+            self.session_known.update(node for node in nodes if node.core.mesh.registry.find(self.client_id))
 
     def _may_be_refused(self, reason, expected):
         """Say whether this is how a node refuses that does not reach the others, in a world where nodes do."""

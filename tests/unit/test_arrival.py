@@ -55,7 +55,15 @@ def test_what_an_old_home_has_given_to_another_comes_from_there() -> None:
     arrival = Arrival(9 << PLACE_BITS)
     arrival.add_had(OLD, 4, ORIGIN, 5)
     assert not arrival.had_directly(OTHER, ORIGIN, 6, (4 << PLACE_BITS) + 1)
-    assert arrival.had_directly(OTHER, ORIGIN, 6, (5 << PLACE_BITS) + 1)
+    assert arrival.had_directly(OTHER, ORIGIN, 6, (3 << PLACE_BITS) + 1)
+
+
+def test_what_two_old_homes_had_directly_the_later_one_gives() -> None:
+    arrival = Arrival(9 << PLACE_BITS)
+    arrival.add_had(OLD, 4, ORIGIN, 5)
+    arrival.add_had(OTHER, 5, ORIGIN, 6)
+    assert arrival.had_directly(OLD, ORIGIN, 7, (4 << PLACE_BITS) + 1)
+    assert not arrival.had_directly(OTHER, ORIGIN, 7, (5 << PLACE_BITS) + 1)
 
 
 def test_of_what_came_directly_only_what_was_not_given_away_is_here() -> None:
