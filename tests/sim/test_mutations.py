@@ -308,8 +308,8 @@ def test_qos_2_that_is_forwarded_in_memory_alone_is_caught(monkeypatch):
     """Its packet id is known after the restart, and the message is not."""
     forward = OutgoingLink.forward
 
-    def forget(self, message, ticket, persistent, running, now):
-        return forward(self, message, ticket, persistent and message.qos != 2, running, now)
+    def forget(self, message, ticket, persistent, running, now, address):
+        return forward(self, message, ticket, persistent and message.qos != 2, running, now, address)
 
     monkeypatch.setattr(OutgoingLink, "forward", forget)
     assert "never arrived" in caught()
