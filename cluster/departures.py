@@ -201,8 +201,16 @@ class Departures:
         else:
             self.leave(take.client_id, old_epoch, take.epoch, True, now)
             if take.client_id not in self.leavings:
-                self._put(node, pack_no(NOTHING, take.client_id, take.epoch))
+                self._put_away(node, take)
         return True
+
+    def _put_away(self, node: bytes, take: Take) -> None:
+        """Answer that the session is not here: it may have gone to a home of which who asks has not heard."""
+        home = self._site.home(take.client_id)
+        if home.store_id in (NO_EPOCH.store_id, node, self._site.store_id()):
+            self._put(node, pack_no(NOTHING, take.client_id, take.epoch))
+        else:
+            self._put(node, pack_moved(take.client_id, take.epoch, home))
 
     def _look_at_held(self, now: float) -> None:
         """See which of the TAKEs that wait need not wait any more; who does not ask again has given up."""

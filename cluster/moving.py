@@ -14,7 +14,7 @@ commit of the turn.
 from collections.abc import Callable
 from typing import Final, final
 
-from broker.core.epoch import Epoch, pack_epoch
+from broker.core.epoch import NO_EPOCH, Epoch, pack_epoch
 from broker.core.owner import QueueOwner
 from broker.core.transfer import SessionHead
 from cluster.arrivals import Arrivals
@@ -92,6 +92,11 @@ class MeshSite:
             return self.version()
         name = self._names.get(store_id)
         return (0, 0) if name is None else self._mesh.peers[name].tables.wishes_version()
+
+    def home(self, client_id: str) -> Epoch:
+        """Return the epoch of the latest home that is known of a client id; NO_EPOCH if there is none."""
+        home = self._mesh.registry.find(client_id)
+        return NO_EPOCH if home is None else home.epoch
 
     def tell(self, store_id: bytes, frame: bytes) -> None:
         """Send a frame on the control connection, or lose it."""

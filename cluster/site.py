@@ -5,6 +5,8 @@ Owns nothing: the mesh implements it. Nodes are named by their store ids here, s
 
 from typing import Protocol
 
+from broker.core.epoch import Epoch
+
 
 class Site(Protocol):
     """One node's view of the others, and its way to them."""
@@ -29,6 +31,9 @@ class Site(Protocol):
 
     def known_version(self, store_id: bytes) -> tuple[int, int]:
         """Return (generation, version) of a member's wishes as they are known here; (0, 0) if they aren't."""
+
+    def home(self, client_id: str) -> Epoch:
+        """Return the epoch of the latest home that is known of a client id; NO_EPOCH if there is none."""
 
     def tell(self, store_id: bytes, frame: bytes) -> None:
         """Send a frame on the control connection, or lose it."""

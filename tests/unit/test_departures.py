@@ -7,7 +7,7 @@ import pytest
 from core_helpers import Node, started_nodes
 
 from broker.core.arrival import Arrival
-from broker.core.epoch import Epoch
+from broker.core.epoch import NO_EPOCH, Epoch
 from broker.core.transfer import SessionHead
 from cluster.departures import PATIENCE_S, WAIT_POLL_S, Departures
 from cluster.leaving_session import RETRY_S
@@ -16,6 +16,7 @@ from cluster.move_frames import (
     HEAD,
     HEAD_TAKEN,
     MOVED,
+    NOTHING,
     OVER,
     STATE,
     SWITCHED,
@@ -45,6 +46,7 @@ class OtherSite:
         self.down: list[bytes] = []
         self.sent: list[bytes] = []
         self.told: list[tuple[bytes, bytes]] = []
+        self.homes: dict[str, Epoch] = {}
 
     def store_id(self) -> bytes:
         return HERE
@@ -66,6 +68,9 @@ class OtherSite:
 
     def known_version(self, store_id: bytes) -> tuple[int, int]:
         return VERSION
+
+    def home(self, client_id: str) -> Epoch:
+        return self.homes.get(client_id, NO_EPOCH)
 
     def tell(self, store_id: bytes, frame: bytes) -> None:
         self.told.append((store_id, frame))
@@ -392,3 +397,14 @@ def test_a_take_that_waits_until_all_is_elsewhere_is_told_where(start: Callable[
     assert [(item.kind, item.epoch, item.old_epoch) for item in home.pass_time(WAIT_POLL_S)] == [
         (MOVED, take.epoch, EPOCH)
     ]
+
+
+def test_a_node_without_the_session_says_where_it_went(start: Callable[..., Node]) -> None:
+    """Who asks has not heard of the new home, and would begin the session anew."""
+    home = Home(start(store_id=HERE))
+    asked = Epoch(2, 500, THERE)
+    home.departures.take(THERE, Take("mover", asked, False, None), home.now)
+    assert [item.kind for item in home.turn()] == [NOTHING]
+    home.site.homes["mover"] = Epoch(2, 400, ELSEWHERE)
+    home.departures.take(THERE, Take("mover", asked, False, None), home.now)
+    assert [(item.kind, item.old_epoch) for item in home.turn()] == [(MOVED, Epoch(2, 400, ELSEWHERE))]
