@@ -322,7 +322,10 @@ class Arrivals:
                 self._say_epoch(node, session)
             return
         else:
-            self._owner.transfers.add_donor(session, node, now)
+            transfers = self._owner.transfers
+            if transfers.add_donor(session, node, now):
+                self._forget_spent(item.head, node)
+                transfers.inherit_will(session, item.head, now)
             self.watch(client_id)
         session = self._owner.session(client_id)
         assert session is not None
@@ -341,10 +344,13 @@ class Arrivals:
         for frame in frames(FrameType.MOVE_TAKE, [take], True):
             self._site.tell(node, frame)
 
-    def _begin(self, head: SessionHead, epoch: Epoch, donor: bytes, heir: bool, now: float) -> Session:
+    def _forget_spent(self, head: SessionHead, donor: bytes) -> None:
+        """Forget a will that others have published: an old home that was away does not know it yet."""
         if self._registry.wills.is_spent(head.client_id.encode(), donor):
-            # An old home that was away does not know it yet.
             head.will = None
+
+    def _begin(self, head: SessionHead, epoch: Epoch, donor: bytes, heir: bool, now: float) -> Session:
+        self._forget_spent(head, donor)
         cut = (self._site.store_id(), self._owner.next_number())
         session = self._owner.transfers.begin_arrival(head, epoch, donor, heir, cut, now)
         self.watch(head.client_id)

@@ -366,15 +366,24 @@ class Transfers:
                 arrival.add_had(donor_id, counter, origin, number)
             self._changed[session] = True
 
-    def add_donor(self, session: Session, donor: bytes, now: float) -> None:
-        """Another old home has something left of the session, which has a life of its own here."""
+    def inherit_will(self, session: Session, head: SessionHead, now: float) -> None:
+        """Take over the will that waits at an old home of a session with its own life, if no client is back here."""
+        will = head.will
+        is_free = session.attachment is None and self._wills.get(session.client_id) is None
+        if will is not None and will.due != 0.0 and is_free:
+            self._wills.adopt(will, session.epoch, now)
+
+    def add_donor(self, session: Session, donor: bytes, now: float) -> bool:
+        """Say that another old home has something left of a session with its own life here; false if that is known."""
         if session.arrival is None:
             session.arrival = Arrival(first_place(session.epoch))
             session.arrival.direct_from = NOWHERE
             self._dispatcher.arriving[session] = session.arrival
-        if donor not in session.arrival.donors:
-            session.arrival.donor(donor)
-            self._update(session, session.arrival, now)
+        if donor in session.arrival.donors:
+            return False
+        session.arrival.donor(donor)
+        self._update(session, session.arrival, now)
+        return True
 
     def accept(self, session: Session, donor_id: bytes, after: int, deliveries: list[Delivery], now: float) -> int:
         """Take deliveries from an old home that follow the place `after` there, and return the watermark."""

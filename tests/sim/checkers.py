@@ -311,6 +311,9 @@ def expected_wills(world, left):
     if not left.connected or left.farewell:
         # Nobody but the node knows whether it had the CONNECT, or the DISCONNECT.
         return 0, high
+    if left.taken_over:
+        # Another session of the client id came to its node, or its own went: some settings have that suppress wills.
+        return 0, high
     if divided:
         return 0, high
     if not left.ended_at:

@@ -73,6 +73,7 @@ class LeftWill:
         "home",
         "life",
         "message",
+        "taken_over",
         "told_at",
     )
 
@@ -90,6 +91,8 @@ class LeftWill:
         # A proper DISCONNECT, and whether the node lived on long enough to be sure that it took it.
         self.farewell = False
         self.farewell_arrived = False
+        # Whether the node closed the connection for another session of the client id.
+        self.taken_over = False
         # When the client asked for its next connection, and when it had one.
         self.back_asked_at = 0.0
         self.back_at = 0.0

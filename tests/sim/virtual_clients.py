@@ -329,6 +329,8 @@ class Client:
             self.world.note(f"{self.name} is closed with {record.reason:#x}")
             self._listener.connections.pop(self._number, None)
             self._lose_to_another(record.reason)
+            if self._present is not None:
+                self._present.taken_over = record.reason == Reason.SESSION_TAKEN_OVER
             self._ended(self.world.now)
         else:
             assert kind == UNSUBACK
