@@ -12,7 +12,8 @@ from broker.core.message import Message
 from broker.core.session import Session
 from broker.core.settings import OwnerSettings
 from broker.core.transfer import Departure
-from broker.mqtt.packets import Publish
+from broker.mqtt.packets import Publish, Will
+from broker.mqtt.properties import Property
 
 HERE = b"a" * 16
 THERE = b"b" * 16
@@ -468,3 +469,21 @@ def test_what_a_stub_gave_away_comes_back_from_there(start: Callable[..., Node])
     assert session.arrival is not None and session.arrival.kept == {ELSEWHERE: 4}
     place = first_place(Epoch(2, 0, THERE)) + 1
     assert [session.arrival.has_had(ELSEWHERE, number, place) for number in (3, 4)] == [False, True]
+
+
+def test_the_will_that_waits_at_an_old_home_comes_along(start: Callable[..., Node]) -> None:
+    """The session has begun at both, in two halves of a partition; nobody is connected to either."""
+    old, new = start(store_id=HERE), start(store_id=THERE)
+    expiry = {int(Property.SESSION_EXPIRY_INTERVAL): 1000}
+    will = Will(b"w", b"gone", qos=1, properties={int(Property.WILL_DELAY_INTERVAL): 60})
+    old.connect("mover", 5, False, properties=expiry, will=will).drop()
+    new.persistent("mover").drop()
+    move = Move(old, new)
+    session, transfers = move.session(), new.owner.transfers
+    assert transfers.add_donor(session, HERE, new.now)
+    transfers.inherit_will(session, move.head, new.now)
+    new.settle()
+    left = new.owner.wills.get("mover")
+    assert left is not None and left.will.payload == b"gone" and left.due > new.now
+    assert not transfers.add_donor(session, HERE, new.now)
+    move.end()
