@@ -192,6 +192,10 @@ class Transfers:
         head.will = departure.will
         if session.arrival is not None:
             head.cuts = list(session.arrival.cuts.items())
+            if departure.confirmed > session.arrival.first_seq:
+                # What it had directly and has given to another home, it does not give to this one.
+                kept = self._kept(departure)
+                head.cuts = [(origin, kept[origin]) for origin, _ in head.cuts if origin in kept]
             head.taken = [(store_id, donor.watermark) for store_id, donor in session.arrival.donors.items()]
         return head
 
