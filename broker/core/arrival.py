@@ -44,6 +44,7 @@ import struct
 from typing import Final, final
 
 from broker.core.epoch import Epoch
+from broker.core.inflight import PACKET_ID_MAX
 from broker.core.message import ORIGIN_BYTES
 
 VALUE_VERSION: Final = 1
@@ -64,6 +65,11 @@ _HAD: Final = struct.Struct(">IQ")
 def first_place(epoch: Epoch) -> int:
     """Return the place before the first that a home gives."""
     return epoch.counter << PLACE_BITS
+
+
+def first_packet_id(epoch: Epoch) -> int:
+    """Return the first packet id of a home that does not know those which the client still holds of another one."""
+    return 1 + epoch.stamp % PACKET_ID_MAX
 
 
 @final

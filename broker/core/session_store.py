@@ -25,7 +25,7 @@ import struct
 from collections.abc import Callable
 from typing import Final, final
 
-from broker.core.arrival import first_place, unpack_arrival
+from broker.core.arrival import first_packet_id, first_place, unpack_arrival
 from broker.core.delivery_queue import DeliveryQueue
 from broker.core.epoch import COUNTER_MAX, EPOCH_BYTES, FIRST_EPOCH, pack_epoch, unpack_epoch
 from broker.core.message import NO_MESSAGE, Delivery
@@ -424,7 +424,10 @@ class SessionStore:
             sessions[key[:8]].departing = True
             (sessions[key[:8]].left_to,) = _U64.unpack(value[1:])
         elif key[8:] == b"a":
-            sessions[key[:8]].arrival = unpack_arrival(value)
+            session = sessions[key[:8]]
+            session.arrival = unpack_arrival(value)
+            if any(not donor.heir for donor in session.arrival.donors.values()):
+                session.inflight.next_id = first_packet_id(session.epoch)
         elif is_incoming:
             session = sessions[key[:8]]
             (packet_id,) = _U16.unpack(key[9:])

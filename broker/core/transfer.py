@@ -25,10 +25,9 @@ an arrival of its own only as long as nobody has asked for it.
 from collections import deque
 from typing import Final, final
 
-from broker.core.arrival import NOWHERE, PLACE_BITS, Arrival, Donor, first_place
+from broker.core.arrival import NOWHERE, PLACE_BITS, Arrival, Donor, first_packet_id, first_place
 from broker.core.dispatch import Dispatcher
 from broker.core.epoch import Epoch
-from broker.core.inflight import PACKET_ID_MAX
 from broker.core.left_will import LeftWill
 from broker.core.lifetimes import Lifetimes
 from broker.core.message import NO_MESSAGE, Delivery
@@ -338,7 +337,7 @@ class Transfers:
         if donor:
             arrival.donor(donor).heir = heir
         session.next_seq = arrival.first_seq + 1
-        session.inflight.next_id = head.next_packet_id if heir else 1 + epoch.stamp % PACKET_ID_MAX
+        session.inflight.next_id = head.next_packet_id if heir else first_packet_id(epoch)
         session.arrival = arrival
         self._dispatcher.arriving[session] = arrival
         self._lifetimes.adopt(session)

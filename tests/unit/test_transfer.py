@@ -487,3 +487,20 @@ def test_the_will_that_waits_at_an_old_home_comes_along(start: Callable[..., Nod
     assert left is not None and left.will.payload == b"gone" and left.due > new.now
     assert not transfers.add_donor(session, HERE, new.now)
     move.end()
+
+
+def test_packet_ids_begin_elsewhere_after_a_restart_too(start: Callable[..., Node]) -> None:
+    """What the client holds of the home that is away, under ids that nobody here knows, is no new message (seed 76)."""
+    old, new = start(store_id=HERE), Node(store_id=THERE)
+    client = old.persistent("mover")
+    client.subscribe(b"t", 1)
+    client.drop()
+    move = Move(old, new)
+    epoch = Epoch(2, 500, THERE)
+    cut = (new.store_id, new.owner.next_number())
+    new.owner.transfers.begin_arrival(move.head, epoch, HERE, False, cut, new.now)
+    new.settle()
+    assert move.session().inflight.next_id == 501
+    move.new = new.restart()
+    assert move.session().inflight.next_id == 501
+    move.end()
