@@ -452,11 +452,14 @@ def test_a_shared_subscription_is_one_in_the_whole_cluster(make_node: Callable[.
         shares = published(60, 60, [lasting, near])
         # What the dead node had not acknowledged comes when it is dead, behind the end.
         found = [number for each in shares for number in each]
-        while len(set(found)) < 60:
+
+        def have_all() -> bool:
             for client in (lasting, near):
                 while not client.nothing_waits():
                     found.append(client.message()[1])
-            time.sleep(0.01)
+            return len(set(found)) >= 60
+
+        wait_until(have_all, "what the dead node was to have comes to the others")
         assert set(found) == set(map(str, range(60, 120)))
     # Nobody is connected but who comes next, at another node than the one where it was.
     with Client(one) as publisher:

@@ -504,3 +504,23 @@ def test_packet_ids_begin_elsewhere_after_a_restart_too(start: Callable[..., Nod
     move.new = new.restart()
     assert move.session().inflight.next_id == 501
     move.end()
+
+
+def test_a_stub_tells_a_third_home_only_of_what_it_still_has(start: Callable[..., Node]) -> None:
+    """What it had directly it has given to the second one: that one gives it on (seed 178)."""
+    old, new = start(store_id=HERE), start(store_id=THERE)
+    client = old.persistent("mover")
+    client.subscribe(b"t", 1)
+    client.drop()
+    session = old.owner.session("mover")
+    assert session is not None
+    session.arrival = Arrival(first_place(Epoch(1, 0, HERE)))
+    session.arrival.cuts[ELSEWHERE] = 1
+    move = Move(old, new)
+    assert move.head.cuts == [(ELSEWHERE, 1)]
+    move.begin()
+    for number in (1, 2, 3):
+        direct(old, ELSEWHERE, number, b"%d" % number)
+    move.rest()
+    direct(old, ELSEWHERE, 4, b"4")
+    assert old.owner.transfers.head(move.departure).cuts == [(ELSEWHERE, 4)]
