@@ -9,8 +9,8 @@ from test_departures import ELSEWHERE, HERE, THERE, OtherSite
 from broker.core.epoch import Epoch
 from broker.core.message import NO_MESSAGE, Delivery
 from broker.core.transfer import SessionHead
-from cluster.arrivals import Arrivals
-from cluster.move_frames import DELIVERIES, HEAD, STATE, Item, Take
+from cluster.arrivals import GONE_S, Arrivals
+from cluster.move_frames import DELIVERIES, HEAD, OVER, STATE, Item, Take, unpack_move_acks
 from cluster.registry import Registry
 
 EPOCH = Epoch(3, 0, HERE)
@@ -54,4 +54,47 @@ def test_a_client_waits_for_what_was_in_flight_whatever_older_homes_have_said(st
     assert arrivals.take_ready() == []
     arrivals.receive(THERE, [in_flight], node.now)
     assert arrivals.take_ready() == [("mover", HEAD, EPOCH)]
+    node.settle()
+
+
+def arrived(node: Node) -> tuple[Arrivals, OtherSite]:
+    """A session that comes from THERE, which has given the head."""
+    site = OtherSite(THERE)
+    arrivals = Arrivals(node.owner, site, Registry("a"))
+    arrivals.ask(Take("mover", EPOCH, False, None), THERE, node.now)
+    node.begin()
+    arrivals.receive(THERE, [head(THERE, 0)], node.now)
+    return arrivals, site
+
+
+def test_an_old_home_hears_that_it_is_over_whatever_it_says(start: Callable[..., Node]) -> None:
+    """The answer to its last word was lost, and it has got more since: it says no last word any more (seed 12)."""
+    node = start(store_id=HERE)
+    arrivals, site = arrived(node)
+    session = node.owner.session("mover")
+    assert session is not None
+    node.owner.transfers.end_donor(session, THERE, node.now)
+    arrivals.flush()
+    site.told.clear()
+    late = Item(DELIVERIES, "mover", EPOCH)
+    arrivals.receive(THERE, [late], node.now)
+    arrivals.flush()
+    (ack,) = [ack for _, frame in site.told for ack in unpack_move_acks(frame)]
+    assert ack.flags & OVER
+    node.settle()
+
+
+def test_an_old_home_without_the_session_is_not_waited_for(start: Callable[..., Node]) -> None:
+    """It restarted, and its stub was not stored: it says no last word (seed 9)."""
+    node = start(store_id=HERE)
+    arrivals, _ = arrived(node)
+    session = node.owner.session("mover")
+    assert session is not None
+    arrivals.tick(node.now)
+    assert session.arrival is not None
+    arrivals.tick(node.now + GONE_S - 0.5)
+    assert session.arrival is not None
+    arrivals.tick(node.now + GONE_S + 0.5)
+    assert session.arrival is None
+    assert arrivals.counts()["moves_arriving"] == 0
     node.settle()
