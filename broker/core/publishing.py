@@ -26,7 +26,7 @@ from broker.core.events import PublishReceived
 from broker.core.forwarding import Forwarding
 from broker.core.groups import NOBODY, Choice, Groups
 from broker.core.left_will import LeftWill
-from broker.core.message import Message
+from broker.core.message import Message, fingerprint, is_same
 from broker.core.records import PUBACK, PUBCOMP, PUBREC
 from broker.core.retained import RetainedStore
 from broker.core.routes import Route, Routes
@@ -81,7 +81,7 @@ class Publishing:
         message = event.message
         session = attachment.session
         qos = message.qos
-        if qos == 2 and event.packet_id in session.incoming:
+        if qos == 2 and event.packet_id in session.incoming and is_same(session.incoming[event.packet_id], message):
             # [MQTT-4.3.3-10] Answered again, and not published again.
             self._answer_again(attachment, event.packet_id)
             return 0
@@ -94,7 +94,7 @@ class Publishing:
         elif qos and (route.nodes or choice.nodes) and not self._is_accepted(route, choice, message):
             # Before anything is delivered: the client sends it again, and here it must not come twice.
             self._counters.drop("link_full")
-            return self._refuse(attachment, event.packet_id, qos, int(Reason.QUOTA_EXCEEDED))
+            return self._refuse(attachment, event.packet_id, message, int(Reason.QUOTA_EXCEEDED))
         else:
             # [MQTT-4.3.2-5] [MQTT311-4.3.2-2] A message of its own, whatever its packet id was used for.
             if qos or message.retain or self._numbers_all:
@@ -104,7 +104,7 @@ class Publishing:
                 reason = int(Reason.QUOTA_EXCEEDED)
         if reason:
             # [MQTT311-3.3.5-2] MQTT 3 has no word for a refusal: the PUBLISH is acknowledged, and dropped.
-            self._answer(attachment, event.packet_id, qos, reason if attachment.version == 5 else 0, None)
+            self._answer(attachment, event.packet_id, message, reason if attachment.version == 5 else 0, None)
             return 0
         ticket: Ticket | None = None
         # [MQTT-3.3.4-1] [MQTT311-3.3.4-1]
@@ -117,18 +117,19 @@ class Publishing:
             ticket = self._forward(message, route, choice, asked)
         if qos:
             reason = _SUCCESS if matched else _NO_MATCHING_SUBSCRIBERS
-            self._answer(attachment, event.packet_id, qos, reason, ticket)
+            self._answer(attachment, event.packet_id, message, reason, ticket)
         return 0
 
     def publish_expired(self, attachment: Attachment, event: PublishReceived, now: float) -> None:
         """Take a PUBLISH whose message expired while it waited: it is answered, and nobody gets it [MQTT-3.3.2-5]."""
         self._counters.mqtt_publish_received += 1
-        qos = event.message.qos
-        if qos == 2 and event.packet_id in attachment.session.incoming:
+        message = event.message
+        incoming = attachment.session.incoming
+        if message.qos == 2 and event.packet_id in incoming and is_same(incoming[event.packet_id], message):
             self._answer_again(attachment, event.packet_id)
         else:
             self._counters.drop("expired")
-            self._answer(attachment, event.packet_id, qos, _SUCCESS, None)
+            self._answer(attachment, event.packet_id, message, _SUCCESS, None)
 
     def _is_accepted(self, route: Route, choice: Choice, message: Message) -> bool:
         """Say whether every node that has to have the message can be sent it."""
@@ -137,12 +138,12 @@ class Publishing:
             return False
         return all(has_room(node, message) for node in choice.nodes)
 
-    def _refuse(self, attachment: Attachment, packet_id: int, qos: int, reason: int) -> int:
+    def _refuse(self, attachment: Attachment, packet_id: int, message: Message, reason: int) -> int:
         """Refuse a PUBLISH in its turn. MQTT 3 has no word for it but the end of the connection (`release_pending`)."""
         if attachment.version == 5:
-            self._answer(attachment, packet_id, qos, reason, None)
+            self._answer(attachment, packet_id, message, reason, None)
             return 0
-        attachment.pending.append(_ticket(attachment, packet_id, qos, reason))
+        attachment.pending.append(_ticket(attachment, packet_id, message.qos, reason))
         return self.release_pending(attachment)
 
     def publish_will(self, left: LeftWill, now: float) -> None:
@@ -221,14 +222,17 @@ class Publishing:
             forward.ticket = ticket
         self._forwarding.add(forward)
 
-    def _answer(self, attachment: Attachment, packet_id: int, qos: int, reason: int, ticket: Ticket | None) -> None:
+    def _answer(
+        self, attachment: Attachment, packet_id: int, message: Message, reason: int, ticket: Ticket | None
+    ) -> None:
         """Acknowledge in turn: now, or when everything before it and its ticket are done."""
+        qos = message.qos
         if qos == 0:
             return
         if qos == 2 and reason < _FAILURE:  # [MQTT-4.3.3-9] A refusal takes no id.
             # [MQTT-4.3.3-8]
             session = attachment.session
-            session.incoming.add(packet_id)
+            session.incoming[packet_id] = fingerprint(message)
             if session.persistent:
                 self._store.put_incoming(session, packet_id)
         if ticket is None and attachment.pending.is_empty():
@@ -269,7 +273,7 @@ class Publishing:
         reason = int(Reason.PACKET_IDENTIFIER_NOT_FOUND)
         if packet_id in session.incoming:
             reason = _SUCCESS
-            session.incoming.remove(packet_id)
+            del session.incoming[packet_id]
             if session.persistent:
                 self._store.delete_incoming(session, packet_id)
         attachment.outlet.batch.acknowledge(PUBCOMP, attachment.connection, packet_id, reason)

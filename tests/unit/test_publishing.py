@@ -157,8 +157,8 @@ def test_pubrecs_of_what_is_sent_again_keep_their_order(node):
     client.drop()
     client = node.persistent("c")
     client.publish(b"far", qos=1, packet_id=3)
-    for packet_id, topic in ((1, b"near"), (1, b"near"), (2, b"farther")):
-        client.send(Publish(topic, b"x", 2, dup=True, packet_id=packet_id))
+    for packet_id, topic, payload in ((1, b"near", b"1"), (1, b"near", b"1"), (2, b"farther", b"2")):
+        client.send(Publish(topic, payload, 2, dup=True, packet_id=packet_id))
     client.publish(b"near", qos=1, packet_id=4)
     assert client.take() == []
     node.acknowledge_forwards(1)
