@@ -7,10 +7,10 @@ Theory of operation
 -------------------
 A PUBLISH with QoS 1 is acknowledged when this node has done its part and every node with persistent interest, or that
 was chosen for a shared group, has taken the message, or it is stored for that node; which of the two is the links'
-business. One with QoS 2 is always stored for
-them, in the same batch as its packet id: if one of the two were stored without the other, a PUBLISH that comes again
-after a restart would be answered as known and not reach them, or reach them twice. Whether there is room for it is
-asked before anything is done: what is refused comes again, and nobody may have had it. Acknowledgements leave in the
+business. One with QoS 2 is always stored for them, in the same batch as its packet id: if one of the two were stored
+without the other, a PUBLISH that comes again after a restart would be answered as known and not reach them, or reach
+them twice. Whether there is room for it is asked before anything is done: what is refused comes again, and nobody may
+have had it; how long it waits for room before is the business of `full_links`. Acknowledgements leave in the
 order of the PUBLISHes [MQTT-4.6.0-2] [MQTT-4.6.0-3] [MQTT311-4.6.0-2] [MQTT311-4.6.0-3], so one that waits holds back
 those behind it. The packet id of a QoS 2 PUBLISH is remembered from then until its PUBREL, as part of the session: a
 PUBLISH that comes again in between is answered and not published again [MQTT-4.3.3-10] [MQTT311-4.3.3-2], whether the
@@ -41,6 +41,8 @@ _INCARNATION_SHIFT: Final = 40
 _SUCCESS: Final = 0
 _FAILURE: Final = 0x80
 _NO_MATCHING_SUBSCRIBERS: Final = 0x10
+# No reason: the PUBLISH has to be handed in again.
+WAITS: Final = -1
 # What a PUBLISH is counted as that a route refuses, by the reason.
 _REFUSED: Final[dict[int, str]] = {
     int(Reason.NOT_AUTHORIZED): "reserved_topic",
@@ -75,9 +77,11 @@ class Publishing:
         self._message_number: int = incarnation << _INCARNATION_SHIFT
         self._numbers_all = settings.upgrade_outgoing_qos
 
-    def publish(self, attachment: Attachment, event: PublishReceived, now: float) -> int:
-        """Take a client's PUBLISH; the result is the reason for which the connection has to end, 0 for none."""
-        self._counters.mqtt_publish_received += 1
+    def publish(self, attachment: Attachment, event: PublishReceived, may_wait: bool, now: float) -> int:
+        """Take a client's PUBLISH; the result is the reason for which the connection has to end, 0 for none.
+
+        It is WAITS, and nothing has been done, if it `may_wait` and there is no room at another node.
+        """
         message = event.message
         session = attachment.session
         qos = message.qos
@@ -93,6 +97,8 @@ class Publishing:
             self._counters.drop(_REFUSED[reason])
         elif qos and (route.nodes or choice.nodes) and not self._is_accepted(route, choice, message):
             # Before anything is delivered: the client sends it again, and here it must not come twice.
+            if may_wait:
+                return WAITS
             self._counters.drop("link_full")
             return self._refuse(attachment, event.packet_id, message, int(Reason.QUOTA_EXCEEDED))
         else:
@@ -122,7 +128,6 @@ class Publishing:
 
     def publish_expired(self, attachment: Attachment, event: PublishReceived, now: float) -> None:
         """Take a PUBLISH whose message expired while it waited: it is answered, and nobody gets it [MQTT-3.3.2-5]."""
-        self._counters.mqtt_publish_received += 1
         message = event.message
         incoming = attachment.session.incoming
         if message.qos == 2 and event.packet_id in incoming and is_same(incoming[event.packet_id], message):
