@@ -25,6 +25,7 @@ Invariants: a request is open, or has a result that was not taken; every session
 import math
 from typing import Final, final
 
+from broker.core.arrival import NOWHERE
 from broker.core.epoch import Epoch, pack_epoch
 from broker.core.events import NEVER_EXPIRES_S
 from broker.core.owner import QueueOwner
@@ -188,6 +189,9 @@ class Arrivals:
         known = []
         for client_id in uncut:
             needs = self._needs.get(client_id)
+            if needs == _UNTOLD:
+                # It is to know more than it was asked for.
+                continue
             if needs is not None and needs > version:
                 break
             known.append(client_id)
@@ -329,7 +333,7 @@ class Arrivals:
             self.watch(client_id)
         session = self._owner.session(client_id)
         assert session is not None
-        self._owner.transfers.introduce(session, node, item.old_epoch.counter, item.head)
+        self._owner.transfers.introduce(session, node, item.old_epoch.counter, item.head, self._own_cut(), now)
         if asked is not None and asked.is_answered_by(node, item.epoch):
             asked.inflight_seq = item.head.inflight_seq
         self._answer(node, item, HEAD_TAKEN)
@@ -351,10 +355,13 @@ class Arrivals:
 
     def _begin(self, head: SessionHead, epoch: Epoch, donor: bytes, heir: bool, now: float) -> Session:
         self._forget_spent(head, donor)
-        cut = (self._site.store_id(), self._owner.next_number())
-        session = self._owner.transfers.begin_arrival(head, epoch, donor, heir, cut, now)
+        session = self._owner.transfers.begin_arrival(head, epoch, donor, heir, self._own_cut(), now)
         self.watch(head.client_id)
         return session
+
+    def _own_cut(self) -> tuple[bytes, int]:
+        """Return from which number on what is published here comes directly."""
+        return self._site.store_id(), self._owner.next_number()
 
     def _go_on(self, node: bytes, item: Item, now: float) -> None:
         session = self._owner.session(item.client_id)
@@ -389,16 +396,14 @@ class Arrivals:
         """Return the members of which not everything below their cut has come."""
         arrival = session.arrival
         assert arrival is not None
-        if arrival.direct_from:
-            # It needs no cuts. The old home says its last word when everybody has switched.
-            return []
         passed = arrival.donors[node].passed
-        missing = []
-        for member in [self._site.store_id(), *self._site.others()]:
-            cut = arrival.cuts.get(member)
-            if cut is None or cut > passed.get(member, -1):
-                missing.append(member)
-        return missing
+        # If it needs no cuts, the old home says its last word when everybody has switched.
+        waits_for = arrival.waits_for()
+        return [
+            member
+            for member in (self._site.store_id(), *self._site.others())
+            if any(cuts.numbers.get(member, NOWHERE) > passed.get(member, -1) for cuts in waits_for)
+        ]
 
     def _settle(self, client_id: str) -> None:
         """See whether what was asked for is here as far as it has to be."""

@@ -25,7 +25,7 @@ an arrival of its own only as long as nobody has asked for it.
 from collections import deque
 from typing import Final, final
 
-from broker.core.arrival import NOWHERE, PLACE_BITS, Arrival, Donor, first_packet_id, first_place
+from broker.core.arrival import NOWHERE, PLACE_BITS, Arrival, Cuts, Donor, first_packet_id, first_place
 from broker.core.dispatch import Dispatcher
 from broker.core.epoch import Epoch
 from broker.core.left_will import LeftWill
@@ -38,6 +38,7 @@ from broker.core.settings import OwnerSettings
 from broker.core.subscribing import Subscribing
 from broker.core.subscription import subscription
 from broker.core.wills import Wills
+from broker.mqtt.topics import SHARE_PREFIX
 
 # How much of a queue is read at a time by whoever looks at all of it.
 SCAN_BYTES: Final = 256 * 1024
@@ -61,6 +62,7 @@ class SessionHead:
         "next_packet_id",
         "subscriptions",
         "taken",
+        "touched",
         "user_name",
         "will",
     )
@@ -78,6 +80,8 @@ class SessionHead:
         self.taken: list[tuple[bytes, int]] = []
         # From which number of an origin on it had everything directly: (store id, number).
         self.cuts: list[tuple[bytes, int]] = []
+        # The filters that the client made or ended there while an older home was to be heard.
+        self.touched: list[bytes] = []
         self.will: LeftWill | None = None
 
 
@@ -190,7 +194,8 @@ class Transfers:
         head.inflight_seq = max([delivery.seq for delivery in session.inflight.deliveries.values()], default=0)
         head.will = departure.will
         if session.arrival is not None:
-            head.cuts = list(session.arrival.cuts.items())
+            head.touched = list(session.arrival.touched)
+            head.cuts = session.arrival.direct_cuts()
             if departure.confirmed > session.arrival.first_seq:
                 # What it had directly and has given to another home, it does not give to this one.
                 kept = self._kept(departure)
@@ -281,7 +286,7 @@ class Transfers:
         while deliveries := self._store.read(session.number, after, SCAN_BYTES):
             for delivery in deliveries:
                 message = delivery.message
-                cut = session.arrival.cuts.get(message.origin, 0) if session.arrival is not None else 0
+                cut = session.arrival.cuts.numbers.get(message.origin, 0) if session.arrival is not None else 0
                 if message.number and message.number >= cut:
                     kept.setdefault(message.origin, message.number)
             after = deliveries[-1].seq
@@ -333,9 +338,10 @@ class Transfers:
         self.hide_stub(head.client_id)
         session.epoch = epoch
         arrival = Arrival(first_place(epoch))
-        arrival.cuts[cut[0]] = cut[1]
+        arrival.set_cut(*cut)
         if donor:
             arrival.donor(donor).heir = heir
+            arrival.donor(donor).known_by_row = not heir
         session.next_seq = arrival.first_seq + 1
         session.inflight.next_id = head.next_packet_id if heir else first_packet_id(epoch)
         session.arrival = arrival
@@ -344,7 +350,7 @@ class Transfers:
         self._store.put_session(session)
         self._rows.tell(session)
         for topic_filter, options, identifier in head.subscriptions:
-            self._subscribing.adopt(session, topic_filter, subscription(options, identifier))
+            self._subscribing.set(session, topic_filter, subscription(options, identifier), now)
         for packet_id in head.incoming:
             session.incoming.add(packet_id)
             self._store.put_incoming(session, packet_id)
@@ -357,10 +363,22 @@ class Transfers:
         """Return the sessions that still get something from other nodes, or may."""
         return [session for session in self._dispatcher.arriving if not session.departing]
 
-    def introduce(self, session: Session, donor_id: bytes, counter: int, head: SessionHead) -> None:
-        """An old home says by which epoch counter it was that, and how far it had come itself."""
+    def introduce(
+        self,
+        session: Session,
+        donor_id: bytes,
+        counter: int,
+        head: SessionHead,
+        cut: tuple[bytes, int],
+        now: float,
+    ) -> None:
+        """An old home says by which epoch counter it was that, how far it had come itself, and what it subscribed to.
+
+        `cut` is this node's own: its store id and next number.
+        """
         arrival = session.arrival
         if arrival is not None:
+            self._merge(session, arrival, arrival.donor(donor_id), head, cut, now)
             arrival.donor(donor_id).counter = counter
             for store_id, watermark in head.taken:
                 if store_id != donor_id:
@@ -368,6 +386,42 @@ class Transfers:
             for origin, number in head.cuts:
                 arrival.add_had(donor_id, counter, origin, number)
             self._changed[session] = True
+
+    def _merge(
+        self, session: Session, arrival: Arrival, donor: Donor, head: SessionHead, cut: tuple[bytes, int], now: float
+    ) -> None:
+        """Take the old home's word for the subscriptions that the client has not made or ended since.
+
+        A client that was told here that it had no session knows nothing of those of another one.
+        """
+        if arrival.direct_from == NOWHERE:
+            return
+        came_late = []
+        known_there = set()
+        for topic_filter, options, identifier in head.subscriptions:
+            known_there.add(topic_filter)
+            before = session.subscriptions.get(topic_filter)
+            wanted = subscription(options, identifier)
+            if topic_filter in arrival.touched or (before is not None and before.is_like(wanted)):
+                continue
+            self._subscribing.set(session, topic_filter, wanted, now)
+            if before is None and not topic_filter.startswith(SHARE_PREFIX):
+                came_late.append(topic_filter)
+        # Who has heard others may have what this old home knew nothing of.
+        ended_there = set(head.touched)
+        if donor.known_by_row:
+            ended_there.update(session.subscriptions)
+            ended_there.difference_update([each for cuts in arrival.late for each in cuts.filters])
+        for topic_filter in ended_there.intersection(session.subscriptions):
+            if topic_filter not in known_there and topic_filter not in arrival.touched:
+                self._subscribing.end(session, topic_filter, now)
+        for topic_filter in head.touched:
+            if topic_filter not in arrival.touched:
+                arrival.touch(topic_filter)
+        if came_late:
+            arrival.late.append(Cuts(came_late))
+            arrival.set_cut(*cut)
+            self._update(session, arrival, now)
 
     def inherit_will(self, session: Session, head: SessionHead, now: float) -> None:
         """Take over the will that waits at an old home of a session with its own life, if no client is back here."""
@@ -406,13 +460,14 @@ class Transfers:
             known = arrival.was_given(donor_id, donor, delivery.seq)
             if not delivery.shared:
                 # What a group gave to the session comes on no other way, whatever its number.
+                cuts = arrival.cuts_of(message.topic, session.subscriptions)
                 known = (
                     known
                     or arrival.had_directly(donor_id, message.origin, message.number, delivery.seq)
-                    or arrival.has_had(message.origin, message.number, delivery.seq)
+                    or arrival.has_had(cuts, message.origin, message.number, delivery.seq)
                     or arrival.comes_again(message.origin, message.number)
                 )
-                arrival.note_relayed(message.origin, message.number)
+                cuts.note_relayed(message.origin, message.number)
             delivery.seq = arrival.place(donor, delivery.seq)
             if delivery.packet_id and self._keeps_id(session, donor, delivery):
                 self._take_in_flight(session, donor, delivery, known)
