@@ -480,6 +480,23 @@ def test_what_was_kept_for_a_dead_node_goes_to_its_sessions(seed):
         assert not other.core.owner.transfers.departures and not other.core.owner.transfers.arriving()
 
 
+def test_whoever_removes_a_node_sends_it_nothing_more():
+    """A group's message must not go there by what was known before."""
+    test = LeaveWorld(seed=26)
+    node, one, _two = test.nodes
+    workers = [
+        Client(test.world, test.ledger, f"worker {home.name}", home, 4, True, {b"$share/crew/x": 1})
+        for home in (node, one)
+    ]
+    for worker in workers:
+        worker.connect()
+    test.wait(lambda: all(worker.subscribed for worker in workers), "a group")
+    test.wait(lambda: one.core.mesh.interest.group(b"$share/crew/x") is not None, "the group's interest")
+    dead(test, node)
+    test.world.validate_every = 1
+    assert test.leave_and_wait(one, node).exit_code == 0
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_what_a_leaving_node_kept_for_one_that_is_down_is_handed_over(seed):
     test = LeaveWorld(seed=500 + seed)
