@@ -350,7 +350,9 @@ class Departures:
         # What was sent and is not confirmed may be lost, though something else was answered; so may the last STATE.
         leaving.quiet = not departure.sent and (not leaving.told or ack.state == leaving.state)
         for origin in ack.missing:
-            self._switching.again(leaving, origin)
+            if not self._switching.again(leaving, origin):
+                # The home has not heard that this one is no member any more; then it needs to be told again.
+                leaving.quiet = False
 
     def switched(self, mark: Switch) -> None:
         """A member's stream has come to where it sends to a home directly."""
