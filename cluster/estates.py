@@ -31,14 +31,17 @@ _OTHER_HOME_S: Final = 0.5
 class Estate:
     """The outbox for a store that is no member any more, and the subscriptions of its sessions."""
 
-    def __init__(self, store_id: bytes, outbox: Outbox, wishes: list[tuple[str, bytes, Subscription]]) -> None:
+    def __init__(self, store_id: bytes, outbox: Outbox, wishes: list[tuple[str, int, bytes, Subscription]]) -> None:
         self.store_id = store_id
         self.outbox = outbox
         # It is stored from which of this node's messages on they are given to others.
         self.is_told = False
         self.tree: TopicTree[str, Subscription] = TopicTree()
+        # Client id -> the counter of the epoch by which the session was there.
+        self.counters: dict[str, int] = {}
         self.given = 0
-        for client_id, topic_filter, subscription in wishes:
+        for client_id, counter, topic_filter, subscription in wishes:
+            self.counters[client_id] = counter
             # What was for a group is the group's, which has other members, or none.
             if not topic_filter.startswith(SHARE_PREFIX):
                 self.tree.set(topic_filter, client_id, subscription)
@@ -111,9 +114,12 @@ class Estates:
                 estate.is_told = True
                 first = min(self._mesh.rerouted(estate.store_id), stored.message.number)
                 self._mesh.put_rerouted(estate.store_id, first)
+            behind = outbox.last - stored.number
             for client_id, (qos, retain, identifiers) in wanted.items():
                 if qos:
-                    self._give(client_id, Delivery(0, stored.message, qos, retain, identifiers), now)
+                    old_epoch = Epoch(estate.counters[client_id], 0, NO_EPOCH.store_id)
+                    delivery = Delivery(0, stored.message, qos, retain, identifiers)
+                    self._give(client_id, old_epoch, delivery, behind, now)
             estate.given += 1
             outbox.delete([stored.number], stored.size)
             outbox.first = stored.number + 1
@@ -124,19 +130,18 @@ class Estates:
         departure = self._owner.transfers.departures.get(client_id)
         return departure is not None and departure.session.expiry_s != 0
 
-    def _give(self, client_id: str, delivery: Delivery, now: float) -> None:
+    def _give(self, client_id: str, old_epoch: Epoch, delivery: Delivery, behind: int, now: float) -> None:
         home = self._mesh.registry.find(client_id)
         if home is None or not home.persistent:
             self._owner.counters.drop("session_ended")
             return
-        # The home that is gone was one before; who had the session then counts no more.
-        old_epoch = Epoch(home.epoch.counter - 1, 0, NO_EPOCH.store_id)
+        place = self._owner.legacies.place(old_epoch, behind)
         session = self._owner.session(client_id)
         if session is not None:
-            self._owner.legacies.give(session, old_epoch, delivery, now)
+            self._owner.legacies.give(session, old_epoch, place, delivery, now)
             self._moving.arrivals.watch(client_id)
             return
         known = self._moving.departures.has_stub(client_id)
-        departure = self._owner.legacies.stub(client_id, old_epoch)
+        departure = self._owner.legacies.stub(client_id, old_epoch, place)
         self._owner.legacies.leave(departure, delivery)
         self._moving.departures.bequeath(departure, old_epoch, home.epoch, known)

@@ -363,8 +363,8 @@ class Mesh:
         """Return what waits for a store that is no member any more."""
         return self._store.outbox(store_id, 0)
 
-    def estate_wishes(self, store_id: bytes) -> list[tuple[str, bytes, Subscription]]:
-        """Return (client id, filter, subscription) of what the sessions of such a store wanted."""
+    def estate_wishes(self, store_id: bytes) -> list[tuple[str, int, bytes, Subscription]]:
+        """Return (client id, epoch counter, filter, subscription) of what the sessions of such a store wanted."""
         return self._store.estate(store_id)
 
     def rerouted(self, store_id: bytes) -> int:

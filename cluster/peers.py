@@ -353,8 +353,8 @@ class Peers:
             self._turn.note(
                 f"{outbox.messages} messages for {peer.name} ({outbox.bytes} bytes) wait for its sessions' new homes"
             )
-            for client_id, topic_filter, wanted in peer.tables.subscriptions():
-                self._store.put_estate(peer.store_id, client_id, topic_filter, wanted)
+            for client_id, counter, topic_filter, wanted in peer.tables.subscriptions():
+                self._store.put_estate(peer.store_id, client_id, counter, topic_filter, wanted)
             self._turn.estates.append(peer.store_id)
         _add_link_counts(self._link_counts, peer)
         self._turn.acknowledged.extend(peer.outgoing.take_tickets())

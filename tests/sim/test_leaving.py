@@ -497,6 +497,32 @@ def test_whoever_removes_a_node_sends_it_nothing_more():
     assert test.leave_and_wait(one, node).exit_code == 0
 
 
+def test_what_was_kept_for_a_dead_node_and_came_to_a_later_home_is_not_given_once_more():
+    """The session began elsewhere, got the messages there, and went on before its first home was removed."""
+    test = LeaveWorld(seed=460)
+    node, one, two = test.nodes
+    clients = test.make_sessions(node, 6, qos=2)
+    publisher = test.publisher(one)
+    dead(test, node)
+    test.come_back(clients, [one])
+    for client in clients:
+        client.comes_back = False
+        client.disconnect(False)
+    test.world.run(0.5)
+    test.publish(publisher, clients, 3, qos=2)
+    for client in clients[:3]:
+        client.home = two
+        client.come_back()
+    test.wait(lambda: all(len(client.inbox.copies) == 3 for client in clients[:3]), "the messages")
+    test.world.run(2.0)
+    assert test.leave_and_wait(two, node).exit_code == 0
+    test.wait(lambda: not isfinite(one.core.estates.next_deadline()), "the end of the estate")
+    test.world.run(REMOVED_S + 5.0)
+    test.come_back(clients[3:], [two])
+    test.judge(clients)
+    test.wait(lambda: not any(each.core.owner.transfers.arriving() for each in (one, two)), "the end of all moves")
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_what_a_leaving_node_kept_for_one_that_is_down_is_handed_over(seed):
     test = LeaveWorld(seed=500 + seed)
