@@ -58,6 +58,8 @@ RETRY_S: Final = 0.5
 REMOVED_S: Final = 10.0
 # An arrival that is over costs little, and it takes long to look at all.
 CHECK_S: Final = 0.25
+# So long what an old home gives waits for one before it.
+HELD_S: Final = 10.0
 # So long nobody else must be known to have a session before its old home is not waited for any more.
 GONE_S: Final = 5.0
 
@@ -119,10 +121,15 @@ class Arrivals:
         # When it is looked next for donors that are no members, and since when which are not.
         self._strangers_at: float = math.inf
         self._gone: dict[bytes, float] = {}
+        # Client id -> until when what an old home gives waits for one before it; and when that is looked at.
+        self._held: dict[str, float] = {}
+        self._held_at: float = math.inf
         for session in owner.transfers.arriving():
             self.watch(session.client_id)
         if self._needs:
             self._strangers_at = 0.0
+            # They have as long again.
+            self._held_at = -math.inf
 
     # What is wanted.
 
@@ -265,6 +272,8 @@ class Arrivals:
         self._fresh = []
         if now >= self._strangers_at:
             self._end_strangers(now)
+        if now >= self._held_at:
+            self._release_held(now)
         if self._check_due and now >= self._check_at:
             self._check_at = now + CHECK_S
             self._check(now)
@@ -275,7 +284,7 @@ class Arrivals:
         """Return when `tick` has something to do."""
         if self._ready or self._fresh:
             return 0.0
-        deadline = min(self._ask_at, self._strangers_at)
+        deadline = min(self._ask_at, self._strangers_at, self._held_at)
         return min(deadline, self._check_at) if self._check_due else deadline
 
     def flush(self) -> None:
@@ -337,10 +346,37 @@ class Arrivals:
         session = self._owner.session(client_id)
         assert session is not None
         self._owner.transfers.introduce(session, node, item.old_epoch.counter, item.head, self._own_cut(), now)
+        self._note_held(session, now)
         if asked is not None and asked.is_answered_by(node, item.epoch):
             asked.inflight_seq = item.head.inflight_seq
         self._answer(node, item, HEAD_TAKEN)
         self._settle(item.client_id)
+
+    def _note_held(self, session: Session, now: float) -> None:
+        """What one old home gives may have to wait for another one, which will be heard of soon if it is there."""
+        assert session.arrival is not None
+        for node, donor in session.arrival.donors.items():
+            if donor.inherited:
+                self._owner.transfers.set_present(session, node, self._site.is_running(node), now)
+        if session.arrival.holds_old() and session.client_id not in self._held:
+            self._held[session.client_id] = now + HELD_S
+            self._held_at = min(self._held_at, now + HELD_S)
+
+    def _release_held(self, now: float) -> None:
+        """Let go out what has waited for long enough."""
+        if self._held_at == -math.inf:
+            for session in self._owner.transfers.arriving():
+                self._note_held(session, now)
+        self._held_at = math.inf
+        for client_id, deadline in list(self._held.items()):
+            if now < deadline:
+                self._held_at = min(self._held_at, deadline)
+                continue
+            del self._held[client_id]
+            held = self._owner.session(client_id)
+            if held is not None:
+                self._owner.transfers.hold_new_only(held, now)
+                self._check_due = True
 
     def _say_epoch(self, node: bytes, session: Session) -> None:
         """An old home offers a session under a later epoch than that by which this node is its home already.

@@ -18,9 +18,10 @@ An old home passes on what an origin sends in the order of its numbers. So when 
 way until then (`relayed`) came wholly, and the cut is behind it. What the origin sends directly, on a slow link
 perhaps, overlaps with that: the arrival is not over before the direct way has come as far.
 
-What came directly has higher places in the queue than all that comes from old homes. It waits behind the gate while an
-origin's messages come directly and the old home has not said that it has passed on everything below the cut (`passed`).
-An old home that is not there holds up nobody.
+What a later home had directly has higher places in the queue than all that comes from older ones. It waits behind the
+gate while an origin's messages come directly and an old home before it has not said that it has passed on everything
+below the cut (`passed`). An old home that is not there holds up nobody. What another old home gives waits only so long
+for one before it, and for one of which only that has told, as it was still to give something (`inherited`).
 
 Each old home (a donor) numbers its deliveries by their places, so its `watermark` is the last place that was taken.
 Several old homes may have the same delivery: a stub deletes what the next home has committed when it hears of it, which
@@ -42,7 +43,8 @@ there (`touched`), the latest home's first; for all others an older home knows m
 what the others had heard of it. What only filters match that came in this way (`late`) did not come directly before:
 such filters have cuts of their own.
 
-Invariant: the gate is closed exactly while a donor that is there has not passed on everything below a cut.
+Invariant: the gate is closed exactly while a donor that is there has not passed on everything below a cut, and at the
+first place that a home after it gave.
 """
 
 import struct
@@ -68,17 +70,23 @@ NOWHERE: Final = (1 << 64) - 1
 TOUCHED_MAX: Final = 10_000
 _HEIR: Final = 1
 _KNOWN_BY_ROW: Final = 2
+_INHERITED: Final = 4
 _HEAD: Final = struct.Struct(">BHHHHHBQQ")
 _COUNT: Final = struct.Struct(">I")
 _CUT: Final = struct.Struct(">16sQ")
-_DONOR: Final = struct.Struct(">16sQQIBB")
+_DONOR: Final = struct.Struct(">16sQQQIBB")
 _GIVEN: Final = struct.Struct(">IQQ")
 _HAD: Final = struct.Struct(">IQ")
 
 
 def first_place(epoch: Epoch) -> int:
     """Return the place before the first that a home gives."""
-    return epoch.counter << PLACE_BITS
+    return first_place_of(epoch.counter)
+
+
+def first_place_of(counter: int) -> int:
+    """Return the same for a home of this epoch counter."""
+    return counter << PLACE_BITS
 
 
 def is_legacy(seq: int) -> bool:
@@ -96,10 +104,22 @@ class Donor:
     """An old home: the last place that was taken from it, and below which number of each origin it has passed on all.
 
     `heir` says that the session goes on here as it was there, with its packet ids; else it has a life of its own.
-    `known_by_row` says that it has, and was made of what the old home had told the others.
+    `known_by_row` says that it has, and was made of what the old home had told the others. What has the place `before`
+    or a later one is younger than all that it gives.
     """
 
-    __slots__ = ("counter", "heir", "known_by_row", "low", "passed", "present", "rival", "watermark")
+    __slots__ = (
+        "before",
+        "counter",
+        "heir",
+        "inherited",
+        "known_by_row",
+        "low",
+        "passed",
+        "present",
+        "rival",
+        "watermark",
+    )
 
     def __init__(self) -> None:
         self.watermark: int = 0
@@ -108,6 +128,8 @@ class Donor:
         self.low: int = -1
         self.heir = False
         self.known_by_row = False
+        self.inherited = False
+        self.before: int = NOWHERE
         self.passed: dict[bytes, int] = {}
         # Whether the donor's node runs, as far as is known.
         self.present = True
@@ -284,6 +306,30 @@ class Arrival:
         """Say whether that is so of any origin."""
         return any(cuts.overlaps_with(origin) for cuts in self.all_cuts() for origin in cuts.relayed)
 
+    def introduce(self, store_id: bytes, counter: int) -> None:
+        """An old home says by which epoch counter it was that."""
+        donor = self.donor(store_id)
+        donor.counter = counter
+        donor.inherited = False
+        donor.before = first_place_of(counter + 1)
+
+    def inherit(self, store_id: bytes, counter: int) -> None:
+        """The home of this epoch counter says that an older one has something left for it."""
+        if store_id not in self.donors:
+            donor = self.donor(store_id)
+            donor.inherited = True
+            donor.before = first_place_of(counter)
+
+    def holds_old(self) -> bool:
+        """Say whether what an old home gives may have to wait for another one before it."""
+        return any(donor.before < self.first_seq for donor in self.donors.values())
+
+    def hold_new_only(self) -> list[bytes]:
+        """Let nothing that an old home gave wait any more; return the old homes that were not heard of themselves."""
+        for donor in self.donors.values():
+            donor.before = NOWHERE
+        return [store_id for store_id, donor in self.donors.items() if donor.inherited]
+
     def end(self, store_id: bytes) -> None:
         """An old home has said its last word."""
         donor = self.donors.pop(store_id, None)
@@ -363,21 +409,23 @@ class Arrival:
         """Return the cuts below which an old home has to pass on everything before what came directly goes out."""
         return self.late if self.direct_from else self.all_cuts()
 
-    def is_gated(self) -> bool:
-        """Say whether what came directly has to wait."""
+    def gate(self) -> int:
+        """Return the place from which on everything has to wait, 0 for none."""
         waits_for = self.waits_for()
-        return any(
-            donor.present and not all(cuts.are_passed(donor.passed) for cuts in waits_for)
-            for donor in self.donors.values()
-        )
+        gate = NOWHERE
+        for donor in self.donors.values():
+            if donor.present and not all(cuts.are_passed(donor.passed) for cuts in waits_for):
+                gate = min(gate, donor.before, self.first_seq)
+        return 0 if gate == NOWHERE else gate
 
     def pack(self) -> bytes:
         """Return the stored form."""
         counts = (len(self.donors), len(self.given), len(self.skips), len(self.had), len(self.late))
         parts = [_HEAD.pack(VALUE_VERSION, *counts, self.kept is not None, self.first_seq, self.direct_from)]
         for store_id, donor in self.donors.items():
-            numbers = (donor.watermark, donor.low + 1, donor.counter)
+            numbers = (donor.watermark, donor.low + 1, donor.before, donor.counter)
             flags = (_HEIR if donor.heir else 0) | (_KNOWN_BY_ROW if donor.known_by_row else 0)
+            flags |= _INHERITED if donor.inherited else 0
             parts.append(_DONOR.pack(store_id, *numbers, flags, donor.rival) + _pack_numbers(donor.passed))
         parts.extend([_GIVEN.pack(*given) for given in self.given])
         parts.extend([_CUT.pack(store_id, place) for store_id, place in self.skips.items()])
@@ -397,13 +445,15 @@ def unpack_arrival(value: bytes) -> Arrival:
     arrival = Arrival(first_seq)
     arrival.direct_from = direct_from
     for _ in range(donors):
-        store_id, watermark, low, counter, flags, rival = _DONOR.unpack_from(value, pos)
+        store_id, watermark, low, before, counter, flags, rival = _DONOR.unpack_from(value, pos)
         donor = arrival.donor(store_id)
         donor.watermark = watermark
         donor.low = low - 1
         donor.counter = counter
         donor.heir = flags & _HEIR != 0
         donor.known_by_row = flags & _KNOWN_BY_ROW != 0
+        donor.inherited = flags & _INHERITED != 0
+        donor.before = before
         donor.rival = rival
         donor.passed, pos = _read_numbers(value, pos + _DONOR.size)
     for _ in range(given):

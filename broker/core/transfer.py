@@ -48,7 +48,7 @@ SCAN_BYTES: Final = 256 * 1024
 class SessionHead:
     """A session without its deliveries. `expires_at` is monotonic seconds, 0.0 for never or not yet.
 
-    `subscriptions` are (filter, options, identifier); `incoming` are the packet ids of QoS 2 PUBLISHes that the client
+    `subscriptions` are (filter, options, identifier); `incoming` has the packet ids of QoS 2 PUBLISHes that the client
     has not released. The deliveries up to the place `inflight_seq` have to be there before the client may go on.
     """
 
@@ -73,7 +73,7 @@ class SessionHead:
         self.expiry_s = expiry_s
         self.expires_at: float = 0.0
         self.subscriptions: list[tuple[bytes, int, int]] = []
-        self.incoming: list[int] = []
+        self.incoming: dict[int, int] = {}
         self.next_packet_id: int = 1
         self.inflight_seq: int = 0
         # How far it had taken from older homes: (store id, last place).
@@ -135,7 +135,7 @@ class Transfers:
                 self._add(session)
             elif arrival is not None and session.client_id in self._lifetimes.sessions:
                 self._dispatcher.arriving[session] = arrival
-                session.gate = arrival.first_seq if arrival.is_gated() else 0
+                session.gate = arrival.gate()
 
     def write(self) -> None:
         """Write what changed of arrivals; whoever ends a turn calls it before the batch is taken."""
@@ -189,7 +189,7 @@ class Transfers:
         head.subscriptions = [
             (topic_filter, wanted.options, wanted.identifier) for topic_filter, wanted in session.subscriptions.items()
         ]
-        head.incoming = list(session.incoming)
+        head.incoming = dict(session.incoming)
         head.next_packet_id = session.inflight.next_id
         head.inflight_seq = max([delivery.seq for delivery in session.inflight.deliveries.values()], default=0)
         head.will = departure.will
@@ -272,7 +272,7 @@ class Transfers:
         self._lifetimes.adopt(session)
         self._store.put_session(session)
         self._changed[session] = True
-        session.gate = arrival.first_seq if arrival.is_gated() else 0
+        session.gate = arrival.gate()
         self._rows.tell(session)
         if departure.will is not None:
             self._wills.adopt(departure.will, epoch, self._store.clock.now)
@@ -351,8 +351,8 @@ class Transfers:
         self._rows.tell(session)
         for topic_filter, options, identifier in head.subscriptions:
             self._subscribing.set(session, topic_filter, subscription(options, identifier), now)
-        for packet_id in head.incoming:
-            session.incoming.add(packet_id)
+        session.incoming = dict(head.incoming)
+        for packet_id in session.incoming:
             self._store.put_incoming(session, packet_id)
         if head.will is not None and head.will.due != 0.0:
             self._wills.adopt(head.will, epoch, now)
@@ -379,13 +379,16 @@ class Transfers:
         arrival = session.arrival
         if arrival is not None:
             self._merge(session, arrival, arrival.donor(donor_id), head, cut, now)
-            arrival.donor(donor_id).counter = counter
+            is_first = not arrival.donor(donor_id).counter
+            arrival.introduce(donor_id, counter)
             for store_id, watermark in head.taken:
                 if store_id != donor_id:
                     arrival.skips[store_id] = max(arrival.skips.get(store_id, 0), watermark)
+                    if is_first:
+                        arrival.inherit(store_id, counter)
             for origin, number in head.cuts:
                 arrival.add_had(donor_id, counter, origin, number)
-            self._changed[session] = True
+            self._update(session, arrival, now)
 
     def _merge(
         self, session: Session, arrival: Arrival, donor: Donor, head: SessionHead, cut: tuple[bytes, int], now: float
@@ -421,7 +424,6 @@ class Transfers:
         if came_late:
             arrival.late.append(Cuts(came_late))
             arrival.set_cut(*cut)
-            self._update(session, arrival, now)
 
     def inherit_will(self, session: Session, head: SessionHead, now: float) -> None:
         """Take over the will that waits at an old home of a session with its own life, if no client is back here."""
@@ -437,7 +439,7 @@ class Transfers:
             session.arrival.direct_from = NOWHERE
             self._dispatcher.arriving[session] = session.arrival
         if donor in session.arrival.donors:
-            return False
+            return session.arrival.donors[donor].inherited
         session.arrival.donor(donor)
         self._update(session, session.arrival, now)
         return True
@@ -452,6 +454,11 @@ class Transfers:
             donor.low = after
         queue = session.queue
         queue.rewind()
+        occupied: set[int] = set()
+        if deliveries and not donor.heir:
+            # A home that lost what it had confirmed, by a loss of power, brings what this one had given to it.
+            first, last = arrival.place(donor, deliveries[0].seq), arrival.place(donor, deliveries[-1].seq)
+            occupied = self._store.places(session.number, first, last)
         for delivery in deliveries:
             if delivery.seq <= donor.watermark:
                 continue
@@ -469,6 +476,8 @@ class Transfers:
                 )
                 cuts.note_relayed(message.origin, message.number)
             delivery.seq = arrival.place(donor, delivery.seq)
+            if delivery.seq in occupied:
+                continue
             if delivery.packet_id and self._keeps_id(session, donor, delivery):
                 self._take_in_flight(session, donor, delivery, known)
                 continue
@@ -533,6 +542,14 @@ class Transfers:
             arrival.donors[donor].present = present
             self._update(session, arrival, now)
 
+    def hold_new_only(self, session: Session, now: float) -> None:
+        """Old homes that can't pass on everything, or were not heard of at all, have been waited for long enough."""
+        arrival = session.arrival
+        if arrival is not None:
+            for donor in arrival.hold_new_only():
+                arrival.end(donor)
+            self._update(session, arrival, now)
+
     def end_donor(self, session: Session, donor: bytes, now: float) -> None:
         """Nothing more comes from an old home."""
         arrival = session.arrival
@@ -553,14 +570,12 @@ class Transfers:
 
     def _update(self, session: Session, arrival: Arrival, now: float) -> None:
         self._changed[session] = True
-        self._open(session, arrival.first_seq if arrival.is_gated() else 0, now)
+        self._open(session, arrival.gate(), now)
 
     def _open(self, session: Session, gate: int, now: float) -> None:
         """Close the session's gate at a place, or open it (0): what waited behind it goes out."""
-        if gate == session.gate:
-            return
-        session.gate = gate
-        if gate == 0 and session.attachment is not None:
+        before, session.gate = session.gate, gate
+        if before and (gate == 0 or gate > before) and session.attachment is not None:
             self._dispatcher.drain(session.attachment, now)
 
     def validate(self) -> None:
@@ -575,5 +590,5 @@ class Transfers:
             assert session.arrival is arrival
             assert arrival.is_stub == session.departing
             if not session.departing:
-                assert session.gate == (arrival.first_seq if arrival.is_gated() else 0)
+                assert session.gate == arrival.gate()
                 assert self._lifetimes.sessions[session.client_id] is session

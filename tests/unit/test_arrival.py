@@ -1,6 +1,6 @@
 """broker.core.arrival: what a session remembers of old homes stays small however often they come again."""
 
-from broker.core.arrival import PLACE_BITS, Arrival, unpack_arrival
+from broker.core.arrival import PLACE_BITS, Arrival, first_place_of, unpack_arrival
 
 OLD, OTHER, ORIGIN = b"o" * 16, b"p" * 16, b"q" * 16
 
@@ -98,3 +98,24 @@ def test_a_stub_leaves_out_what_an_old_home_passed_on() -> None:
     arrival.cuts.note_relayed(ORIGIN, 7)
     arrival.is_stub = True
     assert [arrival.takes(arrival.cuts, ORIGIN, number) for number in (6, 7, 8)] == [False, False, True]
+
+
+def test_what_a_later_home_had_waits_for_an_older_one_of_which_it_told() -> None:
+    """The older home has something left, and the later one lost sight of it (seed 210)."""
+    third = Arrival(first_place_of(3))
+    third.introduce(OLD, 2)
+    third.inherit(OTHER, 2)
+    third.set_cut(ORIGIN, 5)
+    third = unpack_arrival(third.pack())
+    assert third.gate() == first_place_of(2)
+    third.donors[OTHER].passed[ORIGIN] = 5
+    assert third.gate() == first_place_of(3)
+    third.donors[OTHER].passed = {}
+    third.donors[OLD].passed[ORIGIN] = 5
+    third.introduce(OTHER, 1)
+    assert not third.donors[OTHER].inherited
+    assert third.gate() == first_place_of(2)
+    third.donors[OTHER].present = False
+    assert third.gate() == 0
+    third.inherit(OTHER, 1)
+    assert not third.donors[OTHER].inherited, "it was heard of itself"

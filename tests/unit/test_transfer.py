@@ -201,6 +201,8 @@ def test_qos_2_goes_on_in_both_directions(start: Callable[..., Node]) -> None:
     again = new.persistent("mover", 4)
     again.publish(b"u", b"mine", 2, 9)
     assert watcher.take_publishes() == []
+    again.publish(b"u", b"another", 2, 9)
+    assert [publish.payload for publish in watcher.take_publishes()] == [b"another"]
     assert list(session.inflight.deliveries) == []
     move.end()
 
@@ -525,3 +527,26 @@ def test_a_stub_tells_a_third_home_only_of_what_it_still_has(start: Callable[...
     move.rest()
     direct(old, ELSEWHERE, 4, b"4")
     assert old.owner.transfers.head(move.departure).cuts == [(ELSEWHERE, 4)]
+
+
+def test_what_an_old_home_had_from_here_has_its_place_already(start: Callable[..., Node]) -> None:
+    """It confirmed it, and forgot that with its power: the queue must not count it twice (seed 281)."""
+    old, new = start(store_id=HERE), start(store_id=THERE)
+    for node in (old, new):
+        client = node.persistent("mover")
+        client.subscribe(b"t", 1)
+        client.drop()
+    for node in (old, new):
+        for number in (1, 2, 3):
+            direct(node, ELSEWHERE, number, b"%d" % number)
+    move = Move(old, new)
+    session, transfers = move.session(), new.owner.transfers
+    # Both gave the same places.
+    assert session.next_seq == move.departure.session.next_seq
+    transfers.add_donor(session, HERE, new.now)
+    session.arrival.first_seq = first_place(Epoch(9, 0, THERE))
+    move.rest()
+    assert len(session.queue) == 3
+    assert [publish.payload for publish in new.persistent("mover").take_publishes()] == [b"1", b"2", b"3"]
+    new.validate()
+    move.end()
