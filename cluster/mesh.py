@@ -414,6 +414,10 @@ class Mesh:
         self._peers.merge([], [(node, member.store_id)], now)
         self._peers.tell_members(now)
 
+    def is_known(self) -> bool:
+        """Say whether all members that run know all that this node says of its sessions and wishes."""
+        return all(self._replication.is_known_to(peer) for peer in self.peers.values() if peer.running)
+
     def unacknowledged(self) -> int:
         """Return for how many running members something is not acknowledged, or not wholly known of this node."""
         count = 0

@@ -220,7 +220,7 @@ class LeaverPlan:
                     node.start()
                 yield LOOK_S
             self.world.count("removed nodes told")
-        self.world.orphans |= {session.client_id for session in restored(node).draining.all()}
+        self.world.orphans |= {session.client_id for session in sessions_of(restored(node))}
         if self.kind in DONORS or (self.kind in LIVE and rng.random() < 0.5):
             yield rng.uniform(0.0, 4.0)
             self.world.astray |= under_way(node)
@@ -290,7 +290,7 @@ class LeaverPlan:
         self.world.count("nodes removed" if is_removed else "nodes left")
         if is_removed:
             # What it has from now on as well may come twice.
-            self.world.orphans |= {session.client_id for session in restored(node).draining.all()}
+            self.world.orphans |= {session.client_id for session in sessions_of(restored(node))}
 
     # Its clients.
 
@@ -319,13 +319,17 @@ def restored(node):
     return owner
 
 
+def sessions_of(owner):
+    """Return the sessions of a queue owner, those included that were leaving."""
+    return [*owner.draining.all(), *[departure.session for departure in owner.transfers.departures.values()]]
+
+
 def held(node):
     """Return what the disk of a node holds: (client id or shared filter, payload), or payloads for other nodes."""
     storage = node.storage.survivor()
     owner = restored(node)
     store = SessionStore(storage)
-    stubs = [departure.session for departure in owner.transfers.departures.values()]
-    queues = {session.number: session.client_id for session in [*owner.draining.all(), *stubs]}
+    queues = {session.number: session.client_id for session in sessions_of(owner)}
     queues.update({group.number: name.decode() for name, group in owner._groups.all.items()})
     found = under_way(node)
     for number, name in queues.items():

@@ -335,6 +335,27 @@ def test_a_removed_node_that_comes_back_is_told_so_and_serves_nobody():
     assert list(one.core.mesh.peers) == [two.name]
 
 
+def test_a_dead_node_is_removed_when_the_others_know_the_new_homes():
+    """Who does not would know of nobody who wants what it is publishing."""
+    test = LeaveWorld(seed=27)
+    node, one, two = test.nodes
+    clients = test.make_sessions(node, 4)
+    publisher = test.publisher(two)
+    dead(test, node)
+    lost = (FrameType.TABLE_DELTA, FrameType.TABLE_ROWS, FrameType.TABLE_DONE)
+    test.world.network.lose_frame = lambda frame: frame[1] in lost
+    command = test.leave(one, node, targets=(one.name,))
+    test.wait(lambda: len(test.queued(one)) == 4, "the new homes")
+    test.world.run(5.0)
+    assert node.name in one.core.mesh.peers
+    test.publish(publisher, clients, 1)
+    test.world.network.lose_frame = None
+    test.wait(command.is_over, "the removal")
+    test.publish(publisher, clients, 1)
+    test.come_back(clients, [one, two])
+    test.judge(clients)
+
+
 def test_what_would_be_lost_is_said_first_and_asked_for_on_a_terminal():
     test = LeaveWorld(seed=22)
     node, one, two = test.nodes
