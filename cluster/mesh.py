@@ -414,6 +414,10 @@ class Mesh:
         self._peers.merge([], [(node, member.store_id)], now)
         self._peers.tell_members(now)
 
+    def can_move(self, shared_filter: bytes, message: Message) -> bool:
+        """Say whether others than a member that is gone could have a message of a group."""
+        return self._reclaiming.can_move(shared_filter, message)
+
     def is_known(self) -> bool:
         """Say whether all members that run know all that this node says of its sessions and wishes."""
         return all(self._replication.is_known_to(peer) for peer in self.peers.values() if peer.running)

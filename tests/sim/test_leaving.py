@@ -544,6 +544,37 @@ def test_what_was_kept_for_a_dead_node_and_came_to_a_later_home_is_not_given_onc
     test.wait(lambda: not any(each.core.owner.transfers.arriving() for each in (one, two)), "the end of all moves")
 
 
+def test_what_was_kept_for_a_group_of_a_dead_node_goes_to_another_member():
+    """Whoever kept it was down when the node was removed."""
+    test = LeaveWorld(seed=470)
+    node, one, two = test.nodes
+    workers = [
+        Client(test.world, test.ledger, f"worker {home.name}", home, 4, True, {b"$share/crew/x": 1})
+        for home in (node, two)
+    ]
+    for worker in workers:
+        worker.connect()
+    test.wait(lambda: all(worker.subscribed for worker in workers), "a group")
+    workers[1].comes_back = False
+    workers[1].disconnect(False)
+    publisher = test.publisher(one)
+    test.world.run(1.0)
+    node.kill()
+    for _ in range(3):
+        publisher.publish(b"x", 1)
+    test.wait(publisher.is_idle, "the acknowledgements")
+    assert one.core.members_view()[0].outbox_messages == 3
+    one.kill()
+    test.wait(lambda: not two.core.mesh.peers[node.name].running, "the notice of its death")
+    assert test.leave_and_wait(two, node, targets=(two.name,)).exit_code == 0
+    one.start()
+    test.wait(test.whole, "the rest of the cluster")
+    workers[1].come_back()
+    test.wait(lambda: len(workers[1].inbox.copies) == 3, "the messages")
+    assert set(workers[1].inbox.copies.values()) == {1}
+    test.wait(lambda: not one.storage.snapshot()["outbox"], "the end of the estate")
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_what_a_leaving_node_kept_for_one_that_is_down_is_handed_over(seed):
     test = LeaveWorld(seed=500 + seed)
