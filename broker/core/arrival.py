@@ -330,6 +330,10 @@ class Arrival:
             donor.before = NOWHERE
         return [store_id for store_id, donor in self.donors.items() if donor.inherited]
 
+    def has_relayed(self) -> bool:
+        """Say whether old homes gave something that may still come directly, whether a cut is known or not."""
+        return any(cuts.relayed for cuts in self.all_cuts())
+
     def end(self, store_id: bytes) -> None:
         """An old home has said its last word."""
         donor = self.donors.pop(store_id, None)

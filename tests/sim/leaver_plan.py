@@ -272,6 +272,11 @@ class LeaverPlan:
     def _look(self):
         """See whether nobody has the node as a member any more."""
         others = [other for other in self._others() if other.up]
+        for other in others:
+            if self.node.name in other.core.leave_desk._removals:
+                # They may get new homes though it lives on, as in any partition.
+                registry = other.core.mesh.registry
+                self.world.orphans |= {client_id for client_id, _home in registry.clients_of(self.node.name)}
         if not others or any(self.node.name in other.core.mesh.peers for other in others):
             return
         state = self.node.core.leaver.job.state if self.node.up else stored_state(self.node.storage, self.node.name)
