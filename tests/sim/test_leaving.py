@@ -629,6 +629,32 @@ def test_what_was_rerouted_is_not_recovered_once_more(seed):
         assert len(client.inbox.copies) == 5 and set(client.inbox.copies.values()) == {1}
 
 
+def test_what_a_removed_node_had_sent_is_not_sent_by_the_donor():
+    """It died before it had the answer, and has it in its outbox."""
+    test = LeaveWorld(seed=650)
+    node, one, two = test.nodes
+    clients = test.make_sessions(two, 3, qos=2, online=True)
+    publisher = test.publisher(node)
+    silent = (FrameType.LINK_ACK, FrameType.HEARTBEAT)
+    test.world.network.lose_frame = lambda frame: frame[1] in silent
+    for client in clients:
+        publisher.publish(next(iter(client.ever_wanted)), 2)
+    test.wait(lambda: all(client.inbox.copies for client in clients), "the messages")
+    node.kill()
+    test.world.run(1.0)
+    test.world.network.lose_frame = None
+    assert node.storage.snapshot()["outbox"]
+    test.wait(lambda: not any(other.core.mesh.peers[node.name].running for other in (one, two)), "its death")
+    assert test.leave_and_wait(one, node).exit_code == 0
+    node.start()
+    test.wait(lambda: node.name in test.gone, "the news of its removal")
+    test.recover(node)
+    test.wait(lambda: node.name in test.gone, "the end of the donation")
+    test.world.run(1.0)
+    for client in clients:
+        assert list(client.inbox.copies.values()) == [1]
+
+
 def operate(test, node, others, seconds):
     """Let operators at any node order, order again and abort, and nodes die, until the node has left."""
     rng = test.world.rng
