@@ -528,6 +528,9 @@ def test_packet_ids_begin_elsewhere_after_a_restart_too(start: Callable[..., Nod
     move.new = new.restart()
     assert move.session().inflight.next_id == 501
     move.end()
+    assert move.session().arrival is None
+    move.new = move.new.restart()
+    assert move.session().inflight.next_id == 501, "nobody released what the old home had sent"
 
 
 def test_a_stub_tells_a_third_home_only_of_what_it_still_has(start: Callable[..., Node]) -> None:
