@@ -39,7 +39,7 @@ class Estate:
         self.tree: TopicTree[str, Subscription] = TopicTree()
         self.given = 0
         for client_id, topic_filter, subscription in wishes:
-            # What was for a group is the group's, which has other members, or none.
+            # Who gets what was for a group is decided anew.
             if not topic_filter.startswith(SHARE_PREFIX):
                 self.tree.set(topic_filter, client_id, subscription)
 
@@ -103,7 +103,8 @@ class Estates:
         outbox = estate.outbox
         own = self._mesh.membership.own().store_id
         for stored in outbox.read(outbox.first, outbox.last, CHUNK_BYTES):
-            wanted = estate.wanted_by(stored.message)
+            # Of what was for groups alone, other subscribers have had theirs.
+            wanted = estate.wanted_by(stored.message) if stored.plain else {}
             if any(self._is_busy(client_id) for client_id in wanted):
                 return False
             if not estate.is_told and stored.message.origin == own:
@@ -114,6 +115,8 @@ class Estates:
             for client_id, (qos, retain, identifiers) in wanted.items():
                 if qos:
                     self._give(client_id, Delivery(0, stored.message, qos, retain, identifiers), now)
+            if stored.groups:
+                self._owner.receive_for_groups(stored.message, stored.groups, now, stored.waited)
             estate.given += 1
             outbox.delete([stored.number], stored.size)
             outbox.first = stored.number + 1

@@ -279,7 +279,7 @@ class LeaveJob:
             done = f"{migrated}/{queues} queues and {messages - census.messages}/{messages} messages"
             said = f"Migrated {done}; {said}"
         if census.unfinished and not census.queues():
-            said += f"; {census.unfinished} wills or forwards are not done yet"
+            said += f"; {census.unfinished} wills, forwards or messages of shared subscriptions are not done yet"
         return said
 
     def validate(self) -> None:
@@ -303,8 +303,8 @@ class LeaveJob:
     def _remaining(self, census: Census) -> str:
         queues = census.queues()
         return (
-            f"{queues} queue{'' if queues == 1 else 's'} with {census.messages} "
-            f"message{'' if census.messages == 1 else 's'} remain on {self._name}, where they are safe: give the same "
+            f"{counted(queues, 'queue')} with {counted(census.messages, 'message')} "
+            f"remain{'s' if queues == 1 else ''} on {self._name}, where they are safe: give the same "
             f"command again to wait once more and then migrate them to the other nodes (vmq-admin cluster leave "
             f"node={self._name} -k -i {self.order.interval_s} -t {self.order.timeout_s}), or --abort to put the node "
             "back in service"
@@ -330,6 +330,11 @@ class LeaveJob:
     def _say(self, line: str) -> None:
         self.line = line
         self.line_number += 1
+
+
+def counted(number: int, noun: str) -> str:
+    """Return so many of something, as people write it."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def how_without(missing: tuple[str, ...]) -> str:

@@ -151,7 +151,9 @@ class QueueOwner:
         self.netsplit = NetsplitGate(
             settings, self._attachments, self._outlets, self.counters, self._receive_held, self._close, self.is_behind
         )
-        self.draining = Draining(self._attachments, self._sessions, self.transfers, self.wills, self._close)
+        self.draining = Draining(
+            self._attachments, self._sessions, self.transfers, self.wills, self._groups, self._close
+        )
         self.degraded = Degraded(self._attachments, self._outlets, self.counters, self.receive, self.netsplit)
         self._handlers: dict[type, Callable[[Any, float], None]] = {
             Attach: self._attach_asked,

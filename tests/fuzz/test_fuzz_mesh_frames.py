@@ -136,8 +136,7 @@ def adopt(frame: bytes) -> bytes:
 
 
 def hand_over(frame: bytes) -> bytes:
-    store_id, number, message = handover.unpack_hand_over(frame, NOW)
-    return handover.pack_hand_over(store_id, number, message, NOW)
+    return handover.pack_hand_over(*handover.unpack_hand_over(frame, NOW), NOW)
 
 
 def handed(frame: bytes) -> bytes:

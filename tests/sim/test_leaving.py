@@ -4,13 +4,15 @@ from itertools import pairwise
 from math import isfinite
 
 import pytest
-from leave_world import LeaveWorld
+from leave_world import FAR_S, LeaveWorld
 from virtual_clients import Client
 
 from cluster.arrivals import REMOVED_S
 from cluster.frames import FrameType
 from cluster.leave_frames import Order, Verb
 from cluster.leaving import STEP_1_DONE, State
+
+CREW = b"$share/crew/to/0"
 
 
 def test_step_one_stops_the_listeners_and_nothing_else():
@@ -175,7 +177,7 @@ def test_a_dry_run_says_what_would_be_and_does_nothing():
     assert dry.text.splitlines() == [
         "node2@h would get 3 queues with 6 messages",
         "node3@h would get 2 queues with 4 messages",
-        "1 clients without a persistent session would be disconnected",
+        "1 client without a persistent session would be disconnected",
         "nothing would be lost",
     ]
     assert node.core.leaver.job.state == State.IDLE
@@ -184,16 +186,122 @@ def test_a_dry_run_says_what_would_be_and_does_nothing():
 def test_a_dry_run_tells_of_what_waits_in_shared_subscriptions():
     test = LeaveWorld(seed=8)
     node, _one, _two = test.nodes
-    worker = Client(test.world, test.ledger, "worker", node, 4, True, {b"$share/crew/to/0": 1})
+    worker = make_worker(test, node)
+    passing = make_worker(test, node, b"$share/gang/to/1", persistent=False, window=1)
+    passing.inbox.ack_delay_s = FAR_S
+    publisher = test.publisher(node)
+    for topic in (b"to/0", b"to/1", b"to/1", b"to/1"):
+        publisher.publish(topic, 1)
+    test.wait(publisher.is_idle, "the acknowledgement")
+    worker.comes_back = passing.comes_back = False
+    dry = test.leave_and_wait(node, node, Verb.DRY_RUN)
+    assert dry.text.splitlines()[2:] == [
+        "2 clients without a persistent session would be disconnected",
+        "1 message of shared subscriptions would go where their members are",
+        "2 messages of shared subscriptions would be lost, as only clients without a persistent session wait for them",
+    ]
+
+
+def make_worker(test, node, shared_filter=CREW, persistent=True, window=0):
+    """Make a member of a group, which goes away again if its session lasts."""
+    name = f"worker of {node.name} for {shared_filter.decode()}"
+    worker = Client(test.world, test.ledger, name, node, 5, persistent, {shared_filter: 1})
+    worker.receive_maximum = window
     worker.connect()
     test.wait(lambda: worker.subscribed, "a member of a group")
-    worker.comes_back = False
-    worker.disconnect(False)
+    others = [other for other in test.nodes if other is not node]
+    test.wait(lambda: all(has_part(other, node, shared_filter) for other in others), "the news of a member")
+    if persistent:
+        worker.comes_back = False
+        worker.disconnect(False)
+        test.world.run(0.5)
+    return worker
+
+
+def has_part(other, node, shared_filter):
+    """Say whether a node has heard what another one has of a group."""
+    group = other.core.mesh.interest.group(shared_filter)
+    return group is not None and node.name in group.parts
+
+
+def publish_to_group(test, publisher, count):
+    """Publish to the crew, and return the payloads."""
+    first = len(test.ledger.published)
+    for _ in range(count):
+        publisher.publish(b"to/0", 1)
+    test.wait(publisher.is_idle, "the acknowledgements")
+    return [each.payload for each in list(test.ledger.published.values())[first:]]
+
+
+def heard_by(*clients):
+    """Return what clients heard, each as often as it was heard."""
+    return sorted([arrival.payload for client in clients for arrival in client.inbox.arrivals])
+
+
+def work_off(test, workers, node, count):
+    """Have members of a group connect, and hear so many messages."""
+    for worker in workers:
+        worker.home = node
+        worker.come_back()
+    test.wait(lambda: len(heard_by(*workers)) >= count, "what waits for the group")
+    test.world.run(5.0)
+
+
+def test_what_waits_in_a_group_goes_where_its_members_go_though_there_is_no_room():
+    test = LeaveWorld(seed=12, max_queued_bytes=1_500)
+    node, one, _two = test.nodes
+    workers = [make_worker(test, each) for each in (node, one)]
+    payloads = [
+        payload
+        for number, each in enumerate((node, one))
+        for payload in publish_to_group(test, test.publisher(each, f"publisher {number}"), 150)
+    ]
+    test.wait(lambda: node.core.mesh.interest.group(CREW).parts[one.name].full, "the news that there is no room")
+    for client in test.clients:
+        client.comes_back = False
+    done = test.leave_and_wait(one, node, force=True, targets=("node2@h",))
+    assert done.exit_code == 0
+    work_off(test, workers, one, len(payloads))
+    assert heard_by(*workers) == sorted(payloads)
+
+
+def test_what_a_leaving_node_kept_for_a_group_of_one_that_is_down_is_handed_over():
+    test = LeaveWorld(seed=13)
+    node, one, two = test.nodes
+    worker = make_worker(test, two)
+    (plain,) = test.make_sessions(two, 1)
     publisher = test.publisher(node)
-    publisher.publish(b"to/0", 1)
-    test.wait(publisher.is_idle, "the acknowledgement")
-    dry = test.leave_and_wait(node, node, Verb.DRY_RUN)
-    assert "1 messages that wait in shared subscriptions would be lost" in dry.text
+    dead(test, two)
+    payloads = publish_to_group(test, publisher, 5)
+    publisher.comes_back = False
+    assert test.leave_and_wait(one, node, targets=("node2@h",), force=True).exit_code == 0
+    two.start()
+    test.wait(lambda: test.whole() and len(two.core.mesh.peers) == 1, "the return")
+    work_off(test, [worker], two, len(payloads))
+    assert heard_by(worker) == sorted(payloads)
+    test.come_back([plain], [two])
+    assert heard_by(plain) == sorted(payloads)
+
+
+def test_what_was_kept_for_a_group_of_a_dead_node_goes_to_the_group():
+    test = LeaveWorld(seed=14)
+    node, one, two = test.nodes
+    worker = make_worker(test, node)
+    (plain,) = test.make_sessions(node, 1)
+    publisher = test.publisher(one)
+    dead(test, node)
+    payloads = publish_to_group(test, publisher, 5)
+    command = test.leave(two, node)
+    # It does not live to take back what was for a group whose member is elsewhere now.
+    test.world.run(0.5)
+    one.kill()
+    test.wait(command.is_over, "the removal")
+    assert command.exit_code == 0
+    one.start()
+    test.wait(lambda: test.whole() and node.name not in one.core.mesh.peers, "the news of the removal")
+    work_off(test, [worker], one, len(payloads))
+    test.come_back([plain], [two])
+    assert heard_by(worker) == heard_by(plain) == sorted(payloads)
 
 
 @pytest.mark.parametrize("state", ["waiting", "migrating"])
