@@ -230,6 +230,10 @@ class LeaveDesk:
 
     def _receive_adopt(self, node: str, frame: bytes, now: float) -> None:
         home, revives, orphans = unpack_adopt(frame)
+        if not orphans:
+            for name, peer in self._mesh.peers.items():
+                if peer.store_id == home:
+                    self._moving.claims.claim_now(name)
         for orphan in orphans:
             self._moving.registrar.adopt(orphan.client_id, orphan.user_name, home, revives, now)
 

@@ -7,6 +7,7 @@ Theory of operation
 -------------------
     its persistent sessions, in the order of their names, are assigned to the members that run, in turn
     ADOPT(revive) --> each, at most ASKED_MAX at a time, until the registry knows another home of every one
+    ADOPT(nobody) --> all, until the wills are published that no session took along
     the others have SETTLE_S to hear of the new homes; then the node is removed, and its other sessions with it
 
 A session that its client claims meanwhile is one less. Nothing is stored: whoever gives the order again goes on where
@@ -25,6 +26,7 @@ from cluster.registry import Home
 
 SETTLE_S: Final = 1.0
 LOOK_S: Final = 0.2
+WILLS_AGAIN_S: Final = 1.0
 
 
 @dataclass(slots=True)
@@ -52,6 +54,7 @@ class Removal:
         self._assigned: dict[str, str] = {}
         self._asked_at: dict[str, float] = {}
         self._adopted_at = 0.0
+        self._wills_at = 0.0
         self._targets: list[str] = []
 
     def tick(self, now: float) -> None:
@@ -64,7 +67,7 @@ class Removal:
         elif peer.running:
             self.progress.is_over = True
             self.progress.failure = f"{self.node} runs again and stays a member; give the order again to have it leave"
-        elif self._adopt(now):
+        elif self._adopt(now) and self._end_wills(now):
             self._adopted_at = self._adopted_at or now
             if now >= self._adopted_at + SETTLE_S:
                 self._mesh.remove(self.node, now)
@@ -99,6 +102,19 @@ class Removal:
                 for frame in pack_adopts(self._store_id, True, adopted):
                     self._mesh.tell(target, frame)
         return not left
+
+    def _end_wills(self, now: float) -> bool:
+        """Have all members publish the wills that are left, whose clients' sessions end; say whether that is done."""
+        if not self._moving.claims.unspent(self.node):
+            return True
+        if now >= self._wills_at:
+            self._wills_at = now + WILLS_AGAIN_S
+            self._moving.claims.claim_now(self.node)
+            for name, peer in self._mesh.peers.items():
+                if peer.running:
+                    for frame in pack_adopts(self._store_id, True, []):
+                        self._mesh.tell(name, frame)
+        return False
 
 
 def persistent_sessions(mesh: Mesh, node: str) -> dict[str, Home]:

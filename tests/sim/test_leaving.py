@@ -429,6 +429,48 @@ def test_the_sessions_of_a_dead_node_are_split_evenly_and_get_new_messages():
     assert not any(node.core.owner.transfers.arriving() for node in (one, two))
 
 
+@pytest.mark.parametrize("planned", [False, True], ids=["killed", "stopped"])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_wills_of_a_dead_node_go_with_its_sessions_or_are_published(planned, seed):
+    test = LeaveWorld(seed=700 + seed)
+    node, one, two = test.nodes
+    (witness,) = test.make_sessions(two, 1, online=True)
+    topic = next(iter(witness.ever_wanted))
+    clients = test.make_sessions(node, 6, first=1, online=True)
+    passing = test.publisher(node, "passing")
+    for client in [*clients, passing]:
+        client.version = 5
+        client.will = (topic, 1, 40)
+        client.disconnect(False)
+    test.wait(lambda: all(client.state == "online" for client in [*clients, passing]), "connections with wills")
+    test.world.run(1.0)
+    for client in [*clients, passing]:
+        client.comes_back = False
+    if planned:
+        node.core.announce_stop()
+        node.wake(0.0)
+        test.world.run(0.3)
+    dead(test, node)
+    command = test.leave(one, node)
+    if seed % 2:
+        test.crash_later(two if seed == 1 else one, 0.3)
+        test.world.run(3.0)
+        test.end_crashes()
+        for victim in (one, two):
+            if not victim.up:
+                victim.start()
+        test.wait(test.whole, "the return")
+        command = test.leave(one, node)
+    test.wait(command.is_over, "the removal")
+    assert command.exit_code == 0 or "not a member" in command.text
+    test.wait(lambda: not any(node.name in other.core.mesh.peers for other in (one, two)), "the news")
+    test.wait(lambda: witness.inbox.arrivals, "the will of the client whose session ended")
+    test.come_back(clients[:2], [one, two])
+    test.world.run(60.0)
+    # One of whose sessions ended, and those of who did not come back.
+    assert len(heard_by(witness)) == 5 == len(set(heard_by(witness)))
+
+
 def test_a_removed_node_that_comes_back_is_told_so_and_serves_nobody():
     test = LeaveWorld(seed=21)
     node, one, two = test.nodes
