@@ -320,8 +320,10 @@ class LeaveJob:
         if state != State.FAILED_WITH_QUEUES:
             self.failure = ""
         self.changed = True
-        self._queues = -1
-        self._migrated = 0
+        if state not in (State.LEAVING, State.LEFT):
+            # There it is said how much has gone.
+            self._queues = -1
+            self._migrated = 0
         self._began_at = now
         self._missing_at = math.inf
         self._until = now + self.order.timeout_s if state == State.WAITING else math.inf

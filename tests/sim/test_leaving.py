@@ -107,6 +107,9 @@ def test_one_leave_at_a_time():
             second = test.leave_and_wait(at, one, verb)
             assert second.exit_code == 1
             assert "node1@h is leaving the cluster already (draining-listeners)" in second.text
+    assert [name for name, report in two.core.leave_desk.status() if report is not None] == [
+        each.name for each in test.nodes
+    ]
     assert test.leave_and_wait(one, node, Verb.ABORT).exit_code == 0
     test.world.run(2.0)
     assert test.leave_and_wait(node, one, Verb.STOP_LISTENERS).exit_code == 0

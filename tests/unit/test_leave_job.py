@@ -134,6 +134,9 @@ def test_what_is_there_and_what_has_gone_is_said_at_every_interval():
     job.tick(census(11070, moving=6, messages=96800), 1.5)
     assert job.line_number == 1
     assert (job.report().moved, job.report().queues) == (252, 11328)
+    job.tick(census(), 20.0)
+    assert job.state == State.LEAVING
+    assert (job.report().moved, job.report().queues) == (11328, 11328)
 
 
 def test_time_runs_from_the_end_of_the_last_connection():
