@@ -11,6 +11,7 @@ from cluster.arrivals import REMOVED_S
 from cluster.frames import FrameType
 from cluster.leave_frames import Order, Verb
 from cluster.leaving import STEP_1_DONE, State
+from cluster.node import AWAITED_S
 
 CREW = b"$share/crew/to/0"
 
@@ -480,12 +481,32 @@ def test_a_removed_node_that_comes_back_is_told_so_and_serves_nobody():
     test.make_sessions(node, 4)
     dead(test, node)
     assert test.leave_and_wait(one, node).exit_code == 0
+    assert not one.core.is_awaited(one.clocks.monotonic())
     node.start()
-    test.wait(lambda: node.name in test.gone, "its end")
+    while node.name not in test.gone:
+        assert node.core.is_awaited(node.clocks.monotonic()), "it serves nobody before it knows"
+        test.world.run(0.01)
     node.start()
     assert node.core.leaver.job.state == State.REMOVED, "it knows at once when it is started again"
     assert not node.core.leaver.job.accepts()
     assert list(one.core.mesh.peers) == [two.name]
+
+
+def test_a_node_that_starts_serves_when_a_member_is_heard_or_none_for_long():
+    test = LeaveWorld(seed=24)
+    node, one, _two = test.nodes
+    test.wait(test.whole, "the others")
+    for each in test.nodes:
+        each.kill()
+    node.start()
+    assert node.core.is_awaited(node.clocks.monotonic())
+    test.world.run(AWAITED_S - 0.5)
+    assert node.core.is_awaited(node.clocks.monotonic())
+    test.world.run(1.0)
+    assert not node.core.is_awaited(node.clocks.monotonic())
+    one.start()
+    assert one.core.is_awaited(one.clocks.monotonic())
+    test.wait(lambda: not one.core.is_awaited(one.clocks.monotonic()), "a member that is heard", 1.0)
 
 
 def test_what_would_be_lost_is_said_first_and_asked_for_on_a_terminal():

@@ -30,8 +30,9 @@ def states(at: Node, node: Node) -> dict[str, str]:
 
 @pytest.fixture
 def members(make_node: Callable[..., Node]) -> list[Node]:
-    """Three members that soon see when one of them dies, and may be published to meanwhile."""
-    settings = ["cluster.failure_timeout_ms=1000", "cluster.allow_publish_during_netsplit=on"]
+    """Three members that soon see when one of them dies, and let clients connect and publish meanwhile."""
+    settings = ["cluster.failure_timeout_ms=1000"]
+    settings += [f"cluster.allow_{each}_during_netsplit=on" for each in ("register", "publish")]
     made = [make_node(number, COOKIE, settings) for number in (1, 2, 3)]
     start_all(made)
     join_all(made)
@@ -277,6 +278,7 @@ def test_a_dead_node_is_removed_and_hears_of_it_when_it_comes_back(members: list
     node.launch()
     assert node.wait_end() == 3
     assert "was removed from the cluster" in node.said()
+    assert not any(line.startswith("ready: ") for line in node.said().splitlines()), "it would serve who connects"
     node.launch()
     assert node.wait_end() == 3
     node.launch("--recover-queues")

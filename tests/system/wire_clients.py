@@ -160,7 +160,10 @@ class Wire:
     def next(self, limit_s: float = LIMIT_S) -> tuple[int, bytes] | None:
         """Return first byte and body of the next packet; None when it has not come after `limit_s` seconds."""
         while not self._packets:
-            if not select.select([self._socket], [], [], limit_s)[0]:
+            # Not `select`, which takes no descriptor beyond 1023.
+            poller = select.poll()
+            poller.register(self._socket, select.POLLIN)
+            if not poller.poll(limit_s * 1000):
                 return None
             data = self._socket.recv(_READ_BYTES)
             if not data:
