@@ -36,6 +36,7 @@ crash: .venv/.installed
 	$(BIN)/python -m pytest tests/system/test_crash.py -k rounds -s --crash-rounds $(ROUNDS) $(ARGS)
 
 crash-leave: .venv/.installed
+	$(BIN)/python -m pytest tests/sim/test_leaving.py -k killed_in_the_middle --leave-queues 1000 $(ARGS)
 	$(BIN)/python -m pytest tests/system/test_leave_kills.py -s --leave-kills $(KILLS) $(ARGS)
 
 bench: .venv/.installed

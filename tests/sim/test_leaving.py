@@ -14,6 +14,7 @@ from cluster.leaving import STEP_1_DONE, State
 from cluster.node import AWAITED_S
 
 CREW = b"$share/crew/to/0"
+QUEUES = 60
 
 
 def test_step_one_stops_the_listeners_and_nothing_else():
@@ -375,11 +376,12 @@ def test_no_will_of_a_client_that_comes_back_elsewhere_fires():
         for seed in range(seeds)
     ],
 )
-def test_whoever_is_killed_in_the_middle_nothing_is_lost_or_doubled(victim, seed):
+def test_whoever_is_killed_in_the_middle_nothing_is_lost_or_doubled(victim, seed, request):
     """The job goes on by itself when its node is back, whatever became of the command."""
+    queues = request.config.getoption("leave_queues", None) or QUEUES
     test = LeaveWorld(seed=100 + seed)
     node, one, two = test.nodes
-    clients = test.make_sessions(node, 60, qos=1 + seed % 2)
+    clients = test.make_sessions(node, queues, qos=1 + seed % 2)
     test.publish(test.publisher(one), clients, 4, qos=1 + seed % 2)
     test.leave(two, node, force=True)
     rng = test.world.rng
@@ -400,7 +402,7 @@ def test_whoever_is_killed_in_the_middle_nothing_is_lost_or_doubled(victim, seed
     test.wait(lambda: test.gone == {node.name}, "the end of the leave")
     test.end_crashes()
     test.wait(test.whole, "the rest of the cluster")
-    assert len(test.queued(one)) + len(test.queued(two)) == 60
+    assert len(test.queued(one)) + len(test.queued(two)) == queues
     test.come_back(clients, [one, two])
     test.judge(clients)
 
