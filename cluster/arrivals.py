@@ -25,6 +25,7 @@ Invariants: a request is open, or has a result that was not taken; every session
 import math
 from typing import Final, final
 
+from broker.core.arrival import NOWHERE
 from broker.core.epoch import Epoch, pack_epoch
 from broker.core.events import NEVER_EXPIRES_S
 from broker.core.owner import QueueOwner
@@ -57,6 +58,8 @@ RETRY_S: Final = 0.5
 REMOVED_S: Final = 10.0
 # An arrival that is over costs little, and it takes long to look at all.
 CHECK_S: Final = 0.25
+# So long what an old home gives waits for one before it.
+HELD_S: Final = 10.0
 # So long nobody else must be known to have a session before its old home is not waited for any more.
 GONE_S: Final = 5.0
 
@@ -116,10 +119,15 @@ class Arrivals:
         # When it is looked next for donors that are no members, and since when which are not.
         self._strangers_at: float = math.inf
         self._gone: dict[bytes, float] = {}
+        # Client id -> until when what an old home gives waits for one before it; and when that is looked at.
+        self._held: dict[str, float] = {}
+        self._held_at: float = math.inf
         for session in owner.transfers.arriving():
             self.watch(session.client_id)
         if self._needs:
             self._strangers_at = 0.0
+            # They have as long again.
+            self._held_at = -math.inf
 
     # What is wanted.
 
@@ -188,6 +196,9 @@ class Arrivals:
         known = []
         for client_id in uncut:
             needs = self._needs.get(client_id)
+            if needs == _UNTOLD:
+                # It is to know more than it was asked for.
+                continue
             if needs is not None and needs > version:
                 break
             known.append(client_id)
@@ -258,6 +269,8 @@ class Arrivals:
         self._fresh = []
         if now >= self._strangers_at:
             self._end_strangers(now)
+        if now >= self._held_at:
+            self._release_held(now)
         if self._check_due and now >= self._check_at:
             self._check_at = now + CHECK_S
             self._check(now)
@@ -268,7 +281,7 @@ class Arrivals:
         """Return when `tick` has something to do."""
         if self._ready or self._fresh:
             return 0.0
-        deadline = min(self._ask_at, self._strangers_at)
+        deadline = min(self._ask_at, self._strangers_at, self._held_at)
         return min(deadline, self._check_at) if self._check_due else deadline
 
     def flush(self) -> None:
@@ -329,11 +342,38 @@ class Arrivals:
             self.watch(client_id)
         session = self._owner.session(client_id)
         assert session is not None
-        self._owner.transfers.introduce(session, node, item.old_epoch.counter, item.head)
+        self._owner.transfers.introduce(session, node, item.old_epoch.counter, item.head, self._own_cut(), now)
+        self._note_held(session, now)
         if asked is not None and asked.is_answered_by(node, item.epoch):
             asked.inflight_seq = item.head.inflight_seq
         self._answer(node, item, HEAD_TAKEN)
         self._settle(item.client_id)
+
+    def _note_held(self, session: Session, now: float) -> None:
+        """What one old home gives may have to wait for another one, which will be heard of soon if it is there."""
+        assert session.arrival is not None
+        for node, donor in session.arrival.donors.items():
+            if donor.inherited:
+                self._owner.transfers.set_present(session, node, self._site.is_running(node), now)
+        if session.arrival.holds_old() and session.client_id not in self._held:
+            self._held[session.client_id] = now + HELD_S
+            self._held_at = min(self._held_at, now + HELD_S)
+
+    def _release_held(self, now: float) -> None:
+        """Let go out what has waited for long enough."""
+        if self._held_at == -math.inf:
+            for session in self._owner.transfers.arriving():
+                self._note_held(session, now)
+        self._held_at = math.inf
+        for client_id, deadline in list(self._held.items()):
+            if now < deadline:
+                self._held_at = min(self._held_at, deadline)
+                continue
+            del self._held[client_id]
+            held = self._owner.session(client_id)
+            if held is not None:
+                self._owner.transfers.hold_new_only(held, now)
+                self._check_due = True
 
     def _say_epoch(self, node: bytes, session: Session) -> None:
         """An old home offers a session under a later epoch than that by which this node is its home already.
@@ -351,10 +391,13 @@ class Arrivals:
 
     def _begin(self, head: SessionHead, epoch: Epoch, donor: bytes, heir: bool, now: float) -> Session:
         self._forget_spent(head, donor)
-        cut = (self._site.store_id(), self._owner.next_number())
-        session = self._owner.transfers.begin_arrival(head, epoch, donor, heir, cut, now)
+        session = self._owner.transfers.begin_arrival(head, epoch, donor, heir, self._own_cut(), now)
         self.watch(head.client_id)
         return session
+
+    def _own_cut(self) -> tuple[bytes, int]:
+        """Return from which number on what is published here comes directly."""
+        return self._site.store_id(), self._owner.next_number()
 
     def _go_on(self, node: bytes, item: Item, now: float) -> None:
         session = self._owner.session(item.client_id)
@@ -389,16 +432,14 @@ class Arrivals:
         """Return the members of which not everything below their cut has come."""
         arrival = session.arrival
         assert arrival is not None
-        if arrival.direct_from:
-            # It needs no cuts. The old home says its last word when everybody has switched.
-            return []
         passed = arrival.donors[node].passed
-        missing = []
-        for member in [self._site.store_id(), *self._site.others()]:
-            cut = arrival.cuts.get(member)
-            if cut is None or cut > passed.get(member, -1):
-                missing.append(member)
-        return missing
+        # If it needs no cuts, the old home says its last word when everybody has switched.
+        waits_for = arrival.waits_for()
+        return [
+            member
+            for member in (self._site.store_id(), *self._site.others())
+            if any(cuts.numbers.get(member, NOWHERE) > passed.get(member, -1) for cuts in waits_for)
+        ]
 
     def _settle(self, client_id: str) -> None:
         """See whether what was asked for is here as far as it has to be."""

@@ -151,7 +151,7 @@ class OutgoingLink:
         self._reclaim_from = 0
 
     def has_room(self, message: Message, running: bool) -> bool:
-        """Say whether a message that the peer has to have is taken; false is counted as a refusal."""
+        """Say whether a message that the peer has to have is taken; false is counted, each time it is asked."""
         size: i64 = MESSAGE_OVERHEAD_BYTES + message.size() + len(message.publisher.encode())
         is_over = self.bytes_pending and self.bytes_pending + size > MEMORY_BYTES_MAX
         if running and message.qos == 1 and not self._spilling and not is_over:

@@ -24,10 +24,11 @@ Integers, text and bytes16 are as in `wire`; an epoch is as in `broker.core.epoc
       CONFIRMED   1  to the home itself, whenever a version of its wishes is applied
       SWITCHED    2  to who asked by a SWITCH
 
-    head      u8 flags (1 user name, 2 will), bytes16 user name, u32 expiry, u64 deadline, u16 next packet id,
-              u64 last place in flight, u32 count, (bytes16 filter, u8 options, u32 identifier)*,
-              u16 count, u16 packet id*, u16 count, (16 bytes store_id, u64 last place taken)*,
-              u16 count, (16 bytes origin, u64 cut)*,
+    head      u8 flags (1 user name, 2 will, 4 filters made or ended there, 8 fingerprints), bytes16 user name,
+              u32 expiry, u64 deadline, u16 next packet id, u64 last place in flight, u32 count,
+              (bytes16 filter, u8 options, u32 identifier)*, u16 count, u16 packet id*,
+              u16 count, (16 bytes store_id, u64 last place taken)*, u16 count, (16 bytes origin, u64 cut)*,
+              [u32 count, (bytes16 filter made or ended there)*], [u32 fingerprint of each packet id],
               [u32 length, will record as in `left_will`]
     delivery  u64 place, u8 flags (0-1 QoS, 4 retain, 8 released), u16 packet id, u32 size, bytes16 identifiers,
               bytes16 shared filter, [24 bytes message id, u32 length, body as in `stored_message` if not released]
@@ -41,7 +42,7 @@ from typing import Final, final
 
 from broker.core.epoch import Epoch, pack_epoch
 from broker.core.left_will import pack_left_will, unpack_left_will
-from broker.core.message import NO_MESSAGE, Delivery
+from broker.core.message import NO_MESSAGE, UNKNOWN, Delivery
 from broker.core.stored_message import MESSAGE_KEY_BYTES, UNREADABLE, Clock, pack_message, unpack_message
 from broker.core.transfer import SessionHead
 from cluster.epoch import read_epoch
@@ -75,6 +76,8 @@ _RETAIN: Final = 4
 _RELEASED: Final = 8
 _USER_NAME: Final = 1
 _WILL: Final = 2
+_TOUCHED: Final = 4
+_FINGERPRINTS: Final = 8
 _DELIVERY: Final = struct.Struct(">QBHI")
 _HEAD: Final = struct.Struct(">IQHQI")
 _ACK: Final = struct.Struct(">BQQQH")
@@ -212,6 +215,8 @@ def pack_head(client_id: str, epoch: Epoch, old_epoch: Epoch, head: SessionHead,
     """Pack a HEAD."""
     clock = relative_clock(now)
     flags = (0 if head.user_name is None else _USER_NAME) | (0 if head.will is None else _WILL)
+    has_fingerprints = any(head.incoming.values())
+    flags |= (_TOUCHED if head.touched else 0) | (_FINGERPRINTS if has_fingerprints else 0)
     parts = [
         bytes((flags,)),
         pack_bytes16((head.user_name or "").encode()),
@@ -231,6 +236,11 @@ def pack_head(client_id: str, epoch: Epoch, old_epoch: Epoch, head: SessionHead,
     parts.extend([store_id + pack_u64(place) for store_id, place in head.taken])
     parts.append(pack_u16(len(head.cuts)))
     parts.extend([origin + pack_u64(number) for origin, number in head.cuts])
+    if head.touched:
+        parts.append(pack_u32(len(head.touched)))
+        parts.extend([pack_bytes16(topic_filter) for topic_filter in head.touched])
+    if has_fingerprints:
+        parts.extend([pack_u32(fingerprint) for fingerprint in head.incoming.values()])
     if head.will is not None:
         will = pack_left_will(head.will, clock)
         parts.append(pack_u32(len(will)) + will)
@@ -254,9 +264,13 @@ def _read_head(client_id: str, data: bytes, now: float) -> SessionHead:
         if options & _QOS_MASK == _QOS_MASK:
             raise FrameError("a subscription of no QoS")
         head.subscriptions.append((topic_filter, options, reader.u32()))
-    head.incoming = [reader.u16() for _ in range(reader.u16())]
+    head.incoming = dict.fromkeys([reader.u16() for _ in range(reader.u16())], UNKNOWN)
     head.taken = [(reader.take(_STORE_ID_BYTES), reader.u64()) for _ in range(reader.u16())]
     head.cuts = [(reader.take(_STORE_ID_BYTES), reader.u64()) for _ in range(reader.u16())]
+    if flags & _TOUCHED:
+        head.touched = [read_filter(reader) for _ in range(reader.u32())]
+    if flags & _FINGERPRINTS:
+        head.incoming = {packet_id: reader.u32() for packet_id in head.incoming}
     if flags & _WILL:
         head.will, deadline_ms = unpack_left_will(client_id.encode(), reader.take(reader.u32()))
         head.will.due = clock.to_monotonic(deadline_ms)

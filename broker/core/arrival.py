@@ -18,9 +18,10 @@ An old home passes on what an origin sends in the order of its numbers. So when 
 way until then (`relayed`) came wholly, and the cut is behind it. What the origin sends directly, on a slow link
 perhaps, overlaps with that: the arrival is not over before the direct way has come as far.
 
-What came directly has higher places in the queue than all that comes from old homes. It waits behind the gate while an
-origin's messages come directly and the old home has not said that it has passed on everything below the cut (`passed`).
-An old home that is not there holds up nobody.
+What a later home had directly has higher places in the queue than all that comes from older ones. It waits behind the
+gate while an origin's messages come directly and an old home before it has not said that it has passed on everything
+below the cut (`passed`). An old home that is not there holds up nobody. What another old home gives waits only so long
+for one before it, and for one of which only that has told, as it was still to give something (`inherited`).
 
 Each old home (a donor) numbers its deliveries by their places, so its `watermark` is the last place that was taken.
 Several old homes may have the same delivery: a stub deletes what the next home has committed when it hears of it, which
@@ -37,15 +38,23 @@ counts, since nobody there knew of the one here.
 What a stub had directly and gave to its new home it has no more. When the session comes back to it, only what it has
 `kept` came directly here: of each origin everything from a number on.
 
-Invariant: the gate is closed exactly while a donor that is there has not passed on everything below a cut.
+Subscriptions of homes that meet are merged by filter: a home's word counts for those that the client made or ended
+there (`touched`), the latest home's first; for all others an older home knows more than a later one that was made of
+what the others had heard of it. What only filters match that came in this way (`late`) did not come directly before:
+such filters have cuts of their own.
+
+Invariant: the gate is closed exactly while a donor that is there has not passed on everything below a cut, and at the
+first place that a home after it gave.
 """
 
 import struct
+from collections.abc import Iterable
 from typing import Final, final
 
 from broker.core.epoch import Epoch
 from broker.core.inflight import PACKET_ID_MAX
 from broker.core.message import ORIGIN_BYTES
+from broker.mqtt.topics import SHARE_PREFIX, matches
 
 VALUE_VERSION: Final = 1
 # A home's places begin with its epoch's counter; below are the places of those that had the session before.
@@ -55,16 +64,27 @@ RIVALS_MAX: Final = 31
 _RIVAL_BITS: Final = 34
 # A place behind all others.
 NOWHERE: Final = (1 << 64) - 1
-_HEAD: Final = struct.Struct(">BHHHHHHBHQQ")
+# A client that makes and ends other subscriptions all the time, while an old home is away, is not remembered for ever.
+TOUCHED_MAX: Final = 10_000
+_HEIR: Final = 1
+_KNOWN_BY_ROW: Final = 2
+_INHERITED: Final = 4
+_HEAD: Final = struct.Struct(">BHHHHHBQQ")
+_COUNT: Final = struct.Struct(">I")
 _CUT: Final = struct.Struct(">16sQ")
-_DONOR: Final = struct.Struct(">16sQQIBBH")
+_DONOR: Final = struct.Struct(">16sQQQIBB")
 _GIVEN: Final = struct.Struct(">IQQ")
 _HAD: Final = struct.Struct(">IQ")
 
 
 def first_place(epoch: Epoch) -> int:
     """Return the place before the first that a home gives."""
-    return epoch.counter << PLACE_BITS
+    return first_place_of(epoch.counter)
+
+
+def first_place_of(counter: int) -> int:
+    """Return the same for a home of this epoch counter."""
+    return counter << PLACE_BITS
 
 
 def first_packet_id(epoch: Epoch) -> int:
@@ -77,9 +97,22 @@ class Donor:
     """An old home: the last place that was taken from it, and below which number of each origin it has passed on all.
 
     `heir` says that the session goes on here as it was there, with its packet ids; else it has a life of its own.
+    `known_by_row` says that it has, and was made of what the old home had told the others. What has the place `before`
+    or a later one is younger than all that it gives.
     """
 
-    __slots__ = ("counter", "heir", "low", "passed", "present", "rival", "watermark")
+    __slots__ = (
+        "before",
+        "counter",
+        "heir",
+        "inherited",
+        "known_by_row",
+        "low",
+        "passed",
+        "present",
+        "rival",
+        "watermark",
+    )
 
     def __init__(self) -> None:
         self.watermark: int = 0
@@ -87,11 +120,64 @@ class Donor:
         self.counter: int = 0
         self.low: int = -1
         self.heir = False
+        self.known_by_row = False
+        self.inherited = False
+        self.before: int = NOWHERE
         self.passed: dict[bytes, int] = {}
         # Whether the donor's node runs, as far as is known.
         self.present = True
         # Its range among those of the same epoch counter, 0 for none.
         self.rival: int = 0
+
+
+@final
+class Cuts:
+    """From which number on each origin's messages come directly, as far as only these filters match them."""
+
+    __slots__ = ("filters", "numbers", "relayed")
+
+    def __init__(self, filters: list[bytes]) -> None:
+        self.filters = filters
+        self.numbers: dict[bytes, int] = {}
+        # Origin without a cut, or of which not as much has come directly -> the last number that an old home passed on.
+        self.relayed: dict[bytes, int] = {}
+
+    def set(self, origin: bytes, number: int) -> bool:
+        """Hear in an origin's stream from which number on it sends directly; false if that is known."""
+        is_new = origin not in self.numbers
+        if is_new:
+            self.numbers[origin] = max(number, self.relayed.get(origin, -1) + 1)
+        self.come_to(origin, number)
+        return is_new
+
+    def come_to(self, origin: bytes, number: int) -> None:
+        """The direct way from an origin has come to a number."""
+        if number > self.relayed.get(origin, -1):
+            self.relayed.pop(origin, None)
+
+    def takes(self, origin: bytes, number: int) -> bool:
+        """Say whether a message that came directly is for the session."""
+        if origin in self.numbers and self.relayed:
+            self.come_to(origin, number)
+        return self.had(origin, number)
+
+    def had(self, origin: bytes, number: int) -> bool:
+        """Say whether a message that an old home gives comes directly as well."""
+        cut = self.numbers.get(origin)
+        return cut is not None and number >= cut
+
+    def note_relayed(self, origin: bytes, number: int) -> None:
+        """An old home passed on a message of an origin whose cut is not known."""
+        if origin not in self.numbers and number > self.relayed.get(origin, -1):
+            self.relayed[origin] = number
+
+    def overlaps_with(self, origin: bytes) -> bool:
+        """Say whether something is still to come directly from an origin that an old home passed on."""
+        return origin in self.relayed and origin in self.numbers
+
+    def are_passed(self, passed: dict[bytes, int]) -> bool:
+        """Say whether an old home has passed on everything below them."""
+        return all(cut <= passed.get(origin, -1) for origin, cut in self.numbers.items())
 
 
 @final
@@ -111,8 +197,9 @@ class Arrival:
         "ids",
         "is_stub",
         "kept",
-        "relayed",
+        "late",
         "skips",
+        "touched",
     )
 
     def __init__(self, first_seq: int) -> None:
@@ -120,7 +207,11 @@ class Arrival:
         self.direct_from: int = 0
         # Whether the session leaves again: then it takes whatever comes.
         self.is_stub = False
-        self.cuts: dict[bytes, int] = {}
+        # Those of all filters, but for those that came `late`.
+        self.cuts = Cuts([])
+        self.late: list[Cuts] = []
+        # The filters that the client made or ended here, those that it did last at the end.
+        self.touched: dict[bytes, bool] = {}
         self.donors: dict[bytes, Donor] = {}
         # What donors gave that are over: epoch counter, and between which places.
         self.given: list[tuple[int, int, int]] = []
@@ -129,8 +220,6 @@ class Arrival:
         # (old home, origin) -> by which epoch counter it was the home, and from which number on it had everything
         # directly, and gives it.
         self.had: dict[tuple[bytes, bytes], tuple[int, int]] = {}
-        # Origin without a cut, or of which not as much has come directly -> the last number that an old home passed on.
-        self.relayed: dict[bytes, int] = {}
         # Origin -> the numbers that old homes gave while there were several.
         self.ids: dict[bytes, set[int]] = {}
         # Origin -> from which number on what came directly is here, not before; None: all of it is.
@@ -144,19 +233,37 @@ class Arrival:
             self.donors[store_id] = donor
         return donor
 
-    def takes(self, origin: bytes, number: int) -> bool:
-        """Say whether a message that came directly is for the session."""
+    def touch(self, topic_filter: bytes) -> None:
+        """The client makes or ends a subscription here."""
+        self.touched.pop(topic_filter, None)
+        self.touched[topic_filter] = True
+        if len(self.touched) > TOUCHED_MAX:
+            del self.touched[next(iter(self.touched))]
+
+    def cuts_of(self, topic: bytes, filters: Iterable[bytes]) -> Cuts:
+        """Return the cuts that count for a topic; `filters` are all of the session."""
+        if not self.late:
+            return self.cuts
+        came_late = [cuts for cuts in self.late if any(matches(topic_filter, topic) for topic_filter in cuts.filters)]
+        if not came_late:
+            return self.cuts
+        late = {topic_filter for cuts in self.late for topic_filter in cuts.filters}
+        for topic_filter in filters:
+            is_own = topic_filter not in late and not topic_filter.startswith(SHARE_PREFIX)
+            if is_own and matches(topic_filter, topic):
+                return self.cuts
+        return came_late[0]
+
+    def takes(self, cuts: Cuts, origin: bytes, number: int) -> bool:
+        """Say whether a message that came directly, for which these cuts count, is for the session."""
         if self.is_stub:
             # From the first one on that it takes it has them all; what an old home passed on it has.
-            self.set_cut(origin, number)
-            return number >= self.cuts[origin]
-        if self.direct_from:
+            cuts.set(origin, number)
+            return number >= cuts.numbers[origin]
+        if self.direct_from and cuts is self.cuts:
             self._keep(origin, number)
             return True
-        cut = self.cuts.get(origin)
-        if cut is not None and self.relayed:
-            self._come_to(origin, number)
-        if cut is None or number < cut:
+        if not cuts.takes(origin, number):
             return False
         self._keep(origin, number)
         return True
@@ -167,29 +274,54 @@ class Arrival:
 
     def set_cut(self, origin: bytes, number: int) -> bool:
         """Hear in an origin's stream from which number on it sends directly; false if that is known."""
-        is_new = origin not in self.cuts
-        if is_new:
-            self.cuts[origin] = max(number, self.relayed.get(origin, -1) + 1)
-        self._come_to(origin, number)
+        is_new = False
+        for cuts in self.all_cuts():
+            is_new |= cuts.set(origin, number)
         return is_new
 
-    def _come_to(self, origin: bytes, number: int) -> None:
-        """The direct way from an origin has come to a number."""
-        if number > self.relayed.get(origin, -1):
-            self.relayed.pop(origin, None)
+    def all_cuts(self) -> list[Cuts]:
+        """Return the cuts of all filters."""
+        return [self.cuts, *self.late]
+
+    def direct_cuts(self) -> list[tuple[bytes, int]]:
+        """Return from which number of each origin on everything came directly, whatever matches it."""
+        return [
+            (origin, max([cuts.numbers[origin] for cuts in self.all_cuts()]))
+            for origin in self.cuts.numbers
+            if all(origin in cuts.numbers for cuts in self.late)
+        ]
 
     def overlaps_with(self, origin: bytes) -> bool:
         """Say whether something is still to come directly from an origin that an old home passed on."""
-        return origin in self.relayed and origin in self.cuts
+        return any(cuts.overlaps_with(origin) for cuts in self.all_cuts())
 
     def overlaps(self) -> bool:
         """Say whether that is so of any origin."""
-        return any(origin in self.cuts for origin in self.relayed)
+        return any(cuts.overlaps_with(origin) for cuts in self.all_cuts() for origin in cuts.relayed)
 
-    def note_relayed(self, origin: bytes, number: int) -> None:
-        """An old home passed on a message of an origin whose cut is not known."""
-        if origin not in self.cuts and number > self.relayed.get(origin, -1):
-            self.relayed[origin] = number
+    def introduce(self, store_id: bytes, counter: int) -> None:
+        """An old home says by which epoch counter it was that."""
+        donor = self.donor(store_id)
+        donor.counter = counter
+        donor.inherited = False
+        donor.before = first_place_of(counter + 1)
+
+    def inherit(self, store_id: bytes, counter: int) -> None:
+        """The home of this epoch counter says that an older one has something left for it."""
+        if store_id not in self.donors:
+            donor = self.donor(store_id)
+            donor.inherited = True
+            donor.before = first_place_of(counter)
+
+    def holds_old(self) -> bool:
+        """Say whether what an old home gives may have to wait for another one before it."""
+        return any(donor.before < self.first_seq for donor in self.donors.values())
+
+    def hold_new_only(self) -> list[bytes]:
+        """Let nothing that an old home gave wait any more; return the old homes that were not heard of themselves."""
+        for donor in self.donors.values():
+            donor.before = NOWHERE
+        return [store_id for store_id, donor in self.donors.items() if donor.inherited]
 
     def end(self, store_id: bytes) -> None:
         """An old home has said its last word."""
@@ -233,14 +365,13 @@ class Arrival:
                 return True
         return any(counter == of and low < seq <= high for of, low, high in self.given)
 
-    def has_had(self, origin: bytes, number: int, seq: int) -> bool:
-        """Say whether a delivery of an old home, by its place there, came directly as well."""
+    def has_had(self, cuts: Cuts, origin: bytes, number: int, seq: int) -> bool:
+        """Say whether a delivery of an old home, by its place there, came directly as well by the cuts that count."""
         if self.kept is not None and number and number < self.kept.get(origin, NOWHERE):
             return False
-        if self.direct_from:
+        if self.direct_from and cuts is self.cuts:
             return seq >= self.direct_from
-        cut = self.cuts.get(origin)
-        return cut is not None and number >= cut
+        return cuts.had(origin, number)
 
     def comes_again(self, origin: bytes, number: int) -> bool:
         """Say whether a delivery of one of several old homes was given by another one before."""
@@ -266,60 +397,57 @@ class Arrival:
         """Say whether an old home that is there has not said its last word."""
         return any(donor.present for donor in self.donors.values())
 
-    def is_gated(self) -> bool:
-        """Say whether what came directly has to wait."""
-        if self.direct_from:
-            return False
+    def waits_for(self) -> list[Cuts]:
+        """Return the cuts below which an old home has to pass on everything before what came directly goes out."""
+        return self.late if self.direct_from else self.all_cuts()
+
+    def gate(self) -> int:
+        """Return the place from which on everything has to wait, 0 for none."""
+        waits_for = self.waits_for()
+        gate = NOWHERE
         for donor in self.donors.values():
-            if donor.present:
-                for origin, cut in self.cuts.items():
-                    if cut > donor.passed.get(origin, -1):
-                        return True
-        return False
+            if donor.present and not all(cuts.are_passed(donor.passed) for cuts in waits_for):
+                gate = min(gate, donor.before, self.first_seq)
+        return 0 if gate == NOWHERE else gate
 
     def pack(self) -> bytes:
         """Return the stored form."""
-        counts = (len(self.cuts), len(self.donors), len(self.given), len(self.skips), len(self.had), len(self.relayed))
-        kept = self.kept or {}
-        all_counts = (*counts, self.kept is not None, len(kept))
-        parts = [_HEAD.pack(VALUE_VERSION, *all_counts, self.first_seq, self.direct_from)]
-        for origin, number in self.cuts.items():
-            parts.append(_CUT.pack(origin, number))
+        counts = (len(self.donors), len(self.given), len(self.skips), len(self.had), len(self.late))
+        parts = [_HEAD.pack(VALUE_VERSION, *counts, self.kept is not None, self.first_seq, self.direct_from)]
         for store_id, donor in self.donors.items():
-            numbers = (donor.watermark, donor.low + 1, donor.counter)
-            parts.append(_DONOR.pack(store_id, *numbers, donor.heir, donor.rival, len(donor.passed)))
-            parts.extend([_CUT.pack(origin, number) for origin, number in donor.passed.items()])
+            numbers = (donor.watermark, donor.low + 1, donor.before, donor.counter)
+            flags = (_HEIR if donor.heir else 0) | (_KNOWN_BY_ROW if donor.known_by_row else 0)
+            flags |= _INHERITED if donor.inherited else 0
+            parts.append(_DONOR.pack(store_id, *numbers, flags, donor.rival) + _pack_numbers(donor.passed))
         parts.extend([_GIVEN.pack(*given) for given in self.given])
         parts.extend([_CUT.pack(store_id, place) for store_id, place in self.skips.items()])
         parts.extend([store_id + origin + _HAD.pack(*had) for (store_id, origin), had in self.had.items()])
-        parts.extend([_CUT.pack(origin, number) for origin, number in self.relayed.items()])
-        parts.extend([_CUT.pack(origin, number) for origin, number in kept.items()])
+        if self.kept is not None:
+            parts.append(_pack_numbers(self.kept))
+        parts.append(_pack_filters(list(self.touched)))
+        for cuts in self.all_cuts():
+            parts.append(_pack_filters(cuts.filters) + _pack_numbers(cuts.numbers) + _pack_numbers(cuts.relayed))
         return b"".join(parts)
 
 
 def unpack_arrival(value: bytes) -> Arrival:
     """Return what `pack` packed; struct.error when it is cut."""
-    _version, cuts, donors, given, skips, had, relayed, keeps, kept, first_seq, direct_from = _HEAD.unpack_from(value)
+    _version, donors, given, skips, had, late, keeps, first_seq, direct_from = _HEAD.unpack_from(value)
     pos: int = _HEAD.size
     arrival = Arrival(first_seq)
     arrival.direct_from = direct_from
-    for _ in range(cuts):
-        origin, number = _CUT.unpack_from(value, pos)
-        arrival.cuts[origin] = number
-        pos += _CUT.size
     for _ in range(donors):
-        store_id, watermark, low, counter, heir, rival, passed = _DONOR.unpack_from(value, pos)
-        pos += _DONOR.size
+        store_id, watermark, low, before, counter, flags, rival = _DONOR.unpack_from(value, pos)
         donor = arrival.donor(store_id)
         donor.watermark = watermark
         donor.low = low - 1
         donor.counter = counter
-        donor.heir = heir != 0
+        donor.heir = flags & _HEIR != 0
+        donor.known_by_row = flags & _KNOWN_BY_ROW != 0
+        donor.inherited = flags & _INHERITED != 0
+        donor.before = before
         donor.rival = rival
-        for _ in range(passed):
-            origin, number = _CUT.unpack_from(value, pos)
-            donor.passed[origin] = number
-            pos += _CUT.size
+        donor.passed, pos = _read_numbers(value, pos + _DONOR.size)
     for _ in range(given):
         counter, low, high = _GIVEN.unpack_from(value, pos)
         arrival.given.append((counter, low, high))
@@ -332,14 +460,48 @@ def unpack_arrival(value: bytes) -> Arrival:
         store_id, origin = value[pos : pos + ORIGIN_BYTES], value[pos + ORIGIN_BYTES : pos + 2 * ORIGIN_BYTES]
         arrival.had[store_id, origin] = _HAD.unpack_from(value, pos + 2 * ORIGIN_BYTES)
         pos += 2 * ORIGIN_BYTES + _HAD.size
-    for _ in range(relayed):
-        origin, number = _CUT.unpack_from(value, pos)
-        arrival.relayed[origin] = number
-        pos += _CUT.size
     if keeps:
-        arrival.kept = {}
-        for _ in range(kept):
-            origin, number = _CUT.unpack_from(value, pos)
-            arrival.kept[origin] = number
-            pos += _CUT.size
+        arrival.kept, pos = _read_numbers(value, pos)
+    touched, pos = _read_filters(value, pos)
+    arrival.touched = dict.fromkeys(touched, True)
+    for index in range(1 + late):
+        filters, pos = _read_filters(value, pos)
+        cuts = Cuts(filters)
+        cuts.numbers, pos = _read_numbers(value, pos)
+        cuts.relayed, pos = _read_numbers(value, pos)
+        if index:
+            arrival.late.append(cuts)
+        else:
+            arrival.cuts = cuts
     return arrival
+
+
+def _pack_numbers(numbers: dict[bytes, int]) -> bytes:
+    return _COUNT.pack(len(numbers)) + b"".join([_CUT.pack(origin, number) for origin, number in numbers.items()])
+
+
+def _read_numbers(value: bytes, pos: int) -> tuple[dict[bytes, int], int]:
+    (count,) = _COUNT.unpack_from(value, pos)
+    pos += _COUNT.size
+    numbers: dict[bytes, int] = {}
+    for _ in range(count):
+        origin, number = _CUT.unpack_from(value, pos)
+        numbers[origin] = number
+        pos += _CUT.size
+    return numbers, pos
+
+
+def _pack_filters(filters: list[bytes]) -> bytes:
+    return _COUNT.pack(len(filters)) + b"".join([_COUNT.pack(len(each)) + each for each in filters])
+
+
+def _read_filters(value: bytes, pos: int) -> tuple[list[bytes], int]:
+    (count,) = _COUNT.unpack_from(value, pos)
+    pos += _COUNT.size
+    filters: list[bytes] = []
+    for _ in range(count):
+        (size,) = _COUNT.unpack_from(value, pos)
+        pos += _COUNT.size
+        filters.append(value[pos : pos + size])
+        pos += size
+    return filters, pos

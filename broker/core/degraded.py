@@ -41,6 +41,7 @@ from broker.core.events import (
     PublishReceived,
     connection_key,
 )
+from broker.core.full_links import FullLinks
 from broker.core.netsplit_gate import NetsplitGate
 from broker.core.outlet import Outlet
 from broker.core.owner_records import Answer, Deliver, OwnerBatch, unpack_owner_records
@@ -63,12 +64,14 @@ class Degraded:
         counters: Counters,
         receive_as_usual: Callable[[Event, float], None],
         netsplit: NetsplitGate,
+        full_links: FullLinks,
     ) -> None:
         self._attachments = attachments
         self._outlets = outlets
         self._counters = counters
         self._receive_as_usual = receive_as_usual
         self._netsplit = netsplit
+        self._full_links = full_links
         # Connections for which deliveries or the CONNACK wait, and which of them read again at the end.
         self._behind: set[int] = set()
         self._resumed: set[int] = set()
@@ -143,8 +146,8 @@ class Degraded:
         if attachment is None:
             return True
         message = event.message
-        if self._netsplit.is_holding(connection):
-            # Behind what waits until the node is ready, which nothing may overtake.
+        if self._netsplit.is_holding(connection) or (message.qos and self._full_links.is_holding(connection)):
+            # Behind what waits until the node is ready, or for room, which nothing may overtake.
             self.hold(event)
             return False
         if message.qos == 0:

@@ -113,11 +113,13 @@ class Dispatcher:
 
     def _without_arriving(self, route: Route, message: Message) -> Route:
         """Leave out the sessions that came from another node and get this message from there."""
-        elsewhere = [
-            session
-            for session in route.sessions
-            if session in self.arriving and not self.arriving[session].takes(message.origin, message.number)
-        ]
+        elsewhere = []
+        for session in route.sessions:
+            arrival = self.arriving.get(session)
+            if arrival is not None:
+                cuts = arrival.cuts_of(message.topic, session.subscriptions)
+                if not arrival.takes(cuts, message.origin, message.number):
+                    elsewhere.append(session)
         return route.without(elsewhere) if elsewhere else route
 
     def _deliver_identified(self, message: Message, route: Route, own: Session | None, now: float) -> None:

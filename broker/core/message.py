@@ -5,10 +5,13 @@ store. A delivery is one session's copy of the duty to hand it over. Neither kno
 """
 
 from typing import Final, final
+from zlib import crc32
 
 from mypy_extensions import mypyc_attr
 
 ORIGIN_BYTES: Final = 16
+# The fingerprint of a message of which nobody noted it.
+UNKNOWN: Final = 0
 
 
 @mypyc_attr(acyclic=True)
@@ -62,6 +65,16 @@ class Message:
     def size(self) -> int:
         """Return the bytes that count against limits: topic, properties and payload."""
         return len(self.topic) + len(self.properties) + len(self.payload)
+
+
+def fingerprint(message: Message) -> int:
+    """Return what tells a client's message from another one under the same packet id: u32, never UNKNOWN."""
+    return crc32(message.payload, crc32(message.topic)) or 1
+
+
+def is_same(noted: int, message: Message) -> bool:
+    """Say whether a message with this fingerprint may be the one that was noted."""
+    return noted in (UNKNOWN, fingerprint(message))
 
 
 @mypyc_attr(acyclic=True)

@@ -137,7 +137,7 @@ _MESH_COUNTERS: Final[dict[str, str]] = {
     "cluster_table_requests": "How often this node asked a member for what differs in its tables.",
     "cluster_link_drop_memory": "The messages that nobody has to have, not forwarded as the link was full.",
     "cluster_link_drop_not_running": "The messages that nobody has to have, not forwarded as the member did not run.",
-    "cluster_link_refused": "The QoS 1 and 2 messages not accepted as an outbox was full.",
+    "cluster_link_refused": "How often a QoS 1 or 2 message found an outbox full; its PUBLISH waits for up to 5 s.",
     "cluster_link_spills": "How often what waited for a member in memory went to its outbox on disk.",
     "cluster_outbox_left": "The messages in the outboxes of members when those ceased to be members.",
     "cluster_groups_moved": "The messages of shared groups taken from a member that died for others to have.",

@@ -46,6 +46,7 @@ from broker.core.events import (
     UnsubscribeReceived,
 )
 from broker.core.forwarding import Forwarding
+from broker.core.full_links import FullLinks
 from broker.core.groups import Groups
 from broker.core.inflight import AHEAD_MAX, PACKET_ID_MAX
 from broker.core.left_will import LeftWill
@@ -54,7 +55,7 @@ from broker.core.lifetimes import Lifetimes
 from broker.core.message import Message
 from broker.core.netsplit_gate import NetsplitGate
 from broker.core.outlet import Outlet
-from broker.core.publishing import Publishing
+from broker.core.publishing import WAITS, Publishing
 from broker.core.retained import RetainedStore
 from broker.core.routes import Interest, Routes
 from broker.core.session import Attachment, Session
@@ -151,10 +152,13 @@ class QueueOwner:
         self.netsplit = NetsplitGate(
             settings, self._attachments, self._outlets, self.counters, self._receive_held, self._close, self.is_behind
         )
+        self.full_links = FullLinks(self._attachments, self._publish_held)
         self.draining = Draining(
             self._attachments, self._sessions, self.transfers, self.wills, self._groups, self._close
         )
-        self.degraded = Degraded(self._attachments, self._outlets, self.counters, self.receive, self.netsplit)
+        self.degraded = Degraded(
+            self._attachments, self._outlets, self.counters, self.receive, self.netsplit, self.full_links
+        )
         self._handlers: dict[type, Callable[[Any, float], None]] = {
             Attach: self._attach_asked,
             Detach: self._detach_received,
@@ -208,6 +212,7 @@ class QueueOwner:
         if self._dispatcher.wants_load():
             self._dispatcher.load(now)
         self.netsplit.work_off(now)
+        self.full_links.work_off(now)
 
     def receive(self, event: Event, now: float) -> None:
         """Do what one event asks for."""
@@ -219,15 +224,35 @@ class QueueOwner:
         if isinstance(event, PublishReceived):
             attachment = self._attachments.get(event.connection)
             if attachment is not None:
-                self._close_for(attachment, self._publishing.publish(attachment, event, now), now)
+                self.counters.mqtt_publish_received += 1
+                full_links = self.full_links
+                if event.message.qos and full_links.is_holding(event.connection):
+                    full_links.hold(event, now)
+                    return
+                reason = self._publishing.publish(attachment, event, full_links.has_patience, now)
+                if reason == WAITS:
+                    full_links.hold(event, now)
+                elif reason:
+                    self._close(attachment, reason, now)
         else:
             self._handlers[type(event)](event, now)
+
+    def _publish_held(self, attachment: Attachment, event: PublishReceived, may_wait: bool, now: float) -> int:
+        """Publish what had to wait for room at another node, if that is there."""
+        if 0.0 < event.message.expires_at <= now:
+            self._publishing.publish_expired(attachment, event, now)
+            return _SUCCESS
+        reason = self._publishing.publish(attachment, event, may_wait, now)
+        if reason != WAITS:
+            self._close_for(attachment, reason, now)
+        return reason
 
     def _receive_held(self, event: Event, now: float) -> None:
         """Do what an event asks for that had to wait until the node was ready."""
         if isinstance(event, PublishReceived) and 0.0 < event.message.expires_at <= now:
             attachment = self._attachments.get(event.connection)
             if attachment is not None:
+                self.counters.mqtt_publish_received += 1
                 self._publishing.publish_expired(attachment, event, now)
         else:
             self._receive(event, now)
@@ -386,7 +411,8 @@ class QueueOwner:
         """Return when `begin` or `tick` has something to do, in monotonic seconds; infinity when never."""
         if self._dispatcher.wants_load():
             return 0.0
-        due_at = min(self._lifetimes.next_deadline(), self.netsplit.next_deadline(), self._groups.next_deadline())
+        due_at = min(self._lifetimes.next_deadline(), self._groups.next_deadline())
+        due_at = min(due_at, self.netsplit.next_deadline(), self.full_links.next_deadline())
         return min(due_at, self.wills.next_deadline(), self.retained.next_deadline(), self._retry_at)
 
     def take_effects(self) -> Effects:
@@ -526,6 +552,7 @@ class QueueOwner:
         del self._attachments[attachment.connection]
         self._publishing.leave(attachment)
         self.netsplit.forget(attachment.connection)
+        self.full_links.forget(attachment.connection)
         self._dispatcher.waiting.pop(session, None)
         self._dispatcher.loading.pop(session, None)
         session.detach()
@@ -676,6 +703,7 @@ class QueueOwner:
         self._groups.validate()
         self.wills.validate()
         self.netsplit.validate()
+        self.full_links.validate()
         self.retained.validate()
 
 

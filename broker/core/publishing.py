@@ -7,10 +7,10 @@ Theory of operation
 -------------------
 A PUBLISH with QoS 1 is acknowledged when this node has done its part and every node with persistent interest, or that
 was chosen for a shared group, has taken the message, or it is stored for that node; which of the two is the links'
-business. One with QoS 2 is always stored for
-them, in the same batch as its packet id: if one of the two were stored without the other, a PUBLISH that comes again
-after a restart would be answered as known and not reach them, or reach them twice. Whether there is room for it is
-asked before anything is done: what is refused comes again, and nobody may have had it. Acknowledgements leave in the
+business. One with QoS 2 is always stored for them, in the same batch as its packet id: if one of the two were stored
+without the other, a PUBLISH that comes again after a restart would be answered as known and not reach them, or reach
+them twice. Whether there is room for it is asked before anything is done: what is refused comes again, and nobody may
+have had it; how long it waits for room before is the business of `full_links`. Acknowledgements leave in the
 order of the PUBLISHes [MQTT-4.6.0-2] [MQTT-4.6.0-3] [MQTT311-4.6.0-2] [MQTT311-4.6.0-3], so one that waits holds back
 those behind it. The packet id of a QoS 2 PUBLISH is remembered from then until its PUBREL, as part of the session: a
 PUBLISH that comes again in between is answered and not published again [MQTT-4.3.3-10] [MQTT311-4.3.3-2], whether the
@@ -26,7 +26,7 @@ from broker.core.events import PublishReceived
 from broker.core.forwarding import Forwarding
 from broker.core.groups import NOBODY, Choice, Groups
 from broker.core.left_will import LeftWill
-from broker.core.message import Message
+from broker.core.message import Message, fingerprint, is_same
 from broker.core.records import PUBACK, PUBCOMP, PUBREC
 from broker.core.retained import RetainedStore
 from broker.core.routes import Route, Routes
@@ -41,6 +41,8 @@ _INCARNATION_SHIFT: Final = 40
 _SUCCESS: Final = 0
 _FAILURE: Final = 0x80
 _NO_MATCHING_SUBSCRIBERS: Final = 0x10
+# No reason: the PUBLISH has to be handed in again.
+WAITS: Final = -1
 # What a PUBLISH is counted as that a route refuses, by the reason.
 _REFUSED: Final[dict[int, str]] = {
     int(Reason.NOT_AUTHORIZED): "reserved_topic",
@@ -75,13 +77,15 @@ class Publishing:
         self._message_number: int = incarnation << _INCARNATION_SHIFT
         self._numbers_all = settings.upgrade_outgoing_qos
 
-    def publish(self, attachment: Attachment, event: PublishReceived, now: float) -> int:
-        """Take a client's PUBLISH; the result is the reason for which the connection has to end, 0 for none."""
-        self._counters.mqtt_publish_received += 1
+    def publish(self, attachment: Attachment, event: PublishReceived, may_wait: bool, now: float) -> int:
+        """Take a client's PUBLISH; the result is the reason for which the connection has to end, 0 for none.
+
+        It is WAITS, and nothing has been done, if it `may_wait` and there is no room at another node.
+        """
         message = event.message
         session = attachment.session
         qos = message.qos
-        if qos == 2 and event.packet_id in session.incoming:
+        if qos == 2 and event.packet_id in session.incoming and is_same(session.incoming[event.packet_id], message):
             # [MQTT-4.3.3-10] Answered again, and not published again.
             self._answer_again(attachment, event.packet_id)
             return 0
@@ -93,8 +97,10 @@ class Publishing:
             self._counters.drop(_REFUSED[reason])
         elif qos and (route.nodes or choice.nodes) and not self._is_accepted(route, choice, message):
             # Before anything is delivered: the client sends it again, and here it must not come twice.
+            if may_wait:
+                return WAITS
             self._counters.drop("link_full")
-            return self._refuse(attachment, event.packet_id, qos, int(Reason.QUOTA_EXCEEDED))
+            return self._refuse(attachment, event.packet_id, message, int(Reason.QUOTA_EXCEEDED))
         else:
             # [MQTT-4.3.2-5] [MQTT311-4.3.2-2] A message of its own, whatever its packet id was used for.
             if qos or message.retain or self._numbers_all:
@@ -104,7 +110,7 @@ class Publishing:
                 reason = int(Reason.QUOTA_EXCEEDED)
         if reason:
             # [MQTT311-3.3.5-2] MQTT 3 has no word for a refusal: the PUBLISH is acknowledged, and dropped.
-            self._answer(attachment, event.packet_id, qos, reason if attachment.version == 5 else 0, None)
+            self._answer(attachment, event.packet_id, message, reason if attachment.version == 5 else 0, None)
             return 0
         ticket: Ticket | None = None
         # [MQTT-3.3.4-1] [MQTT311-3.3.4-1]
@@ -117,18 +123,18 @@ class Publishing:
             ticket = self._forward(message, route, choice, asked)
         if qos:
             reason = _SUCCESS if matched else _NO_MATCHING_SUBSCRIBERS
-            self._answer(attachment, event.packet_id, qos, reason, ticket)
+            self._answer(attachment, event.packet_id, message, reason, ticket)
         return 0
 
     def publish_expired(self, attachment: Attachment, event: PublishReceived, now: float) -> None:
         """Take a PUBLISH whose message expired while it waited: it is answered, and nobody gets it [MQTT-3.3.2-5]."""
-        self._counters.mqtt_publish_received += 1
-        qos = event.message.qos
-        if qos == 2 and event.packet_id in attachment.session.incoming:
+        message = event.message
+        incoming = attachment.session.incoming
+        if message.qos == 2 and event.packet_id in incoming and is_same(incoming[event.packet_id], message):
             self._answer_again(attachment, event.packet_id)
         else:
             self._counters.drop("expired")
-            self._answer(attachment, event.packet_id, qos, _SUCCESS, None)
+            self._answer(attachment, event.packet_id, message, _SUCCESS, None)
 
     def _is_accepted(self, route: Route, choice: Choice, message: Message) -> bool:
         """Say whether every node that has to have the message can be sent it."""
@@ -137,12 +143,12 @@ class Publishing:
             return False
         return all(has_room(node, message) for node in choice.nodes)
 
-    def _refuse(self, attachment: Attachment, packet_id: int, qos: int, reason: int) -> int:
+    def _refuse(self, attachment: Attachment, packet_id: int, message: Message, reason: int) -> int:
         """Refuse a PUBLISH in its turn. MQTT 3 has no word for it but the end of the connection (`release_pending`)."""
         if attachment.version == 5:
-            self._answer(attachment, packet_id, qos, reason, None)
+            self._answer(attachment, packet_id, message, reason, None)
             return 0
-        attachment.pending.append(_ticket(attachment, packet_id, qos, reason))
+        attachment.pending.append(_ticket(attachment, packet_id, message.qos, reason))
         return self.release_pending(attachment)
 
     def publish_will(self, left: LeftWill, now: float) -> None:
@@ -221,14 +227,17 @@ class Publishing:
             forward.ticket = ticket
         self._forwarding.add(forward)
 
-    def _answer(self, attachment: Attachment, packet_id: int, qos: int, reason: int, ticket: Ticket | None) -> None:
+    def _answer(
+        self, attachment: Attachment, packet_id: int, message: Message, reason: int, ticket: Ticket | None
+    ) -> None:
         """Acknowledge in turn: now, or when everything before it and its ticket are done."""
+        qos = message.qos
         if qos == 0:
             return
         if qos == 2 and reason < _FAILURE:  # [MQTT-4.3.3-9] A refusal takes no id.
             # [MQTT-4.3.3-8]
             session = attachment.session
-            session.incoming.add(packet_id)
+            session.incoming[packet_id] = fingerprint(message)
             if session.persistent:
                 self._store.put_incoming(session, packet_id)
         if ticket is None and attachment.pending.is_empty():
@@ -269,7 +278,7 @@ class Publishing:
         reason = int(Reason.PACKET_IDENTIFIER_NOT_FOUND)
         if packet_id in session.incoming:
             reason = _SUCCESS
-            session.incoming.remove(packet_id)
+            del session.incoming[packet_id]
             if session.persistent:
                 self._store.delete_incoming(session, packet_id)
         attachment.outlet.batch.acknowledge(PUBCOMP, attachment.connection, packet_id, reason)

@@ -7,11 +7,10 @@ Theory of operation
 -------------------
 A delivery is queued, then in flight, then gone. `queue` holds what waits, oldest first; `inflight` what was sent. Every
 delivery of QoS 1 or 2 in the queue is younger than every one in flight. `incoming` holds the packet ids of the client's
-own QoS 2 PUBLISHes that it has not released: with the ticket while one is on its way to other nodes, with None once it
-is done. A ticket that waits for nobody comes from the store: this node's sessions have had the message, and the others
-get it when the client sends it again. The session is attached while `attachment` is set; without one, only deliveries
-of QoS 1 and 2 are kept. Its records are in the store from the moment at which it is to outlive its connection until it
-ends.
+own QoS 2 PUBLISHes that it has not released, each with the fingerprint of its message: another home may have taken the
+PUBREL while this one was away, and then the same id means another message. The session is attached while `attachment`
+is set; without one, only deliveries of QoS 1 and 2 are kept. Its records are in the store from the moment at which it
+is to outlive its connection until it ends.
 """
 
 from typing import final
@@ -89,8 +88,8 @@ class Session:
         self.groups: list[SharedGroup] = []
         self.queue = DeliveryQueue(lifo)
         self.inflight = Inflight(window)
-        # The packet ids of QoS 2 PUBLISHes that the client has not released.
-        self.incoming: set[int] = set()
+        # The packet ids of QoS 2 PUBLISHes that the client has not released, with their fingerprints.
+        self.incoming: dict[int, int] = {}
         # What is replayed now, and by filter what is to be replayed after it.
         self.replay: Replay | None = None
         self.replays: dict[bytes, Replay] = {}

@@ -6,7 +6,8 @@ reads through Storage; when something is written is the owner's decision.
     session  session u64                  version u8, flags u8 (1 user name), expiry u32, deadline u64,
                                           epoch (32 bytes), client id str, user name str; version 1 has no epoch
     session  session u64, "/", filter     version u8, options u8, identifier u32
-    session  session u64, "i", id u16     version u8: a QoS 2 PUBLISH of the client that it has not released yet
+    session  session u64, "i", id u16     version u8, fingerprint u32: a QoS 2 PUBLISH of the client that it has not
+                                          released yet
     session  session u64, "d"             version u8, place u64: the session goes to another node, which has it up to
     session  session u64, "a"             see `arrival`: what the session may still get from other nodes
     session  group u64, "$", filter       version u8: a shared group with records; filter begins with $share
@@ -147,7 +148,8 @@ class SessionStore:
 
     def put_incoming(self, session: Session, packet_id: int) -> None:
         """Write that the client's QoS 2 PUBLISH with this id was published."""
-        self.writes.put("session", _incoming_key(session, packet_id), bytes([VALUE_VERSION]))
+        value = bytes([VALUE_VERSION]) + session.incoming[packet_id].to_bytes(4, "big")
+        self.writes.put("session", _incoming_key(session, packet_id), value)
 
     def delete_incoming(self, session: Session, packet_id: int) -> None:
         """The client released the id."""
@@ -321,6 +323,11 @@ class SessionStore:
                 break
         return found
 
+    def places(self, owner: int, first: int, last: int) -> set[int]:
+        """Return the places between two, both included, that have a delivery. What was written must be committed."""
+        keys = self._storage.scan("queue", _queue_key(owner, first), _queue_key(owner, last + 1))
+        return {_seq(key) for key, _value in keys}
+
     def trim(self, owner: int, queue: DeliveryQueue, messages_max: int, bytes_max: int) -> int:
         """Remove the oldest of a LIFO queue's tail until the queue keeps its limits; return how many they were.
 
@@ -433,7 +440,7 @@ class SessionStore:
             (packet_id,) = _U16.unpack(key[9:])
             if value[0] != _UNDER_WAY:
                 # Else it was not acknowledged, and comes again: rather twice here than never on other nodes.
-                session.incoming.add(packet_id)
+                session.incoming[packet_id] = int.from_bytes(value[1:5], "big")
         else:
             assert key[8] == _SUBSCRIPTION
             _version, options, identifier = _SUBSCRIBED.unpack_from(value)

@@ -83,7 +83,8 @@ class Subscribing:
             # [MQTT311-3.9.3-1]
             reasons.append(options & QOS_MASK)
             wanted = subscription(options, event.identifier)
-            new = self._set(session, topic_filter, wanted, now)
+            new = self.set(session, topic_filter, wanted, now)
+            self._note_touch(session, topic_filter)
             handling = options >> RETAIN_HANDLING_SHIFT & 3
             if handling == _DO_NOT_SEND or (handling == _SEND_IF_NEW and not new):
                 # [MQTT-3.3.1-10] [MQTT-3.3.1-11]
@@ -91,6 +92,7 @@ class Subscribing:
             if not topic_filter.startswith(SHARE_PREFIX):
                 # [MQTT-3.3.1-9] [MQTT-3.8.4-4] [MQTT311-3.3.1-6] [MQTT311-3.8.4-3]
                 replays.append(topic_filter)
+        self._write_touched(session)
         if self._settings.subacks_wait:
             # What is retained does not wait for it: PUBLISH packets may come before SUBACK.
             self.subacks.append(Suback(attachment, event.packet_id, reasons))
@@ -107,7 +109,7 @@ class Subscribing:
             return int(Reason.QUOTA_EXCEEDED)
         return 0
 
-    def _set(self, session: Session, topic_filter: bytes, wanted: Subscription, now: float) -> bool:
+    def set(self, session: Session, topic_filter: bytes, wanted: Subscription, now: float) -> bool:
         """Make or replace a subscription [MQTT-3.8.4-3] [MQTT311-3.8.4-3]; true when it is new."""
         before = session.subscriptions.get(topic_filter)
         session.subscriptions[topic_filter] = wanted
@@ -125,13 +127,6 @@ class Subscribing:
         elif self._routes.set(topic_filter, session, wanted):
             self._count_wish(topic_filter, session, 1)
 
-    def adopt(self, session: Session, topic_filter: bytes, wanted: Subscription) -> None:
-        """Take over a subscription of a session that came from another node."""
-        session.subscriptions[topic_filter] = wanted
-        self._store.put_subscription(session, topic_filter, wanted)
-        self._rows.subscribed(session, topic_filter, None, wanted)
-        self._route(session, topic_filter, wanted)
-
     def unsubscribe(self, attachment: Attachment, event: UnsubscribeReceived, now: float) -> None:
         """End subscriptions and answer."""
         session = attachment.session
@@ -142,12 +137,27 @@ class Subscribing:
                 reasons.append(Reason.NO_SUBSCRIPTION_EXISTED)
                 continue
             reasons.append(_SUCCESS)
-            self._rows.unsubscribed(session, topic_filter, session.subscriptions.pop(topic_filter))
-            session.end_replay(topic_filter)
-            self._unroute(session, topic_filter, now)
-            if session.persistent:
-                self._store.delete_subscription(session, topic_filter)
+            self.end(session, topic_filter, now)
+            self._note_touch(session, topic_filter)
+        self._write_touched(session)
         attachment.outlet.batch.unsuback(event.connection, event.packet_id, reasons)
+
+    def end(self, session: Session, topic_filter: bytes, now: float) -> None:
+        """End a subscription that the session has."""
+        self._rows.unsubscribed(session, topic_filter, session.subscriptions.pop(topic_filter))
+        session.end_replay(topic_filter)
+        self._unroute(session, topic_filter, now)
+        if session.persistent:
+            self._store.delete_subscription(session, topic_filter)
+
+    def _note_touch(self, session: Session, topic_filter: bytes) -> None:
+        """An older home that is still to be heard has no say in this any more."""
+        if session.arrival is not None:
+            session.arrival.touch(topic_filter)
+
+    def _write_touched(self, session: Session) -> None:
+        if session.arrival is not None and session.persistent:
+            self._store.put_arrival(session)
 
     def _unroute(self, session: Session, topic_filter: bytes, now: float) -> None:
         # [MQTT-3.10.4-2] [MQTT311-3.10.4-2] Nothing new is sent, and nothing retained that was still to come; what is

@@ -31,6 +31,10 @@ class Subscription:
         # The identifier as a property, ready to be put in front of a PUBLISH's others [MQTT-3.3.4-3].
         self.encoded: bytes = _encode(identifier) if identifier else b""
 
+    def is_like(self, other: "Subscription") -> bool:
+        """Say whether both ask for the same."""
+        return self.options == other.options and self.identifier == other.identifier
+
 
 # Nearly all subscriptions have no identifier: sixteen objects serve them.
 _PLAIN: Final = [Subscription(options) for options in range(OPTIONS_MASK + 1)]

@@ -25,7 +25,7 @@ an arrival of its own only as long as nobody has asked for it.
 from collections import deque
 from typing import Final, final
 
-from broker.core.arrival import NOWHERE, PLACE_BITS, Arrival, Donor, first_packet_id, first_place
+from broker.core.arrival import NOWHERE, PLACE_BITS, Arrival, Cuts, Donor, first_packet_id, first_place
 from broker.core.dispatch import Dispatcher
 from broker.core.epoch import Epoch
 from broker.core.left_will import LeftWill
@@ -38,6 +38,7 @@ from broker.core.settings import OwnerSettings
 from broker.core.subscribing import Subscribing
 from broker.core.subscription import subscription
 from broker.core.wills import Wills
+from broker.mqtt.topics import SHARE_PREFIX
 
 # How much of a queue is read at a time by whoever looks at all of it.
 SCAN_BYTES: Final = 256 * 1024
@@ -47,7 +48,7 @@ SCAN_BYTES: Final = 256 * 1024
 class SessionHead:
     """A session without its deliveries. `expires_at` is monotonic seconds, 0.0 for never or not yet.
 
-    `subscriptions` are (filter, options, identifier); `incoming` are the packet ids of QoS 2 PUBLISHes that the client
+    `subscriptions` are (filter, options, identifier); `incoming` has the packet ids of QoS 2 PUBLISHes that the client
     has not released. The deliveries up to the place `inflight_seq` have to be there before the client may go on.
     """
 
@@ -61,6 +62,7 @@ class SessionHead:
         "next_packet_id",
         "subscriptions",
         "taken",
+        "touched",
         "user_name",
         "will",
     )
@@ -71,13 +73,15 @@ class SessionHead:
         self.expiry_s = expiry_s
         self.expires_at: float = 0.0
         self.subscriptions: list[tuple[bytes, int, int]] = []
-        self.incoming: list[int] = []
+        self.incoming: dict[int, int] = {}
         self.next_packet_id: int = 1
         self.inflight_seq: int = 0
         # How far it had taken from older homes: (store id, last place).
         self.taken: list[tuple[bytes, int]] = []
         # From which number of an origin on it had everything directly: (store id, number).
         self.cuts: list[tuple[bytes, int]] = []
+        # The filters that the client made or ended there while an older home was to be heard.
+        self.touched: list[bytes] = []
         self.will: LeftWill | None = None
 
 
@@ -131,7 +135,7 @@ class Transfers:
                 self._add(session)
             elif arrival is not None and session.client_id in self._lifetimes.sessions:
                 self._dispatcher.arriving[session] = arrival
-                session.gate = arrival.first_seq if arrival.is_gated() else 0
+                session.gate = arrival.gate()
 
     def write(self) -> None:
         """Write what changed of arrivals; whoever ends a turn calls it before the batch is taken."""
@@ -185,12 +189,13 @@ class Transfers:
         head.subscriptions = [
             (topic_filter, wanted.options, wanted.identifier) for topic_filter, wanted in session.subscriptions.items()
         ]
-        head.incoming = list(session.incoming)
+        head.incoming = dict(session.incoming)
         head.next_packet_id = session.inflight.next_id
         head.inflight_seq = max([delivery.seq for delivery in session.inflight.deliveries.values()], default=0)
         head.will = departure.will
         if session.arrival is not None:
-            head.cuts = list(session.arrival.cuts.items())
+            head.touched = list(session.arrival.touched)
+            head.cuts = session.arrival.direct_cuts()
             if departure.confirmed > session.arrival.first_seq:
                 # What it had directly and has given to another home, it does not give to this one.
                 kept = self._kept(departure)
@@ -267,7 +272,7 @@ class Transfers:
         self._lifetimes.adopt(session)
         self._store.put_session(session)
         self._changed[session] = True
-        session.gate = arrival.first_seq if arrival.is_gated() else 0
+        session.gate = arrival.gate()
         self._rows.tell(session)
         if departure.will is not None:
             self._wills.adopt(departure.will, epoch, self._store.clock.now)
@@ -281,7 +286,7 @@ class Transfers:
         while deliveries := self._store.read(session.number, after, SCAN_BYTES):
             for delivery in deliveries:
                 message = delivery.message
-                cut = session.arrival.cuts.get(message.origin, 0) if session.arrival is not None else 0
+                cut = session.arrival.cuts.numbers.get(message.origin, 0) if session.arrival is not None else 0
                 if message.number and message.number >= cut:
                     kept.setdefault(message.origin, message.number)
             after = deliveries[-1].seq
@@ -333,9 +338,10 @@ class Transfers:
         self.hide_stub(head.client_id)
         session.epoch = epoch
         arrival = Arrival(first_place(epoch))
-        arrival.cuts[cut[0]] = cut[1]
+        arrival.set_cut(*cut)
         if donor:
             arrival.donor(donor).heir = heir
+            arrival.donor(donor).known_by_row = not heir
         session.next_seq = arrival.first_seq + 1
         session.inflight.next_id = head.next_packet_id if heir else first_packet_id(epoch)
         session.arrival = arrival
@@ -344,9 +350,9 @@ class Transfers:
         self._store.put_session(session)
         self._rows.tell(session)
         for topic_filter, options, identifier in head.subscriptions:
-            self._subscribing.adopt(session, topic_filter, subscription(options, identifier))
-        for packet_id in head.incoming:
-            session.incoming.add(packet_id)
+            self._subscribing.set(session, topic_filter, subscription(options, identifier), now)
+        session.incoming = dict(head.incoming)
+        for packet_id in session.incoming:
             self._store.put_incoming(session, packet_id)
         if head.will is not None and head.will.due != 0.0:
             self._wills.adopt(head.will, epoch, now)
@@ -357,17 +363,67 @@ class Transfers:
         """Return the sessions that still get something from other nodes, or may."""
         return [session for session in self._dispatcher.arriving if not session.departing]
 
-    def introduce(self, session: Session, donor_id: bytes, counter: int, head: SessionHead) -> None:
-        """An old home says by which epoch counter it was that, and how far it had come itself."""
+    def introduce(
+        self,
+        session: Session,
+        donor_id: bytes,
+        counter: int,
+        head: SessionHead,
+        cut: tuple[bytes, int],
+        now: float,
+    ) -> None:
+        """An old home says by which epoch counter it was that, how far it had come itself, and what it subscribed to.
+
+        `cut` is this node's own: its store id and next number.
+        """
         arrival = session.arrival
         if arrival is not None:
-            arrival.donor(donor_id).counter = counter
+            self._merge(session, arrival, arrival.donor(donor_id), head, cut, now)
+            is_first = not arrival.donor(donor_id).counter
+            arrival.introduce(donor_id, counter)
             for store_id, watermark in head.taken:
                 if store_id != donor_id:
                     arrival.skips[store_id] = max(arrival.skips.get(store_id, 0), watermark)
+                    if is_first:
+                        arrival.inherit(store_id, counter)
             for origin, number in head.cuts:
                 arrival.add_had(donor_id, counter, origin, number)
-            self._changed[session] = True
+            self._update(session, arrival, now)
+
+    def _merge(
+        self, session: Session, arrival: Arrival, donor: Donor, head: SessionHead, cut: tuple[bytes, int], now: float
+    ) -> None:
+        """Take the old home's word for the subscriptions that the client has not made or ended since.
+
+        A client that was told here that it had no session knows nothing of those of another one.
+        """
+        if arrival.direct_from == NOWHERE:
+            return
+        came_late = []
+        known_there = set()
+        for topic_filter, options, identifier in head.subscriptions:
+            known_there.add(topic_filter)
+            before = session.subscriptions.get(topic_filter)
+            wanted = subscription(options, identifier)
+            if topic_filter in arrival.touched or (before is not None and before.is_like(wanted)):
+                continue
+            self._subscribing.set(session, topic_filter, wanted, now)
+            if before is None and not topic_filter.startswith(SHARE_PREFIX):
+                came_late.append(topic_filter)
+        # Who has heard others may have what this old home knew nothing of.
+        ended_there = set(head.touched)
+        if donor.known_by_row:
+            ended_there.update(session.subscriptions)
+            ended_there.difference_update([each for cuts in arrival.late for each in cuts.filters])
+        for topic_filter in ended_there.intersection(session.subscriptions):
+            if topic_filter not in known_there and topic_filter not in arrival.touched:
+                self._subscribing.end(session, topic_filter, now)
+        for topic_filter in head.touched:
+            if topic_filter not in arrival.touched:
+                arrival.touch(topic_filter)
+        if came_late:
+            arrival.late.append(Cuts(came_late))
+            arrival.set_cut(*cut)
 
     def inherit_will(self, session: Session, head: SessionHead, now: float) -> None:
         """Take over the will that waits at an old home of a session with its own life, if no client is back here."""
@@ -383,7 +439,7 @@ class Transfers:
             session.arrival.direct_from = NOWHERE
             self._dispatcher.arriving[session] = session.arrival
         if donor in session.arrival.donors:
-            return False
+            return session.arrival.donors[donor].inherited
         session.arrival.donor(donor)
         self._update(session, session.arrival, now)
         return True
@@ -398,6 +454,11 @@ class Transfers:
             donor.low = after
         queue = session.queue
         queue.rewind()
+        occupied: set[int] = set()
+        if deliveries and not donor.heir:
+            # A home that lost what it had confirmed, by a loss of power, brings what this one had given to it.
+            first, last = arrival.place(donor, deliveries[0].seq), arrival.place(donor, deliveries[-1].seq)
+            occupied = self._store.places(session.number, first, last)
         for delivery in deliveries:
             if delivery.seq <= donor.watermark:
                 continue
@@ -406,14 +467,17 @@ class Transfers:
             known = arrival.was_given(donor_id, donor, delivery.seq)
             if not delivery.shared:
                 # What a group gave to the session comes on no other way, whatever its number.
+                cuts = arrival.cuts_of(message.topic, session.subscriptions)
                 known = (
                     known
                     or arrival.had_directly(donor_id, message.origin, message.number, delivery.seq)
-                    or arrival.has_had(message.origin, message.number, delivery.seq)
+                    or arrival.has_had(cuts, message.origin, message.number, delivery.seq)
                     or arrival.comes_again(message.origin, message.number)
                 )
-                arrival.note_relayed(message.origin, message.number)
+                cuts.note_relayed(message.origin, message.number)
             delivery.seq = arrival.place(donor, delivery.seq)
+            if delivery.seq in occupied:
+                continue
             if delivery.packet_id and self._keeps_id(session, donor, delivery):
                 self._take_in_flight(session, donor, delivery, known)
                 continue
@@ -478,6 +542,14 @@ class Transfers:
             arrival.donors[donor].present = present
             self._update(session, arrival, now)
 
+    def hold_new_only(self, session: Session, now: float) -> None:
+        """Old homes that can't pass on everything, or were not heard of at all, have been waited for long enough."""
+        arrival = session.arrival
+        if arrival is not None:
+            for donor in arrival.hold_new_only():
+                arrival.end(donor)
+            self._update(session, arrival, now)
+
     def end_donor(self, session: Session, donor: bytes, now: float) -> None:
         """Nothing more comes from an old home."""
         arrival = session.arrival
@@ -498,14 +570,12 @@ class Transfers:
 
     def _update(self, session: Session, arrival: Arrival, now: float) -> None:
         self._changed[session] = True
-        self._open(session, arrival.first_seq if arrival.is_gated() else 0, now)
+        self._open(session, arrival.gate(), now)
 
     def _open(self, session: Session, gate: int, now: float) -> None:
         """Close the session's gate at a place, or open it (0): what waited behind it goes out."""
-        if gate == session.gate:
-            return
-        session.gate = gate
-        if gate == 0 and session.attachment is not None:
+        before, session.gate = session.gate, gate
+        if before and (gate == 0 or gate > before) and session.attachment is not None:
             self._dispatcher.drain(session.attachment, now)
 
     def validate(self) -> None:
@@ -520,5 +590,5 @@ class Transfers:
             assert session.arrival is arrival
             assert arrival.is_stub == session.departing
             if not session.departing:
-                assert session.gate == (arrival.first_seq if arrival.is_gated() else 0)
+                assert session.gate == arrival.gate()
                 assert self._lifetimes.sessions[session.client_id] is session

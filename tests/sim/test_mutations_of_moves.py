@@ -79,7 +79,7 @@ def test_a_new_home_that_knows_no_packet_ids_is_caught(monkeypatch):
     begin = Transfers.begin_arrival
 
     def forget(self, head, *arguments):
-        head.incoming = []
+        head.incoming = {}
         return begin(self, head, *arguments)
 
     monkeypatch.setattr(Transfers, "begin_arrival", forget)
@@ -88,13 +88,13 @@ def test_a_new_home_that_knows_no_packet_ids_is_caught(monkeypatch):
 
 @interpreted
 def test_a_new_home_that_takes_what_the_old_one_has_is_caught(monkeypatch):
-    monkeypatch.setattr(Arrival, "takes", lambda self, origin, number: True)
+    monkeypatch.setattr(Arrival, "takes", lambda self, cuts, origin, number: True)
     caught()
 
 
 @interpreted
 def test_a_new_home_that_does_not_let_the_old_go_first_is_caught(monkeypatch):
-    monkeypatch.setattr(Arrival, "is_gated", lambda self: False)
+    monkeypatch.setattr(Arrival, "gate", lambda self: 0)
     fails(sequences.new_messages_come_before_old_ones)
 
 
@@ -139,7 +139,7 @@ def test_sessions_that_join_as_the_newest_are_caught(monkeypatch):
 
 @interpreted
 def test_a_session_that_takes_for_its_own_what_another_half_had_is_caught(monkeypatch):
-    monkeypatch.setattr(Arrival, "has_had", lambda self, origin, number, seq: self.direct_from > 0)
+    monkeypatch.setattr(Arrival, "has_had", lambda self, cuts, origin, number, seq: self.direct_from > 0)
     fails(sequences.a_session_began_in_both_halves)
 
 

@@ -13,6 +13,7 @@ from broker.core.events import Attach
 from broker.core.settings import OwnerSettings
 from broker.mqtt.reasons import Reason
 from cluster.frames import FrameType
+from cluster.move_frames import DELIVERIES, unpack_move
 from cluster.running_view import keeper_among
 
 TABLES = (FrameType.TABLE_DELTA, FrameType.TABLE_ROWS, FrameType.TABLE_DONE)
@@ -138,7 +139,7 @@ def a_publisher_sends_again_elsewhere():
     scene.until(publisher.outbox.is_empty)
     scene.run(2.0)
     assert scene.copies(subscriber) == 1
-    assert new.core.owner.session("publisher").incoming == set()
+    assert new.core.owner.session("publisher").incoming == {}
 
 
 def test_packet_ids_are_there_before_the_client():
@@ -510,3 +511,41 @@ def two_old_homes_have_what_came_directly():
 
 def test_of_two_old_homes_one_gives_what_both_had():
     two_old_homes_have_what_came_directly()
+
+
+def a_session_moves_on_before_its_first_home_has_given_all():
+    """Its second home has lost sight of the first one; the third sees both."""
+    scene = Scene()
+    first, second, third = scene.nodes
+    client = scene.comes("client", first, {b"a/b": 1})
+    publisher = scene.comes("publisher", third)
+    scene.goes(client)
+    before = scene.publish(publisher, b"a/b", 1, 6)
+    scene.world.network.lose_frame = is_deliveries
+    scene.connect(client, second)
+    scene.goes(client, True)
+    scene.split([first], [second])
+    lose(scene)
+    amid = scene.publish(publisher, b"a/b", 1, 3)
+    scene.until(lambda: not second.core.mesh.peers[first.name].running)
+    scene.connect(client, third)
+    after = scene.publish(publisher, b"a/b", 1, 3)
+    scene.until(lambda: len(scene.payloads(client)) == 9)
+    assert scene.payloads(client) == [*before, *amid]
+    scene.heal()
+    scene.run(15.0)
+    assert scene.payloads(client) == [*before, *amid, *after]
+    assert scene.copies(client) == 1
+    assert [node.core.moving.counts()["moves_leaving"] for node in scene.nodes] == [0, 0, 0]
+    assert [node.core.moving.counts()["moves_arriving"] for node in scene.nodes] == [0, 0, 0]
+
+
+def is_deliveries(frame):
+    """Say whether a frame has a part of a session's queue, and nothing of its head."""
+    if len(frame) < 2 or frame[1] != FrameType.MOVE:
+        return False
+    return all(item.kind == DELIVERIES for item in unpack_move(frame, 0.0))
+
+
+def test_a_session_that_moves_on_keeps_its_order():
+    a_session_moves_on_before_its_first_home_has_given_all()

@@ -1,6 +1,6 @@
 """broker.core.arrival: what a session remembers of old homes stays small however often they come again."""
 
-from broker.core.arrival import PLACE_BITS, Arrival, unpack_arrival
+from broker.core.arrival import PLACE_BITS, Arrival, first_place_of, unpack_arrival
 
 OLD, OTHER, ORIGIN = b"o" * 16, b"p" * 16, b"q" * 16
 
@@ -73,11 +73,11 @@ def test_of_what_came_directly_only_what_was_not_given_away_is_here() -> None:
     arrival.kept = {ORIGIN: 7}
     arrival = unpack_arrival(arrival.pack())
     place = (5 << PLACE_BITS) + 1
-    assert [arrival.has_had(ORIGIN, number, place) for number in (6, 7, 8)] == [False, True, True]
-    assert not arrival.has_had(OTHER, 99, place)
+    assert [arrival.has_had(arrival.cuts, ORIGIN, number, place) for number in (6, 7, 8)] == [False, True, True]
+    assert not arrival.has_had(arrival.cuts, OTHER, 99, place)
     # From the next on that comes directly it is.
-    assert arrival.takes(OTHER, 100)
-    assert [arrival.has_had(OTHER, number, place) for number in (99, 100, 101)] == [False, True, True]
+    assert arrival.takes(arrival.cuts, OTHER, 100)
+    assert [arrival.has_had(arrival.cuts, OTHER, number, place) for number in (99, 100, 101)] == [False, True, True]
 
 
 def test_what_an_origin_sent_to_two_old_homes_is_taken_once() -> None:
@@ -95,6 +95,27 @@ def test_what_an_origin_sent_to_two_old_homes_is_taken_once() -> None:
 def test_a_stub_leaves_out_what_an_old_home_passed_on() -> None:
     """What the origin sends directly as well, on a slower way, comes when the session leaves again (seed 114)."""
     arrival = Arrival(9 << PLACE_BITS)
-    arrival.note_relayed(ORIGIN, 7)
+    arrival.cuts.note_relayed(ORIGIN, 7)
     arrival.is_stub = True
-    assert [arrival.takes(ORIGIN, number) for number in (6, 7, 8)] == [False, False, True]
+    assert [arrival.takes(arrival.cuts, ORIGIN, number) for number in (6, 7, 8)] == [False, False, True]
+
+
+def test_what_a_later_home_had_waits_for_an_older_one_of_which_it_told() -> None:
+    """The older home has something left, and the later one lost sight of it (seed 210)."""
+    third = Arrival(first_place_of(3))
+    third.introduce(OLD, 2)
+    third.inherit(OTHER, 2)
+    third.set_cut(ORIGIN, 5)
+    third = unpack_arrival(third.pack())
+    assert third.gate() == first_place_of(2)
+    third.donors[OTHER].passed[ORIGIN] = 5
+    assert third.gate() == first_place_of(3)
+    third.donors[OTHER].passed = {}
+    third.donors[OLD].passed[ORIGIN] = 5
+    third.introduce(OTHER, 1)
+    assert not third.donors[OTHER].inherited
+    assert third.gate() == first_place_of(2)
+    third.donors[OTHER].present = False
+    assert third.gate() == 0
+    third.inherit(OTHER, 1)
+    assert not third.donors[OTHER].inherited, "it was heard of itself"

@@ -3,6 +3,7 @@
 import pytest
 from core_helpers import started_nodes
 
+from broker.core.full_links import PATIENCE_S
 from broker.core.group_choice import LOCAL_ONLY, RANDOM, GroupPart, GroupParts
 from broker.core.groups import HAND_OVER_MAX
 from broker.core.message import Message
@@ -177,6 +178,7 @@ def test_a_node_without_room_is_passed_over(cluster):
     assert cluster.take() == [("n3", b"0", [SHARED], False)]
     full.add("n3")
     publisher = cluster.publish(1)
+    cluster.node.advance(PATIENCE_S)
     assert publisher.take() == [Puback(1, Reason.QUOTA_EXCEEDED)]
     assert cluster.take() == []
     assert cluster.node.dropped("link_full") == 1

@@ -6,6 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from broker.core.effects import Ticket
+from broker.core.full_links import PATIENCE_S
 from broker.core.message import Message
 from broker.core.owner_records import owner_frame
 from broker.core.storage import MemoryStorage, StorageError, WriteBatch
@@ -424,13 +425,14 @@ def test_a_publisher_is_told_when_the_outbox_is_full(qos, answer):
     for packet_id in (1, 2):
         client.publish(b"far/x", b"x" * 1000, qos=qos, packet_id=packet_id)
     client.publish(b"near", b"x", qos=1, packet_id=3)
+    assert client.take() == [answer(1)]
+    node.advance(PATIENCE_S)
     assert client.take() == [
-        answer(1),
         answer(2, Reason.QUOTA_EXCEEDED),
         Puback(3, Reason.NO_MATCHING_SUBSCRIBERS),
     ]
     assert node.dropped("link_full") == 1
-    assert node.mesh.counters()["link_refused"] == 1
+    assert node.mesh.counters()["link_refused"] > 1, "it was asked again"
     metrics = node.core.metrics()
     assert metrics["cluster_outbox_messages"] == metrics["cluster_outbox_messages{node=node2@h}"] == 1
     assert metrics["cluster_outbox_bytes"] == metrics["cluster_outbox_bytes{node=node2@h}"] > 1000

@@ -3,6 +3,7 @@
 import pytest
 from core_helpers import StubInterest
 
+from broker.core.full_links import PATIENCE_S
 from broker.core.message import Message
 from broker.core.settings import OwnerSettings
 from broker.mqtt.packets import Puback, Pubcomp, Publish, Pubrec, Pubrel
@@ -157,8 +158,8 @@ def test_pubrecs_of_what_is_sent_again_keep_their_order(node):
     client.drop()
     client = node.persistent("c")
     client.publish(b"far", qos=1, packet_id=3)
-    for packet_id, topic in ((1, b"near"), (1, b"near"), (2, b"farther")):
-        client.send(Publish(topic, b"x", 2, dup=True, packet_id=packet_id))
+    for packet_id, topic, payload in ((1, b"near", b"1"), (1, b"near", b"1"), (2, b"farther", b"2")):
+        client.send(Publish(topic, payload, 2, dup=True, packet_id=packet_id))
     client.publish(b"near", qos=1, packet_id=4)
     assert client.take() == []
     node.acknowledge_forwards(1)
@@ -228,6 +229,7 @@ def test_mqtt_5_is_told_of_a_refusal_and_may_use_the_id_again(node, qos, answer)
     client.publish(b"far", qos=1, packet_id=4)
     node.fill_links("n3")
     client.publish(b"both", qos=qos, packet_id=5)
+    node.advance(PATIENCE_S)
     assert client.take() == []
     node.acknowledge_forwards(0)
     assert client.take() == [Puback(4), answer(5, Reason.QUOTA_EXCEEDED)]
@@ -244,6 +246,8 @@ def test_mqtt_3_sees_the_connection_close_and_publishes_again(node, qos):
     client = node.persistent("c", 4)
     node.fill_links("n2")
     client.publish(b"far", qos=qos, packet_id=5)
+    assert not client.closed
+    node.advance(PATIENCE_S)
     assert client.closed
     assert client.take() == []
     node.fill_links()
@@ -261,6 +265,7 @@ def test_mqtt_3_hears_what_is_acknowledged_before_the_connection_closes(node):
     client.publish(b"farther", qos=1, packet_id=4)
     node.fill_links("n2")
     client.publish(b"far", qos=1, packet_id=5)
+    node.advance(PATIENCE_S)
     assert not client.closed
     node.acknowledge_forwards(0)
     assert client.take() == [Puback(4)]
@@ -276,6 +281,7 @@ def test_what_is_refused_was_not_delivered_here(node, version, qos):
     client = node.persistent("c", version)
     node.fill_links("n3")
     client.publish(b"both", b"once", qos=qos, packet_id=5, retain=True)
+    node.advance(PATIENCE_S)
     assert watcher.take() == []
     assert node.forwards == []
     assert node.stored("retained") == []
@@ -283,6 +289,78 @@ def test_what_is_refused_was_not_delivered_here(node, version, qos):
     client = node.persistent("c", version)
     client.send(Publish(b"both", b"once", qos, dup=True, packet_id=5))
     assert watcher.take_payloads() == [b"once"]
+
+
+@pytest.mark.parametrize("version", [4, 5])
+@pytest.mark.parametrize("qos", [1, 2])
+def test_a_publish_waits_for_room_and_keeps_its_order(node, version, qos):
+    """What follows waits behind it, and is acknowledged in its turn; other clients wait for nothing."""
+    watcher = node.persistent("w")
+    watcher.subscribe(b"near", 2)
+    client, other = node.persistent("c", version), node.connect("o", version)
+    node.fill_links("n2")
+    for packet_id, topic in ((5, b"far"), (6, b"near"), (7, b"far")):
+        client.publish(topic, b"%d" % packet_id, qos=qos, packet_id=packet_id)
+    client.publish(b"near", b"0")
+    other.publish(b"near", b"o", qos=qos)
+    assert [packet.packet_id for packet in other.take()] == [1]
+    node.advance(PATIENCE_S - 0.1)
+    assert client.take() == []
+    assert watcher.take_payloads() == [b"0", b"o"]
+    node.validate()
+    node.fill_links()
+    node.advance(0.06)
+    if qos == 1:
+        node.acknowledge_forwards(0, 1)
+    assert [packet.packet_id for packet in client.take()] == [5, 6, 7]
+    assert watcher.take_payloads() == [b"6"]
+    assert [forward.message.payload for forward in node.forwards] == [b"5", b"7"]
+    assert node.dropped("link_full") == 0
+    assert node.owner.counters.mqtt_publish_received == 5
+    node.validate()
+
+
+def test_what_waits_for_room_goes_with_its_connection(node):
+    client = node.persistent("c", 5)
+    node.fill_links("n2")
+    client.publish(b"far", b"lost", qos=2, packet_id=5)
+    client.drop()
+    node.fill_links()
+    node.advance(1.0)
+    node.validate()
+    assert node.forwards == []
+    client = node.persistent("c", 5)
+    client.publish(b"far", b"again", qos=2, packet_id=5)
+    assert [forward.message.payload for forward in node.forwards] == [b"again"]
+
+
+def test_what_expires_while_it_waits_for_room_is_answered_only(node):
+    """[MQTT-3.3.2-5] [MQTT-3.3.2-6]"""
+    client = node.persistent("c", 5)
+    node.fill_links("n2")
+    client.publish(b"far", qos=1, packet_id=5, properties={MESSAGE_EXPIRY: 2})
+    client.publish(b"far", qos=1, packet_id=6, properties={MESSAGE_EXPIRY: 20})
+    node.advance(3.0)
+    assert client.take() == [Puback(5)]
+    assert node.dropped("expired") == 1
+    node.fill_links()
+    node.advance(1.0)
+    (forward,) = node.forwards
+    assert forward.message.expires_at == node.now + 16
+
+
+def test_nothing_waits_for_room_when_too_much_does(node):
+    client, other = node.connect("c", 5), node.connect("o", 5)
+    node.owner.full_links.held_bytes_max = 1000
+    node.fill_links("n2")
+    client.publish(b"far", b"x" * 1000, qos=1, packet_id=5)
+    other.publish(b"far", b"x", qos=1, packet_id=6)
+    assert other.take() == [Puback(6, Reason.QUOTA_EXCEEDED)]
+    assert client.take() == []
+    node.advance(PATIENCE_S)
+    assert client.take() == [Puback(5, Reason.QUOTA_EXCEEDED)]
+    other.publish(b"far", b"x", qos=1, packet_id=7)
+    assert other.take() == []
 
 
 def test_a_full_link_stops_nothing_that_nobody_waits_for(node):

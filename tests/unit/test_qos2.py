@@ -208,6 +208,26 @@ def test_a_refusal_that_nobody_knows_is_not_answered(node):
     assert not client.closed
 
 
+def test_an_id_that_was_released_elsewhere_is_another_message(start):
+    """The client has been at another node, whose word nobody has heard, and the id is used again (seed 278)."""
+    node = start()
+    watcher = node.persistent("watcher")
+    watcher.subscribe(b"t", 1)
+    client = node.persistent("client")
+    client.publish(b"t", b"first", 2, 9)
+    client.drop()
+    node = node.restart()
+    client = node.persistent("client")
+    for payload in (b"first", b"second", b"second", b"third"):
+        client.publish(b"t", payload, 2, 9)
+    node = node.restart()
+    client = node.persistent("client")
+    client.publish(b"t", b"third", 2, 9)
+    assert [type(packet) for packet in client.take()][-1] is Pubrec
+    watcher = node.persistent("watcher")
+    assert [publish.payload for publish in watcher.take_publishes()] == [b"first", b"second", b"third"]
+
+
 def test_ids_of_both_directions_and_of_clients_are_apart(node):
     """[MQTT-2.2.1-4]: one id under way to and fro at once."""
     clients = [node.connect("c1", 5), node.connect("c2", 5)]

@@ -1,0 +1,118 @@
+"""Homes of one session that meet: what the client made or ended at either of them holds, filter by filter."""
+
+from scene import Scene
+from test_sequences import TABLES, lose
+
+from broker.core.session import Session
+
+
+def an_old_home_knows_more(end=False, at_new=""):
+    """A client subscribes, or unsubscribes, and its home is gone before anybody hears of it; it goes on elsewhere.
+
+    `at_new` says what it does there about the same filter.
+    """
+    scene = Scene()
+    old, new, third = scene.nodes
+    client = scene.comes("client", old, {b"a/b": 1, b"c/d": 1} if end else {b"a/b": 1})
+    publisher = scene.comes("publisher", third)
+    lose(scene, *TABLES)
+    if end:
+        client.unsubscribe(b"c/d")
+    else:
+        client.subscribe(b"c/d", 1)
+    scene.run(0.5)
+    assert end or b"c/d" in client.subscribed
+    scene.goes(client)
+    scene.crash(old)
+    lose(scene)
+    client.home = new
+    client.wanted = {}
+    client.connect()
+    scene.until(client.is_online)
+    assert client.session_present
+    if at_new == "unsubscribes":
+        client.wanted[b"c/d"] = 1
+        client.unsubscribe(b"c/d")
+    elif at_new == "subscribes":
+        client.subscribe(b"c/d", 0)
+    scene.run(1.0)
+    return scene, client, publisher
+
+
+def session_at(node, client) -> Session:
+    session = node.core.owner.session(client.client_id)
+    assert session is not None
+    return session
+
+
+def test_what_was_subscribed_at_a_home_that_was_away_is_subscribed_again():
+    scene, client, publisher = an_old_home_knows_more()
+    old, new, _ = scene.nodes
+    assert set(session_at(new, client).subscriptions) == {b"a/b"}, "nobody has heard of the other one"
+    scene.start(old)
+    scene.run(10.0)
+    assert set(session_at(new, client).subscriptions) == {b"a/b", b"c/d"}
+    sent = scene.publish(publisher, b"c/d", 1, 3)
+    scene.run(2.0)
+    assert scene.payloads(client) == sent
+    assert scene.copies(client) == 1
+
+
+def test_what_was_unsubscribed_at_a_home_that_was_away_does_not_come_back():
+    scene, client, _ = an_old_home_knows_more(end=True)
+    old, new, _ = scene.nodes
+    assert set(session_at(new, client).subscriptions) == {b"a/b", b"c/d"}
+    scene.start(old)
+    scene.run(10.0)
+    assert set(session_at(new, client).subscriptions) == {b"a/b"}
+
+
+def test_what_the_client_did_last_about_a_filter_holds():
+    scene, client, _ = an_old_home_knows_more(end=True, at_new="subscribes")
+    old, new, _ = scene.nodes
+    scene.start(old)
+    scene.run(10.0)
+    assert session_at(new, client).subscriptions[b"c/d"].options == 0
+    assert not session_at(new, client).arrival
+
+
+def test_what_the_client_ended_where_it_went_stays_ended():
+    scene, client, _ = an_old_home_knows_more(at_new="subscribes")
+    old, new, _ = scene.nodes
+    client.unsubscribe(b"c/d")
+    scene.run(1.0)
+    # What is remembered of that is there after a restart.
+    new.kill()
+    scene.run(0.5)
+    new.start()
+    scene.start(old)
+    scene.run(10.0)
+    assert set(session_at(new, client).subscriptions) == {b"a/b"}
+
+
+def test_what_comes_for_a_late_filter_comes_once_and_in_order():
+    """The publisher's node knew of the filter and the client's new home did not: what it sent waits for the old one."""
+    scene = Scene()
+    old, new, third = scene.nodes
+    client = scene.comes("client", old, {b"a/b": 1})
+    publisher = scene.comes("publisher", third)
+    scene.split([old], [new])
+    client.subscribe(b"c/d", 1)
+    scene.until(lambda: any(name == old.name for name, _ in third.core.mesh.interest.match(b"c/d")))
+    scene.goes(client)
+    scene.crash(old)
+    scene.world.network.heal_all()
+    scene.connect(client, new)
+    scene.run(1.0)
+    assert set(session_at(new, client).subscriptions) == {b"a/b"}
+    amid = scene.publish(publisher, b"c/d", 1, 5)
+    assert not scene.payloads(client)
+    scene.start(old)
+    for _ in range(20):
+        amid += scene.publish(publisher, b"c/d", 1, 2)
+        amid += scene.publish(publisher, b"a/b", 1, 1)
+        scene.run(0.05)
+    scene.run(10.0)
+    assert scene.payloads(client) == amid
+    assert scene.copies(client) == 1
+    assert not session_at(new, client).arrival
