@@ -7,7 +7,7 @@ Theory of operation
 -------------------
     its persistent sessions, in the order of their names, are assigned to the members that run, in turn
     ADOPT(revive) --> each, at most ASKED_MAX at a time, until the registry knows another home of every one
-    ADOPT(nobody) --> all, until the wills are published that no session took along
+    ADOPT(nobody) --> all, until the wills are published that no session took along, for WILLS_S at most
     the others have SETTLE_S to hear of the new homes; then the node is removed, and its other sessions with it
 
 A session that its client claims meanwhile is one less. Nothing is stored: whoever gives the order again goes on where
@@ -26,6 +26,8 @@ from cluster.registry import Home
 
 SETTLE_S: Final = 1.0
 LOOK_S: Final = 0.2
+# So long wills may take to be published, and how often that is asked for: a frame may be lost.
+WILLS_S: Final = 10.0
 WILLS_AGAIN_S: Final = 1.0
 
 
@@ -67,9 +69,10 @@ class Removal:
         elif peer.running:
             self.progress.is_over = True
             self.progress.failure = f"{self.node} runs again and stays a member; give the order again to have it leave"
-        elif self._adopt(now) and self._end_wills(now):
+        elif self._adopt(now):
             self._adopted_at = self._adopted_at or now
-            if now >= self._adopted_at + SETTLE_S:
+            wills_ended = self._end_wills(now) or now >= self._adopted_at + WILLS_S
+            if wills_ended and now >= self._adopted_at + SETTLE_S:
                 self._mesh.remove(self.node, now)
                 self.progress.is_over = True
 
