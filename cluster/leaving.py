@@ -279,7 +279,7 @@ class LeaveJob:
             done = f"{migrated}/{queues} queues and {messages - census.messages}/{messages} messages"
             said = f"Migrated {done}; {said}"
         if census.unfinished and not census.queues():
-            said += f"; {census.unfinished} wills, forwards or messages of shared subscriptions are not done yet"
+            said += f"; wills, forwards and messages of shared subscriptions that are not done yet: {census.unfinished}"
         return said
 
     def validate(self) -> None:
