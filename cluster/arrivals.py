@@ -116,6 +116,8 @@ class Arrivals:
         self._check_at: float = -math.inf
         # Client id -> since when all is known, and no other node has the session, though its old home owes a last word.
         self._alone_since: dict[str, float] = {}
+        # Until when others may still have something for sessions whose home was removed: no arrival is over.
+        self._estates_until: float = -math.inf
         # When it is looked next for donors that are no members, and since when which are not.
         self._strangers_at: float = math.inf
         self._gone: dict[bytes, float] = {}
@@ -250,8 +252,9 @@ class Arrivals:
                 self._check_due = True
 
     def members_changed(self, now: float) -> None:
-        """A node is a member, or none any more."""
+        """A node is a member no more."""
         self._strangers_at = min(self._strangers_at, now)
+        self._estates_until = now + REMOVED_S
 
     def changed(self) -> None:
         """The registry or the members changed: arrivals may be over."""
@@ -472,6 +475,11 @@ class Arrivals:
         transfers = self._owner.transfers
         if not self._site.is_complete():
             self._alone_since.clear()
+            if now < self._estates_until:
+                # Nor does anybody else give anything before.
+                self._estates_until = now + REMOVED_S
+            return
+        if now < self._estates_until:
             return
         for client_id in list(self._needs):
             session = self._owner.session(client_id)

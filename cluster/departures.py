@@ -126,6 +126,8 @@ class Departures:
         self._due: dict[str, LeavingSession] = {}
         self._load_due = False
         self._held: dict[str, HeldTake] = {}
+        # Some session is on its way to a node that is no member, and nobody else is known to have it.
+        self._homeless = False
         self._look_at: float = math.inf
         self._retry_at: float = math.inf
 
@@ -350,7 +352,9 @@ class Departures:
         # What was sent and is not confirmed may be lost, though something else was answered; so may the last STATE.
         leaving.quiet = not departure.sent and (not leaving.told or ack.state == leaving.state)
         for origin in ack.missing:
-            self._switching.again(leaving, origin)
+            if not self._switching.again(leaving, origin):
+                # The home has not heard that this one is no member any more; then it needs to be told again.
+                leaving.quiet = False
 
     def switched(self, mark: Switch) -> None:
         """A member's stream has come to where it sends to a home directly."""
@@ -358,13 +362,31 @@ class Departures:
             self._due[leaving.client_id] = leaving
 
     def tables_changed(self) -> None:
-        """More may be known of what the other members want."""
+        """More may be known of what the other members want, and have."""
         self._switching.tables_changed()
+        if self._homeless:
+            self._look_for_homes()
 
     def members_changed(self) -> None:
         """The members, or who of them runs, have changed."""
         self._switching.members_changed(self.leavings)
         self._due.update(self.leavings)
+        self._look_for_homes()
+
+    def _look_for_homes(self) -> None:
+        """Sessions that were on their way to a node which is no member any more go where they are known to be.
+
+        That may be under a lower epoch, as nobody else may have heard of the one that the removed node had.
+        """
+        members = (self._site.store_id(), *self._site.others())
+        self._homeless = False
+        for client_id, leaving in self.leavings.items():
+            if leaving.home not in members:
+                home = self._site.home(client_id)
+                if home.store_id in members:
+                    self._retarget(leaving, home, False)
+                else:
+                    self._homeless = True
 
     def home_is_back(self, home: bytes) -> None:
         """A member runs again: what was said to it may be lost."""

@@ -2,7 +2,8 @@
 
 Owns the outboxes for stores that are no members any more, and who of their sessions wanted what. A message there was
 acknowledged to its publisher, and is for sessions that have other homes by now: each gets what it had subscribed to by
-the way on which sessions move (`broker.core.legacies`), and the message is forgotten here in the same batch.
+the way on which sessions move (`broker.core.legacies`), and the message is forgotten here in the same batch. What is
+for a group goes to another member, if it has one.
 
 What those sessions wanted is remembered in the store (`MeshStore`), since the tables of a node go with it. Nothing is
 given before all members and their tables are known: a session whose new home is not known here would seem to be over.
@@ -19,7 +20,7 @@ from broker.core.topic_tree import TopicTree
 from broker.mqtt.topics import SHARE_PREFIX
 from cluster.mesh import Mesh
 from cluster.moving import Moving
-from cluster.outbox import Outbox
+from cluster.outbox import Outbox, Stored
 
 # How much of an estate is read in a turn, and how long the next one waits.
 CHUNK_BYTES: Final = 256 * 1024
@@ -31,15 +32,18 @@ _OTHER_HOME_S: Final = 0.5
 class Estate:
     """The outbox for a store that is no member any more, and the subscriptions of its sessions."""
 
-    def __init__(self, store_id: bytes, outbox: Outbox, wishes: list[tuple[str, bytes, Subscription]]) -> None:
+    def __init__(self, store_id: bytes, outbox: Outbox, wishes: list[tuple[str, int, bytes, Subscription]]) -> None:
         self.store_id = store_id
         self.outbox = outbox
         # It is stored from which of this node's messages on they are given to others.
         self.is_told = False
         self.tree: TopicTree[str, Subscription] = TopicTree()
+        # Client id -> the counter of the epoch by which the session was there.
+        self.counters: dict[str, int] = {}
         self.given = 0
-        for client_id, topic_filter, subscription in wishes:
-            # Who gets what was for a group is decided anew.
+        for client_id, counter, topic_filter, subscription in wishes:
+            self.counters[client_id] = counter
+            # What is for a group says so itself.
             if not topic_filter.startswith(SHARE_PREFIX):
                 self.tree.set(topic_filter, client_id, subscription)
 
@@ -103,7 +107,6 @@ class Estates:
         outbox = estate.outbox
         own = self._mesh.membership.own().store_id
         for stored in outbox.read(outbox.first, outbox.last, CHUNK_BYTES):
-            # Of what was for groups alone, other subscribers have had theirs.
             wanted = estate.wanted_by(stored.message) if stored.plain else {}
             if any(self._is_busy(client_id) for client_id in wanted):
                 return False
@@ -112,34 +115,43 @@ class Estates:
                 estate.is_told = True
                 first = min(self._mesh.rerouted(estate.store_id), stored.message.number)
                 self._mesh.put_rerouted(estate.store_id, first)
+            behind = outbox.last - stored.number
             for client_id, (qos, retain, identifiers) in wanted.items():
                 if qos:
-                    self._give(client_id, Delivery(0, stored.message, qos, retain, identifiers), now)
-            if stored.groups:
-                self._owner.receive_for_groups(stored.message, stored.groups, now, stored.waited)
+                    old_epoch = Epoch(estate.counters[client_id], 0, NO_EPOCH.store_id)
+                    delivery = Delivery(0, stored.message, qos, retain, identifiers)
+                    self._give(client_id, old_epoch, delivery, behind, now)
+            self._give_to_groups(stored, now)
             estate.given += 1
             outbox.delete([stored.number], stored.size)
             outbox.first = stored.number + 1
         return True
+
+    def _give_to_groups(self, stored: Stored, now: float) -> None:
+        """Give to other members what is for groups, as if it were taken back from a member that died."""
+        groups = [each for each in stored.groups if self._mesh.can_move(each, stored.message)]
+        if groups:
+            self._owner.receive_for_groups(stored.message, groups, now, stored.waited)
+        if len(groups) < len(stored.groups):
+            self._owner.counters.drop("group_ended", len(stored.groups) - len(groups))
 
     def _is_busy(self, client_id: str) -> bool:
         """Say whether a session leaves this node that has been here: then its deliveries are not to be mixed."""
         departure = self._owner.transfers.departures.get(client_id)
         return departure is not None and departure.session.expiry_s != 0
 
-    def _give(self, client_id: str, delivery: Delivery, now: float) -> None:
+    def _give(self, client_id: str, old_epoch: Epoch, delivery: Delivery, behind: int, now: float) -> None:
         home = self._mesh.registry.find(client_id)
         if home is None or not home.persistent:
             self._owner.counters.drop("session_ended")
             return
-        # The home that is gone was one before; who had the session then counts no more.
-        old_epoch = Epoch(home.epoch.counter - 1, 0, NO_EPOCH.store_id)
+        place = self._owner.legacies.place(old_epoch, behind)
         session = self._owner.session(client_id)
         if session is not None:
-            self._owner.legacies.give(session, old_epoch, delivery, now)
+            self._owner.legacies.give(session, old_epoch, place, delivery, now)
             self._moving.arrivals.watch(client_id)
             return
         known = self._moving.departures.has_stub(client_id)
-        departure = self._owner.legacies.stub(client_id, old_epoch)
+        departure = self._owner.legacies.stub(client_id, old_epoch, place)
         self._owner.legacies.leave(departure, delivery)
         self._moving.departures.bequeath(departure, old_epoch, home.epoch, known)

@@ -363,8 +363,8 @@ class Mesh:
         """Return what waits for a store that is no member any more."""
         return self._store.outbox(store_id, 0)
 
-    def estate_wishes(self, store_id: bytes) -> list[tuple[str, bytes, Subscription]]:
-        """Return (client id, filter, subscription) of what the sessions of such a store wanted."""
+    def estate_wishes(self, store_id: bytes) -> list[tuple[str, int, bytes, Subscription]]:
+        """Return (client id, epoch counter, filter, subscription) of what the sessions of such a store wanted."""
         return self._store.estate(store_id)
 
     def rerouted(self, store_id: bytes) -> int:
@@ -413,6 +413,14 @@ class Mesh:
         self._deadline = 0.0
         self._peers.merge([], [(node, member.store_id)], now)
         self._peers.tell_members(now)
+
+    def can_move(self, shared_filter: bytes, message: Message) -> bool:
+        """Say whether others than a member that is gone could have a message of a group."""
+        return self._reclaiming.can_move(shared_filter, message)
+
+    def is_known(self) -> bool:
+        """Say whether all members that run know all that this node says of its sessions and wishes."""
+        return all(self._replication.is_known_to(peer) for peer in self.peers.values() if peer.running)
 
     def unacknowledged(self) -> int:
         """Return for how many running members something is not acknowledged, or not wholly known of this node."""

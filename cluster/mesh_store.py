@@ -155,10 +155,13 @@ class MeshStore:
 
     # Estates.
 
-    def put_estate(self, store_id: bytes, client_id: str, topic_filter: bytes, wanted: Subscription) -> None:
-        """Remember what a session of a store that is no member any more wanted."""
+    def put_estate(
+        self, store_id: bytes, client_id: str, counter: int, topic_filter: bytes, wanted: Subscription
+    ) -> None:
+        """Remember what a session, of this epoch counter, of a store that is no member any more wanted."""
         key = KEY_ESTATE + store_id + pack_text(client_id) + topic_filter
-        self._turn.writes.put("registry", key, _VERSION + bytes((wanted.options,)) + pack_u32(wanted.identifier))
+        value = bytes((wanted.options,)) + pack_u32(wanted.identifier) + pack_u32(counter)
+        self._turn.writes.put("registry", key, _VERSION + value)
 
     def estates(self) -> list[bytes]:
         """Return the store ids of which there are estates."""
@@ -166,8 +169,8 @@ class MeshStore:
         start = len(KEY_ESTATE)
         return list(dict.fromkeys([key[start : start + STORE_ID_BYTES] for key, _ in rows]))
 
-    def estate(self, store_id: bytes) -> list[tuple[str, bytes, Subscription]]:
-        """Return (client id, filter, subscription) of an estate."""
+    def estate(self, store_id: bytes) -> list[tuple[str, int, bytes, Subscription]]:
+        """Return (client id, epoch counter, filter, subscription) of an estate."""
         return self._read_all("registry", KEY_ESTATE + store_id, _read_estate)
 
     def rerouted(self, store_id: bytes) -> int:
@@ -227,12 +230,13 @@ def _read(family: str, key: bytes, name: bytes, stored: bytes, read: Callable[[b
     return found
 
 
-def _read_estate(name: bytes, reader: Reader) -> tuple[str, bytes, Subscription]:
+def _read_estate(name: bytes, reader: Reader) -> tuple[str, int, bytes, Subscription]:
     key = Reader(name, 0)
     client_id = key.text()
     topic_filter = read_filter(Reader(pack_bytes16(key.rest()), 0))
     options = reader.u8()
-    return client_id, topic_filter, subscription(options, reader.u32())
+    wanted = subscription(options, reader.u32())
+    return client_id, reader.u32(), topic_filter, wanted
 
 
 def _read_cluster_id(_name: bytes, reader: Reader) -> bytes:

@@ -66,13 +66,14 @@ class MeshSite:
         return list(self._names)
 
     def name_of(self, store_id: bytes) -> str:
-        """Return the name of another member, "" if there is none such."""
-        return self._names.get(store_id, "")
+        """Return the name of another member, "" if there is none such; one may have been removed in this turn."""
+        name = self._names.get(store_id, "")
+        return name if name in self._mesh.peers else ""
 
     def is_running(self, store_id: bytes) -> bool:
         """Say whether a member runs."""
-        name = self._names.get(store_id)
-        return store_id == self._own or (name is not None and self._mesh.peers[name].running)
+        name = self.name_of(store_id)
+        return store_id == self._own or (name != "" and self._mesh.peers[name].running)
 
     def is_complete(self) -> bool:
         """Say whether all members run, and all that they say of themselves is known here."""
@@ -90,8 +91,8 @@ class MeshSite:
         """Return (generation, version) of a member's wishes as they are known here; (0, 0) if they aren't."""
         if store_id == self._own:
             return self.version()
-        name = self._names.get(store_id)
-        return (0, 0) if name is None else self._mesh.peers[name].tables.wishes_version()
+        name = self.name_of(store_id)
+        return self._mesh.peers[name].tables.wishes_version() if name else (0, 0)
 
     def home(self, client_id: str) -> Epoch:
         """Return the epoch of the latest home that is known of a client id; NO_EPOCH if there is none."""
@@ -102,16 +103,16 @@ class MeshSite:
         """Send a frame on the control connection, or lose it."""
         if store_id == self._own:
             self.loop.append(frame)
-        name = self._names.get(store_id)
-        if name is not None:
+        name = self.name_of(store_id)
+        if name:
             self._mesh.tell(name, frame)
 
     def send(self, store_id: bytes, frame: bytes) -> None:
         """Send a frame on the bulk connection, or lose it."""
         if store_id == self._own:
             self.loop.append(frame)
-        name = self._names.get(store_id)
-        if name is not None:
+        name = self.name_of(store_id)
+        if name:
             self._mesh.send(name, frame)
 
 
@@ -293,6 +294,7 @@ class Moving:
                 self.departures.home_is_back(peer.store_id)
         if gone:
             self.arrivals.members_changed(now)
+            self._switches = {pair: version for pair, version in self._switches.items() if not set(pair) & set(gone)}
         self._ran = {peer.store_id: peer.running for peer in self._mesh.peers.values()}
         self.departures.members_changed()
 

@@ -166,6 +166,8 @@ class NodeCore:
         self.moving.tick(now)
         self.leaver.tick(now)
         self.leave_desk.tick(now)
+        # A member that was removed by that must not be sent anything by the next turn's events.
+        self._collect(now)
         for suback in self._subacks.take_due(now):
             self.owner.answer(suback)
         if self._systree is not None and now >= self._systree.next_deadline():

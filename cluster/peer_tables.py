@@ -163,12 +163,20 @@ class PeerTables:
             found.append((row_rest(row), subscription(options, identifier)))
         return found
 
-    def subscriptions(self) -> Iterator[tuple[str, bytes, Subscription]]:
-        """Iterate (client id, filter, subscription) of all persistent sessions of the peer, as they are committed."""
+    def subscriptions(self) -> Iterator[tuple[str, int, bytes, Subscription]]:
+        """Iterate over all persistent sessions of the peer, as they are committed.
+
+        Each is (client id, epoch counter, filter, subscription).
+        """
+        counters: dict[bytes, int] = {}
         for _bucket, row, value in self._lasting.scan():
             if row[0] == RowKind.SUBSCRIPTION:
+                subject = row_subject(row)
+                if subject not in counters:
+                    known = self._lasting.read_from(pack_row(RowKind.SESSION, subject))
+                    counters[subject] = unpack_session(known[0][1]).epoch.counter if known else 0
                 options, identifier = unpack_subscription(value)
-                yield row_subject(row).decode(), row_rest(row), subscription(options, identifier)
+                yield subject.decode(), counters[subject], row_rest(row), subscription(options, identifier)
 
     def head_of(self, client_id: str) -> SessionHead | None:
         """Return what is known of a persistent session of the peer, as it is committed here."""

@@ -338,6 +338,11 @@ class Peers:
         outbox = self._store.outbox(member.store_id, self._outbox_bytes_max)
         outgoing = OutgoingLink(self.membership.own().store_id, outbox, self.first_number, self._spill_after_s)
         position = self._store.position(member.store_id)
+        if not position:
+            # A donor still has what its former store had sent and had no answer to, under the numbers of that. A node
+            # that has nothing of it, and only the name, goes on from there.
+            former = [store_id for name, store_id in self.membership.removed if name == member.name]
+            position = max([self._store.position(store_id) for store_id in former], default=0)
         return Peer(member, outgoing, position, tables, self._failure_timeout_s, now)
 
     def _forget(self, peer: Peer) -> None:
@@ -353,8 +358,8 @@ class Peers:
             self._turn.note(
                 f"{outbox.messages} messages for {peer.name} ({outbox.bytes} bytes) wait for its sessions' new homes"
             )
-            for client_id, topic_filter, wanted in peer.tables.subscriptions():
-                self._store.put_estate(peer.store_id, client_id, topic_filter, wanted)
+            for client_id, counter, topic_filter, wanted in peer.tables.subscriptions():
+                self._store.put_estate(peer.store_id, client_id, counter, topic_filter, wanted)
             self._turn.estates.append(peer.store_id)
         _add_link_counts(self._link_counts, peer)
         self._turn.acknowledged.extend(peer.outgoing.take_tickets())

@@ -8,7 +8,8 @@ Theory of operation
     its persistent sessions, in the order of their names, are assigned to the members that run, in turn
     ADOPT(revive) --> each, at most ASKED_MAX at a time, until the registry knows another home of every one
     ADOPT(nobody) --> all, until the wills are published that no session took along, for WILLS_S at most
-    the others have SETTLE_S to hear of the new homes; then the node is removed, and its other sessions with it
+    those that run know this node's sessions, and have SETTLE_S to hear of the others' as well; who runs has not changed
+    meanwhile: then the node is removed, and its other sessions with it
 
 A session that its client claims meanwhile is one less. Nothing is stored: whoever gives the order again goes on where
 this one ended. A node that runs again before it is removed ends the removal.
@@ -55,8 +56,12 @@ class Removal:
         # Client id -> who is to adopt it and when that was asked for.
         self._assigned: dict[str, str] = {}
         self._asked_at: dict[str, float] = {}
+        # Who ran when that was looked at last, and since when they have known all.
+        self._running: set[str] = set()
         self._adopted_at = 0.0
+        # When its wills are asked for again, and how long they are waited for.
         self._wills_at = 0.0
+        self._wills_until = 0.0
         self._targets: list[str] = []
 
     def tick(self, now: float) -> None:
@@ -69,12 +74,17 @@ class Removal:
         elif peer.running:
             self.progress.is_over = True
             self.progress.failure = f"{self.node} runs again and stays a member; give the order again to have it leave"
-        elif self._adopt(now):
-            self._adopted_at = self._adopted_at or now
-            wills_ended = self._end_wills(now) or now >= self._adopted_at + WILLS_S
-            if wills_ended and now >= self._adopted_at + SETTLE_S:
-                self._mesh.remove(self.node, now)
-                self.progress.is_over = True
+        elif self._adopt(now) and self._have_wills_ended(now) and self._have_settled(now):
+            self._mesh.remove(self.node, now)
+            self.progress.is_over = True
+
+    def _have_settled(self, now: float) -> bool:
+        """Say whether those that run have had the time to hear of the new homes, since the last of them came."""
+        running = {name for name, peer in self._mesh.peers.items() if peer.running}
+        if running != self._running or not self._mesh.is_known():
+            self._running = running
+            self._adopted_at = now
+        return now >= self._adopted_at + SETTLE_S
 
     def _adopt(self, now: float) -> bool:
         """Have every session adopted that nobody has; say whether that is all of them."""
@@ -106,9 +116,10 @@ class Removal:
                     self._mesh.tell(target, frame)
         return not left
 
-    def _end_wills(self, now: float) -> bool:
+    def _have_wills_ended(self, now: float) -> bool:
         """Have all members publish the wills that are left, whose clients' sessions end; say whether that is done."""
-        if not self._moving.claims.unspent(self.node):
+        self._wills_until = self._wills_until or now + WILLS_S
+        if now >= self._wills_until or not self._moving.claims.unspent(self.node):
             return True
         if now >= self._wills_at:
             self._wills_at = now + WILLS_AGAIN_S

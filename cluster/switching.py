@@ -57,13 +57,16 @@ class Switching:
         for member in self._members():
             self._await(leaving, member)
 
-    def again(self, leaving: LeavingSession, member: bytes) -> None:
-        """What a member said is not enough, or the new home has lost what it made of that."""
-        if leaving.head_taken and member in self._members():
+    def again(self, leaving: LeavingSession, member: bytes) -> bool:
+        """What a member said is not enough, or the new home has lost what it made of that; false: it is no member."""
+        if member not in self._members():
+            return False
+        if leaving.head_taken:
             leaving.switched.pop(member, None)
             leaving.told.pop(member, None)
             leaving.said_ended = False
             self._await(leaving, member)
+        return True
 
     def forget(self, leaving: LeavingSession) -> None:
         """The session has left, or goes elsewhere."""

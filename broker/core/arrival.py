@@ -61,6 +61,8 @@ VALUE_VERSION: Final = 1
 PLACE_BITS: Final = 40
 # Homes of the same epoch counter, which a partition makes: their places are put below the winner's, one range each.
 RIVALS_MAX: Final = 31
+# Places with this bit alone above it are of what others kept for a home that is gone.
+LEGACY_BITS: Final = 38
 _RIVAL_BITS: Final = 34
 # A place behind all others.
 NOWHERE: Final = (1 << 64) - 1
@@ -85,6 +87,11 @@ def first_place(epoch: Epoch) -> int:
 def first_place_of(counter: int) -> int:
     """Return the same for a home of this epoch counter."""
     return counter << PLACE_BITS
+
+
+def is_legacy(seq: int) -> bool:
+    """Say whether a place is of what was kept for a home that is gone, see `legacies`."""
+    return (seq & ((1 << PLACE_BITS) - 1)) >> LEGACY_BITS == 1
 
 
 def first_packet_id(epoch: Epoch) -> int:
@@ -323,6 +330,10 @@ class Arrival:
             donor.before = NOWHERE
         return [store_id for store_id, donor in self.donors.items() if donor.inherited]
 
+    def has_relayed(self) -> bool:
+        """Say whether old homes gave something that may still come directly, whether a cut is known or not."""
+        return any(cuts.relayed for cuts in self.all_cuts())
+
     def end(self, store_id: bytes) -> None:
         """An old home has said its last word."""
         donor = self.donors.pop(store_id, None)
@@ -347,11 +358,12 @@ class Arrival:
     def had_directly(self, donor: bytes, origin: bytes, number: int, seq: int) -> bool:
         """Say whether a later home than the one that gave a delivery its place had it directly, and gives it.
 
-        An earlier one may have had it as well, and have it no more: the later one left out what came from there.
+        An earlier one may have had it as well, and have it no more: the later one left out what came from there. What a
+        node kept for a home that is gone it gives whether it had that itself or not.
         """
         own = seq >> PLACE_BITS
         for (by, of), (counter, first) in self.had.items():
-            if of == origin and number >= first and by != donor and counter > own:
+            if of == origin and number >= first and counter > own and (by != donor or is_legacy(seq)):
                 return True
         return False
 

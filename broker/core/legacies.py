@@ -5,12 +5,13 @@ gives them to the sessions' new homes by the way on which sessions move: a stub 
 come to the session directly is known there by its origin and number.
 
 Places are of the epoch counter of the home that is gone, above all that it gave and below those of rivals (see
-`arrival`); each node has a range of its own.
+`arrival`); each node has a range of its own. A message's place there goes by how many are behind it, so that a later
+one always has a higher place: a stub may end, or this node start again, when a part of them is given.
 """
 
 from typing import Final, final
 
-from broker.core.arrival import first_place
+from broker.core.arrival import LEGACY_BITS, first_place
 from broker.core.epoch import Epoch
 from broker.core.message import Delivery
 from broker.core.session import Session
@@ -18,7 +19,6 @@ from broker.core.session_rows import SessionRows
 from broker.core.session_store import SessionStore
 from broker.core.transfer import Departure, Transfers
 
-_REGION: Final = 1 << 38
 _RANGE_BITS: Final = 24
 _RANGES: Final = 1 << 14
 
@@ -33,13 +33,14 @@ class Legacies:
         self._rows: Final = rows
         self._store_id: Final = store_id
 
-    def base(self, old_epoch: Epoch) -> int:
-        """Return the place before the first that this node gives for a home of this epoch."""
-        place: int = int.from_bytes(self._store_id[:2], "big") % _RANGES
-        return first_place(old_epoch) + _REGION + (place << _RANGE_BITS)
+    def place(self, old_epoch: Epoch, behind: int) -> int:
+        """Return the place of a message for a home of this epoch behind which so many others are."""
+        own: int = int.from_bytes(self._store_id[:2], "big") % _RANGES
+        end = first_place(old_epoch) + (1 << LEGACY_BITS) + ((own + 1) << _RANGE_BITS)
+        return end - 1 - min(behind, (1 << _RANGE_BITS) - 2)
 
-    def stub(self, client_id: str, old_epoch: Epoch) -> Departure:
-        """Return the stub of a client's session, which has no session here, made if there is none."""
+    def stub(self, client_id: str, old_epoch: Epoch, place: int) -> Departure:
+        """Return the stub of a client's session, which has no session here, made if there is none, for this place."""
         known = self._transfers.departures.get(client_id)
         if known is not None:
             return known
@@ -47,8 +48,8 @@ class Legacies:
         session.persistent = True
         session.departing = True
         session.epoch = old_epoch
-        session.left_to = self.base(old_epoch)
-        session.next_seq = session.left_to + 1
+        session.left_to = place - 1
+        session.next_seq = place
         session.queue.keep_in_store()
         self._store.put_session(session)
         self._store.put_departing(session)
@@ -70,7 +71,7 @@ class Legacies:
         self._store.put_delivery(session.number, delivery)
         session.queue.push(delivery)
 
-    def give(self, session: Session, old_epoch: Epoch, delivery: Delivery, now: float) -> None:
+    def give(self, session: Session, old_epoch: Epoch, place: int, delivery: Delivery, now: float) -> None:
         """Give a delivery to a session of this node, as its old home would have."""
         transfers = self._transfers
         transfers.add_donor(session, self._store_id, now)
@@ -79,6 +80,6 @@ class Legacies:
         donor.counter = old_epoch.counter
         # It holds up nobody.
         transfers.set_present(session, self._store_id, False, now)
-        after = max(donor.watermark, self.base(old_epoch))
+        after = max(donor.watermark, place - 1)
         delivery.seq = after + 1
         transfers.accept(session, self._store_id, after, [delivery], now)

@@ -536,6 +536,9 @@ class SessionStore:
         )
         session.persistent = True
         session.epoch = epoch
+        if epoch.counter > FIRST_EPOCH.counter:
+            # Its client may for ever hold ids of a home that is gone: begin as this one did.
+            session.inflight.next_id = first_packet_id(epoch)
         session.expires_at = self.clock.to_monotonic(deadline_ms)
         return session
 

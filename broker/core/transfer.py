@@ -167,8 +167,8 @@ class Transfers:
         self._dispatcher.arriving.pop(session, None)
         session.gate = 0
         arrival = session.arrival
-        if arrival is not None and arrival.donors:
-            # Older homes will go on giving, here if it comes back.
+        if arrival is not None and (arrival.donors or arrival.has_relayed()):
+            # Older homes will go on giving, here if it comes back; what they gave may still come directly.
             arrival.is_stub = True
             self._dispatcher.arriving[session] = arrival
         departure = Departure(session, self._wills.suspend(session.client_id, session.epoch))

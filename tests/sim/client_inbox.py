@@ -34,6 +34,8 @@ class Inbox:
         self.ack_delay_s = 0.0
         # What is not an evident repetition, by payload, and everything in the order of arrival.
         self.copies = Counter()
+        # By payload and node, those that came from a node that is to leave.
+        self.from_leaver = Counter()
         self.arrivals = []
         # Packet id -> payload of QoS 2 that is not released.
         self.received = {}
@@ -106,6 +108,8 @@ class Inbox:
             self.received[packet_id] = payload
         if not repeated:
             self.copies[payload] += 1
+            if client.home is world.leaver:
+                self.from_leaver[payload] += 1
         if repeated or self.copies[payload] > 1:
             world.count("duplicates")
         self.arrivals.append(Arrival(payload, qos, at, again))

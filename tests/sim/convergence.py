@@ -18,28 +18,30 @@ APART_MASK = 8 | 16
 
 def membership_converged(world):
     """Return "" if all nodes are in one cluster and hear each other, else what is wrong."""
-    names = sorted(world.nodes)
+    names = sorted(node.name for node in world.members())
     clusters = set()
-    for node in world.nodes.values():
+    for node in world.members():
         if not node.up:
             return f"{node.name} is down"
         running = [view.name for view in node.core.members_view() if view.running]
         if running != names:
             return f"{node.name} hears only {running}"
+        if len(node.core.members_view()) != len(names):
+            return f"{node.name} knows {len(node.core.members_view())} members"
         clusters.add(node.core.mesh.cluster_id)
     return "" if len(clusters) == 1 else f"there are {len(clusters)} clusters"
 
 
 def interest_converged(world):
     """Return "" if every node knows exactly what every other wants, else what is wrong."""
-    for node in world.nodes.values():
+    for node in world.members():
         wishes = dict(node.core.owner.local_interest())
         rows = node.core.mesh.own.all[Table.PASSING].rows.scan()
         told = {row_subject(row): unpack_interest(value) for _, row, value in rows if row[0] == RowKind.INTEREST}
         if told != wishes:
             return f"{node.name} tells others something else than it wants"
         stored = sorted(topic_filter for topic_filter, persistent in wishes.items() if persistent)
-        for other in world.nodes.values():
+        for other in world.members():
             if other is not node and sorted(other.core.mesh.interest.persistent_filters(node.name)) != stored:
                 return f"{other.name} has other persistent filters of {node.name} than that has"
     return ""
@@ -47,15 +49,15 @@ def interest_converged(world):
 
 def tables_converged(world):
     """Return "" if every node holds exactly the tables of every other, else what is wrong."""
-    for node in world.nodes.values():
+    for node in world.members():
         for number, own in node.core.mesh.own.all.items():
-            for other in world.nodes.values():
+            for other in world.members():
                 if other is node:
                     continue
                 peer = other.core.mesh.peers.get(node.name)
                 if peer is None or not peer.tables.replicas[number].is_at(own.position()):
                     return f"{other.name} does not know table {number} of {node.name}"
-    registries = {frozenset(node.core.mesh.registry.rows()) for node in world.nodes.values()}
+    registries = {frozenset(node.core.mesh.registry.rows()) for node in world.members()}
     return "" if len(registries) == 1 else "the nodes know different homes of client ids"
 
 
@@ -63,7 +65,7 @@ def retained_converged(world):
     """Return "" if all nodes show the same retained messages, and each is one node's, else what is wrong."""
     shown = {}
     rows = {}
-    for node in world.nodes.values():
+    for node in world.members():
         store = node.core.owner.retained
         shown[node.name] = {message.topic: message.payload for message in store.match(b"#", node.clocks.monotonic())}
         for _, row, value in node.core.mesh.own.all[Table.RETAINED].rows.scan():
@@ -79,7 +81,7 @@ def retained_converged(world):
 
 def moves_over(world):
     """Return "" if no session is under way between nodes and nobody has or wants a turn, else where that is so."""
-    for node in world.nodes.values():
+    for node in world.members():
         # Whoever waits with a CONNECT has a turn, or wants one.
         counts = node.core.moving.counts()
         for name in ("moves_arriving", "moves_leaving", "turns_kept", "turns_requested"):
@@ -94,7 +96,7 @@ def moves_over(world):
 def sessions_converged(world, clients):
     """Return "" if every session is at one node, with its client's connection and subscriptions; else which is not."""
     homes = {}
-    for node in world.nodes.values():
+    for node in world.members():
         for client_id, _home in node.core.mesh.registry.clients_of(node.name):
             homes.setdefault(client_id, []).append(node)
     for client in clients:
@@ -141,7 +143,7 @@ def check_tables(world, node):
 
 def links_idle(world):
     """Return "" if every link is open and empty, else which is not."""
-    for node in world.nodes.values():
+    for node in world.members():
         for view in node.core.members_view():
             if view.name != node.name and (not view.link_open or view.link_bytes_pending):
                 return f"the link {node.name} -> {view.name} holds {view.link_bytes_pending} bytes"
@@ -163,7 +165,7 @@ def clients_idle(world, clients):
 
 def queues_empty(world):
     """Return "" if no delivery waits or is in flight on any node, else where."""
-    for node in world.nodes.values():
+    for node in world.members():
         queued = node.core.owner.counts()["queued_messages"]
         if queued:
             return f"{node.name} holds {queued} deliveries"
@@ -173,10 +175,10 @@ def queues_empty(world):
 def groups_idle(world):
     """Return "" if nothing of a group waits where nobody is connected, while somebody elsewhere is; else where."""
     online = {}
-    for node in world.nodes.values():
+    for node in world.members():
         for name, group in node.core.owner._groups.all.items():
             online[name] = online.get(name, 0) + len(group.online)
-    for node in world.nodes.values():
+    for node in world.members():
         for name, group in node.core.owner._groups.all.items():
             if not group.members:
                 return f"{node.name} has {len(group.queue)} messages of {name!r}, of which it has no members"
@@ -215,7 +217,7 @@ def check_store(world, node):
 
 def online_queues_empty(world):
     """Return "" if only persistent sessions hold deliveries, and memory and store hold the same; else where not."""
-    for node in world.nodes.values():
+    for node in world.members():
         queued = node.core.owner.counts()["queued_messages"]
         stored = len(node.storage.snapshot()["queue"])
         if queued != stored:

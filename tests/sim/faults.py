@@ -152,6 +152,8 @@ class Faults:
 
     def start(self, node):
         """Start a node, as soon as it is down."""
+        if node.stays_down or node.is_gone:
+            return
         if not node.up:
             node.start()
         elif node.crash_point:

@@ -1,37 +1,18 @@
-"""A small cluster of the simulator from which a node leaves: sessions with messages, commands, and what comes of both.
-
-What the supervisor does for a node that has left, the world does here: its process ends and does not begin again.
-"""
+"""A small cluster of the simulator from which a node leaves: sessions with messages, orders, and what comes of both."""
 
 import random
 
 import checkers
 from ledger import Ledger
+from operators import Operators
 from virtual_clients import OFFLINE, ONLINE, Client
 from world import CRASH_POINTS, World
 
 from broker.core.settings import OwnerSettings
-from broker.core.storage import ensure_store_id
-from cluster.donor import become_donor, fellows
-from cluster.leave_frames import Order, Verb
-from cluster.leaving import State
+from cluster.leave_frames import Verb
 
 TOPIC = b"to/%d"
 FAR_S = 120.0
-
-
-class Command:
-    """A command of an operator at a node, and what was said to it."""
-
-    def __init__(self, number, node):
-        self.number = number
-        self.node = node
-        self.progress = []
-        self.exit_code = None
-        self.text = ""
-
-    def is_over(self):
-        return self.exit_code is not None
 
 
 class LeaveWorld:
@@ -43,9 +24,10 @@ class LeaveWorld:
         self.clients = []
         self.world.promises = lambda publisher, message: checkers.promise(self.world, self.clients, publisher, message)
         self.rng = random.Random(seed)
-        self.commands = []
         self.crashes = True
         self.on_said = lambda said: None
+        self.operators = Operators(self.world, lambda said: self.on_said(said))
+        self.gone = self.operators.gone
         for number in range(1, count + 1):
             self.world.add_node(
                 f"node{number}@h", OwnerSettings(max_offline_messages=-1, max_online_messages=-1, **settings)
@@ -53,8 +35,7 @@ class LeaveWorld:
         self.nodes = list(self.world.nodes.values())
         for node in self.nodes:
             node.start()
-        self.gone = set()
-        self._watch()
+        self.operators.watch()
         for node in self.nodes[1:]:
             node.core.join(self.nodes[0].name, self.nodes[0].address, node.clocks.monotonic())
             node.wake(0.0)
@@ -67,35 +48,12 @@ class LeaveWorld:
         names = {node.name for node in up}
         return all({view.name for view in node.core.members_view() if view.running} >= names for node in up)
 
-    def _watch(self):
-        """Look at every node now and then, as its processes do: take what is said, and end what has left."""
-        world = self.world
-        for node in world.running_nodes():
-            for said in node.core.leave_desk.take_said():
-                self.on_said(said)
-                for command in self.commands:
-                    if command.node is node and command.number == said.command:
-                        if said.is_end:
-                            command.exit_code, command.text = said.exit_code, said.text
-                        elif said.text:
-                            command.progress.append(said.text)
-            if node.core.leaver.job.state == State.LEFT or node.core.removed:
-                # What it wrote in the last turn is committed by now.
-                self.gone.add(node.name)
-                world.note(f"{node.name} has left")
-                node.kill()
-        world.later(0.02, self._watch)
-
     def wait(self, condition, what, seconds=FAR_S):
         assert self.world.run(seconds, condition, 0.05), f"{what} did not come within {seconds} s"
 
     def leave(self, at, node, verb=Verb.MOVE, **order):
         """Give an order at one node about another; the result is the command."""
-        command = Command(len(self.commands) + 1, at)
-        self.commands.append(command)
-        at.core.leave_desk.command(command.number, node.name, Order(verb, **order), at.clocks.monotonic())
-        at.wake(0.0)
-        return command
+        return self.operators.order(at, node, verb, **order)
 
     def leave_and_wait(self, at, node, verb=Verb.MOVE, **order):
         command = self.leave(at, node, verb, **order)
@@ -195,9 +153,5 @@ class LeaveWorld:
             )
 
     def recover(self, node):
-        """Start a node that was removed as a donor of its queues, as its processes would."""
-        self.gone.discard(node.name)
-        become_donor(node.storage, node.name, self.world.rng.randbytes(16))
-        node.store_id = ensure_store_id(node.storage, b"")
-        node.discovery = tuple(fellows(node.storage))
-        node.start()
+        """Start a node that was removed as a donor of its queues."""
+        self.operators.recover(node)

@@ -68,6 +68,7 @@ class LeftWill:
         "connected",
         "delay_s",
         "ended_at",
+        "evicted",
         "farewell",
         "farewell_arrived",
         "home",
@@ -93,6 +94,8 @@ class LeftWill:
         self.farewell_arrived = False
         # Whether the node closed the connection for another session of the client id.
         self.taken_over = False
+        # Whether it closed it since it leaves.
+        self.evicted = False
         # When the client asked for its next connection, and when it had one.
         self.back_asked_at = 0.0
         self.back_at = 0.0

@@ -37,7 +37,7 @@ class Racers:
         online = [contender for contender in self.contenders if contender.state == ONLINE]
         if len(online) != 1:
             return f"{len(online)} of the contenders for {self.client_id} are connected"
-        for node in self.world.nodes.values():
+        for node in self.world.members():
             session = node.core.owner.session(self.client_id) if node.up else None
             attached = session is not None and session.attachment is not None
             if attached != (node is online[0].home):

@@ -52,9 +52,11 @@ class Client:
         self.shares = any(shared_part(topic_filter) is not None for topic_filter in filters)
         # It never gives up its session or a subscription.
         self.steady = False
-        # It connects now to one node and now to another. Once everybody knows its filters, `rooted`, they stay known.
+        # It connects now to one node and now to another, or does so when its node leaves.
         self.roams = False
-        self.rooted = False
+        self.emigrates = False
+        # Filters that everybody knows: they stay known wherever the client goes.
+        self.rooted = set()
         self.state = OFFLINE
         self.comes_back = True
         # It may go in the middle of a CONNECT.
@@ -93,8 +95,11 @@ class Client:
             return
         world = self.world
         if self.roams and world.rng.random() < 0.7:
-            self.home = world.rng.choice([node for node in world.nodes.values() if not node.is_alone])
+            self.home = world.rng.choice([node for node in world.members() if not node.is_alone])
             world.count("roamings")
+        refuge = world.refuge(self)
+        if refuge is not None:
+            self._flee(refuge)
         listeners = [listener for listener in self.home.listeners if listener is not None and listener.up]
         if not self.home.up or not listeners or not self.home.core.leaver.job.accepts():
             self._retry(clean)
@@ -119,6 +124,21 @@ class Client:
         world.later(10.0, self._give_up, self.connects)
         if self.aborts and world.rng.random() < 0.15:
             world.later(world.rng.uniform(0.0, 0.03), self._abort, self.connects)
+
+    def _flee(self, refuge):
+        """Go to another node, and tell that one whatever not all know by now."""
+        self.world.count("emigrations")
+        self.home = refuge
+        self.subscribed = {name: qos for name, qos in self.subscribed.items() if name in self.rooted}
+
+    def _uproot(self, filters):
+        """Not everybody knows these filters any more; those of a roamer are always the same, and known for ever."""
+        if not self.roams:
+            self.rooted = self.rooted - set(filters)
+
+    def wanders(self):
+        """Say whether it is not always at the same node."""
+        return self.roams or self.emigrates
 
     def _leave_will(self):
         if self._left is not None and not self._left.back_asked_at:
@@ -220,6 +240,7 @@ class Client:
     def _forget_session(self):
         """A clean start: nothing that was promised to the old session is owed any more."""
         self.subscribed = {}
+        self._uproot(self.rooted)
         self.session_exists = False
         self.session_known = set()
         self.sessions += 1
@@ -256,9 +277,10 @@ class Client:
             return
         del self.wanted[topic_filter]
         self.subscribed.pop(topic_filter, None)
+        self._uproot([topic_filter])
         # What is not acknowledged yet, or waits at another node, may be routed after the subscription is gone.
         for message in self.ledger.published.values():
-            pending = not message.acked or message.home is not self.home
+            pending = not message.acked or message.home is not self.home or self.emigrates
             if pending and self.name in message.promised and not self._wants(message.topic):
                 message.promised.discard(self.name)
         self.send(UnsubscribeReceived, self.next_id(), [topic_filter])
@@ -280,9 +302,10 @@ class Client:
     def is_idle(self):
         """Say whether everything the client wanted to publish is settled, and no QoS 2 is half received.
 
-        A loss of power may take the node's memory of a delivery that the client has: its PUBREL never comes.
+        A loss of power, or of the node, may take the memory of a delivery that the client has: its PUBREL never comes.
         """
-        return self.outbox.is_empty() and (self.world.power_loss or not self.inbox.received)
+        forgotten = self.world.power_loss or self.client_id in self.world.orphans
+        return self.outbox.is_empty() and (forgotten or not self.inbox.received)
 
     def next_id(self):
         """Return a packet id that is not in use."""
@@ -297,6 +320,7 @@ class Client:
 
     def _subscribe(self, filters):
         packet_id = self.next_id()
+        self._uproot(filters)
         self._requests[packet_id] = dict(filters)
         self.send(SubscribeReceived, packet_id, list(filters.items()))
 
@@ -331,6 +355,7 @@ class Client:
             self._lose_to_another(record.reason)
             if self._present is not None:
                 self._present.taken_over = record.reason == Reason.SESSION_TAKEN_OVER
+                self._present.evicted = record.reason == Reason.SERVER_SHUTTING_DOWN
             self._ended(self.world.now)
         else:
             assert kind == UNSUBACK
@@ -356,13 +381,14 @@ class Client:
         if self._present is not None:
             self._present.connected = True
         if self.session_exists and not record.session_present:
-            unheard_of = self.roams and self.home not in self.session_known
+            unheard_of = self.wanders() and self.home not in self.session_known
             world.check(unheard_of or world.power_loss, f"the session of {self.name} was lost at {self.home.name}")
             # What waits for it elsewhere comes when that is known.
             world.revived[self.client_id] += 1
         if not record.session_present:
             self.session_known = set()
             self.subscribed = {}
+            self._uproot(self.rooted)
             self.inbox.session_ended()
         self.session_exists = self.persistent and not self.contends
         world.later(0.5, self._ask_who_knows, self.connects)

@@ -180,6 +180,10 @@ class Node:
         self.discovery = tuple(discovery)
         # It is to join the cluster and has not yet.
         self.is_alone = False
+        # It is no member any more, and everybody knows.
+        self.is_gone = False
+        # Nobody starts it again for now.
+        self.stays_down = False
         self.clocks = Clocks(world)
         self.storage = Disk(MemoryStorage())
         self.store_id = ensure_store_id(self.storage, world.rng.randbytes(16))
@@ -271,17 +275,22 @@ class Node:
         assert self.up
         world.count("crashes")
         world.note(f"{self.name} dies{' ' + self.crash_point if self.crash_point else ''}")
-        self.up = False
         self.crashes += 1
         self.died_at.append(world.now)
         self.waited_until[world.now] = self.planned_until
+        if world.power_loss and world.rng.random() < 0.5:
+            world.count("power losses")
+            self.storage = self._synced
+        self.end()
+
+    def end(self):
+        """The process ends, as it does by itself when the node has left its cluster."""
+        world = self.world
+        self.up = False
         world.trouble()
         self.links_before.update(self.core.mesh.counters())
         self._count_life()
         self.core = None
-        if world.power_loss and world.rng.random() < 0.5:
-            world.count("power losses")
-            self.storage = self._synced
         self.storage = self.storage.survivor()
         self.drops_before.update(self.drops)
         self.drops = Counter()
@@ -332,7 +341,7 @@ class Node:
 
     def link_counts(self):
         """Return what the links of all lives counted."""
-        return self.links_before + Counter(self.core.mesh.counters())
+        return self.links_before + Counter(self.core.mesh.counters() if self.core is not None else {})
 
     def _count_life(self):
         """Count the splits of this life, what had to wait in it, and the sessions that left."""

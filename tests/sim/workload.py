@@ -2,7 +2,9 @@
 
     join      the nodes become a cluster, one after another by command or all at once by discovery
     load      publishes, and meanwhile crashes, partitions, resets, dying listeners, clients that come and go
-    heal      everything that can run does; some persistent sessions stay away, so that queues hold something
+    leave     a node leaves meanwhile, alive or dead, in the seeds that `leaves` names
+    heal      everything that can run does, the leave ends; some persistent sessions stay away, so that queues hold
+              something
     restart   every node at once, then those sessions come back
     count     the checkers judge the whole history
 
@@ -14,6 +16,7 @@ import checkers
 import convergence
 from faults import Faults, set_clocks
 from latecomer import Latecomer
+from leaver_plan import COUNTS, LeaverPlan
 from ledger import Ledger
 from population import Population
 from world import SimulationError, World
@@ -39,6 +42,11 @@ LINK_COUNTS = (
 def waits(world):
     """Say whether a node of this world may be not ready."""
     return world.readiness != AVAILABLE
+
+
+def leaves(seed):
+    """Say whether a node leaves in a seed: in one of seven, none of them one of a latecomer."""
+    return seed % 7 == 4
 
 
 class Failure(Exception):
@@ -85,6 +93,7 @@ def describe(stats):
         "dropped by full queues",
         "joins",
         "late joins",
+        *COUNTS,
         "skews",
         "far skews",
         "clocks set",
@@ -129,6 +138,7 @@ class Workload:
         self.population = None
         self.faults = None
         self.latecomer = None
+        self.leaver = None
         world = self.world
         rng = world.rng
         world.promises = lambda publisher, message: checkers.promise(world, self.clients, publisher, message)
@@ -257,6 +267,8 @@ class Workload:
         world = self.world
         self.population = Population(world, self.ledger, world.seed % 2 == 0, self.flooded)
         self.faults = Faults(world, self.population, LOAD_S)
+        if leaves(world.seed):
+            self.leaver = LeaverPlan(world, self.population)
         if self.flooded:
             # Looking at whole queues after each turn would take longer than everything else.
             world.validate_every = 50
@@ -283,6 +295,8 @@ class Workload:
         self.faults.plan()
         if self.latecomer is not None:
             world.later(rng.uniform(0.5, 8.0), self.latecomer.join)
+        if self.leaver is not None:
+            self.leaver.begin()
         world.run(LOAD_S)
 
     def _plan_publishes(self, publisher):
@@ -322,8 +336,9 @@ class Workload:
             client.inbox.ack_delay_s = min(client.inbox.ack_delay_s, 0.01)
         for node in world.nodes.values():
             node.crash_point = ""
-            if not node.up:
-                node.start()
+            self.faults.start(node)
+        if self.leaver is not None:
+            self.leaver.hurry()
         self.away = [
             client
             for client in self.clients
@@ -347,7 +362,8 @@ class Workload:
     def _unsettled(self):
         world = self.world
         return (
-            convergence.membership_converged(world)
+            (self.leaver.unfinished() if self.leaver is not None else "")
+            or convergence.membership_converged(world)
             or convergence.clients_idle(world, self.clients)
             or convergence.interest_converged(world)
             or convergence.tables_converged(world)
@@ -362,13 +378,13 @@ class Workload:
 
     def _judge_readiness(self):
         """Every node that is left alone is ready in the end, and counts each split once."""
-        for node in self.world.nodes.values():
+        for node in self.world.members():
             readiness = node.core.mesh.readiness
             self.world.check(readiness.ready, f"{node.name} is not ready: {readiness.reason}")
             self.world.check(node.core.owner.netsplit.is_open, f"{node.name} still holds what clients said")
 
     def _judge_store(self):
-        for node in self.world.nodes.values():
+        for node in self.world.members():
             node.core.validate()
             convergence.check_store(self.world, node)
             convergence.check_tables(self.world, node)
@@ -378,7 +394,7 @@ class Workload:
         world = self.world
         rng = world.rng
         world.note("restarting everything")
-        for node in world.nodes.values():
+        for node in world.members():
             node.kill()
             world.later(rng.uniform(0.1, 2.0), self.faults.start, node)
         world.run(2.5)
@@ -386,13 +402,13 @@ class Workload:
             client.come_back()
         self._wait(HEAL_S, lambda: self._unsettled() or convergence.queues_empty(world), "the last restart")
         self._judge_store()
-        for node in world.nodes.values():
+        for node in world.members():
             contents = node.storage.snapshot()
             world.check(not contents["queue"] and not contents["message"], f"{node.name} stores what nobody waits for")
             world.check(not contents["outbox"], f"{node.name} stores what every other node has")
             incoming = [key for key in contents["session"] if key[8:9] == b"i"]
             # What an old home has that was away is released elsewhere.
-            forgotten = world.power_loss or world.revived.total()
+            forgotten = world.power_loss or world.revived.total() or world.orphans
             world.check(forgotten or not incoming, f"{node.name} stores {len(incoming)} packet ids for ever")
 
     def _judge(self):

@@ -44,6 +44,17 @@ class World:
         self.revived = Counter()
         # By client, how many sessions of its client id joined with their nodes.
         self.twins = Counter()
+        # Client ids whose home was removed without its leave, and what was lost with it: (client id, payload), or
+        # payloads that anybody was to have.
+        self.orphans = set()
+        self.lost = set()
+        # What a donor still has for a node where it may come too late: sessions that went on from there had no stub
+        # left for a member that was removed.
+        self.astray = set()
+        # The node that is to leave, since when, and where a client goes instead that finds its node no more.
+        self.leaver = None
+        self.leaves_since = 0.0
+        self.refuge = lambda client: None
         # By shared filter and payload, how often a message was taken from a dead node for other members.
         self.moved = Counter()
         self.stats = Counter()
@@ -99,6 +110,14 @@ class World:
     def short_delay(self):
         """Return what a pipe or the scheduler of one machine takes, in seconds."""
         return 0.0001 + 0.002 * self.rng.random()
+
+    def members(self):
+        """Return the nodes that are members, or will be."""
+        return [node for node in self.nodes.values() if not node.is_gone]
+
+    def is_lost(self, client_id, payload, wanders=False):
+        """Say whether a message for somebody may be lost with the disk of a node that was removed."""
+        return (client_id, payload) in self.lost or payload in self.lost or (wanders and payload in self.astray)
 
     def running_nodes(self):
         """Return the nodes whose process lives."""

@@ -1,7 +1,7 @@
 """The old home's half of a move: what is lost on its way to the new home is sent again, and not too often."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 from core_helpers import Node, started_nodes
@@ -214,11 +214,19 @@ class Home:
         assert [item.kind for item in self.turn()] == [HEAD]
         self.acknowledge(client_id, HEAD_TAKEN, needs)
 
-    def acknowledge(self, client_id: str, flags: int, needs: tuple[int, int] = VERSION, state: int = 0) -> None:
-        """THERE says how far it is, and which STATE it has taken."""
+    def acknowledge(
+        self,
+        client_id: str,
+        flags: int,
+        needs: tuple[int, int] = VERSION,
+        state: int = 0,
+        missing: Sequence[bytes] = (),
+    ) -> None:
+        """THERE says how far it is, which STATE it has taken, and of whom not all has come."""
         ack = MoveAck(client_id, EPOCH, flags, 0)
         ack.generation, ack.version = needs
         ack.state = state
+        ack.missing = list(missing)
         self.departures.acknowledged(THERE, ack, self.now)
 
     def asked(self) -> list[tuple[bytes, list[tuple[bytes, int, int]]]]:
@@ -336,6 +344,21 @@ def test_a_member_that_comes_late_has_to_switch_and_one_that_left_has_not(start:
     home.switched(late, VERSION, 30)
     (state,) = home.turn()
     assert sorted(origin for origin, _ in state.passed) == [HERE, THERE, late] and state.ended
+
+
+def test_a_home_that_misses_a_member_which_was_removed_is_told_again(start: Callable[..., Node]) -> None:
+    home = Home(start(store_id=HERE))
+    home.site.members = [THERE]
+    home.leave("one", VERSION)
+    home.turn()
+    home.switched(THERE, VERSION, 10)
+    (state,) = home.turn()
+    assert state.ended
+    # The home has not heard of the removal yet.
+    home.acknowledge("one", HEAD_TAKEN, state=state.state, missing=[ELSEWHERE])
+    assert [item.ended for item in home.pass_time(2 * RETRY_S)][:1] == [True]
+    home.acknowledge("one", OVER)
+    assert not home.departures.leavings
 
 
 def arriving(home: Home) -> None:

@@ -418,6 +418,27 @@ def test_what_an_old_home_passed_on_is_left_out_until_the_origin_has_come_as_far
     assert again.takes(again.cuts, ELSEWHERE, 10)
 
 
+def test_what_an_old_home_passed_on_does_not_come_again_to_a_session_that_went_on(start: Callable[..., Node]) -> None:
+    """The old home has said its last word, and the origin's copy comes when the session leaves already."""
+    old, new = start(store_id=HERE), start(store_id=THERE)
+    client = old.persistent("mover")
+    client.subscribe(b"t", 1)
+    client.drop()
+    move = Move(old, new)
+    session = move.begin()
+    direct(old, ELSEWHERE, 9, b"passed on")
+    move.rest()
+    new.owner.transfers.end_donor(session, HERE, new.now)
+    new.settle()
+    assert len(session.queue) == 1
+    assert new.owner.depart("mover", new.now) is not None
+    new.settle()
+    direct(new, ELSEWHERE, 9, b"passed on")
+    assert len(session.queue) == 1
+    direct(new, ELSEWHERE, 10, b"new")
+    assert len(session.queue) == 2
+
+
 def test_a_cut_that_is_known_in_time_overlaps_with_nothing() -> None:
     arrival = Arrival(first_place(EPOCH))
     arrival.cuts.note_relayed(ELSEWHERE, 2)
@@ -507,6 +528,9 @@ def test_packet_ids_begin_elsewhere_after_a_restart_too(start: Callable[..., Nod
     move.new = new.restart()
     assert move.session().inflight.next_id == 501
     move.end()
+    assert move.session().arrival is None
+    move.new = move.new.restart()
+    assert move.session().inflight.next_id == 501, "nobody released what the old home had sent"
 
 
 def test_a_stub_tells_a_third_home_only_of_what_it_still_has(start: Callable[..., Node]) -> None:
