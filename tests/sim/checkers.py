@@ -322,19 +322,26 @@ def check_lifo_order(world, client, ledger):
             numbers.insert(place, (message.number, message.acked_at))
 
 
+def _misses_alive(world, left, back_at):
+    """Return how often the node of a will was taken for dead while it lived."""
+    return sum(
+        is_up and name == left.home.name and left.asked_at <= at <= back_at for at, name, is_up, _ in world.misses
+    )
+
+
 def expected_wills(world, left):
     """Return how often a will has to be published at least, and at most.
 
     In a cluster at one that is once at most: by its own node, or by another one when that is away for long enough.
-    While some node takes another for dead that lives, each may publish it. So may others when the node has published it
-    and died before anybody heard of that.
+    While some node takes another for dead that lives, each may publish it, and again the next time. So may others when
+    the node has published it and died before anybody heard of that.
     """
     home = left.home
     back_at = left.back_at or world.now
     back_asked_at = left.back_asked_at or world.now
     # What is cut off when the client connects, or when the will is published, counts as well.
     divided = world.is_divided(left.asked_at - APART_S, back_at + APART_S)
-    high = len(world.nodes) if divided else 1
+    high = len(world.nodes) + _misses_alive(world, left, back_at) if divided else 1
     if left.farewell and left.farewell_arrived and not divided:
         return 0, 0
     if not left.connected or left.farewell:

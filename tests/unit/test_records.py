@@ -190,7 +190,9 @@ ANSWERS = st.one_of(
     st.builds(answer, st.sampled_from([PUBACK, PUBREC, PUBREL, PUBCOMP]), U32, U16, U8),
     st.builds(lambda *values: answer(SUBACK, *values[:2], 0, values[2]), U32, U16, BYTES),
     st.builds(lambda *values: answer(UNSUBACK, *values[:2], 0, values[2]), U32, U16, BYTES),
-    st.builds(lambda *values: answer(CLOSE, values[0], 0, values[1]), U32, U8),
+    st.builds(
+        lambda to, reason, reference: answer(CLOSE, to, 0, reason, text=reference), U32, U8, st.text(max_size=20)
+    ),
     st.builds(Delivered, BYTES, BODY, BODY, EXPIRY, st.lists(st.tuples(U32, U16, U16), max_size=4)),
 )
 
@@ -213,7 +215,7 @@ def pack_record(batch, record):
     elif record.kind == UNSUBACK:
         batch.unsuback(record.connection, record.packet_id, list(record.reasons))
     else:
-        batch.close(record.connection, record.reason)
+        batch.close(record.connection, record.reason, record.text)
 
 
 def view(record):
