@@ -215,7 +215,8 @@ def pack_head(client_id: str, epoch: Epoch, old_epoch: Epoch, head: SessionHead,
     """Pack a HEAD."""
     clock = relative_clock(now)
     flags = (0 if head.user_name is None else _USER_NAME) | (0 if head.will is None else _WILL)
-    flags |= (_TOUCHED if head.touched else 0) | (_FINGERPRINTS if head.incoming else 0)
+    has_fingerprints = any(head.incoming.values())
+    flags |= (_TOUCHED if head.touched else 0) | (_FINGERPRINTS if has_fingerprints else 0)
     parts = [
         bytes((flags,)),
         pack_bytes16((head.user_name or "").encode()),
@@ -238,7 +239,8 @@ def pack_head(client_id: str, epoch: Epoch, old_epoch: Epoch, head: SessionHead,
     if head.touched:
         parts.append(pack_u32(len(head.touched)))
         parts.extend([pack_bytes16(topic_filter) for topic_filter in head.touched])
-    parts.extend([pack_u32(fingerprint) for fingerprint in head.incoming.values()])
+    if has_fingerprints:
+        parts.extend([pack_u32(fingerprint) for fingerprint in head.incoming.values()])
     if head.will is not None:
         will = pack_left_will(head.will, clock)
         parts.append(pack_u32(len(will)) + will)

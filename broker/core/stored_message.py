@@ -7,6 +7,7 @@ It owns the body's layout, for queues, retained messages and wills alike; their 
 Deadlines are UTC milliseconds, 0 for none; monotonic seconds mean nothing after a restart.
 """
 
+import math
 import struct
 from typing import Final, final
 
@@ -15,6 +16,8 @@ from broker.core.storage import StorageError
 from broker.mqtt.reasons import ProtocolError
 
 MESSAGE_KEY_BYTES: Final = ORIGIN_BYTES + 8
+# The last deadline in ms: 70,000 years, and a float of seconds still tells one ms from the next.
+LAST_MS: Final = 1 << 51
 # What reading a record raises when its bytes are not those of one, or what it belongs to is not there.
 UNREADABLE: Final = (struct.error, IndexError, KeyError, ValueError, AssertionError, ProtocolError)
 _NAMED_BYTES_MAX: Final = 64
@@ -53,8 +56,13 @@ class Clock:
         return self._utc_ms
 
     def to_utc_ms(self, deadline: float) -> int:
-        """Return the UTC deadline in ms of a monotonic one; 0.0 is 0, never."""
-        return 0 if deadline == 0.0 else self._utc_ms + int((deadline - self._now) * 1000)
+        """Return the UTC deadline in ms of a monotonic one; 0.0 is 0, never.
+
+        Whatever a peer said that a deadline is can be packed again: it is between the first ms and LAST_MS.
+        """
+        if deadline == 0.0:
+            return 0
+        return max(1, min(LAST_MS, self._utc_ms + math.floor((deadline - self._now) * 1000 + 0.5)))
 
     def to_monotonic(self, deadline_ms: int) -> float:
         """Return the monotonic deadline of a UTC one in ms; 0 is 0.0, never."""

@@ -3,12 +3,16 @@
 Documented: unpacking raises FrameError and nothing else. What was unpacked and is packed again is unpacked the same.
 """
 
+import pytest
 from fuzzing import Target, examples, near
 from hypothesis import given
 from librt.strings import BytesWriter
 from recorded_frames import ADDRESSED, VERSION_1
 
+from broker.core.epoch import Epoch
 from broker.core.message import Message
+from broker.core.stored_message import Clock, pack_message, unpack_message
+from broker.core.transfer import SessionHead
 from cluster import (
     check_frames,
     forwards,
@@ -137,7 +141,7 @@ def adopt(frame: bytes) -> bytes:
 
 def hand_over(frame: bytes) -> bytes:
     store_id, number, message = handover.unpack_hand_over(frame, NOW)
-    return handover.pack_hand_over(store_id, number, message, NOW)
+    return handover.pack_hand_over(store_id, number, unexpired(message), NOW)
 
 
 def handed(frame: bytes) -> bytes:
@@ -325,8 +329,19 @@ def marked() -> bytes:
     return forwards.pack_forwards(5, 1 << 40, 3, 0, False, False, body.getvalue(), 12)
 
 
+def head() -> bytes:
+    """A MOVE with all that may stand in a head."""
+    head = SessionHead("mover", "user", 3600)
+    head.subscriptions = [(b"a/+", 1, 7)]
+    head.incoming = {9: 0xFFFFFFFF, 10: 5}
+    head.taken, head.cuts = [(SENDER, 3)], [(SENDER, 4)]
+    head.touched = [b"a/+", b"$share/g/b"]
+    item = move_frames.pack_head("mover", Epoch(2, 7, SENDER), Epoch(1, 6, SENDER), head, NOW)
+    return move_frames.frames(FrameType.MOVE, [item])[0]
+
+
 RECORDED = [bytes.fromhex(recorded) for recorded in (*dict(VERSION_1).values(), ADDRESSED)]
-TARGET = Target("mesh_frames", check, [*RECORDED, marked()])
+TARGET = Target("mesh_frames", check, [*RECORDED, marked(), head()])
 
 
 def test_the_recorded_frames() -> None:
@@ -342,3 +357,26 @@ def test_the_recorded_frames() -> None:
 @examples()
 def test_near_the_recorded_frames(frame: bytes) -> None:
     check(frame)
+
+
+# Messages that expired at the beginning of time, and that do not expire before its end.
+DEADLINES = (
+    "01370001020304050611121314151617000000000000000000000000000000000000000000000000000000000000000000000000000700000000"
+    "000000000000000000000000000000000000000000000018191a1b1c1d1e1f000000",
+    "0137c60005067e12131415161700000000000000ffff00000000012300000007000000020004c3bc4061010000000000000005ffffffffffff"
+    "ffff0000000307000000000003624062c8000000000000000000000000000000000000000000000000000000000000000000000000000000"
+    "000000080000000000000000000000000000000000",
+)
+
+
+@pytest.mark.parametrize("frame", DEADLINES)
+def test_any_deadline_of_a_peer_can_be_told_again(frame: str) -> None:
+    check(bytes.fromhex(frame))
+
+
+@pytest.mark.parametrize("frame", DEADLINES)
+def test_any_deadline_of_a_peer_can_be_stored(frame: str) -> None:
+    _, _, message = handover.unpack_hand_over(bytes.fromhex(frame), NOW)
+    clock = Clock(NOW, 1_800_000_000_000)
+    again = unpack_message(message.key(), pack_message(message, clock), 0, clock)
+    assert (again.expires_at > NOW) == (message.expires_at > NOW)

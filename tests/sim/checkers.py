@@ -202,17 +202,14 @@ def check_copies(world, clients, ledger):
             if message.will:
                 # `check_wills` counts these.
                 continue
-            # What was on the way when an old home went away may be at both, and nobody can tell before it is back.
-            # So may what came while a node with a session of the same client id was joining.
-            limit = (
-                world.twins[client.client_id]
-                + world.revived[client.client_id]
-                + _copies_again(world, client, payload)
-                + (
-                    copies_allowed(world, by_name, message)
-                    if message.qos
-                    else 1 + sum(node.crashes for node in world.nodes.values())
-                )
+            # What was on the way when an old home went away may be at both, and nobody can tell before it is back;
+            # that is so of each publish of a message that was sent several times. So may what came while a node with a
+            # session of the same client id was joining.
+            homes = 1 + world.twins[client.client_id] + world.revived[client.client_id]
+            limit = _copies_again(world, client, payload) + homes * (
+                copies_allowed(world, by_name, message)
+                if message.qos
+                else 1 + sum(node.crashes for node in world.nodes.values())
             )
             world.check(
                 copies <= limit,
