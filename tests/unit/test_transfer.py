@@ -450,7 +450,8 @@ def test_a_session_that_is_back_takes_again_what_it_gave_of_an_older_home(start:
     move = Move(old, new)
     session = move.begin()
     transfers = new.owner.transfers
-    transfers.introduce(session, HERE, 1, move.head)
+    assert session.arrival is not None
+    session.arrival.donor(HERE).counter = 1
     move.rest()
     departure = new.owner.depart("mover", new.now)
     assert departure is not None
