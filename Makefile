@@ -3,10 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 SEEDS ?= 2000
 ROUNDS ?= 100
+# Of the node that leaves, and as many of a target.
+KILLS ?= 10
 # Of each target of the fuzzers.
 SECONDS ?= 60
 
-.PHONY: run stop test lint sim crash fuzz spec bench clean
+.PHONY: run stop test lint sim crash crash-leave fuzz spec bench clean
 
 run: .venv/.installed
 	@$(BIN)/python deploy/lab.py start $(ARGS)
@@ -32,6 +34,10 @@ spec: .venv/.spec
 
 crash: .venv/.installed
 	$(BIN)/python -m pytest tests/system/test_crash.py -k rounds -s --crash-rounds $(ROUNDS) $(ARGS)
+
+crash-leave: .venv/.installed
+	$(BIN)/python -m pytest tests/sim/test_leaving.py -k killed_in_the_middle --leave-queues 1000 $(ARGS)
+	$(BIN)/python -m pytest tests/system/test_leave_kills.py -s --leave-kills $(KILLS) $(ARGS)
 
 bench: .venv/.installed
 	$(BIN)/python -m bench.pipeline $(ARGS)

@@ -167,8 +167,9 @@ def _run_command(invocation: Invocation, environ: Mapping[str, str], output: IO[
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             return _complain(errors, "nothing was done", FAILED)
         del flags["ask"]
+        asked = response["result"]["text"].splitlines()
         with ProgressView(errors, color) as view:
-            response = _follow(ask(directory, command.words, invocation.arguments, flags, timeout_s), view)
+            response = _follow(ask(directory, command.words, invocation.arguments, flags, timeout_s), view, asked)
     if response["type"] == "error":
         return _complain(errors, response["error"], int(response["exit"]))
     render(response["result"], as_json, output, color)
@@ -176,12 +177,13 @@ def _run_command(invocation: Invocation, environ: Mapping[str, str], output: IO[
     return int(response.get("exit", DONE))
 
 
-def _follow(responses: Iterator[dict[str, Any]], view: ProgressView) -> dict[str, Any]:
-    """Show the progress and return the final response."""
+def _follow(responses: Iterator[dict[str, Any]], view: ProgressView, known: Sequence[str] = ()) -> dict[str, Any]:
+    """Show the progress, but for lines that are known, and return the final response."""
     for response in responses:
         if response["type"] != "progress":
             return response
-        view.show(response["text"], response.get("done", 0), response.get("total", 0))
+        text = "" if response["text"] in known else response["text"]
+        view.show(text, response.get("done", 0), response.get("total", 0))
     raise AssertionError("a node that ends is an UnreachableError")
 
 

@@ -364,6 +364,8 @@ def leaving(setting: Setting) -> list[Row]:
         members = (cluster.home, cluster.other)
         before = [member.broker.memory_bytes() for member in members]
         peaks = list(before)
+        spent_s = [member.broker.cpu_s() for member in members]
+        done_s = list(spent_s)
         command = [
             *(sys.executable, "-P", "-m", "admin.cli", "cluster", "leave", f"node={cluster.home.name}", "-k"),
             *("--force", "-i", "1", f"--data-dir={cluster.other.directory / 'data'}"),
@@ -377,6 +379,7 @@ def leaving(setting: Setting) -> list[Row]:
                     # The one that leaves ends before the command does.
                     with suppress(OSError):
                         peaks[place] = max(peaks[place], member.broker.memory_bytes())
+                        done_s[place] = max(done_s[place], member.broker.cpu_s())
                 time.sleep(MEMORY_SAMPLE_S)
             said = done.communicate()[1]
         seconds = time.monotonic() - began
@@ -390,6 +393,8 @@ def leaving(setting: Setting) -> list[Row]:
             "s": round(seconds, 2),
             "sessions/s": round(sessions / seconds),
             "messages/s": round(sessions * queued / seconds),
+            "CPU s, leaving": round(done_s[0] - spent_s[0], 2),
+            "CPU s, other": round(done_s[1] - spent_s[1], 2),
             "MiB more, leaving": round((peaks[0] - before[0]) / 2**20),
             "MiB more, other": round((peaks[1] - before[1]) / 2**20),
         }

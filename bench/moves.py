@@ -1,7 +1,8 @@
 """What the move of a session costs: `python -m bench.moves`. Nodes in one process, each with a store, without sockets.
 
 Sessions with messages in their queues are at the first node; their clients connect to the second and are gone at once,
-so many at a time, and with them the sessions leave the one for the other. What is measured is the work of all nodes
+so many at a time, and with them the sessions leave the one for the other. With `--leave` no client comes, but the first
+node leaves the cluster by force, and gives its sessions to all others. What is measured is the work of all nodes
 until nothing of it is left: the CPU time, which is that of each node on a core of its own, and by it what one second
 moves. `--profile` shows where the time goes (of interpreted cores alone; compiled ones have no calls to show).
 """
@@ -47,6 +48,8 @@ from cluster.commands import (
     SendBulk,
     SendControl,
 )
+from cluster.leave_frames import Order, Verb
+from cluster.leaving import State as LeaveState
 from cluster.membership import Member, State
 from cluster.mesh import Mesh, MeshSettings
 from cluster.mesh_store import MeshStore
@@ -231,6 +234,16 @@ def move(network: Network, home: BenchNode, other: BenchNode, sessions: int, at_
     return time.monotonic() - began
 
 
+def leave(network: Network, home: BenchNode) -> float:
+    """Have a node leave by force; the seconds until it has left."""
+    began = time.monotonic()
+    home.core.leave_desk.command(1, home.name, Order(Verb.MOVE, force=True), began)
+    for _ in network.turns():
+        if home.core.leaver.job.state == LeaveState.LEFT:
+            break
+    return time.monotonic() - began
+
+
 def measure(options: argparse.Namespace, sessions: int, queued: int) -> Row:
     """Fill one node's queues, and move them to another."""
     with tempfile.TemporaryDirectory(prefix="zvmq-bench-") as directory, ExitStack() as stack:
@@ -242,11 +255,11 @@ def measure(options: argparse.Namespace, sessions: int, queued: int) -> Row:
         profile = cProfile.Profile() if options.profile else None
         if profile is not None:
             profile.enable()
-        seconds = move(network, home, other, sessions, options.at_once)
+        seconds = leave(network, home) if options.leave else move(network, home, other, sessions, options.at_once)
         if profile is not None:
             profile.disable()
             pstats.Stats(profile, stream=sys.stderr).sort_stats(options.profile).print_stats(options.lines)
-        got = other.core.owner.counts()["queued_messages"]
+        got = sum(node.core.owner.counts()["queued_messages"] for node in network.nodes.values() if node is not home)
         if got != sessions * queued:
             sys.exit(f"bench.moves: {got} messages came of {sessions * queued}")
     busiest_s = max(node.cpu_s for node in network.nodes.values())
@@ -284,6 +297,7 @@ def parser() -> argparse.ArgumentParser:
     program.add_argument("--sessions", type=int, nargs="+", default=[2000], help="sessions that move")
     program.add_argument("--queued", type=int, nargs="+", default=[1, 20], help="messages in the queue of each")
     program.add_argument("--size", type=int, default=100, help="payload bytes")
+    program.add_argument("--leave", action="store_true", help="they move because their node leaves")
     program.add_argument("--at-once", type=int, default=500, help="clients that connect at once")
     program.add_argument("--profile", choices=("tottime", "cumtime"), help="show where the time of moving goes")
     program.add_argument("--lines", type=int, default=40, help="of the profile")

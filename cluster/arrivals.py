@@ -414,9 +414,9 @@ class Arrivals:
             return
         flags = HEAD_TAKEN
         if item.kind == DELIVERIES:
-            # One part at a time is under way: the first may begin anywhere, as others may have had what was before.
-            if item.after <= donor.watermark or donor.low < 0:
-                transfers.accept(session, node, item.after, item.deliveries, now)
+            # One part at a time is under way, and it begins where this node has confirmed the one before: what is not
+            # here of that was lost with the power, or others have had it.
+            transfers.accept(session, node, item.after, item.deliveries, now)
         else:
             for origin, number in item.passed:
                 transfers.pass_origin(session, node, origin, number, now)

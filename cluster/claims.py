@@ -34,6 +34,7 @@ import heapq
 import math
 from typing import Final, final
 
+from broker.core.left_will import LeftWill
 from broker.core.owner import QueueOwner
 from cluster.epoch import NO_EPOCH, pack_epoch
 from cluster.mesh import Mesh
@@ -115,6 +116,26 @@ class Claims:
         self._removed[node] = True
         self._schedule()
         self._deadline = 0.0
+
+    def bequest(self, client_id: str, store_id: bytes, now: float) -> tuple[LeftWill | None, bool]:
+        """Return what the new home of a client's session takes over of what the client left in another store.
+
+        That is the will, or None, and whether somebody is about to publish it: then it is too early to say.
+        """
+        peer = self._peer(store_id)
+        subject = client_id.encode()
+        known = None if peer is None else self._wills.will(peer.name, subject)
+        if peer is None or known is None:
+            return None, False
+        claims = self._wills.claims(subject, store_id, known.number)
+        if claims:
+            return None, not any(claim.spent for claim in claims)
+        left = peer.tables.will_of(client_id)
+        if left is None or left.number != known.number:
+            # What is committed here is not what was told last.
+            return None, left is not None
+        left.due = (known.waits_since or self._missing.get(peer.name, now)) + known.wait_s
+        return left, False
 
     def unspent(self, node: str) -> int:
         """Return how many wills of a member may still be published."""

@@ -6,8 +6,8 @@ as its own, which is to its outbox, and answers when that is committed. The mess
     the node that leaves   HAND_OVER(store id, number, message) -->  a target
     the target             HANDED(store id, number) -->              behind its commit
 
-    HAND_OVER  16 bytes store_id of whom it is for, number in the outbox, 24 bytes message id,
-               message as in `stored_message`                                                  bulk
+    HAND_OVER  16 bytes store_id of whom it is for, number in the outbox, bytes32 address as in `addressing`,
+               24 bytes message id, message as in `stored_message`                             bulk
     HANDED     16 bytes store_id, number                                                       control
 
 One part is under way at a time. A target that dies before it has answered for a part is replaced, and the part said
@@ -20,10 +20,11 @@ from typing import Final, final
 from broker.core.message import Message
 from broker.core.storage import STORE_ID_BYTES
 from broker.core.stored_message import MESSAGE_KEY_BYTES, UNREADABLE, pack_message, unpack_message
+from cluster.addressing import pack_address, unpack_address
 from cluster.frames import FrameType, frame_body, frame_head
 from cluster.mesh import Mesh
 from cluster.move_frames import relative_clock
-from cluster.wire import NUMBER_MAX, FrameError, pack_u64
+from cluster.wire import NUMBER_MAX, FrameError, pack_bytes32, pack_u64
 
 PART_BYTES: Final = 256 * 1024
 AGAIN_S: Final = 1.0
@@ -67,7 +68,8 @@ class HandOver:
                 continue
             part = peer.outgoing.outbox.read(taken + 1, NUMBER_MAX - 1, PART_BYTES)
             for stored in part:
-                self._mesh.send(target, pack_hand_over(store_id, stored.number, stored.message, now))
+                address = pack_address(stored.groups, stored.plain, stored.waited)
+                self._mesh.send(target, pack_hand_over(store_id, stored.number, address, stored.message, now))
                 self._said[store_id] = stored.number
             if part:
                 self._said_at = now
@@ -75,13 +77,13 @@ class HandOver:
         return is_done
 
     def _receive(self, node: str, frame: bytes, now: float) -> None:
-        store_id, number, message = unpack_hand_over(frame, now)
+        store_id, number, address, message = unpack_hand_over(frame, now)
         key = (node, store_id)
         if number > self._received.get(key, 0):
             self._received[key] = number
             for name, peer in self._mesh.peers.items():
                 if peer.store_id == store_id:
-                    self._mesh.forward(name, message, None, now)
+                    self._mesh.forward(name, message, None, now, True, address)
         self._mesh.tell(node, pack_handed(store_id, number))
 
     def _receive_handed(self, node: str, frame: bytes, now: float) -> None:
@@ -90,21 +92,24 @@ class HandOver:
             self._taken[store_id] = max(self._taken.get(store_id, 0), number)
 
 
-def pack_hand_over(store_id: bytes, number: int, message: Message, now: float) -> bytes:
+def pack_hand_over(store_id: bytes, number: int, address: bytes, message: Message, now: float) -> bytes:
     """Pack a HAND_OVER frame."""
-    head = bytes(frame_head(FrameType.HAND_OVER)) + store_id + pack_u64(number)
+    head = bytes(frame_head(FrameType.HAND_OVER)) + store_id + pack_u64(number) + pack_bytes32(address)
     return head + message.key() + pack_message(message, relative_clock(now))
 
 
-def unpack_hand_over(frame: bytes, now: float) -> tuple[bytes, int, Message]:
-    """Return whom a message is for, its number in the outbox, and the message."""
+def unpack_hand_over(frame: bytes, now: float) -> tuple[bytes, int, bytes, Message]:
+    """Return whom a message is for, its number in the outbox, its address, and the message."""
     reader = frame_body(frame, FrameType.HAND_OVER)
     store_id = reader.take(STORE_ID_BYTES)
     number = reader.number()
+    address = reader.bytes32()
+    if address and unpack_address(address, 0)[3] != len(address):
+        raise FrameError("an address with something behind its end")
     key = reader.take(MESSAGE_KEY_BYTES)
     body = reader.rest()
     try:
-        return store_id, number, unpack_message(key, body, 0, relative_clock(now))
+        return store_id, number, address, unpack_message(key, body, 0, relative_clock(now))
     except UNREADABLE as error:
         raise FrameError(f"malformed HAND_OVER: {error}") from None
 

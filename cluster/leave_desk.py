@@ -156,10 +156,10 @@ class LeaveDesk:
             taken, text = self._leaver.order(order, now)
             self._answer(follower, taken, text)
 
-    def status(self) -> list[tuple[str, Report]]:
-        """Return what is known of the leaves of all members: (node name, what it said last)."""
+    def status(self) -> list[tuple[str, Report | None]]:
+        """Return what is known of the leaves of all members: (node name, what it said last, None for nothing)."""
         known = {**self._reports, self._name: self._leaver.job.report()}
-        return [(name, known[name]) for name in sorted(known) if name == self._name or name in self._mesh.peers]
+        return [(name, known.get(name)) for name in sorted([*self._mesh.peers, self._name])]
 
     def take_said(self) -> list[Said]:
         """Return what is to be said to commands, in order."""
@@ -209,9 +209,10 @@ class LeaveDesk:
         number, taken, text = unpack_answer(frame)
         for follower in list(self._followers):
             if follower.number == number and follower.node == node and not follower.is_taken:
-                # What it said before is of a time before this order.
-                self._reports.pop(node, None)
                 self._answer(follower, taken, text)
+                if follower.is_taken:
+                    # What it said before is of a time before this order.
+                    self._reports.pop(node, None)
 
     def _receive_report(self, node: str, frame: bytes, now: float) -> None:
         report = unpack_report(frame)
@@ -230,6 +231,10 @@ class LeaveDesk:
 
     def _receive_adopt(self, node: str, frame: bytes, now: float) -> None:
         home, revives, orphans = unpack_adopt(frame)
+        if not orphans:
+            for name, peer in self._mesh.peers.items():
+                if peer.store_id == home:
+                    self._moving.claims.claim_now(name)
         for orphan in orphans:
             self._moving.registrar.adopt(orphan.client_id, orphan.user_name, home, revives, now)
 

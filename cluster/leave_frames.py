@@ -12,7 +12,8 @@ as in `wire`.
     LEAVE_HEARD   text host:port where clients are referred to, or nothing                    the answer to a report
     ADOPT         16 bytes store_id of the home, u8 flags (1 revive), u32 count,
                   (bytes16 client id, u8 flags: 1 user name, bytes16 user name)*
-                                                                 to the node that is to be their home
+                                                                 to the node that is to be their home; or of nobody, to
+                                                                 all: all are adopted, and the home's other wills due
     DONOR         16 bytes store_id: I give the queues of this store back                       to all
     DONOR_HEARD   16 bytes store_id, number from which on mine for that store went to others    the answer
 """
@@ -179,7 +180,7 @@ def pack_adopts(home: bytes, revive: bool, orphans: list[Orphan]) -> list[bytes]
             size = 0
         parts.append(part)
         size += len(part)
-    if parts:
+    if parts or not frames:
         frames.append(_adopt(home, revive, parts))
     return frames
 

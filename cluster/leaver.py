@@ -15,13 +15,14 @@ Two leaves that begin at the same time at two nodes hear of each other; the one 
 """
 
 import math
+from collections.abc import Iterator
 from typing import Final, final
 
 from broker.core.owner import QueueOwner
 from broker.core.session import Session
 from cluster.handover import HandOver
 from cluster.leave_frames import Order, Orphan, Report, Verb, pack_adopts, pack_donor, pack_report
-from cluster.leaving import Census, LeaveJob, State, how_without
+from cluster.leaving import Census, LeaveJob, State, counted, how_without
 from cluster.mesh import Mesh
 from cluster.moving import Moving
 
@@ -41,6 +42,7 @@ REFERENCE_S: Final = 1.0
 # A listed target or session more does not help anybody to decide.
 DRY_RUN_LINES_MAX: Final = 100
 
+GIVING: Final = (State.WAITING, State.MIGRATING, State.LEAVING)
 BUSY: Final = (State.DRAINING_LISTENERS, State.WAITING, State.FAILED_WITH_QUEUES, State.MIGRATING, State.LEAVING)
 
 
@@ -184,6 +186,7 @@ class Leaver:
         if job.state == State.DONATING and now >= self._donate_at:
             self._donate_at = now + DONATE_S
             self._donate(now)
+        self._owner.draining.give_groups(job.state in GIVING)
         if job.migrates():
             self._ask(now)
         elif self._asked:
@@ -215,7 +218,8 @@ class Leaver:
         moving = self._departing() if self.job.order.targets else draining.moving()
         unfinished = 0
         if not online + offline + moving:
-            unfinished = draining.wills() + self._mesh.unacknowledged()
+            unfinished = draining.wills() + draining.groups_to_give(not self.job.order.targets)
+            unfinished += self._mesh.unacknowledged()
         return Census(
             online,
             offline,
@@ -263,9 +267,8 @@ class Leaver:
         asked: dict[str, tuple[str, float]] = {}
         counts = dict.fromkeys(targets, 0)
         orphans: dict[str, list[Orphan]] = {}
-        homeless = self._homeless()
         for client_id, (target, asked_at) in self._asked.items():
-            session = homeless.get(client_id)
+            session = self._homeless(client_id)
             if session is not None and target in counts:
                 counts[target] += 1
                 if now >= asked_at + ASK_AGAIN_S:
@@ -274,7 +277,7 @@ class Leaver:
                     orphans.setdefault(target, []).append(Orphan(client_id, session.user_name))
                 asked[client_id] = (target, asked_at)
         self._asked = asked
-        for session in homeless.values():
+        for session in self._all_homeless():
             if session.client_id in asked:
                 continue
             target = self._next_target(targets, counts)
@@ -287,13 +290,20 @@ class Leaver:
             for frame in pack_adopts(self._store_id, False, adopted):
                 self._mesh.tell(target, frame)
 
-    def _homeless(self) -> dict[str, Session]:
-        """Return the sessions that nobody is taking, those included that were asked for by a node that then died."""
-        found = {session.client_id: session for session in self._owner.draining.waiting()}
+    def _homeless(self, client_id: str) -> Session | None:
+        """Return the session of a client id if nobody is taking it."""
+        session = self._owner.session(client_id)
+        if session is not None:
+            return session if session.attachment is None else None
+        departures = self._moving.departures
+        return departures.leavings[client_id].departure.session if departures.is_untaken(client_id) else None
+
+    def _all_homeless(self) -> Iterator[Session]:
+        """Iterate over all of those, the ones last that were asked for by a node that then died."""
+        yield from self._owner.draining.waiting()
         for client_id, leaving in self._moving.departures.leavings.items():
-            if leaving.home == self._store_id:
-                found[client_id] = leaving.departure.session
-        return found
+            if self._homeless(client_id) is leaving.departure.session:
+                yield leaving.departure.session
 
     def _next_target(self, targets: list[str], counts: dict[str, int]) -> str:
         """Return whose turn it is, "" if that one has enough for now: the others wait, so that all get the same."""
@@ -393,14 +403,25 @@ class Leaver:
             number += 1
             queues[target] += 1
             messages[target] += len(session.queue) + len(session.inflight)
-        lines = [f"{target} would get {queues[target]} queues with {messages[target]} messages" for target in targets]
+        lines = [
+            f"{target} would get {counted(queues[target], 'queue')} with {counted(messages[target], 'message')}"
+            for target in targets
+        ]
         if len(lines) > DRY_RUN_LINES_MAX:
             lines = [*lines[:DRY_RUN_LINES_MAX], "..."]
-        lines.append(f"{passing} clients without a persistent session would be disconnected" if passing else "")
-        # What waits in a group waits for nobody in particular, and ends with the last member's session here.
-        waiting = self._owner.counts()["queued_messages"] - self._owner.draining.messages()
-        if waiting:
-            lines.append(f"{waiting} messages that wait in shared subscriptions would be lost")
+        if passing:
+            lines.append(f"{counted(passing, 'client')} without a persistent session would be disconnected")
+        # What waits in a group waits for nobody in particular, and goes where a member is.
+        waiting, lost = self._owner.draining.in_groups()
+        if waiting > lost:
+            lines.append(
+                f"{counted(waiting - lost, 'message')} of shared subscriptions would go where their members are"
+            )
+        if lost:
+            lines.append(
+                f"{counted(lost, 'message')} of shared subscriptions would be lost, as only clients without a "
+                "persistent session wait for them"
+            )
         else:
             lines.append("nothing would be lost")
-        return "\n".join([line for line in lines if line])
+        return "\n".join(lines)

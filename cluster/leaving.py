@@ -279,7 +279,7 @@ class LeaveJob:
             done = f"{migrated}/{queues} queues and {messages - census.messages}/{messages} messages"
             said = f"Migrated {done}; {said}"
         if census.unfinished and not census.queues():
-            said += f"; {census.unfinished} wills or forwards are not done yet"
+            said += f"; wills, forwards and messages of shared subscriptions that are not done yet: {census.unfinished}"
         return said
 
     def validate(self) -> None:
@@ -303,8 +303,8 @@ class LeaveJob:
     def _remaining(self, census: Census) -> str:
         queues = census.queues()
         return (
-            f"{queues} queue{'' if queues == 1 else 's'} with {census.messages} "
-            f"message{'' if census.messages == 1 else 's'} remain on {self._name}, where they are safe: give the same "
+            f"{counted(queues, 'queue')} with {counted(census.messages, 'message')} "
+            f"remain{'s' if queues == 1 else ''} on {self._name}, where they are safe: give the same "
             f"command again to wait once more and then migrate them to the other nodes (vmq-admin cluster leave "
             f"node={self._name} -k -i {self.order.interval_s} -t {self.order.timeout_s}), or --abort to put the node "
             "back in service"
@@ -320,8 +320,10 @@ class LeaveJob:
         if state != State.FAILED_WITH_QUEUES:
             self.failure = ""
         self.changed = True
-        self._queues = -1
-        self._migrated = 0
+        if state not in (State.LEAVING, State.LEFT):
+            # There it is said how much has gone.
+            self._queues = -1
+            self._migrated = 0
         self._began_at = now
         self._missing_at = math.inf
         self._until = now + self.order.timeout_s if state == State.WAITING else math.inf
@@ -330,6 +332,11 @@ class LeaveJob:
     def _say(self, line: str) -> None:
         self.line = line
         self.line_number += 1
+
+
+def counted(number: int, noun: str) -> str:
+    """Return so many of something, as people write it."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def how_without(missing: tuple[str, ...]) -> str:

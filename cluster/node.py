@@ -41,6 +41,8 @@ from cluster.wire import FrameError
 
 # How long it takes at most to notice that a listener is not behind any more, but stalls.
 BEHIND_S: Final = 0.1
+# So long after its start a member waits for another one to tell it that it still is one.
+AWAITED_S: Final = 5.0
 
 
 @final
@@ -219,6 +221,16 @@ class NodeCore:
     def take_join_result(self) -> JoinResult | None:
         """Return the outcome of `join` once it is decided."""
         return self.mesh.take_join_result()
+
+    def is_awaited(self, now: float) -> bool:
+        """Say whether this node, which has just started and would serve clients, has yet to hear that it is a member.
+
+        It may have been removed while it was down. Where it hears nobody it waits for AWAITED_S, no longer.
+        """
+        mesh = self.mesh
+        if not mesh.peers or now >= mesh.started_at + AWAITED_S or not self.owner.netsplit.lets_connect():
+            return False
+        return not any(peer.running for peer in mesh.peers.values())
 
     def members_view(self) -> list[MemberView]:
         """Return every member as this node sees it."""

@@ -249,7 +249,11 @@ class Registrar:
         event = waiting.event
         assert waiting.epoch is not None
         head = self._remembered(event.client_id, latest.store_id)
-        if not waiting.revives:
+        will, is_claimed = None, False
+        if waiting.is_adoption():
+            # Its client is not back, so that its will goes on waiting.
+            will, is_claimed = self._claims.bequest(event.client_id, latest.store_id, now)
+        if not waiting.revives or is_claimed:
             self._forget(waiting, now)
             return
         if head is not None and head.user_name and head.user_name != event.user_name:
@@ -259,6 +263,7 @@ class Registrar:
         if not event.clean_start and self._owner.session(event.client_id) is None:
             home = self._registry.find(event.client_id)
             if head is not None:
+                head.will = will
                 self._arrivals.revive(head, waiting.epoch, latest.store_id, now)
                 if not waiting.is_adoption():
                     self._notices.append(f"session of {event.client_id!r} begins here while its old home is away")

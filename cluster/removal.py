@@ -7,6 +7,7 @@ Theory of operation
 -------------------
     its persistent sessions, in the order of their names, are assigned to the members that run, in turn
     ADOPT(revive) --> each, at most ASKED_MAX at a time, until the registry knows another home of every one
+    ADOPT(nobody) --> all, until the wills are published that no session took along, for WILLS_S at most
     those that run know this node's sessions, and have SETTLE_S to hear of the others' as well; who runs has not changed
     meanwhile: then the node is removed, and its other sessions with it
 
@@ -26,6 +27,9 @@ from cluster.registry import Home
 
 SETTLE_S: Final = 1.0
 LOOK_S: Final = 0.2
+# So long wills may take to be published, and how often that is asked for: a frame may be lost.
+WILLS_S: Final = 10.0
+WILLS_AGAIN_S: Final = 1.0
 
 
 @dataclass(slots=True)
@@ -55,6 +59,9 @@ class Removal:
         # Who ran when that was looked at last, and since when they have known all.
         self._running: set[str] = set()
         self._adopted_at = 0.0
+        # When its wills are asked for again, and how long they are waited for.
+        self._wills_at = 0.0
+        self._wills_until = 0.0
         self._targets: list[str] = []
 
     def tick(self, now: float) -> None:
@@ -67,7 +74,7 @@ class Removal:
         elif peer.running:
             self.progress.is_over = True
             self.progress.failure = f"{self.node} runs again and stays a member; give the order again to have it leave"
-        elif self._adopt(now) and self._have_settled(now):
+        elif self._adopt(now) and self._have_wills_ended(now) and self._have_settled(now):
             self._mesh.remove(self.node, now)
             self.progress.is_over = True
 
@@ -108,6 +115,20 @@ class Removal:
                 for frame in pack_adopts(self._store_id, True, adopted):
                     self._mesh.tell(target, frame)
         return not left
+
+    def _have_wills_ended(self, now: float) -> bool:
+        """Have all members publish the wills that are left, whose clients' sessions end; say whether that is done."""
+        self._wills_until = self._wills_until or now + WILLS_S
+        if now >= self._wills_until or not self._moving.claims.unspent(self.node):
+            return True
+        if now >= self._wills_at:
+            self._wills_at = now + WILLS_AGAIN_S
+            self._moving.claims.claim_now(self.node)
+            for name, peer in self._mesh.peers.items():
+                if peer.running:
+                    for frame in pack_adopts(self._store_id, True, []):
+                        self._mesh.tell(name, frame)
+        return False
 
 
 def persistent_sessions(mesh: Mesh, node: str) -> dict[str, Home]:

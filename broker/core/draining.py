@@ -7,6 +7,7 @@ goes, is the cluster's business.
 from collections.abc import Callable, Iterator
 from typing import Final, final
 
+from broker.core.groups import Groups
 from broker.core.session import Attachment, Session
 from broker.core.transfer import Transfers
 from broker.core.wills import Wills
@@ -25,12 +26,14 @@ class Draining:
         sessions: dict[str, Session],
         transfers: Transfers,
         wills: Wills,
+        groups: Groups,
         close: Close,
     ) -> None:
         self._attachments: Final = attachments
         self._sessions: Final = sessions
         self._transfers: Final = transfers
         self._wills: Final = wills
+        self._groups: Final = groups
         self._close: Final = close
 
     def close(self, count: int, reference: str, now: float) -> None:
@@ -41,6 +44,18 @@ class Draining:
         reason = Reason.SERVER_MOVED if reference else Reason.SERVER_SHUTTING_DOWN
         for attachment in list(self._attachments.values())[:count]:
             self._close(attachment, int(reason), now, reference)
+
+    def give_groups(self, gives_all: bool) -> None:
+        """Say whether what waits in shared groups goes to members elsewhere even where there is no room for it."""
+        self._groups.gives_all = gives_all
+
+    def in_groups(self) -> tuple[int, int]:
+        """Return how many messages wait in shared groups, and how many of those have no lasting member anywhere."""
+        return self._groups.waiting()
+
+    def groups_to_give(self, waits: bool) -> int:
+        """Return how many of those are for other nodes; with `waits` those, too, that may turn out to be."""
+        return self._groups.to_give(waits)
 
     def online(self) -> int:
         """Return how many sessions have a client."""

@@ -14,10 +14,10 @@ was to have which died. From then on it is a message as any other.
 What waits here while nobody of the group is connected goes to those that are connected elsewhere, and what waits in a
 part without members to those that will come back, too: the oldest first, from the queue into the outbox in one batch.
 It is not dropped there for want of room, and goes only where the queue is not full: a part says so when half of its
-limits is taken, and again when but a quarter is. A group that something of the sort has happened to is in `_due`, and
-`tick` looks at it. When nobody is known to have it a part without members waits until every member of the cluster is
-heard, and then ends with its queue, which is counted. What it keeps of sessions that were members it keeps as long as
-others may have to have it: until those sessions have acknowledged it.
+limits is taken, and again when but a quarter is. (A node that leaves gives it all the same.) A group that something of
+the sort has happened to is in `_due`, and `tick` looks at it. When nobody is known to have it a part without members
+waits until every member of the cluster is heard, and then ends with its queue, which is counted. What it keeps of
+sessions that were members it keeps as long as others may have to have it: until those sessions have acknowledged it.
 
 Invariants: a part without members has a queue, or is looked at now or after a while; others are told of no part without
 members.
@@ -77,6 +77,8 @@ class Groups:
         self.all = dispatcher.shared.groups
         # Whether every member of the cluster is heard, and what each has is known.
         self.is_complete: Callable[[], bool] = _yes
+        # This node is to have nothing in the end: what waits goes to other nodes whether or not there is room.
+        self.gives_all = False
         self._policy = settings.shared_policy
         self._store = store
         self._routes = routes
@@ -349,9 +351,25 @@ class Groups:
     def _next_home(self, group: SharedGroup, message: Message) -> str | None:
         """Return the node that has room for the next of what waits here, HERE or None if it has to wait on."""
         assert group.others is not None
-        parts = [part for part in group.others.parts.values() if not part.full]
+        parts = [part for part in group.others.parts.values() if self.gives_all or not part.full]
         node = choose(PREFER_LOCAL, 0, group.lasting > 0, parts, True, self._lots.take())
         return node if node and self._forwarding.has_room(node, message) else None
+
+    def waiting(self) -> tuple[int, int]:
+        """Return how many messages wait here, and how many of those nobody would have but members that don't last."""
+        count = 0
+        passing = 0
+        for group in self.all.values():
+            parts = [] if group.others is None else list(group.others.parts.values())
+            count += len(group.queue)
+            if choose(PREFER_LOCAL, 0, group.lasting > 0, parts, True, 0) is None:
+                passing += len(group.queue)
+        return count, passing
+
+    def to_give(self, waits: bool) -> int:
+        """Return how many messages here are for other nodes; with `waits` those, too, that may turn out to be."""
+        maybe = waits and not self.is_complete()
+        return sum(len(group.queue) for group in self.all.values() if maybe or self._is_wanted_elsewhere(group))
 
     def _look_again(self, group: SharedGroup, now: float) -> None:
         self._stuck[group] = True

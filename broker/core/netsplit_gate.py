@@ -104,6 +104,10 @@ class NetsplitGate:
         self._reason = reason
         self._open_if_empty()
 
+    def lets_connect(self) -> bool:
+        """Say whether clients that connect are served."""
+        return self._ready or self._settings.allow_register_during_netsplit
+
     def receive(self, event: Event, now: float) -> bool:
         """Deal with an event of a client; false: it goes on as usual."""
         if isinstance(event, PublishReceived):
@@ -162,7 +166,7 @@ class NetsplitGate:
             assert held.bytes == sum([_size(event) for event in held.events])
 
     def _attach(self, event: Attach) -> bool:
-        if self._ready or self._settings.allow_register_during_netsplit:
+        if self.lets_connect():
             return False
         # [MQTT-3.2.2-7] The listener closes the connection behind it.
         outlet = self._outlets[event.connection >> 32]

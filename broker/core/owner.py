@@ -153,7 +153,9 @@ class QueueOwner:
             settings, self._attachments, self._outlets, self.counters, self._receive_held, self._close, self.is_behind
         )
         self.full_links = FullLinks(self._attachments, self._publish_held)
-        self.draining = Draining(self._attachments, self._sessions, self.transfers, self.wills, self._close)
+        self.draining = Draining(
+            self._attachments, self._sessions, self.transfers, self.wills, self._groups, self._close
+        )
         self.degraded = Degraded(
             self._attachments, self._outlets, self.counters, self.receive, self.netsplit, self.full_links
         )

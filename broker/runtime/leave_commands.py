@@ -47,13 +47,13 @@ def _whole(flags: dict[str, Any], name: str, shown: str, default: int, most: int
 
 
 def leave_table(node: NodeCore) -> list[dict[str, Any]]:
-    """Return what `cluster leave --status` shows: the leave of every member, as this node knows it."""
+    """Return what `cluster leave --status` shows: the leave of every member, as far as this node has heard of it."""
     return [
         {
             "Node": name,
-            "State": State(report.state).text(),
-            "Progress": report.line or None,
-            "Failure": report.failure or None,
+            "State": None if report is None else State(report.state).text(),
+            "Progress": None if report is None else report.line or None,
+            "Failure": None if report is None else report.failure or None,
         }
         for name, report in node.leave_desk.status()
     ]

@@ -96,6 +96,7 @@ class OwnerProcess:
         # What the supervisor was told last of the node's place in the cluster.
         self._told_accepts = True
         self._told_end = False
+        self._told_ready = False
         self._running = True
 
     def run(self) -> None:
@@ -105,7 +106,7 @@ class OwnerProcess:
         poller.register(self._channel.pull, zmq.POLLIN)
         control_fd = self._control.fileno()
         self._tell_leave()
-        self._control.send({"type": "ready"})
+        self._tell_ready(time.monotonic())
         self._control_readable()
         self._turn(time.monotonic(), {})
         while self._running:
@@ -166,6 +167,7 @@ class OwnerProcess:
         if not self._gate.failing_reason:
             self._leaves.answer()
             self._tell_leave()
+        self._tell_ready(now)
         for name in node.mesh.take_lookups():
             self._control.send({"type": "look-up", "name": name})
 
@@ -242,6 +244,12 @@ class OwnerProcess:
             self._backup(number, message["arguments"]["directory"], now)
         else:
             self._refuse(number, f"unknown command {command!r}", 2)
+
+    def _tell_ready(self, now: float) -> None:
+        """Tell the supervisor, once, that clients may come."""
+        if not self._told_ready and not self._told_end and not self.node.is_awaited(now):
+            self._told_ready = True
+            self._control.send({"type": "ready"})
 
     def _tell_leave(self) -> None:
         """Tell the supervisor what comes of the leave of this node; the state that says so is committed."""

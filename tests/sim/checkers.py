@@ -299,7 +299,7 @@ def check_order(world, clients, ledger):
 def check_lifo_order(world, client, ledger):
     """The youngest first: nothing goes out for the first time while something younger, acknowledged, waits.
 
-    What was published at another node may be acknowledged long before it is in the queue.
+    What was published at another node may be acknowledged long before it is in the queue, and is younger there.
     """
     waited = {}
     for arrival in reversed(client.inbox.arrivals):
@@ -307,7 +307,8 @@ def check_lifo_order(world, client, ledger):
         if arrival.qos == 0 or arrival.again or client.inbox.copies[arrival.payload] > 1:
             continue
         # Of what came after this, in the order of publishing and so of acknowledgement.
-        numbers = waited.setdefault((message.publisher, message.topic, message.qos, arrival.qos), [])
+        stream = (message.publisher, message.home, message.topic, message.qos, arrival.qos)
+        numbers = waited.setdefault(stream, [])
         place = bisect_left(numbers, (message.number,))
         if place < len(numbers):
             number, acked_at = numbers[place]

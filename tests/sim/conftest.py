@@ -1,6 +1,7 @@
 """How the simulator is called, and what it says at the end.
 
 `--seed N` replays one history and prints its trace; `--seeds N` or `--seeds A-B` runs others than the suite does.
+`--leave-queues 1000` is for test_leaving, which the suite runs with fewer.
 """
 
 from collections import Counter
@@ -23,6 +24,9 @@ def pytest_addoption(parser):
     group = parser.getgroup("simulator")
     group.addoption("--seed", type=int, default=None, help="replay one seed and print its trace")
     group.addoption("--seeds", default=None, help="how many seeds, or A-B for those from A to B")
+    group.addoption(
+        "--leave-queues", type=int, default=None, help="how many queues leave a node while nodes are killed"
+    )
 
 
 def chunks(config):

@@ -4,13 +4,17 @@ from itertools import pairwise
 from math import isfinite
 
 import pytest
-from leave_world import LeaveWorld
+from leave_world import FAR_S, LeaveWorld
 from virtual_clients import Client
 
 from cluster.arrivals import REMOVED_S
 from cluster.frames import FrameType
 from cluster.leave_frames import Order, Verb
 from cluster.leaving import STEP_1_DONE, State
+from cluster.node import AWAITED_S
+
+CREW = b"$share/crew/to/0"
+QUEUES = 60
 
 
 def test_step_one_stops_the_listeners_and_nothing_else():
@@ -105,6 +109,9 @@ def test_one_leave_at_a_time():
             second = test.leave_and_wait(at, one, verb)
             assert second.exit_code == 1
             assert "node1@h is leaving the cluster already (draining-listeners)" in second.text
+    assert [name for name, report in two.core.leave_desk.status() if report is not None] == [
+        each.name for each in test.nodes
+    ]
     assert test.leave_and_wait(one, node, Verb.ABORT).exit_code == 0
     test.world.run(2.0)
     assert test.leave_and_wait(node, one, Verb.STOP_LISTENERS).exit_code == 0
@@ -175,7 +182,7 @@ def test_a_dry_run_says_what_would_be_and_does_nothing():
     assert dry.text.splitlines() == [
         "node2@h would get 3 queues with 6 messages",
         "node3@h would get 2 queues with 4 messages",
-        "1 clients without a persistent session would be disconnected",
+        "1 client without a persistent session would be disconnected",
         "nothing would be lost",
     ]
     assert node.core.leaver.job.state == State.IDLE
@@ -184,16 +191,122 @@ def test_a_dry_run_says_what_would_be_and_does_nothing():
 def test_a_dry_run_tells_of_what_waits_in_shared_subscriptions():
     test = LeaveWorld(seed=8)
     node, _one, _two = test.nodes
-    worker = Client(test.world, test.ledger, "worker", node, 4, True, {b"$share/crew/to/0": 1})
+    worker = make_worker(test, node)
+    passing = make_worker(test, node, b"$share/gang/to/1", persistent=False, window=1)
+    passing.inbox.ack_delay_s = FAR_S
+    publisher = test.publisher(node)
+    for topic in (b"to/0", b"to/1", b"to/1", b"to/1"):
+        publisher.publish(topic, 1)
+    test.wait(publisher.is_idle, "the acknowledgement")
+    worker.comes_back = passing.comes_back = False
+    dry = test.leave_and_wait(node, node, Verb.DRY_RUN)
+    assert dry.text.splitlines()[2:] == [
+        "2 clients without a persistent session would be disconnected",
+        "1 message of shared subscriptions would go where their members are",
+        "2 messages of shared subscriptions would be lost, as only clients without a persistent session wait for them",
+    ]
+
+
+def make_worker(test, node, shared_filter=CREW, persistent=True, window=0):
+    """Make a member of a group, which goes away again if its session lasts."""
+    name = f"worker of {node.name} for {shared_filter.decode()}"
+    worker = Client(test.world, test.ledger, name, node, 5, persistent, {shared_filter: 1})
+    worker.receive_maximum = window
     worker.connect()
     test.wait(lambda: worker.subscribed, "a member of a group")
-    worker.comes_back = False
-    worker.disconnect(False)
+    others = [other for other in test.nodes if other is not node]
+    test.wait(lambda: all(has_part(other, node, shared_filter) for other in others), "the news of a member")
+    if persistent:
+        worker.comes_back = False
+        worker.disconnect(False)
+        test.world.run(0.5)
+    return worker
+
+
+def has_part(other, node, shared_filter):
+    """Say whether a node has heard what another one has of a group."""
+    group = other.core.mesh.interest.group(shared_filter)
+    return group is not None and node.name in group.parts
+
+
+def publish_to_group(test, publisher, count):
+    """Publish to the crew, and return the payloads."""
+    first = len(test.ledger.published)
+    for _ in range(count):
+        publisher.publish(b"to/0", 1)
+    test.wait(publisher.is_idle, "the acknowledgements")
+    return [each.payload for each in list(test.ledger.published.values())[first:]]
+
+
+def heard_by(*clients):
+    """Return what clients heard, each as often as it was heard."""
+    return sorted([arrival.payload for client in clients for arrival in client.inbox.arrivals])
+
+
+def work_off(test, workers, node, count):
+    """Have members of a group connect, and hear so many messages."""
+    for worker in workers:
+        worker.home = node
+        worker.come_back()
+    test.wait(lambda: len(heard_by(*workers)) >= count, "what waits for the group")
+    test.world.run(5.0)
+
+
+def test_what_waits_in_a_group_goes_where_its_members_go_though_there_is_no_room():
+    test = LeaveWorld(seed=12, max_queued_bytes=1_500)
+    node, one, _two = test.nodes
+    workers = [make_worker(test, each) for each in (node, one)]
+    payloads = [
+        payload
+        for number, each in enumerate((node, one))
+        for payload in publish_to_group(test, test.publisher(each, f"publisher {number}"), 150)
+    ]
+    test.wait(lambda: node.core.mesh.interest.group(CREW).parts[one.name].full, "the news that there is no room")
+    for client in test.clients:
+        client.comes_back = False
+    done = test.leave_and_wait(one, node, force=True, targets=("node2@h",))
+    assert done.exit_code == 0
+    work_off(test, workers, one, len(payloads))
+    assert heard_by(*workers) == sorted(payloads)
+
+
+def test_what_a_leaving_node_kept_for_a_group_of_one_that_is_down_is_handed_over():
+    test = LeaveWorld(seed=13)
+    node, one, two = test.nodes
+    worker = make_worker(test, two)
+    (plain,) = test.make_sessions(two, 1)
     publisher = test.publisher(node)
-    publisher.publish(b"to/0", 1)
-    test.wait(publisher.is_idle, "the acknowledgement")
-    dry = test.leave_and_wait(node, node, Verb.DRY_RUN)
-    assert "1 messages that wait in shared subscriptions would be lost" in dry.text
+    dead(test, two)
+    payloads = publish_to_group(test, publisher, 5)
+    publisher.comes_back = False
+    assert test.leave_and_wait(one, node, targets=("node2@h",), force=True).exit_code == 0
+    two.start()
+    test.wait(lambda: test.whole() and len(two.core.mesh.peers) == 1, "the return")
+    work_off(test, [worker], two, len(payloads))
+    assert heard_by(worker) == sorted(payloads)
+    test.come_back([plain], [two])
+    assert heard_by(plain) == sorted(payloads)
+
+
+def test_what_was_kept_for_a_group_of_a_dead_node_goes_to_the_group():
+    test = LeaveWorld(seed=14)
+    node, one, two = test.nodes
+    worker = make_worker(test, node)
+    (plain,) = test.make_sessions(node, 1)
+    publisher = test.publisher(one)
+    dead(test, node)
+    payloads = publish_to_group(test, publisher, 5)
+    command = test.leave(two, node)
+    # It does not live to take back what was for a group whose member is elsewhere now.
+    test.world.run(0.5)
+    one.kill()
+    test.wait(command.is_over, "the removal")
+    assert command.exit_code == 0
+    one.start()
+    test.wait(lambda: test.whole() and node.name not in one.core.mesh.peers, "the news of the removal")
+    work_off(test, [worker], one, len(payloads))
+    test.come_back([plain], [two])
+    assert heard_by(worker) == heard_by(plain) == sorted(payloads)
 
 
 @pytest.mark.parametrize("state", ["waiting", "migrating"])
@@ -263,11 +376,12 @@ def test_no_will_of_a_client_that_comes_back_elsewhere_fires():
         for seed in range(seeds)
     ],
 )
-def test_whoever_is_killed_in_the_middle_nothing_is_lost_or_doubled(victim, seed):
+def test_whoever_is_killed_in_the_middle_nothing_is_lost_or_doubled(victim, seed, request):
     """The job goes on by itself when its node is back, whatever became of the command."""
+    queues = request.config.getoption("leave_queues", None) or QUEUES
     test = LeaveWorld(seed=100 + seed)
     node, one, two = test.nodes
-    clients = test.make_sessions(node, 60, qos=1 + seed % 2)
+    clients = test.make_sessions(node, queues, qos=1 + seed % 2)
     test.publish(test.publisher(one), clients, 4, qos=1 + seed % 2)
     test.leave(two, node, force=True)
     rng = test.world.rng
@@ -288,7 +402,7 @@ def test_whoever_is_killed_in_the_middle_nothing_is_lost_or_doubled(victim, seed
     test.wait(lambda: test.gone == {node.name}, "the end of the leave")
     test.end_crashes()
     test.wait(test.whole, "the rest of the cluster")
-    assert len(test.queued(one)) + len(test.queued(two)) == 60
+    assert len(test.queued(one)) + len(test.queued(two)) == queues
     test.come_back(clients, [one, two])
     test.judge(clients)
 
@@ -321,18 +435,82 @@ def test_the_sessions_of_a_dead_node_are_split_evenly_and_get_new_messages():
     assert not any(node.core.owner.transfers.arriving() for node in (one, two))
 
 
+@pytest.mark.parametrize("delay_s", [0, 1, 40])
+@pytest.mark.parametrize("planned", [False, True], ids=["killed", "stopped"])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_wills_of_a_dead_node_go_with_its_sessions_or_are_published(seed, planned, delay_s):
+    test = LeaveWorld(seed=700 + seed)
+    node, one, two = test.nodes
+    (witness,) = test.make_sessions(two, 1, online=True)
+    topic = next(iter(witness.ever_wanted))
+    clients = test.make_sessions(node, 6, first=1, online=True)
+    passing = test.publisher(node, "passing")
+    for client in [*clients, passing]:
+        client.version = 5
+        client.will = (topic, 1, delay_s)
+        client.disconnect(False)
+    test.wait(lambda: all(client.state == "online" for client in [*clients, passing]), "connections with wills")
+    test.world.run(1.0)
+    for client in [*clients, passing]:
+        client.comes_back = False
+    if planned:
+        node.core.announce_stop()
+        node.wake(0.0)
+        test.world.run(0.3)
+    dead(test, node)
+    command = test.leave(one, node)
+    if seed % 2:
+        test.crash_later(two if seed == 1 else one, 0.3)
+        test.world.run(3.0)
+        test.end_crashes()
+        for victim in (one, two):
+            if not victim.up:
+                victim.start()
+        test.wait(test.whole, "the return")
+        command = test.leave(one, node)
+    test.wait(command.is_over, "the removal")
+    assert command.exit_code == 0 or "not a member" in command.text
+    test.wait(lambda: not any(node.name in other.core.mesh.peers for other in (one, two)), "the news")
+    test.wait(lambda: witness.inbox.arrivals, "the will of the client whose session ended")
+    back = clients[:2] if delay_s == 40 else []
+    test.come_back(back, [one, two])
+    test.world.run(60.0)
+    # That of a session that ended, and those of clients that did not come back in time; at once or later.
+    assert len(heard_by(witness)) == 7 - len(back) == len(set(heard_by(witness)))
+
+
 def test_a_removed_node_that_comes_back_is_told_so_and_serves_nobody():
     test = LeaveWorld(seed=21)
     node, one, two = test.nodes
     test.make_sessions(node, 4)
     dead(test, node)
     assert test.leave_and_wait(one, node).exit_code == 0
+    assert not one.core.is_awaited(one.clocks.monotonic())
     node.start()
-    test.wait(lambda: node.name in test.gone, "its end")
+    while node.name not in test.gone:
+        assert node.core.is_awaited(node.clocks.monotonic()), "it serves nobody before it knows"
+        test.world.run(0.01)
     node.start()
     assert node.core.leaver.job.state == State.REMOVED, "it knows at once when it is started again"
     assert not node.core.leaver.job.accepts()
     assert list(one.core.mesh.peers) == [two.name]
+
+
+def test_a_node_that_starts_serves_when_a_member_is_heard_or_none_for_long():
+    test = LeaveWorld(seed=24)
+    node, one, _two = test.nodes
+    test.wait(test.whole, "the others")
+    for each in test.nodes:
+        each.kill()
+    node.start()
+    assert node.core.is_awaited(node.clocks.monotonic())
+    test.world.run(AWAITED_S - 0.5)
+    assert node.core.is_awaited(node.clocks.monotonic())
+    test.world.run(1.0)
+    assert not node.core.is_awaited(node.clocks.monotonic())
+    one.start()
+    assert one.core.is_awaited(one.clocks.monotonic())
+    test.wait(lambda: not one.core.is_awaited(one.clocks.monotonic()), "a member that is heard", 1.0)
 
 
 def test_what_would_be_lost_is_said_first_and_asked_for_on_a_terminal():

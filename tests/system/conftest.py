@@ -12,8 +12,9 @@ from nodes import COOKIE, Node, close_started, join_all, start_all, wait_whole
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`pytest tests/system --crash-rounds N`: search longer; `--crash-seed N`: the choices of that round."""
+    """`--crash-rounds N` and `--leave-kills N` search longer; `--crash-seed N`: begin with that round."""
     parser.addoption("--crash-rounds", type=int, default=None, help="how many rounds of kills test_crash goes through")
+    parser.addoption("--leave-kills", type=int, default=None, help="how often test_leave_kills kills each victim")
     parser.addoption("--crash-seed", type=int, default=None, help="the seed of the first of them")
 
 

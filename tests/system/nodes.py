@@ -231,15 +231,26 @@ class Node:
 
     def admin(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """Run vmq-admin on this node."""
-        command = [str(ADMIN), *arguments, f"--data-dir={self.data_dir}"]
         return subprocess.run(
-            command,
+            self.admin_command(*arguments),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             timeout=2 * LIMIT_S,
             env=environment(),
         )
+
+    def admin_command(self, *arguments: str) -> list[str]:
+        """Return what runs vmq-admin on this node."""
+        return [str(ADMIN), *arguments, f"--data-dir={self.data_dir}"]
+
+    def status(self) -> dict[str, Any]:
+        """Return the rows of `node status`; none when the node doesn't answer."""
+        return {row["Status"]: row["Value"] for row in self.table("node", "status")}
+
+    def metric(self, name: str) -> int:
+        """Return a metric."""
+        return int(next(row["Value"] for row in self.table("metrics", "show") if row["Metric"] == name))
 
     def table(self, *arguments: str) -> list[dict[str, Any]]:
         """Return the rows of a command's table; none when the node doesn't answer."""

@@ -24,16 +24,16 @@ _POLL_S: Final = 0.2
 _PAUSE_S_MAX: Final = 0.2
 _SESSION_EXPIRY_S: Final = 3600
 _READ_BYTES: Final = 65_536
-_CONNACK: Final = 0x20
-_PUBLISH: Final = 0x30
-_PUBACK: Final = 0x40
-_PUBREC: Final = 0x50
-_PUBREL: Final = 0x62
-_PUBCOMP: Final = 0x70
+CONNACK: Final = 0x20
+PUBLISH: Final = 0x30
+PUBACK: Final = 0x40
+PUBREC: Final = 0x50
+PUBREL: Final = 0x62
+PUBCOMP: Final = 0x70
 _SUBSCRIBE: Final = 0x82
-_SUBACK: Final = 0x90
-_DISCONNECT: Final = 0xE0
-_DUP: Final = 0x08
+SUBACK: Final = 0x90
+DISCONNECT: Final = 0xE0
+DUP: Final = 0x08
 _RETAIN: Final = 0x01
 _UNAVAILABLE: Final = {V311: 3, V5: 0x88}
 _PACKET_IDENTIFIER_NOT_FOUND: Final = 0x92
@@ -94,13 +94,18 @@ def packet(head: int, body: bytes) -> bytes:
 
 
 def connect_packet(
-    client_id: str, version: int, clean: bool = False, receive_maximum: int = 65_535, will: Will | None = None
+    client_id: str,
+    version: int,
+    clean: bool = False,
+    receive_maximum: int = 65_535,
+    will: Will | None = None,
+    expiry_s: int = _SESSION_EXPIRY_S,
 ) -> bytes:
-    """Return the CONNECT of a session that outlives its connection, unless `clean` and 3.1.1."""
+    """Return the CONNECT of a session that outlives its connection, unless `clean` and 3.1.1, or `expiry_s` is 0."""
     flags = (0x02 if clean else 0) | (0x0C if will is not None else 0)
     body = string("MQTT") + bytes([version, flags, 0, 0])
     if version == V5:
-        properties = b"\x11" + _SESSION_EXPIRY_S.to_bytes(4, "big") + b"\x21" + receive_maximum.to_bytes(2, "big")
+        properties = b"\x11" + expiry_s.to_bytes(4, "big") + b"\x21" + receive_maximum.to_bytes(2, "big")
         body += varint(len(properties)) + properties
     body += string(client_id)
     if will is not None:
@@ -114,7 +119,13 @@ def publish_packet(version: int, message: Message, qos: int, packet_id: int, dup
     """Return a PUBLISH of QoS 1 or 2."""
     properties = b"\0" if version == V5 else b""
     body = string(message.topic) + packet_id.to_bytes(2, "big") + properties + message.payload
-    return packet(_PUBLISH | qos << 1 | (_DUP if dup else 0), body)
+    return packet(PUBLISH | qos << 1 | (DUP if dup else 0), body)
+
+
+def subscribe_packet(version: int, packet_id: int, topic_filter: str, qos: int) -> bytes:
+    """Return a SUBSCRIBE for one filter."""
+    properties = b"\0" if version == V5 else b""
+    return packet(_SUBSCRIBE, packet_id.to_bytes(2, "big") + properties + string(topic_filter) + bytes([qos]))
 
 
 def answer_packet(head: int, packet_id: int) -> bytes:
@@ -149,7 +160,10 @@ class Wire:
     def next(self, limit_s: float = LIMIT_S) -> tuple[int, bytes] | None:
         """Return first byte and body of the next packet; None when it has not come after `limit_s` seconds."""
         while not self._packets:
-            if not select.select([self._socket], [], [], limit_s)[0]:
+            # Not `select`, which takes no descriptor beyond 1023.
+            poller = select.poll()
+            poller.register(self._socket, select.POLLIN)
+            if not poller.poll(limit_s * 1000):
                 return None
             data = self._socket.recv(_READ_BYTES)
             if not data:
@@ -178,11 +192,20 @@ class Wire:
             start = pos + size
         self._bytes = data[start:]
 
+    def leave(self) -> None:
+        """Say goodbye, as 3.1.1 and 5 do, and close the connection."""
+        self.send(bytes([DISCONNECT, 0]))
+        self.close()
+
     def attach(self, connect: bytes, version: int) -> bool | None:
         """Send CONNECT and return whether the session was there; None when the node is not ready to serve."""
         self.send(connect)
+        return self.connected(version)
+
+    def connected(self, version: int) -> bool | None:
+        """Wait for the answer to CONNECT and return what `attach` does."""
         answer = self.next()
-        if answer is None or answer[0] != _CONNACK:
+        if answer is None or answer[0] != CONNACK:
             raise Violation(f"no CONNACK came, but {answer}")
         present, reason = answer[1][0] == 1, answer[1][1]
         if reason == _UNAVAILABLE[version]:
@@ -248,7 +271,7 @@ class WireClient(threading.Thread):
 
     def closed(self, head: int, body: bytes) -> None:
         """Take a packet that nobody expects, which can only be a DISCONNECT."""
-        if head == _DISCONNECT and self.version == V5 and body[:1] and body[0] in _GOODBYES:
+        if head == DISCONNECT and self.version == V5 and body[:1] and body[0] in _GOODBYES:
             raise EOFError
         raise Violation(f"unexpected packet {head:#x} {body[:20].hex()}")
 
@@ -287,7 +310,7 @@ class WirePublisher(WireClient):
         # [MQTT-4.4.0-1] First again what was under way, in its order [MQTT-4.6.0-1].
         for packet_id, exchange in self._under_way.items():
             if exchange.received:
-                wire.send(answer_packet(_PUBREL, packet_id))
+                wire.send(answer_packet(PUBREL, packet_id))
             else:
                 publication = exchange.publication
                 wire.send(publish_packet(self.version, publication.message, publication.qos, packet_id, dup=True))
@@ -313,10 +336,10 @@ class WirePublisher(WireClient):
         return True
 
     def _receive(self, wire: Wire, head: int, body: bytes) -> None:
-        if head not in (_PUBACK, _PUBREC, _PUBCOMP):
+        if head not in (PUBACK, PUBREC, PUBCOMP):
             self.closed(head, body)
         packet_id, reason = int.from_bytes(body[:2], "big"), body[2] if len(body) > 2 else 0
-        if head == _PUBCOMP:
+        if head == PUBCOMP:
             exchange = self._under_way.get(packet_id)
             if exchange is None or not exchange.received:
                 raise Violation(f"PUBCOMP {packet_id} answers nothing")
@@ -328,7 +351,7 @@ class WirePublisher(WireClient):
         if reason >= 0x80:
             raise Violation(f"PUBLISH {packet_id} was refused with {reason:#x}")
         # [MQTT-4.6.0-2] [MQTT-4.6.0-3] Each comes in the order of the PUBLISHes.
-        qos = 1 if head == _PUBACK else 2
+        qos = 1 if head == PUBACK else 2
         waiting = [key for key, each in self._under_way.items() if each.publication.qos == qos and not each.received]
         if waiting[:1] != [packet_id]:
             raise Violation(f"{'PUBACK' if qos == 1 else 'PUBREC'} {packet_id} came, but {waiting} wait in that order")
@@ -336,7 +359,7 @@ class WirePublisher(WireClient):
             self._acknowledge(packet_id)
         else:
             self._under_way[packet_id].received = True
-            wire.send(answer_packet(_PUBREL, packet_id))
+            wire.send(answer_packet(PUBREL, packet_id))
 
     def _acknowledge(self, packet_id: int) -> None:
         self.acknowledged.append(self._under_way.pop(packet_id).publication)
@@ -367,8 +390,7 @@ class WireSubscriber(WireClient):
     def serve(self, wire: Wire) -> None:
         """Receive until told to leave."""
         if not self.subscribed.is_set():
-            properties = b"\0" if self.version == V5 else b""
-            wire.send(packet(_SUBSCRIBE, b"\0\1" + properties + string(self._filter) + bytes([self._qos])))
+            wire.send(subscribe_packet(self.version, 1, self._filter, self._qos))
         answers: list[bytes] = []
         while not self.leaving.is_set():
             came = wire.next(_POLL_S)
@@ -380,13 +402,13 @@ class WireSubscriber(WireClient):
 
     def _receive(self, head: int, body: bytes) -> bytes:
         """Take a packet; the result is the answer to it."""
-        if head & 0xF0 == _PUBLISH:
+        if head & 0xF0 == PUBLISH:
             return self._receive_publish(head, body)
-        if head == _PUBREL:
+        if head == PUBREL:
             packet_id = int.from_bytes(body[:2], "big")
             self._held.pop(packet_id, None)
-            return answer_packet(_PUBCOMP, packet_id)
-        if head != _SUBACK:
+            return answer_packet(PUBCOMP, packet_id)
+        if head != SUBACK:
             self.closed(head, body)
         if body[-1] != self._qos:
             raise Violation(f"SUBACK with {body[-1]:#x}")
@@ -406,7 +428,7 @@ class WireSubscriber(WireClient):
         message = Message(topic, body[pos:])
         if qos == 1:
             self.received.append(message)
-            return answer_packet(_PUBACK, packet_id)
+            return answer_packet(PUBACK, packet_id)
         if qos != 2:
             raise Violation(f"PUBLISH with QoS {qos}")
         held = self._held.get(packet_id)
@@ -415,6 +437,6 @@ class WireSubscriber(WireClient):
             self.received.append(message)
         elif held != message:
             raise Violation(f"PUBLISH {packet_id} is another message before its PUBREL")
-        elif not head & _DUP:
+        elif not head & DUP:
             raise Violation(f"PUBLISH {packet_id} came again without DUP")
-        return answer_packet(_PUBREC, packet_id)
+        return answer_packet(PUBREC, packet_id)

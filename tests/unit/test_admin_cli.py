@@ -253,12 +253,17 @@ def test_progress_is_a_bar_on_a_terminal(fake_node: Callable[..., FakeNode]) -> 
 def test_a_question_is_asked_on_a_terminal(
     fake_node: Callable[..., FakeNode], monkeypatch: pytest.MonkeyPatch, answer: str, code: int
 ) -> None:
-    question = {"type": "result", "result": {"type": "question", "text": "Remove a@b?"}}
+    losses = "a@b does not run.\nIts messages are lost."
+    question = {"type": "result", "result": {"type": "question", "text": f"{losses}\nRemove a@b?"}}
     node = fake_node(question)
     monkeypatch.setattr("sys.stdin", Terminal(answer))
     errors = Terminal()
     if code == 0:
-        node.then([DONE])
+        lines = [*losses.splitlines(), "c@d gets 3 sessions."]
+        node.then([*[{"type": "progress", "text": line} for line in lines], DONE])
     assert leave(node, errors) == (code, "Done\n" if code == 0 else "")
+    # What the question says is not said once more.
+    assert errors.getvalue().count("Its messages are lost.") == 1
+    assert ("c@d gets 3 sessions." in errors.getvalue()) is (code == 0)
     assert "Remove a@b? [y/N]" in errors.getvalue()
     assert [request["flags"].get("ask", False) for request in node.requests] == ([True, False] if code == 0 else [True])

@@ -7,7 +7,7 @@ from core_helpers import Node, started_nodes
 from test_departures import ELSEWHERE, HERE, THERE, OtherSite
 
 from broker.core.epoch import Epoch
-from broker.core.message import NO_MESSAGE, Delivery
+from broker.core.message import NO_MESSAGE, Delivery, Message
 from broker.core.transfer import SessionHead
 from cluster.arrivals import GONE_S, Arrivals
 from cluster.move_frames import DELIVERIES, HEAD, OVER, STATE, Item, Take, unpack_move_acks
@@ -97,4 +97,22 @@ def test_an_old_home_without_the_session_is_not_waited_for(start: Callable[..., 
     arrivals.tick(node.now + GONE_S + 0.5)
     assert session.arrival is None
     assert arrivals.counts()["moves_arriving"] == 0
+    node.settle()
+
+
+def test_what_was_confirmed_and_lost_with_the_power_is_not_waited_for(start: Callable[..., Node]) -> None:
+    """The old home has it no more, and goes on behind it for ever (seed 761)."""
+    node = start(store_id=HERE)
+    arrivals, site = arrived(node)
+    session = node.owner.session("mover")
+    assert session is not None
+    for after, place in ((0, 1), (5, 6)):
+        part = Item(DELIVERIES, "mover", EPOCH)
+        part.after = (2 << 40) + after
+        part.deliveries = [Delivery((2 << 40) + place, Message(b"t", b"x", qos=1, origin=THERE, number=place), 1)]
+        arrivals.receive(THERE, [part], node.now)
+    arrivals.flush()
+    watermarks = [ack.watermark for _, frame in site.told for ack in unpack_move_acks(frame)]
+    assert watermarks[-1] == (2 << 40) + 6
+    assert len(session.queue) == 2
     node.settle()

@@ -3,6 +3,7 @@
 import pytest
 import recorded_frames
 
+from cluster.addressing import pack_address
 from cluster.handover import pack_hand_over, pack_handed, unpack_hand_over, unpack_handed
 from cluster.leave_frames import (
     Order,
@@ -55,12 +56,15 @@ def test_frames_come_out_as_they_went_in(name, frame, unpack, value):
 
 def test_a_message_that_is_handed_over_comes_out_as_it_went_in():
     frame = bytes.fromhex(dict(recorded_frames.VERSION_1)["HAND_OVER"])
-    store_id, number, message = unpack_hand_over(frame, 100.0)
+    store_id, number, address, message = unpack_hand_over(frame, 100.0)
     assert (store_id, number) == (HOME, 9)
+    assert address == pack_address([b"$share/g/t"], True)
     assert (message.topic, message.payload, message.qos, message.number) == (b"a/b", b"payload", 2, 7)
     assert message.expires_at == 130.0
-    assert pack_hand_over(store_id, number, message, 100.0) == frame
-    for end in range(30):
+    assert pack_hand_over(store_id, number, address, message, 100.0) == frame
+    with pytest.raises(FrameError):
+        unpack_hand_over(pack_hand_over(store_id, number, address + b"x", message, 100.0), 100.0)
+    for end in range(50):
         with pytest.raises(FrameError):
             unpack_hand_over(frame[:end], 100.0)
 
@@ -130,6 +134,9 @@ def test_what_is_there_and_what_has_gone_is_said_at_every_interval():
     job.tick(census(11070, moving=6, messages=96800), 1.5)
     assert job.line_number == 1
     assert (job.report().moved, job.report().queues) == (252, 11328)
+    job.tick(census(), 20.0)
+    assert job.state == State.LEAVING
+    assert (job.report().moved, job.report().queues) == (11328, 11328)
 
 
 def test_time_runs_from_the_end_of_the_last_connection():
