@@ -351,6 +351,13 @@ class Arrival:
                 apart.append(other)
         self.given = [*apart, (counter, low, high)]
 
+    def give_back(self, place: int) -> None:
+        """The session is back: what older homes gave up to this place another one has now, and gives it."""
+        for donor in self.donors.values():
+            if donor.low >= 0:
+                donor.low = max(donor.low, min(place, donor.watermark))
+        self.given = [(counter, max(low, place), high) for counter, low, high in self.given if high > place]
+
     def add_had(self, donor: bytes, counter: int, origin: bytes, number: int) -> None:
         """An old home had everything of an origin directly from a number on."""
         self.had.setdefault((donor, origin), (counter, number))

@@ -168,7 +168,10 @@ class LeaverPlan:
             other
             for other in self._others()
             if other.up
-            and any(name == self.node.name and said.state in BUSY for name, said in other.core.leave_desk.status())
+            and any(
+                name == self.node.name and said is not None and said.state in BUSY
+                for name, said in other.core.leave_desk.status()
+            )
         ]
         if not heard:
             return

@@ -439,6 +439,37 @@ def test_what_an_old_home_passed_on_does_not_come_again_to_a_session_that_went_o
     assert len(session.queue) == 2
 
 
+def test_a_session_that_is_back_takes_again_what_it_gave_of_an_older_home(start: Callable[..., Node]) -> None:
+    """That one had given it here, and is away; the home between has it now, and gives it back (seed 424)."""
+    old, new = start(store_id=HERE), start(store_id=THERE)
+    client = old.persistent("mover")
+    client.subscribe(b"t", 1)
+    client.drop()
+    for number in range(3):
+        direct(old, ELSEWHERE, number + 1, b"%d" % number)
+    move = Move(old, new)
+    session = move.begin()
+    transfers = new.owner.transfers
+    assert session.arrival is not None
+    session.arrival.donor(HERE).counter = 1
+    move.rest()
+    departure = new.owner.depart("mover", new.now)
+    assert departure is not None
+    new.settle()
+    new.begin()
+    given = [copy(delivery) for delivery in transfers.read(departure, 100_000)]
+    assert len(given) == 3
+    transfers.confirm(departure, given[-1].seq)
+    transfers.come_back(departure, Epoch(4, 0, THERE))
+    new.settle()
+    assert session.arrival is not None and HERE in session.arrival.donors
+    transfers.add_donor(session, ELSEWHERE, new.now)
+    session.arrival.donor(ELSEWHERE).counter = 3
+    transfers.accept(session, ELSEWHERE, 0, given, new.now)
+    new.settle()
+    assert len(session.queue) == 3
+
+
 def test_a_cut_that_is_known_in_time_overlaps_with_nothing() -> None:
     arrival = Arrival(first_place(EPOCH))
     arrival.cuts.note_relayed(ELSEWHERE, 2)

@@ -1,0 +1,131 @@
+"""Removing a node that does not answer, in the simulator: what was for it, and what it still has, comes once."""
+
+from math import isfinite
+
+from leave_world import LeaveWorld
+from test_leaving import dead
+from virtual_clients import Client
+
+from cluster.arrivals import REMOVED_S
+from cluster.frames import FrameType
+
+
+def test_whoever_removes_a_node_sends_it_nothing_more():
+    """A group's message must not go there by what was known before."""
+    test = LeaveWorld(seed=26)
+    node, one, _two = test.nodes
+    workers = [
+        Client(test.world, test.ledger, f"worker {home.name}", home, 4, True, {b"$share/crew/x": 1})
+        for home in (node, one)
+    ]
+    for worker in workers:
+        worker.connect()
+    test.wait(lambda: all(worker.subscribed for worker in workers), "a group")
+    test.wait(lambda: one.core.mesh.interest.group(b"$share/crew/x") is not None, "the group's interest")
+    dead(test, node)
+    test.world.validate_every = 1
+    assert test.leave_and_wait(one, node).exit_code == 0
+
+
+def test_a_dead_node_is_removed_when_the_others_know_the_new_homes():
+    """Who does not would know of nobody who wants what it is publishing."""
+    test = LeaveWorld(seed=27)
+    node, one, two = test.nodes
+    clients = test.make_sessions(node, 4)
+    publisher = test.publisher(two)
+    dead(test, node)
+    lost = (FrameType.TABLE_DELTA, FrameType.TABLE_ROWS, FrameType.TABLE_DONE)
+    test.world.network.lose_frame = lambda frame: frame[1] in lost
+    command = test.leave(one, node, targets=(one.name,))
+    test.wait(lambda: len(test.queued(one)) == 4, "the new homes")
+    test.world.run(5.0)
+    assert node.name in one.core.mesh.peers
+    test.publish(publisher, clients, 1)
+    test.world.network.lose_frame = None
+    test.wait(command.is_over, "the removal")
+    test.publish(publisher, clients, 1)
+    test.come_back(clients, [one, two])
+    test.judge(clients)
+
+
+def test_what_was_kept_for_a_dead_node_and_came_to_a_later_home_is_not_given_once_more():
+    """The session began elsewhere, got the messages there, and went on before its first home was removed."""
+    test = LeaveWorld(seed=460)
+    node, one, two = test.nodes
+    clients = test.make_sessions(node, 6, qos=2)
+    publisher = test.publisher(one)
+    dead(test, node)
+    test.come_back(clients, [one])
+    for client in clients:
+        client.comes_back = False
+        client.disconnect(False)
+    test.world.run(0.5)
+    test.publish(publisher, clients, 3, qos=2)
+    for client in clients[:3]:
+        client.home = two
+        client.come_back()
+    test.wait(lambda: all(len(client.inbox.copies) == 3 for client in clients[:3]), "the messages")
+    test.world.run(2.0)
+    assert test.leave_and_wait(two, node).exit_code == 0
+    test.wait(lambda: not isfinite(one.core.estates.next_deadline()), "the end of the estate")
+    test.world.run(REMOVED_S + 5.0)
+    test.come_back(clients[3:], [two])
+    test.judge(clients)
+    test.wait(lambda: not any(each.core.owner.transfers.arriving() for each in (one, two)), "the end of all moves")
+
+
+def test_what_was_kept_for_a_group_of_a_dead_node_goes_to_another_member():
+    """Whoever kept it was down when the node was removed."""
+    test = LeaveWorld(seed=470)
+    node, one, two = test.nodes
+    workers = [
+        Client(test.world, test.ledger, f"worker {home.name}", home, 4, True, {b"$share/crew/x": 1})
+        for home in (node, two)
+    ]
+    for worker in workers:
+        worker.connect()
+    test.wait(lambda: all(worker.subscribed for worker in workers), "a group")
+    workers[1].comes_back = False
+    workers[1].disconnect(False)
+    publisher = test.publisher(one)
+    test.world.run(1.0)
+    node.kill()
+    for _ in range(3):
+        publisher.publish(b"x", 1)
+    test.wait(publisher.is_idle, "the acknowledgements")
+    assert one.core.members_view()[0].outbox_messages == 3
+    one.kill()
+    test.wait(lambda: not two.core.mesh.peers[node.name].running, "the notice of its death")
+    assert test.leave_and_wait(two, node, targets=(two.name,)).exit_code == 0
+    one.start()
+    test.wait(test.whole, "the rest of the cluster")
+    workers[1].come_back()
+    test.wait(lambda: len(workers[1].inbox.copies) == 3, "the messages")
+    assert set(workers[1].inbox.copies.values()) == {1}
+    test.wait(lambda: not one.storage.snapshot()["outbox"], "the end of the estate")
+
+
+def test_what_a_removed_node_had_sent_is_not_sent_by_the_donor():
+    """It died before it had the answer, and has it in its outbox."""
+    test = LeaveWorld(seed=650)
+    node, one, two = test.nodes
+    clients = test.make_sessions(two, 3, qos=2, online=True)
+    publisher = test.publisher(node)
+    silent = (FrameType.LINK_ACK, FrameType.HEARTBEAT)
+    test.world.network.lose_frame = lambda frame: frame[1] in silent
+    for client in clients:
+        publisher.publish(next(iter(client.ever_wanted)), 2)
+    test.wait(lambda: all(client.inbox.copies for client in clients), "the messages")
+    node.kill()
+    test.world.run(1.0)
+    test.world.network.lose_frame = None
+    assert node.storage.snapshot()["outbox"]
+    test.wait(lambda: not any(other.core.mesh.peers[node.name].running for other in (one, two)), "its death")
+    assert test.leave_and_wait(one, node).exit_code == 0
+    node.start()
+    test.wait(lambda: node.name in test.gone, "the news of its removal")
+    test.recover(node)
+    test.wait(lambda: node.name in test.gone, "the end of the donation")
+    test.world.run(1.0)
+    for client in clients:
+        assert list(client.inbox.copies.values()) == [1]
