@@ -52,6 +52,8 @@ VALUE_VERSION: Final = 1
 SESSION_VERSION: Final = 2
 # Of a packet id that an earlier program wrote: other nodes, which have to have the message, may not have it.
 _UNDER_WAY: Final = 2
+# As many sessions and groups there never are, one after the other.
+NUMBER_MAX: Final = 1 << 62
 INLINE_BYTES_MAX: Final = 512
 # How much of a tail is read at once.
 LOAD_MAX: Final = 384
@@ -419,6 +421,8 @@ class SessionStore:
         newest = SESSION_VERSION if len(key) == 8 else _UNDER_WAY if is_incoming else VALUE_VERSION
         check_version(value, newest, "session")
         self.last_number = int.from_bytes(key[:8], "big")
+        if self.last_number > NUMBER_MAX:
+            raise ValueError("a number that no session or group can have")
         if len(key) == 8:
             sessions[key] = self._unpack_session(key, value, window, lifo)
         elif key[8] == _GROUP:
@@ -525,6 +529,8 @@ class SessionStore:
                 raise ValueError("an epoch that no session can have")
             pos += EPOCH_BYTES
         client_id, pos = unpack_string(value, pos)
+        if not client_id:
+            raise ValueError("a session of no client id")
         user_name, pos = unpack_string(value, pos)
         session = Session(
             int.from_bytes(key, "big"),

@@ -496,6 +496,9 @@ def queued(flags=9, packet_id=0, size=1, rest=SMALL):
         ("session", FOUND + b"/t", b"\x01\x03\0\0\0\0"),
         ("session", FOUND + b"/" + b"t" * 55, b"\x01\x03\0\0\0\0"),
         ("session", FOUND + b"/$share/g", b"\x01\x01\0\0\0\0"),
+        # A number behind which there is none for the next session, and a client id that is none.
+        ("session", b"\xff" * 7 + b"\xfe", SESSION),
+        ("session", bytes(7) + b"\3", SESSION[:14] + bytes(4)),
         ("queue", FOUND + bytes(8), queued()),
         ("queue", FOUND + bytes(6) + b"\1", queued()),
         ("queue", FOUND + bytes(8) + b"\1", queued()),
