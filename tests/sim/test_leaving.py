@@ -378,7 +378,11 @@ def test_no_will_of_a_client_that_comes_back_elsewhere_fires():
 )
 def test_whoever_is_killed_in_the_middle_nothing_is_lost_or_doubled(victim, seed, request):
     """The job goes on by itself when its node is back, whatever became of the command."""
-    queues = request.config.getoption("leave_queues", None) or QUEUES
+    killed_in_the_middle(victim, seed, request.config.getoption("leave_queues", None) or QUEUES)
+
+
+def killed_in_the_middle(victim, seed, queues=QUEUES):
+    """Have a node leave with so many queues, and kill somebody meanwhile."""
     test = LeaveWorld(seed=100 + seed)
     node, one, two = test.nodes
     clients = test.make_sessions(node, queues, qos=1 + seed % 2)

@@ -205,7 +205,7 @@ def test_a_packet_id_that_is_never_freed_is_caught():
     def forget(node, effects):
         without(effects, lambda kind, family, key, value: kind != PUT and is_incoming(family, key))
 
-    assert "never arrived" in caught(lambda world: world.mutations.append(forget))
+    assert "packet ids for ever" in caught(lambda world: world.mutations.append(forget))
 
 
 def test_a_released_delivery_that_is_not_stored_is_caught():

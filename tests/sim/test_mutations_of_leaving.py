@@ -36,10 +36,7 @@ def some_fails(scene, seeds):
 def test_a_node_that_leaves_with_a_stub_is_caught(monkeypatch):
     monkeypatch.setattr(Draining, "moving", lambda self: 0)
     monkeypatch.setattr(Leaver, "_departing", lambda self: 0)
-    some_fails(
-        lambda seed: leaving.test_whoever_is_killed_in_the_middle_nothing_is_lost_or_doubled("a target", seed),
-        range(20),
-    )
+    some_fails(lambda seed: leaving.killed_in_the_middle("a target", seed), range(20))
 
 
 @interpreted
