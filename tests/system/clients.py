@@ -143,6 +143,15 @@ class Client:
         deadline = time.monotonic() + LIMIT_S
         return [self.message(max(0.0, deadline - time.monotonic())) for _ in range(count)]
 
+    def settle(self) -> None:
+        """Wait until the node has the acknowledgements of all that `message` has returned.
+
+        The client's thread sends them after it has handed out the message, so the first PUBLISH may overtake the last
+        of them. When that one is answered, the thread has sent them all, and they are in front of the second.
+        """
+        self.publish("settled")
+        self.publish("settled")
+
     def nothing_waits(self) -> bool:
         """Whether no message has arrived that was not taken."""
         return self._messages.empty()

@@ -35,6 +35,7 @@ def test_a_queue_follows_its_client(cluster: list[Node], version: int) -> None:
             for place in range(3):
                 assert [each for each in heard if each[0] == f"{topic}/{place}"] == sent[place]
             assert back.nothing_waits()
+            back.settle()
         with Client(three, name, version, persistent=True) as again:
             assert again.present
             at_one.publish(f"{topic}/0", "once more")
