@@ -54,6 +54,7 @@ def test_whoever_is_killed_while_queues_are_moved_nothing_is_lost(
     with leaving(at, node, "-k", "--force", "-i", "1") as command:
         killed = {X: [node], TARGET: [target], BOTH: [target, node]}[victim]
         wait_until(lambda: "leave: migrating" in node.said(), "the begin of the migration")
+        # The moment is what the round is about, and is the seed's: nothing is waited for.
         time.sleep(chance.uniform(0, KILL_AFTER_S_MAX))
         assert node.process is not None and node.process.poll() is None, "it has left before anybody was killed"
         # Both at once: one that is back may be all that the other has waited for.
