@@ -8,8 +8,11 @@ Theory of operation
 A PUBLISH of QoS 1 or 2 that a node has to have whose outbox is full is neither answered nor thrown away for PATIENCE_S:
 a full outbox is emptied by a peer that is back, and a client that is refused can do no better than to send again. What
 the client says next with QoS 1 or 2 waits behind it, since acknowledgements have an order; clients whose topics do not
-match at that node notice nothing. In the end it is refused. How much a client may have waiting is bounded by what its
-listener lets it have unacknowledged; for all together there is a limit, at which there is no patience any more.
+match at that node notice nothing. In the end it is refused.
+
+How much a client may have waiting is bounded by what its listener lets it have unacknowledged. All together may have
+HELD_BYTES_MAX: at that nobody begins to wait, and what waits already ends, each client's oldest first, until what is
+left is below it. So one turn's events at most are held past the limit.
 
 Invariants: what waits is of connections that exist, and something waits of each that is known here.
 """
@@ -55,7 +58,7 @@ class FullLinks:
         attachments: dict[int, Attachment],
         publish: Callable[[Attachment, PublishReceived, bool, float], int],
     ) -> None:
-        # Whether there is room for more that waits.
+        # Whether what waits is not too much already.
         self.has_patience = True
         # The limit is the constant but in tests.
         self.held_bytes_max: int = HELD_BYTES_MAX
@@ -78,10 +81,17 @@ class FullLinks:
         each = HeldPublish(event, now + PATIENCE_S)
         held.append(each)
         self._count(each.size())
+        if not self.has_patience:
+            # What is too much is refused in the next turn and not when there is next a look for room.
+            self._poll_at = now
 
     def is_holding(self, connection: int) -> bool:
         """Say whether what the connection says next has something in front of it."""
         return connection in self._held
+
+    def held_bytes(self) -> int:
+        """Return about how many bytes all that waits takes."""
+        return self._held_bytes
 
     def forget(self, connection: int) -> None:
         """The connection ended: what waited of it is the client's."""
@@ -111,13 +121,14 @@ class FullLinks:
 
     def _count(self, size: int) -> None:
         self._held_bytes += size
-        self.has_patience = self._held_bytes < self.held_bytes_max
+        self.has_patience = self._held_bytes <= self.held_bytes_max
 
     def _work_off_next(self, connection: int, now: float) -> bool:
         """Publish or refuse the oldest of what waits of a connection, which that may end; false: it goes on waiting."""
         held = self._held[connection]
         each = held.first()
-        if self._publish(self._attachments[connection], each.event, now < each.deadline, now) == WAITS:
+        may_wait = self.has_patience and now < each.deadline
+        if self._publish(self._attachments[connection], each.event, may_wait, now) == WAITS:
             return False
         if self._held.get(connection) is held:
             held.popleft()

@@ -349,17 +349,46 @@ def test_what_expires_while_it_waits_for_room_is_answered_only(node):
     assert forward.message.expires_at == node.now + 16
 
 
-def test_nothing_waits_for_room_when_too_much_does(node):
+def test_the_limit_of_all_that_waits_for_room_is_exact(node):
     client, other = node.connect("c", 5), node.connect("o", 5)
-    node.owner.full_links.held_bytes_max = 1000
+    full_links = node.owner.full_links
     node.fill_links("n2")
     client.publish(b"far", b"x" * 1000, qos=1, packet_id=5)
-    other.publish(b"far", b"x", qos=1, packet_id=6)
-    assert other.take() == [Puback(6, Reason.QUOTA_EXCEEDED)]
-    assert client.take() == []
-    node.advance(PATIENCE_S)
+    full_links.held_bytes_max = full_links.held_bytes() * 2
+    other.publish(b"far", b"x" * 1000, qos=1, packet_id=6)
+    node.advance(1.0)
+    assert client.take() == other.take() == []
+    full_links.held_bytes_max -= 1
+    other.publish(b"near", qos=1, packet_id=7)
+    node.advance(0.0)
     assert client.take() == [Puback(5, Reason.QUOTA_EXCEEDED)]
-    other.publish(b"far", b"x", qos=1, packet_id=7)
+    assert other.take() == []
+
+
+def test_what_follows_a_client_that_waits_is_not_held_past_the_limit(node):
+    """A client that has something waiting could have all memory otherwise: what it says next waits behind it."""
+    client, other = node.connect("c", 5), node.connect("o", 5)
+    full_links = node.owner.full_links
+    full_links.held_bytes_max = 10_000
+    node.fill_links("n2")
+    most = 0
+    answers = []
+    for packet_id in range(1, 51):
+        client.publish(b"far", b"x" * 1000, qos=1, packet_id=packet_id)
+        most = max(most, full_links.held_bytes())
+        node.advance(0.0)
+        assert full_links.held_bytes() <= 10_000
+        answers += client.take()
+        node.validate()
+    assert most <= 11_500
+    # The oldest are refused, in their order.
+    assert answers == [Puback(packet_id, Reason.QUOTA_EXCEEDED) for packet_id in range(1, len(answers) + 1)]
+    assert 40 < len(answers) < 50
+    node.advance(PATIENCE_S)
+    answers += client.take()
+    assert [packet.packet_id for packet in answers] == list(range(1, 51))
+    assert full_links.held_bytes() == 0
+    other.publish(b"far", b"x", qos=1, packet_id=1)
     assert other.take() == []
 
 
