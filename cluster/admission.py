@@ -32,7 +32,7 @@ from cluster.frames import (
     unpack_welcome,
 )
 from cluster.joining import INVITATION_S, JOIN_TIMEOUT_S, Joining, JoinResult, JoinState, Purpose
-from cluster.membership import Member, State
+from cluster.membership import Member, State, removed_text
 from cluster.peers import Peers
 from cluster.turn import Turn
 
@@ -137,7 +137,7 @@ class Admission:
         if not text and node not in self._peers.all:
             text = f"{node} is not a member of this cluster"
         if text:
-            if (node, hello.store_id) in self._membership.removed:
+            if self._peers.is_removed(node, hello.store_id):
                 # It is leaving, and waits to hear that this node knows; or it is back, which it hears first.
                 self._turn.commands.append(Reply(connection, pack_refused(Refusal.REMOVED, text)))
             else:
@@ -237,7 +237,7 @@ class Admission:
         return None
 
     def _refuse(self, connection: bytes, hello: Hello, text: str) -> None:
-        is_removed = (hello.name, hello.store_id) in self._membership.removed
+        is_removed = self._peers.is_removed(hello.name, hello.store_id)
         reason = Refusal.REMOVED if is_removed else Refusal.FINAL
         self._turn.count("hellos_refused")
         # It asks again for as long as it lives; its operator reads the reason over there.
@@ -250,7 +250,10 @@ class Admission:
                 f"{hello.name} speaks mesh versions {hello.oldest} to {hello.newest}, "
                 f"{self._membership.name} speaks {MESH_VERSION_OLDEST} to {MESH_VERSION_NEWEST}: no version in common"
             )
-        return self._membership.refusal(hello.name, hello.store_id)
+        text = self._membership.refusal(hello.name, hello.store_id)
+        if not text and self._peers.is_removed(hello.name, hello.store_id):
+            text = removed_text(hello.name)
+        return text
 
     def _hosting(self) -> bool:
         """Say whether somebody holds an invitation of this node, which is still alone."""

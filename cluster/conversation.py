@@ -242,6 +242,10 @@ class Conversation:
 
     def _receive_members(self, peer: Peer, frame: bytes, now: float) -> None:
         members = unpack_members(frame)
+        own = (peer.name, peer.store_id)
+        if own in members.removed:
+            # It leaves, and has seen to it that all know the new homes of its sessions.
+            self._peers.remove(*own, now)
         self._peers.merge(members.members, members.removed, now)
 
     def _receive_positions(self, peer: Peer, frame: bytes, now: float) -> None:

@@ -60,6 +60,11 @@ class Member:
     state: State
 
 
+def removed_text(name: str) -> str:
+    """Return why a removed member is refused."""
+    return f"{name} was removed from the cluster and can't come back with the same store"
+
+
 @final
 class Membership:
     """The members of this node's cluster, this node among them."""
@@ -93,7 +98,7 @@ class Membership:
         if name == self.name:
             return f"{name} can't join itself: the node that was asked has the same name"
         if (name, store_id) in self.removed:
-            return f"{name} was removed from the cluster and can't come back with the same store"
+            return removed_text(name)
         member = self.members.get(name)
         if member is not None and member.store_id != store_id and member.state != State.LEFT:
             return (

@@ -411,7 +411,7 @@ class Mesh:
         """Remove a member for ever, with its store, and tell everybody."""
         member = self.membership.members[node]
         self._deadline = 0.0
-        self._peers.merge([], [(node, member.store_id)], now)
+        self._peers.remove(node, member.store_id, now)
         self._peers.tell_members(now)
 
     def can_move(self, shared_filter: bytes, message: Message) -> bool:
@@ -533,8 +533,9 @@ class Mesh:
         self._statuses.tick(now)
         for peer in self.peers.values():
             self._conversation.tick(peer, now)
+        self._peers.tick(now)
         self._peers.update_readiness(now)
-        self._deadline = min(self._admission.deadline(), self.readiness.next_deadline())
+        self._deadline = min(self._admission.deadline(), self._peers.deadline(), self.readiness.next_deadline())
         self._deadline = min(self._deadline, self._checks.deadline(), self._statuses.deadline())
         for peer in self.peers.values():
             self._deadline = min(self._deadline, self._conversation.deadline(peer, now))

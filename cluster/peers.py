@@ -27,6 +27,11 @@ from cluster.turn import Turn
 
 # A failure timeout has so many heartbeats.
 HEARTBEATS_PER_TIMEOUT: Final = 5
+# What a member said of its sessions so long before it is heard that another one was removed is recent enough: whoever
+# removes one has waited until those that run know.
+RECENT_HEARTBEATS: Final = 2
+# How long a removed member stays one here if somebody who might have its sessions is not heard.
+UNHEARD_S: Final = 10.0
 
 
 @dataclass(slots=True, frozen=True)
@@ -131,6 +136,8 @@ class Peers:
         self._store = store
         self._views = Views(interest, registry, retained)
         self._turn = turn
+        # When this node heard that a member was removed, which it does not do before it knows who has its sessions.
+        self._heard_removed: dict[str, float] = {}
         # What the store holds of members is read at the start alone; of one that comes later it holds nothing.
         self._restoring = False
         # Links of members that are gone leave their counts here.
@@ -157,18 +164,46 @@ class Peers:
         self._store.put_cluster_id(cluster_id)
 
     def merge(self, members: list[Member], removed: list[tuple[str, bytes]], now: float) -> None:
-        """Take in what somebody tells of the membership."""
+        """Take in what somebody tells of the membership.
+
+        A member that others removed stays one here until this node has heard of its sessions' new homes: till then it
+        would know of nobody who wants what it publishes. What it has for the member in that time goes to those homes.
+        """
         changed = False
         for name, store_id in removed:
-            if self.membership.merge_removed(name, store_id):
+            peer = self.all.get(name)
+            if peer is not None and peer.store_id == store_id:
+                self._heard_removed.setdefault(name, now)
+            elif self._remove(name, store_id):
                 changed = True
-                self._turn.note(f"{name} is no member of the cluster any more")
-                self._store.put_removed(name, store_id)
         for member in members:
             if self.membership.merge(member):
                 changed = True
         if changed:
             self._update(now)
+
+    def remove(self, name: str, store_id: bytes, now: float) -> None:
+        """Remove a member at once: its sessions' new homes are known here."""
+        if self._remove(name, store_id):
+            self._update(now)
+
+    def is_removed(self, name: str, store_id: bytes) -> bool:
+        """Say whether the pair was removed, even if it is still a member here."""
+        peer = self.all.get(name)
+        if peer is not None and peer.store_id == store_id:
+            return name in self._heard_removed
+        return (name, store_id) in self.membership.removed
+
+    def tick(self, now: float) -> None:
+        """Remove those of whom this node heard that they were, if it knows all that the others say."""
+        for name, heard_at in list(self._heard_removed.items()):
+            recently = heard_at - RECENT_HEARTBEATS * self.heartbeat_s
+            if now >= heard_at + UNHEARD_S or self._have_all_told(recently):
+                self.remove(name, self.all[name].store_id, now)
+
+    def deadline(self) -> float:
+        """Return when `tick` has something to do although nobody said anything; infinity when never."""
+        return min(self._heard_removed.values(), default=math.inf) + UNHEARD_S
 
     def retry(self, now: float) -> None:
         """Try again at once with those that refused this node's key."""
@@ -242,7 +277,7 @@ class Peers:
         """Draw the conclusions of who runs for this node itself."""
         running: dict[str, bool] = {}
         for name, member in self.membership.members.items():
-            if member.state < State.LEAVING:
+            if member.state < State.LEAVING and name not in self._heard_removed:
                 peer = self.all.get(name)
                 running[name] = peer is None or peer.running
         if self.readiness.update(running, now):
@@ -303,6 +338,7 @@ class Peers:
     def validate(self) -> None:
         """Check the invariants."""
         assert sorted(self.all) == [member.name for member in self.membership.others()]
+        assert self._heard_removed.keys() <= self.all.keys()
         for peer in self.all.values():
             assert peer.store_id == self.membership.members[peer.name].store_id
             assert not peer.outgoing.open or peer.liveness.connected
@@ -345,8 +381,24 @@ class Peers:
             position = max([self._store.position(store_id) for store_id in former], default=0)
         return Peer(member, outgoing, position, tables, self._failure_timeout_s, now)
 
+    def _remove(self, name: str, store_id: bytes) -> bool:
+        if not self.membership.merge_removed(name, store_id):
+            return False
+        self._turn.note(f"{name} is no member of the cluster any more")
+        self._store.put_removed(name, store_id)
+        return True
+
+    def _have_all_told(self, since: float) -> bool:
+        """Say whether all members but the removed ones run, and this node knows their sessions as they were then."""
+        return all(
+            peer.running and peer.tables.told_at >= since and peer.tables.is_current()
+            for peer in self.all.values()
+            if peer.name not in self._heard_removed
+        )
+
     def _forget(self, peer: Peer) -> None:
         del self.all[peer.name]
+        self._heard_removed.pop(peer.name, None)
         if peer.incoming.commit_due:
             # Its messages of this turn are committed in this turn.
             self._store.put_position(peer.store_id, peer.incoming.position)

@@ -10,6 +10,7 @@ from world import CRASH_POINTS, World
 
 from broker.core.settings import OwnerSettings
 from cluster.leave_frames import Verb
+from cluster.readiness import AVAILABLE
 
 TOPIC = b"to/%d"
 FAR_S = 120.0
@@ -18,8 +19,9 @@ FAR_S = 120.0
 class LeaveWorld:
     """`count` nodes, joined; sessions are made by `make_sessions`, messages by `publish`."""
 
-    def __init__(self, seed=0, count=3, trace=None, **settings):
+    def __init__(self, seed=0, count=3, trace=None, readiness=AVAILABLE, **settings):
         self.world = World(seed, trace)
+        self.world.readiness = readiness
         self.ledger = Ledger()
         self.clients = []
         self.world.promises = lambda publisher, message: checkers.promise(self.world, self.clients, publisher, message)

@@ -2,12 +2,15 @@
 
 from math import isfinite
 
+import pytest
 from leave_world import LeaveWorld
 from test_leaving import dead
 from virtual_clients import Client
 
 from cluster.arrivals import REMOVED_S
 from cluster.frames import FrameType
+from cluster.peers import UNHEARD_S
+from cluster.readiness import ALL, AVAILABLE
 
 
 def test_whoever_removes_a_node_sends_it_nothing_more():
@@ -46,6 +49,58 @@ def test_a_dead_node_is_removed_when_the_others_know_the_new_homes():
     test.publish(publisher, clients, 1)
     test.come_back(clients, [one, two])
     test.judge(clients)
+
+
+@pytest.mark.parametrize("readiness", [ALL, AVAILABLE])
+def test_who_was_away_sends_to_the_new_homes_when_it_knows_them(readiness):
+    """It hears of the removal first, and would know of nobody who wants what it is publishing."""
+    test = LeaveWorld(seed=28, count=4, readiness=readiness)
+    node, away, one, two = test.nodes
+    clients = test.make_sessions(node, 4)
+    publisher = test.publisher(away)
+    dead(test, node)
+    for other in (one, two):
+        test.world.network.partition(away.name, other.name, True)
+    test.wait(lambda: not any(other.core.mesh.peers[away.name].running for other in (one, two)), "its absence")
+    assert test.leave_and_wait(one, node, targets=(one.name, two.name)).exit_code == 0
+    for client in clients:
+        publisher.publish(next(iter(client.ever_wanted)), 1)
+    tables = (FrameType.TABLE_DELTA, FrameType.TABLE_ROWS, FrameType.TABLE_DONE)
+    test.world.network.lose_frame = lambda frame: frame[1] in tables
+    test.world.network.heal(away.name, one.name)
+    test.world.run(3.0)
+    test.world.network.heal(away.name, two.name)
+    test.wait(lambda: all(peer.running for peer in away.core.mesh.peers.values() if peer.name != node.name), "the rest")
+    for client in clients:
+        publisher.publish(next(iter(client.ever_wanted)), 1)
+    test.world.run(3.0)
+    assert away.core.mesh.readiness.ready
+    assert node.name in away.core.mesh.peers
+    test.world.network.lose_frame = None
+    test.wait(lambda: node.name not in away.core.mesh.peers, "the removal")
+    test.publish(publisher, clients, 1)
+    test.come_back(clients, [one, two])
+    test.judge(clients)
+
+
+def test_a_removed_node_is_forgotten_although_somebody_stays_away():
+    test = LeaveWorld(seed=29, count=4)
+    node, away, one, two = test.nodes
+    test.make_sessions(node, 4)
+    dead(test, node)
+    for other in (one, two):
+        test.world.network.partition(away.name, other.name, True)
+    test.wait(lambda: not any(other.core.mesh.peers[away.name].running for other in (one, two)), "its absence")
+    assert test.leave_and_wait(one, node, targets=(one.name, two.name)).exit_code == 0
+    two.kill()
+    test.world.network.heal(away.name, one.name)
+    test.wait(lambda: away.core.mesh.peers[one.name].running, "its return")
+    test.world.run(UNHEARD_S - 5.0)
+    assert node.name in away.core.mesh.peers
+    # Somebody who asks it hears the truth all the same.
+    node.start()
+    test.wait(lambda: node.name in test.gone, "the news of its removal")
+    test.wait(lambda: node.name not in away.core.mesh.peers, "the removal", UNHEARD_S)
 
 
 def test_what_was_kept_for_a_dead_node_and_came_to_a_later_home_is_not_given_once_more():

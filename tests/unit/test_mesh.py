@@ -697,8 +697,7 @@ def test_the_outbox_of_a_member_that_was_removed_is_told_of_and_waits():
     ticket = Ticket(1, 1, 0)
     nodes[0].mesh.forward("node2@h", message(b"kept"), ticket, network.now)
     network.run(0.02)
-    peers = nodes[0].mesh._peers
-    peers.merge([], [("node2@h", nodes[1].store_id)], network.now)
+    nodes[0].mesh.remove("node2@h", network.now)
     network.run(0.1)
     assert "node2@h" not in nodes[0].mesh.peers
     assert nodes[0].acknowledged == [ticket]
