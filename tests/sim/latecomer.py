@@ -11,6 +11,7 @@ from virtual_clients import OFFLINE, ONLINE
 NAME = "latecomer@h"
 # Retained by both, here last.
 HELD = b"state/held/x"
+TWIN_FILTER = b"at/late/#"
 
 
 class Latecomer:
@@ -31,7 +32,7 @@ class Latecomer:
         self.publisher.lines = [b"at/late/q", b"a/b", b"c//d"]
         self.publisher.states = [b"state/of/late"]
         population.publishers.append(self.publisher)
-        self.twin = make("late twin", self.node, True, {b"at/late/#": 1})
+        self.twin = make("late twin", self.node, True, {TWIN_FILTER: 1})
         self.twin.client_id = population.clients[0].client_id
         population.clients.remove(self.twin)
         world.twins[self.twin.client_id] += 1

@@ -1,7 +1,9 @@
 """Leaving a cluster, with real nodes: listeners, clients, processes, stores, and what a restart finds."""
 
+import re
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -187,6 +189,29 @@ def test_clients_claim_their_queues_where_they_are_told_to_and_no_force_is_neede
                 # Of the two wills there came that of the client that did not come back.
                 heir.publish("will/last", "last")
                 assert heir.messages(2) == [("will/gone", "gone"), ("will/last", "last")]
+
+
+def test_connections_are_closed_at_a_rate_and_every_interval_says_how_many_are_left(
+    make_node: Callable[..., Node],
+) -> None:
+    """The same lines go to the command and to console.log."""
+    one, node = [make_node(number, COOKIE) for number in (1, 2)]
+    start_all([one, node])
+    node.join(one)
+    with ExitStack() as open_wires:
+        for number in range(30):
+            wire = Wire(node)
+            open_wires.callback(wire.close)
+            wire.attach(connect_packet(f"there{number}", V5, expiry_s=0), V5)
+        code, said, progress = leave(one, node, "-k", "-i", "1", "-t", "60", "--rate=6")
+    assert (code, said) == (0, "Done")
+    assert node.wait_end() == 0
+    online = [int(found[1]) for line in progress if (found := re.search(r"queues: (\d+) online", line))]
+    assert online == sorted(online, reverse=True)
+    # Six a second are not all at once, whenever the first line comes.
+    assert any(0 < count < 30 for count in online)
+    logged = [line.partition(" owner: leave: ")[2] for line in node.said().splitlines() if " owner: leave: " in line]
+    assert [line for line in progress if line not in logged] == []
 
 
 def test_a_leave_is_a_job_that_survives_its_command_and_its_node(members: list[Node]) -> None:
