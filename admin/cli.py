@@ -161,7 +161,7 @@ def _run_command(invocation: Invocation, environ: Mapping[str, str], output: IO[
     if "ask" in command.flags and not flags.get("yes") and sys.stdin.isatty() and errors.isatty():
         flags["ask"] = True
     with ProgressView(errors, color) as view:
-        response = _follow(ask(directory, command.words, invocation.arguments, flags, timeout_s), view)
+        response = _follow(command, ask(directory, command.words, invocation.arguments, flags, timeout_s), view)
     if response["type"] == "result" and response["result"]["type"] == "question":
         print(f"{response['result']['text']} [y/N] ", file=errors, end="", flush=True)
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
@@ -169,7 +169,8 @@ def _run_command(invocation: Invocation, environ: Mapping[str, str], output: IO[
         del flags["ask"]
         asked = response["result"]["text"].splitlines()
         with ProgressView(errors, color) as view:
-            response = _follow(ask(directory, command.words, invocation.arguments, flags, timeout_s), view, asked)
+            responses = ask(directory, command.words, invocation.arguments, flags, timeout_s)
+            response = _follow(command, responses, view, asked)
     if response["type"] == "error":
         return _complain(errors, response["error"], int(response["exit"]))
     render(response["result"], as_json, output, color)
@@ -177,13 +178,20 @@ def _run_command(invocation: Invocation, environ: Mapping[str, str], output: IO[
     return int(response.get("exit", DONE))
 
 
-def _follow(responses: Iterator[dict[str, Any]], view: ProgressView, known: Sequence[str] = ()) -> dict[str, Any]:
+def _follow(
+    command: Command, responses: Iterator[dict[str, Any]], view: ProgressView, known: Sequence[str] = ()
+) -> dict[str, Any]:
     """Show the progress, but for lines that are known, and return the final response."""
-    for response in responses:
-        if response["type"] != "progress":
-            return response
-        text = "" if response["text"] in known else response["text"]
-        view.show(text, response.get("done", 0), response.get("total", 0))
+    try:
+        for response in responses:
+            if response["type"] != "progress":
+                return response
+            text = "" if response["text"] in known else response["text"]
+            view.show(text, response.get("done", 0), response.get("total", 0))
+    except KeyboardInterrupt:
+        if not command.goes_on:
+            raise
+        return {"type": "error", "error": command.goes_on, "exit": FAILED}
     raise AssertionError("a node that ends is an UnreachableError")
 
 

@@ -4,6 +4,7 @@ Owns the look only. A value is never cut, whatever the width of the terminal.
 """
 
 import json
+from collections.abc import Sequence
 from typing import IO, Any
 
 Table = list[dict[str, Any]]
@@ -12,19 +13,23 @@ Table = list[dict[str, Any]]
 def render(result: dict[str, Any], as_json: bool, stream: IO[str], color: bool = True) -> None:
     """Write a result ({"type": "table" | "text", ...}) to `stream`.
 
-    A table that has a "text" beside it is that text for people, and a table for programs.
+    A table that has a "text" beside it is that text for people, and a table for programs. Its columns of "below" hold
+    sentences; people read them below the table, where they have room.
     """
     if as_json:
         if result["type"] == "table":
-            result = {name: value for name, value in result.items() if name != "text"}
+            result = {name: value for name, value in result.items() if name not in ("text", "below")}
         print(json.dumps(result, separators=(",", ":"), ensure_ascii=False), file=stream)
     elif "text" in result:
         print(result["text"], file=stream)
     elif result["type"] == "table":
+        table, sentences = set_below(result["table"], result.get("below", []))
         if stream.isatty():
-            _rich_table(result["table"], stream, color)
+            _rich_table(table, stream, color)
         else:
-            stream.write(plain_table(result["table"]))
+            stream.write(plain_table(table))
+        for sentence in sentences:
+            print(sentence, file=stream)
 
 
 def cell(value: Any) -> str:
@@ -39,6 +44,18 @@ def cell(value: Any) -> str:
 def columns(table: Table) -> list[str]:
     """The columns of a table in the order in which its rows bring them."""
     return list(dict.fromkeys(name for row in table for name in row))
+
+
+def set_below(table: Table, names: Sequence[str]) -> tuple[Table, list[str]]:
+    """Return the table without some columns, and what they hold as lines, each behind the row's first value."""
+    kept = [{name: value for name, value in row.items() if name not in names} for row in table]
+    lines = [
+        f"{_one_line(cell(next(iter(row.values()))))}: {_one_line(cell(row[name]))}"
+        for row in table
+        for name in names
+        if row.get(name) is not None
+    ]
+    return kept, lines
 
 
 def plain_table(table: Table) -> str:

@@ -22,7 +22,8 @@ class Command:
     """One command. `required` are its `key=value` arguments, with what to say when one is missing.
 
     `flags` maps each flag to whether it takes a value, `short` the one-letter flags to flags. With `keys` the words
-    behind the command are names, which go with the arguments as `keys`.
+    behind the command are names, which go with the arguments as `keys`. `goes_on` is what to say to whoever interrupts
+    the command, if that does not end what the node does.
     """
 
     words: str
@@ -34,6 +35,7 @@ class Command:
     short: dict[str, str] = field(default_factory=dict)
     keys: bool = False
     time_limit_s: float = 10.0
+    goes_on: str = ""
 
     def check(self, arguments: dict[str, Any], flags: dict[str, Any]) -> None:
         """Raise UsageError or NotServedError unless this can be carried out with these arguments and flags."""
@@ -99,6 +101,7 @@ _ALL = (
         short={"k": "kill_sessions", "i": "summary-interval", "t": "timeout"},
         # Of silence: while a node leaves it says something every few seconds.
         time_limit_s=60.0,
+        goes_on="interrupted: the leave goes on without this command; --status shows how far it is, --abort ends it",
     ),
     Command(
         "cluster check",

@@ -69,7 +69,7 @@ class LeaveCommands:
     def command(self, number: int, name: str, flags: dict[str, Any], now: float) -> None:
         """Take a command; the replies come from `answer`, now or later."""
         if flags.get("status"):
-            self._reply(number, {"type": "table", "table": leave_table(self._node)})
+            self._reply(number, {"type": "table", "table": leave_table(self._node), "below": ["Failure"]})
             return
         try:
             order = leave_order(flags)

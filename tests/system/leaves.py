@@ -2,6 +2,7 @@
 
 import os
 import pty
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +38,10 @@ class Leaving:
     def lose(self) -> None:
         """Kill it."""
         self._process.kill()
+
+    def interrupt(self) -> None:
+        """Send it what Ctrl-C does."""
+        self._process.send_signal(signal.SIGINT)
 
     def end(self) -> tuple[int, str, list[str]]:
         """Wait for its end and return what `leave` does."""

@@ -232,6 +232,11 @@ def test_a_leave_is_a_job_that_survives_its_command_and_its_node(members: list[N
         there.publish("to/away", "waits")
     with leaving(one, node, "-k", "-i", "1", "-t", "600") as command:
         command.wait_taken()
+        command.interrupt()
+        code, said, _ = command.end()
+        assert code == 1 and "the leave goes on without this command" in said
+    with leaving(two, node, "-k", "-i", "1", "-t", "600") as command:
+        command.wait_taken()
         command.lose()
     node.kill()
     wait_until(lambda: not one.cluster()[node.name], "the notice of its death", NOTICE_LIMIT_S)

@@ -82,3 +82,11 @@ def test_a_terminal_shows_true_and_false(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("COLUMNS", "80")
     text = rendered(MEMBERS, stream=Terminal())
     assert "true" in text and "false" in text and "VerneMQ@10.0.0.2" in text
+
+
+def test_sentences_stand_below_the_table_of_people_and_in_that_of_programs() -> None:
+    rows = [{"Node": "a@b", "State": "idle", "Failure": None}, {"Node": "c@d", "State": "failed", "Failure": "long\n"}]
+    result = {"type": "table", "table": rows, "below": ["Failure"]}
+    table = plain_table([{"Node": "a@b", "State": "idle"}, {"Node": "c@d", "State": "failed"}])
+    assert rendered(result) == table + "c@d: long\\x0a\n"
+    assert json.loads(rendered(result, as_json=True)) == {"type": "table", "table": rows}
