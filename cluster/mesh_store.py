@@ -77,6 +77,8 @@ class MeshStore:
     def put_cluster_id(self, cluster_id: bytes) -> None:
         """Adopt a cluster."""
         self._turn.writes.put("meta", KEY_CLUSTER_ID, _VERSION + cluster_id)
+        # Or the others know a member that knows no cluster.
+        self._turn.writes.durable = True
 
     def members(self) -> list[Member]:
         """Return the members that are stored."""
@@ -105,6 +107,8 @@ class MeshStore:
     def put_removed(self, name: str, store_id: bytes) -> None:
         """Remember for ever that the pair was removed."""
         self._turn.writes.put("meta", KEY_REMOVED + store_id + name.encode(), _VERSION)
+        # This node may be the only one that knows, and the operator has been told.
+        self._turn.writes.durable = True
 
     def former_store(self) -> bytes:
         """Return the store id that a donor had as a member, b"" for none."""

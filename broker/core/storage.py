@@ -50,6 +50,8 @@ class WriteBatch:
         # (kind, family, key, value); of a DELETE_RANGE the start and the end. A flat list is what a compiled core
         # appends to fastest, and what a storage reads without a call an operation.
         self.operations: list[tuple[int, str, bytes, bytes]] = []
+        # Whether a power loss must not take it, whatever `store.sync` says.
+        self.durable = False
 
     def put(self, family: str, key: bytes, value: bytes) -> None:
         """Set `key` to `value`."""
@@ -67,6 +69,7 @@ class WriteBatch:
     def extend(self, other: "WriteBatch") -> None:
         """Append the operations of `other`, in their order."""
         self.operations.extend(other.operations)
+        self.durable = self.durable or other.durable
 
     def __len__(self) -> int:
         return len(self.operations)
@@ -76,7 +79,7 @@ class Storage(Protocol):
     """What the cores ask of a store."""
 
     def commit(self, batch: WriteBatch) -> None:
-        """Apply the batch atomically. It survives the process, and a power loss as `store.sync` says."""
+        """Apply the batch atomically. It survives the process, and a power loss if durable or as `store.sync` says."""
 
     def get(self, family: str, key: bytes) -> bytes | None:
         """Return the value of `key`, None if there is none."""

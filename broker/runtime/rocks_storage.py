@@ -6,7 +6,7 @@ process has a store open: RocksDB's LOCK file says so.
 A commit is in the write-ahead log, handed to the operating system, when `commit` returns: it survives `kill -9` of
 the process in every mode. What a power loss leaves is up to `sync`: `always` syncs the log in every commit (group
 commit: one for a whole batch), `interval` when the owner's loop calls `flush` and `sync_interval_ms` went by since
-the last time, `never` leaves it to the operating system.
+the last time, `never` leaves it to the operating system. The commit of a durable batch syncs it in every mode.
 
 After a failed write or sync RocksDB takes no other until it was opened anew, so the next commit does that first, even
 if its batch is empty. It first writes a file beside the store: while there is no room for that, the store that failed
@@ -73,6 +73,8 @@ class RocksStorage:
         self._syncs_at_close = sync != "never"
         self._write_options = rocksdict.WriteOptions()
         self._write_options.sync = sync == "always"
+        self._durable_options = rocksdict.WriteOptions()
+        self._durable_options.sync = True
         # Commits that no fsync has covered yet, and when the last one was (monotonic seconds).
         self._dirty = False
         self._synced_at = 0.0
@@ -139,7 +141,7 @@ class RocksStorage:
             else:
                 raw.delete_range(key, value, handles[family])
         try:
-            self._db.write(raw, self._write_options)
+            self._db.write(raw, self._durable_options if batch.durable else self._write_options)
         except Exception as error:
             self._failed = True
             raise StorageError(f"the store {self.path} can't be written: {error}") from error

@@ -83,6 +83,23 @@ def test_who_was_away_sends_to_the_new_homes_when_it_knows_them(readiness):
     test.judge(clients)
 
 
+def test_a_removal_survives_the_loss_of_power():
+    """Whoever ordered it was told, and nobody else is there who knows."""
+    test = LeaveWorld(seed=30)
+    node, one, two = test.nodes
+    test.make_sessions(node, 4)
+    dead(test, node)
+    two.kill()
+    test.wait(lambda: not one.core.mesh.peers[two.name].running, "its death")
+    one.sync()
+    assert test.leave_and_wait(one, node, targets=(one.name,)).exit_code == 0
+    one.lose_power()
+    one.start()
+    assert node.name not in one.core.mesh.peers
+    two.start()
+    test.wait(lambda: node.name not in two.core.mesh.peers, "the news")
+
+
 def test_a_removed_node_is_forgotten_although_somebody_stays_away():
     test = LeaveWorld(seed=29, count=4)
     node, away, one, two = test.nodes

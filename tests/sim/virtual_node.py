@@ -5,7 +5,7 @@ knows nothing of what a client wants, and leaves what is between nodes to `netwo
 
 A crash takes everything but what `MemoryStorage.survivor` finds, and strikes where it hurts: before the commit of a
 turn, after it, in the middle of the commands, before or between what the listeners are told. With `power_loss` it also
-takes the last commits, as `store.sync: interval` allows, but never those of the start.
+takes the last commits, as `store.sync: interval` allows, but no durable ones and never those of the start.
 
 Each node has clocks of its own: a monotonic one, which began at some time and may go a little fast or slow, and a wall
 clock, which may be wrong by minutes or by decades, and may be set while the node runs. What the world does to a node is
@@ -283,6 +283,16 @@ class Node:
             self.storage = self._synced
         self.end()
 
+    def lose_power(self):
+        """End the process now, and lose what was committed since the last `sync`, but for durable batches."""
+        self.world.note(f"{self.name} loses power")
+        self.storage = self._synced
+        self.end()
+
+    def sync(self):
+        """Have everything that is committed survive a loss of power."""
+        self._synced = self.storage.survivor()
+
     def end(self):
         """The process ends, as it does by itself when the node has left its cluster."""
         world = self.world
@@ -356,7 +366,7 @@ class Node:
 
     def _sync(self, life):
         if life == self.life and self.up:
-            self._synced = self.storage.survivor()
+            self.sync()
             self.world.later(1.0, self._sync, life)
 
     def _start_listener(self, index):
@@ -467,6 +477,8 @@ class Node:
                 return
         if len(effects.writes):
             self.storage.commit(effects.writes)
+            if effects.writes.durable:
+                self.sync()
         outboxed = [value for kind, family, _, value in effects.writes.operations if (kind, family) == (PUT, "outbox")]
         world.count("put into outboxes", len(outboxed))
         world.count("put into outboxes for groups", sum(value[0] == ADDRESSED for value in outboxed))

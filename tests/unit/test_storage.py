@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import rocksdict
@@ -15,7 +16,7 @@ import rocksdict
 from broker.core import storage as core
 from broker.core.storage import FAMILIES, MemoryStorage, Storage, StorageError, WriteBatch
 from broker.core.upgrades import UPGRADES
-from broker.runtime.rocks_storage import RocksStorage, open_store
+from broker.runtime.rocks_storage import RocksStorage, SyncMode, open_store
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -438,6 +439,31 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert store.incarnation == 2
     assert len(keys(store.storage, "queue")) == len(keys(store.storage, "message")) == 1000
     store.storage.close()
+
+
+@pytest.mark.parametrize("sync", ["always", "interval", "never"])
+def test_a_durable_batch_is_synced_in_every_mode(tmp_path: Path, sync: SyncMode) -> None:
+    storage = RocksStorage(tmp_path, sync, 3_600_000)
+    synced: list[bool] = []
+    database = storage._db
+
+    class Watched:
+        def write(self, batch: Any, options: Any) -> None:
+            synced.append(options.sync)
+            database.write(batch, options)
+
+    storage._db = Watched()  # type: ignore[assignment]
+    for durable in (False, True, False):
+        batch = WriteBatch()
+        batch.put("meta", b"key", b"%d" % durable)
+        part = WriteBatch()
+        part.durable = durable
+        batch.extend(part)
+        batch.extend(WriteBatch())
+        storage.commit(batch)
+    storage._db = database
+    assert synced == [sync == "always", True, sync == "always"]
+    storage.close()
 
 
 def run_in_a_process(code: str) -> subprocess.CompletedProcess[str]:
