@@ -267,6 +267,8 @@ class Transfers:
         arrival.kept = self._kept(departure)
         arrival.first_seq = first_place(epoch)
         session.epoch = epoch
+        # The other home may have had the session, and the client may hold ids that it used.
+        session.inflight.next_id = first_packet_id(epoch)
         session.next_seq = max(session.next_seq, first_place(epoch) + 1)
         session.arrival = arrival
         self._dispatcher.arriving[session] = arrival

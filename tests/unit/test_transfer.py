@@ -605,3 +605,18 @@ def test_what_an_old_home_had_from_here_has_its_place_already(start: Callable[..
     assert [publish.payload for publish in new.persistent("mover").take_publishes()] == [b"1", b"2", b"3"]
     new.validate()
     move.end()
+
+
+def test_packet_ids_begin_elsewhere_in_a_session_that_comes_back(start: Callable[..., Node]) -> None:
+    """The home that it was on its way to had its head, sent a message with QoS 2 under the next id, and is away."""
+    old, new = start(store_id=HERE), Node(store_id=THERE)
+    client = old.persistent("mover")
+    client.subscribe(b"t", 1)
+    client.drop()
+    move = Move(old, new)
+    move.begin()
+    session = old.owner.transfers.come_back(move.departure, Epoch(3, 700, HERE))
+    old.settle()
+    assert session.inflight.next_id == 701
+    back = old.restart().owner.session("mover")
+    assert back is not None and back.inflight.next_id == 701
