@@ -5,6 +5,8 @@ always comes back to it, at once or after a while. Its connection ends with or w
 learns of that only after it is back.
 """
 
+from collections import defaultdict
+
 from client_inbox import Inbox
 from client_outbox import Outbox
 from ledger import matches, shared_part
@@ -67,6 +69,8 @@ class Client:
         self.will_retained = False
         # Filters that the broker acknowledged, with the QoS granted.
         self.subscribed = {}
+        # The nodes at which it made or ended a subscription, by filter.
+        self.changed_at = defaultdict(set)
         self.session_exists = False
         # The nodes that have heard of it: any other one has no way of knowing it while its home is away.
         self.session_known = set()
@@ -277,6 +281,7 @@ class Client:
             return
         del self.wanted[topic_filter]
         self.subscribed.pop(topic_filter, None)
+        self.changed_at[topic_filter].add(self.home.name)
         self._uproot([topic_filter])
         # What is not acknowledged yet, or waits at another node, may be routed after the subscription is gone.
         for message in self.ledger.published.values():
@@ -425,5 +430,6 @@ class Client:
             return
         self.world.check(list(record.reasons) == list(filters.values()), f"{self.name}: SUBACK {record.reasons!r}")
         for topic_filter, qos in filters.items():
+            self.changed_at[topic_filter].add(self.home.name)
             if topic_filter in self.wanted:
                 self.subscribed[topic_filter] = qos
