@@ -404,9 +404,13 @@ class Arrivals:
 
     def _go_on(self, node: bytes, item: Item, now: float) -> None:
         session = self._owner.session(item.client_id)
+        transfers = self._owner.transfers
+        if session is None and item.client_id not in transfers.departures:
+            # A loss of power took its head, or it ended here: the old home is to offer the head again, and hears which.
+            self._answer(node, item, 0)
+            return
         if session is None or session.epoch != item.epoch:
             return
-        transfers = self._owner.transfers
         donor = session.arrival.donors.get(node) if session.arrival is not None else None
         if donor is None:
             # Its last word was answered, and the answer was lost. What it has got since came here directly.

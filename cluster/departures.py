@@ -336,15 +336,19 @@ class Departures:
                 self._answer_held(leaving)
             self._end(leaving, now)
             return
+        if not ack.flags & HEAD_TAKEN:
+            if leaving.head_taken:
+                # It is not there any more.
+                self._retarget(leaving, leaving.epoch, False)
+            return
         departure = leaving.departure
-        if ack.flags & HEAD_TAKEN:
-            version = (ack.generation, ack.version)
-            if not leaving.head_taken or leaving.needs[0] != ack.generation:
-                # A home that restarted tells its wishes anew, and may have lost what members confirmed.
-                leaving.head_taken = True
-                self._owner.transfers.head_taken(departure)
-                leaving.needs = version
-                self._switching.begin(leaving)
+        version = (ack.generation, ack.version)
+        if not leaving.head_taken or leaving.needs[0] != ack.generation:
+            # A home that restarted tells its wishes anew, and may have lost what members confirmed.
+            leaving.head_taken = True
+            self._owner.transfers.head_taken(departure)
+            leaving.needs = version
+            self._switching.begin(leaving)
         if ack.watermark > departure.confirmed:
             self._owner.transfers.confirm(departure, ack.watermark)
             leaving.sent_to = max(leaving.sent_to, ack.watermark)

@@ -332,6 +332,29 @@ def test_what_was_left_behind_comes_in_front():
     an_old_home_is_back_after_its_session_went_elsewhere()
 
 
+def test_a_session_that_its_home_lost_with_the_power_is_had_from_its_stub():
+    scene = Scene()
+    old, new, away = scene.nodes
+    client = scene.comes("client", old, {b"a/b": 1})
+    publisher = scene.comes("publisher", old)
+    scene.goes(client)
+    # The stub stays as long as somebody may send there.
+    scene.crash(away)
+    new.sync()
+    scene.connect(client, new)
+    scene.goes(client)
+    assert scene.homes("client") == [new]
+    new.lose_power()
+    new.start()
+    scene.until(lambda: scene.homes("client") == [new])
+    after = scene.publish(publisher, b"a/b", 1, 3)
+    scene.connect(client, new)
+    assert client.session_present
+    scene.until(lambda: scene.payloads(client) == after)
+    scene.start(away)
+    scene.until(lambda: not old.core.moving.counts()["moves_leaving"])
+
+
 def a_node_with_data_joins():
     """What it has adds to what the cluster has, and overrides nothing, whatever its clock and its epochs say."""
     scene = Scene(count=2)
