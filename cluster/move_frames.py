@@ -16,9 +16,9 @@ Integers, text and bytes16 are as in `wire`; an epoch is as in `broker.core.epoc
       NOTHING     4
       REFUSED     5  the session is another user's
       MOVED       6  epoch of the home that has it
-    MOVE_ACK      (client id, epoch, u8 flags: 1 head taken, 2 over, 4 discarded, none of these: it is not there, and
-                  the head is to be offered again, from bit 3 on the number of the
-                  STATE that was taken last, u64 watermark, u64 generation, u64 version,
+    MOVE_ACK      (client id, epoch, u8 flags: 1 head taken, 2 over, 4 discarded, none of these if the session is not
+                  there, from bit 3 on the number of the STATE that was taken last, u64 watermark, u64 generation,
+                  u64 version,
                   u16 count, 16 bytes origin that is not passed*)*              control, to the old home
     SWITCH        u32 count, (16 bytes store_id of the home, u64 generation, u64 version)*       control, to any member
     mark          u8 kind, 16 bytes store_id of the home, u64 generation, u64 version, u64 number   in a stream
