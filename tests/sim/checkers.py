@@ -355,6 +355,9 @@ def expected_wills(world, left):
     if left.taken_over:
         # Another session of the client id came to its node, or its own went: some settings have that suppress wills.
         return 0, high
+    if world.revived[left.client.client_id] and left.told_at > back_asked_at:
+        # It was back elsewhere before its node had heard of the end, and that was taken for dead or not heard yet.
+        return 0, high
     if divided:
         return 0, high
     if not left.ended_at:
