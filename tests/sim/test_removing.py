@@ -157,6 +157,20 @@ def test_what_was_kept_for_a_dead_node_before_a_restart_comes_although_a_stub_ha
     test.judge(clients)
 
 
+def test_what_is_given_while_the_stub_of_what_was_given_before_ends_comes_all_the_same():
+    """The stub has said that this is all, and its new home has not answered."""
+    test = LeaveWorld(seed=490)
+    node, one, two = test.nodes
+    clients = test.make_sessions(node, 1)
+    publisher = test.publisher(one)
+    dead(test, node)
+    _publish_in_turns(test, publisher, clients[0], 20)
+    assert test.leave_and_wait(two, node, targets=(two.name,)).exit_code == 0
+    test.wait(lambda: not one.storage.snapshot()["outbox"], "the end of the estate")
+    test.come_back(clients, [two])
+    test.judge(clients)
+
+
 def _publish_in_turns(test, publisher, client, count):
     """Publish messages to a client of which no two are given in one turn when they were kept for a dead node."""
     for _ in range(count):
