@@ -3,7 +3,7 @@
 from math import isfinite
 
 import pytest
-from leave_world import LeaveWorld
+from leave_world import TOPIC, LeaveWorld
 from test_leaving import dead
 from virtual_clients import Client
 
@@ -233,3 +233,48 @@ def test_what_a_removed_node_had_sent_is_not_sent_by_the_donor():
     test.world.run(1.0)
     for client in clients:
         assert list(client.inbox.copies.values()) == [1]
+
+
+def test_what_a_session_brought_along_is_recovered_though_who_published_it_gives_it_to_others():
+    """It is unacknowledged on the way to the node that is removed, whose session it was not for, and heard of by none.
+
+    Who published it has not heard of that session, and gives it only to another one that was there.
+    """
+    test = LeaveWorld(seed=660, max_inflight_messages=1)
+    node, one, two = test.nodes
+    settled = test.make_sessions(node, 1, qos=2)[0]
+    roamer = Client(test.world, test.ledger, "roamer", two, 4, True, {TOPIC % 0: 2})
+    test.clients.append(roamer)
+    roamer.connect()
+    test.wait(lambda: test.known(two, [roamer]), "its interest")
+    roamer.comes_back = False
+    roamer.disconnect(False)
+    publisher = test.publisher(one)
+    silent = (FrameType.LINK_ACK, FrameType.HEARTBEAT)
+    test.world.network.lose_frame = lambda frame: frame[1] in silent
+    for _ in range(3):
+        publisher.publish(TOPIC % 0, 2)
+    test.wait(publisher.is_idle, "the acknowledgements")
+    test.wait(lambda: test.queued(two) == {"roamer": 3} and test.queued(node) == {settled.name: 3}, "the messages")
+    dead(test, one)
+    test.world.network.lose_frame = None
+    roamer.home = node
+    roamer.inbox.ack_delay_s = 60.0
+    roamer.come_back()
+    test.wait(lambda: test.queued(node).get("roamer") == 3 and roamer.inbox.arrivals, "its move")
+    roamer.comes_back = False
+    roamer.disconnect(False)
+    test.world.run(0.5)
+    assert not two.core.owner.transfers.departures["roamer"].session.queue
+    dead(test, node)
+    one.start()
+    test.wait(test.whole, "the rest of the cluster")
+    assert test.leave_and_wait(two, node, targets=(two.name,)).exit_code == 0
+    test.wait(lambda: not one.storage.snapshot()["outbox"], "the end of the estate")
+    node.start()
+    test.wait(lambda: node.name in test.gone, "the news of its removal")
+    test.recover(node)
+    test.wait(lambda: node.name in test.gone, "the end of the donation")
+    roamer.inbox.ack_delay_s = 0.0
+    test.come_back([settled, roamer], [two])
+    assert len(settled.inbox.copies) == len(roamer.inbox.copies) == 3
