@@ -17,6 +17,9 @@ The new home hears which members have switched when all that run have: what it h
 that is down switches when it is back; so long the stub stays, on disk, since what waits for this node there must find
 it.
 
+A stub of a legacy (see `broker.core.legacies`) may get more after it has said that it has ended. It is not over then,
+whatever its home has answered, but is offered again, with what it has.
+
 A TAKE of a session that can't go yet waits here, and is looked at every WAIT_POLL_S; who asks for it asks again all the
 same, as after a lost frame.
 
@@ -32,6 +35,7 @@ from collections import OrderedDict
 from typing import Final, final
 
 from broker.core.epoch import NO_EPOCH, Epoch
+from broker.core.legacies import is_bare
 from broker.core.owner import QueueOwner
 from broker.core.session import Session
 from broker.core.transfer import Departure
@@ -328,6 +332,9 @@ class Departures:
             return
         self._due[ack.client_id] = leaving
         self._load_due = True
+        if ack.flags & OVER and self._has_come_late(leaving):
+            self._retarget(leaving, leaving.epoch, False)
+            return
         if ack.flags & (OVER | DISCARDED):
             if ack.flags & DISCARDED:
                 self.discarded += 1
@@ -359,6 +366,13 @@ class Departures:
             if not self._switching.again(leaving, origin):
                 # The home has not heard that this one is no member any more; then it needs to be told again.
                 leaving.quiet = False
+
+    def _has_come_late(self, leaving: LeavingSession) -> bool:
+        """Say whether a stub got something after its last word that its home gets on no other way.
+
+        What is still routed to the stub of a session that was here comes there directly.
+        """
+        return is_bare(leaving.departure) and not self._owner.transfers.is_drained(leaving.departure)
 
     def switched(self, mark: Switch) -> None:
         """A member's stream has come to where it sends to a home directly."""

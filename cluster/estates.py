@@ -13,6 +13,7 @@ import math
 from typing import Final, final
 
 from broker.core.epoch import NO_EPOCH, Epoch
+from broker.core.legacies import is_bare
 from broker.core.message import Delivery, Message
 from broker.core.owner import QueueOwner
 from broker.core.subscription import NO_LOCAL, QOS_MASK, RETAIN_AS_PUBLISHED, Subscription
@@ -115,7 +116,8 @@ class Estates:
                 estate.is_told = True
                 first = min(self._mesh.rerouted(estate.store_id), stored.message.number)
                 self._mesh.put_rerouted(estate.store_id, first)
-            behind = outbox.last - stored.number
+            # Not by their numbers: a restart of this node leaves a gap in these, wider than a range of places.
+            behind = outbox.messages - 1
             for client_id, (qos, retain, identifiers) in wanted.items():
                 if qos:
                     old_epoch = Epoch(estate.counters[client_id], 0, NO_EPOCH.store_id)
@@ -138,7 +140,7 @@ class Estates:
     def _is_busy(self, client_id: str) -> bool:
         """Say whether a session leaves this node that has been here: then its deliveries are not to be mixed."""
         departure = self._owner.transfers.departures.get(client_id)
-        return departure is not None and departure.session.expiry_s != 0
+        return departure is not None and not is_bare(departure)
 
     def _give(self, client_id: str, old_epoch: Epoch, delivery: Delivery, behind: int, now: float) -> None:
         home = self._mesh.registry.find(client_id)

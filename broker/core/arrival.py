@@ -392,6 +392,10 @@ class Arrival:
             return seq >= self.direct_from
         return cuts.had(origin, number)
 
+    def is_brought(self, seq: int) -> bool:
+        """Say whether what has this place here came through an old home."""
+        return not self.direct_from and seq < self.first_seq
+
     def comes_again(self, origin: bytes, number: int) -> bool:
         """Say whether a delivery of one of several old homes was given by another one before."""
         numbers = self.ids.get(origin)

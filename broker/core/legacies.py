@@ -23,6 +23,11 @@ _RANGE_BITS: Final = 24
 _RANGES: Final = 1 << 14
 
 
+def is_bare(departure: Departure) -> bool:
+    """Say whether a stub has nothing but what was kept for a home that is gone: the session was never here."""
+    return departure.session.expiry_s == 0
+
+
 @final
 class Legacies:
     """What this node hands on for a home that is gone."""

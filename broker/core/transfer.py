@@ -115,7 +115,7 @@ class Transfers:
         lifetimes: Lifetimes,
     ) -> None:
         self.departures: dict[str, Departure] = {}
-        # Origin -> from which number on others have given its messages to the sessions that leave.
+        # Origin -> from which number on others have given what it had sent here to the sessions that leave.
         self.skips: dict[bytes, int] = {}
         # Sessions whose arrival changed since it was written last.
         self._changed: dict[Session, bool] = {}
@@ -220,9 +220,7 @@ class Transfers:
         for delivery in deliveries:
             size += RECORD_BYTES + delivery.size
             departure.read_to = delivery.seq
-            message = delivery.message
-            is_given = bool(self.skips) and message.number >= self.skips.get(message.origin, message.number + 1)
-            if delivery.seq <= departure.confirmed or (is_given and not delivery.packet_id):
+            if delivery.seq <= departure.confirmed or self._was_given_by_others(session, delivery):
                 # The new home has had it since before a restart, or from elsewhere.
                 self._remove(session, delivery)
             else:
@@ -232,6 +230,16 @@ class Transfers:
             # There are no more. Places that nothing was stored at count as read.
             departure.read_to = session.next_seq - 1
         return found
+
+    def _was_given_by_others(self, session: Session, delivery: Delivery) -> bool:
+        """Say whether others have given a delivery which they had kept for this node, as far as is known.
+
+        What came through an old home they had not kept: who published it may not have heard that the session is here.
+        """
+        message = delivery.message
+        if not self.skips or delivery.packet_id or message.number < self.skips.get(message.origin, message.number + 1):
+            return False
+        return session.arrival is None or not session.arrival.is_brought(delivery.seq)
 
     def rewind(self, departure: Departure) -> None:
         """Read again from behind what is confirmed: what was sent may have been lost."""

@@ -3,11 +3,12 @@
 from math import isfinite
 
 import pytest
-from leave_world import LeaveWorld
+from leave_world import TOPIC, LeaveWorld
 from test_leaving import dead
 from virtual_clients import Client
 
 from cluster.arrivals import REMOVED_S
+from cluster.estates import CHUNK_BYTES
 from cluster.frames import FrameType
 from cluster.peers import UNHEARD_S
 from cluster.readiness import ALL, AVAILABLE
@@ -146,6 +147,54 @@ def test_what_was_kept_for_a_dead_node_and_came_to_a_later_home_is_not_given_onc
     test.wait(lambda: not any(each.core.owner.transfers.arriving() for each in (one, two)), "the end of all moves")
 
 
+def test_what_was_kept_for_a_dead_node_before_a_restart_comes_although_a_stub_has_ended_meanwhile():
+    """After a restart the stream goes on far behind what is kept, whose places are to differ all the same.
+
+    Between the first and the last that a session gets so much is for another one that the stub of the first is gone.
+    """
+    test = LeaveWorld(seed=480)
+    node, one, two = test.nodes
+    clients = test.make_sessions(node, 2)
+    publisher = test.publisher(one)
+    dead(test, node)
+    test.publish(publisher, clients[:1], 1)
+    _publish_in_turns(test, publisher, clients[1], 20)
+    test.publish(publisher, clients[:1], 1)
+    one.kill()
+    one.start()
+    test.wait(test.whole, "the rest of the cluster")
+    test.publish(publisher, clients, 1)
+    command = test.leave(two, node, targets=(two.name,))
+    test.wait(lambda: isfinite(one.core.estates.next_deadline()), "the estate")
+    stubs = one.core.owner.transfers.departures
+    test.wait(lambda: clients[0].name not in stubs, "the end of the first stub")
+    assert isfinite(one.core.estates.next_deadline())
+    test.wait(lambda: command.is_over() and not one.storage.snapshot()["outbox"], "the end of the estate")
+    test.come_back(clients, [two])
+    test.judge(clients)
+
+
+def test_what_is_given_while_the_stub_of_what_was_given_before_ends_comes_all_the_same():
+    """The stub has said that this is all, and its new home has not answered."""
+    test = LeaveWorld(seed=490)
+    node, one, two = test.nodes
+    clients = test.make_sessions(node, 1)
+    publisher = test.publisher(one)
+    dead(test, node)
+    _publish_in_turns(test, publisher, clients[0], 20)
+    assert test.leave_and_wait(two, node, targets=(two.name,)).exit_code == 0
+    test.wait(lambda: not one.storage.snapshot()["outbox"], "the end of the estate")
+    test.come_back(clients, [two])
+    test.judge(clients)
+
+
+def _publish_in_turns(test, publisher, client, count):
+    """Publish messages to a client of which no two are given in one turn when they were kept for a dead node."""
+    for _ in range(count):
+        publisher.publish(next(iter(client.ever_wanted)), 1, CHUNK_BYTES // 2)
+    test.wait(publisher.is_idle, "the acknowledgements")
+
+
 def test_what_was_kept_for_a_group_of_a_dead_node_goes_to_another_member():
     """Whoever kept it was down when the node was removed."""
     test = LeaveWorld(seed=470)
@@ -201,3 +250,48 @@ def test_what_a_removed_node_had_sent_is_not_sent_by_the_donor():
     test.world.run(1.0)
     for client in clients:
         assert list(client.inbox.copies.values()) == [1]
+
+
+def test_what_a_session_brought_along_is_recovered_though_who_published_it_gives_it_to_others():
+    """It is unacknowledged on the way to the node that is removed, whose session it was not for, and heard of by none.
+
+    Who published it has not heard of that session, and gives it only to another one that was there.
+    """
+    test = LeaveWorld(seed=660, max_inflight_messages=1)
+    node, one, two = test.nodes
+    settled = test.make_sessions(node, 1, qos=2)[0]
+    roamer = Client(test.world, test.ledger, "roamer", two, 4, True, {TOPIC % 0: 2})
+    test.clients.append(roamer)
+    roamer.connect()
+    test.wait(lambda: test.known(two, [roamer]), "its interest")
+    roamer.comes_back = False
+    roamer.disconnect(False)
+    publisher = test.publisher(one)
+    silent = (FrameType.LINK_ACK, FrameType.HEARTBEAT)
+    test.world.network.lose_frame = lambda frame: frame[1] in silent
+    for _ in range(3):
+        publisher.publish(TOPIC % 0, 2)
+    test.wait(publisher.is_idle, "the acknowledgements")
+    test.wait(lambda: test.queued(two) == {"roamer": 3} and test.queued(node) == {settled.name: 3}, "the messages")
+    dead(test, one)
+    test.world.network.lose_frame = None
+    roamer.home = node
+    roamer.inbox.ack_delay_s = 60.0
+    roamer.come_back()
+    test.wait(lambda: test.queued(node).get("roamer") == 3 and roamer.inbox.arrivals, "its move")
+    roamer.comes_back = False
+    roamer.disconnect(False)
+    test.world.run(0.5)
+    assert not two.core.owner.transfers.departures["roamer"].session.queue
+    dead(test, node)
+    one.start()
+    test.wait(test.whole, "the rest of the cluster")
+    assert test.leave_and_wait(two, node, targets=(two.name,)).exit_code == 0
+    test.wait(lambda: not one.storage.snapshot()["outbox"], "the end of the estate")
+    node.start()
+    test.wait(lambda: node.name in test.gone, "the news of its removal")
+    test.recover(node)
+    test.wait(lambda: node.name in test.gone, "the end of the donation")
+    roamer.inbox.ack_delay_s = 0.0
+    test.come_back([settled, roamer], [two])
+    assert len(settled.inbox.copies) == len(roamer.inbox.copies) == 3
