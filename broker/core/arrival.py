@@ -59,7 +59,8 @@ from broker.mqtt.topics import SHARE_PREFIX, matches
 VALUE_VERSION: Final = 1
 # A home's places begin with its epoch's counter; below are the places of those that had the session before.
 PLACE_BITS: Final = 40
-# Homes of the same epoch counter, which a partition makes: their places are put below the winner's, one range each.
+# Homes of the same epoch counter, which a partition makes: their places are put below the winner's, one range each. A
+# range is given once: a rival may bring what others, which were rivals of its own, had given to it in theirs.
 RIVALS_MAX: Final = 31
 # Places with this bit alone above it are of what others kept for a home that is gone.
 LEGACY_BITS: Final = 38
@@ -205,6 +206,7 @@ class Arrival:
         "is_stub",
         "kept",
         "late",
+        "rivals",
         "skips",
         "touched",
     )
@@ -231,6 +233,8 @@ class Arrival:
         self.ids: dict[bytes, set[int]] = {}
         # Origin -> from which number on what came directly is here, not before; None: all of it is.
         self.kept: dict[bytes, int] | None = None
+        # The highest range below `first_seq` that a rival has, or has had here or elsewhere.
+        self.rivals: int = 0
 
     def donor(self, store_id: bytes) -> Donor:
         """Return what is known of an old home."""
@@ -408,13 +412,19 @@ class Arrival:
     def place(self, donor: Donor, seq: int) -> int:
         """Return the place here of a delivery with the place `seq` at an old home."""
         if seq < self.first_seq:
+            self.note_place(seq)
             return seq
         # The donor was a home of the same epoch counter, on the other side of a partition.
         if donor.rival == 0:
-            donor.rival = 1 + sum(1 for other in self.donors.values() if other.rival)
+            self.rivals += 1
+            donor.rival = self.rivals
         rank = seq & ((1 << _RIVAL_BITS) - 1)
         below: int = (RIVALS_MAX + 1 - min(donor.rival, RIVALS_MAX)) << _RIVAL_BITS
         return self.first_seq - below + rank
+
+    def note_place(self, place: int) -> None:
+        """A place below those of the present home is taken: if it is in a rival's range, no other rival gets that."""
+        self.rivals = max(self.rivals, RIVALS_MAX - ((self.first_seq - 1 - place) >> _RIVAL_BITS))
 
     def has_present_donor(self) -> bool:
         """Say whether an old home that is there has not said its last word."""
@@ -470,6 +480,7 @@ def unpack_arrival(value: bytes) -> Arrival:
         donor.inherited = flags & _INHERITED != 0
         donor.before = before
         donor.rival = rival
+        arrival.rivals = max(arrival.rivals, rival)
         donor.passed, pos = _read_numbers(value, pos + _DONOR.size)
     for _ in range(given):
         counter, low, high = _GIVEN.unpack_from(value, pos)

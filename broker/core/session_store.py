@@ -330,6 +330,12 @@ class SessionStore:
         keys = self._storage.scan("queue", _queue_key(owner, first), _queue_key(owner, last + 1))
         return {_seq(key) for key, _value in keys}
 
+    def last_place_before(self, owner: int, place: int) -> int:
+        """Return the highest place below another that has a delivery, 0: none. What was written must be committed."""
+        for key, _value in self._storage.scan_reverse("queue", _number(owner), _queue_key(owner, place)):
+            return _seq(key)
+        return 0
+
     def trim(self, owner: int, queue: DeliveryQueue, messages_max: int, bytes_max: int) -> int:
         """Remove the oldest of a LIFO queue's tail until the queue keeps its limits; return how many they were.
 

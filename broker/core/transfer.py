@@ -136,6 +136,8 @@ class Transfers:
             elif arrival is not None and session.client_id in self._lifetimes.sessions:
                 self._dispatcher.arriving[session] = arrival
                 session.gate = arrival.gate()
+            if arrival is not None:
+                self._note_places(session, arrival)
 
     def write(self) -> None:
         """Write what changed of arrivals; whoever ends a turn calls it before the batch is taken."""
@@ -448,12 +450,17 @@ class Transfers:
         if session.arrival is None:
             session.arrival = Arrival(first_place(session.epoch))
             session.arrival.direct_from = NOWHERE
+            self._note_places(session, session.arrival)
             self._dispatcher.arriving[session] = session.arrival
         if donor in session.arrival.donors:
             return session.arrival.donors[donor].inherited
         session.arrival.donor(donor)
         self._update(session, session.arrival, now)
         return True
+
+    def _note_places(self, session: Session, arrival: Arrival) -> None:
+        """Have what old homes gave before, and the client has not got yet, keep its places for itself."""
+        arrival.note_place(self._store.last_place_before(session.number, arrival.first_seq))
 
     def accept(self, session: Session, donor_id: bytes, after: int, deliveries: list[Delivery], now: float) -> int:
         """Take deliveries from an old home that follow the place `after` there, and return the watermark."""
@@ -465,12 +472,12 @@ class Transfers:
             donor.low = after
         queue = session.queue
         queue.rewind()
+        places = [arrival.place(donor, delivery.seq) for delivery in deliveries]
         occupied: set[int] = set()
         if deliveries and not donor.heir:
             # A home that lost what it had confirmed, by a loss of power, brings what this one had given to it.
-            first, last = arrival.place(donor, deliveries[0].seq), arrival.place(donor, deliveries[-1].seq)
-            occupied = self._store.places(session.number, first, last)
-        for delivery in deliveries:
+            occupied = self._store.places(session.number, min(places), max(places))
+        for place, delivery in zip(places, deliveries, strict=True):
             if delivery.seq <= donor.watermark:
                 continue
             donor.watermark = delivery.seq
@@ -486,8 +493,8 @@ class Transfers:
                     or arrival.comes_again(message.origin, message.number)
                 )
                 cuts.note_relayed(message.origin, message.number)
-            delivery.seq = arrival.place(donor, delivery.seq)
-            if delivery.seq in occupied:
+            delivery.seq = place
+            if place in occupied:
                 continue
             if delivery.packet_id and self._keeps_id(session, donor, delivery):
                 self._take_in_flight(session, donor, delivery, known)

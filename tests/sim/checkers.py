@@ -222,10 +222,12 @@ def check_copies(world, clients, ledger):
 def _copies_again(world, client, payload):
     """Return how many copies that a client had at a node which left may come again.
 
-    To an orphan they may have been in flight there. Who has no session beside its connection has another one elsewhere,
-    and nothing is known there of what the last one had.
+    To an orphan they may have been in flight there. Who has no session beside its connection, or began anew, has
+    another session elsewhere, and nothing is known there of what the last one had: what was on its way to that node,
+    for whoever wants it there, is for this session as well.
     """
-    return min(client.inbox.from_leaver[payload], not client.persistent or client.client_id in world.orphans)
+    began_anew = not client.persistent or len(client.inbox.sessions[payload]) > 1
+    return min(client.inbox.from_leaver[payload], began_anew or client.client_id in world.orphans)
 
 
 def check_groups(world, clients, ledger):

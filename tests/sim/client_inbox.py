@@ -4,7 +4,7 @@ A QoS 2 PUBLISH under an id that is not released yet is the same message once mo
 answered again and not received again. The ids outlive connections, as the session does.
 """
 
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 
 from broker.core.events import PubackReceived, PubcompReceived, PubrecReceived
 from broker.core.records import DUP_FLAG
@@ -34,8 +34,9 @@ class Inbox:
         self.ack_delay_s = 0.0
         # What is not an evident repetition, by payload, and everything in the order of arrival.
         self.copies = Counter()
-        # By payload and node, those that came from a node that is to leave.
+        # Those of them that came from a node that is to leave, and to which of the client's sessions each came.
         self.from_leaver = Counter()
+        self.sessions = defaultdict(set)
         self.arrivals = []
         # Packet id -> payload of QoS 2 that is not released.
         self.received = {}
@@ -108,6 +109,7 @@ class Inbox:
             self.received[packet_id] = payload
         if not repeated:
             self.copies[payload] += 1
+            self.sessions[payload].add(client.sessions)
             if client.home is world.leaver:
                 self.from_leaver[payload] += 1
         if repeated or self.copies[payload] > 1:

@@ -5,9 +5,11 @@ Each scene is also what a planted bug has to fail (see `test_mutations_of_moves`
 
 from types import SimpleNamespace
 
+import checkers
 import pytest
 from scene import Scene
 from virtual_clients import OFFLINE, ONLINE
+from world import SimulationError
 
 from broker.core.events import Attach
 from broker.core.settings import OwnerSettings
@@ -166,6 +168,30 @@ def a_session_began_anew_while_its_old_home_was_away():
 
 def test_a_clean_start_ends_what_is_away():
     a_session_began_anew_while_its_old_home_was_away()
+
+
+@pytest.mark.parametrize("clean", [True, False])
+def test_a_session_that_began_anew_elsewhere_gets_what_is_on_its_way_there(clean):
+    """Its last session had the message; only one that goes on may not have it again."""
+    scene = Scene()
+    old, new, far = scene.nodes
+    scene.world.leaver = old
+    client = scene.comes("client", old, {b"a/b": 1})
+    scene.comes("neighbour", new, {b"a/b": 1})
+    publisher = scene.comes("publisher", far)
+    scene.split([far], [new])
+    scene.run(5.0)
+    (payload,) = scene.publish(publisher, b"a/b")
+    assert scene.payloads(client) == [payload]
+    scene.goes(client)
+    scene.connect(client, new, clean=clean)
+    scene.heal()
+    scene.run(3.0)
+    assert scene.copies(client) == (2 if clean else 1)
+    checkers.check_copies(scene.world, scene.clients, scene.ledger)
+    client.inbox.copies[payload] += 1
+    with pytest.raises(SimulationError, match="received message 1 of QoS 1"):
+        checkers.check_copies(scene.world, scene.clients, scene.ledger)
 
 
 def a_session_ended_while_its_old_home_was_away():

@@ -18,6 +18,7 @@ from broker.mqtt.properties import Property
 HERE = b"a" * 16
 THERE = b"b" * 16
 ELSEWHERE = b"c" * 16
+THIRD = b"d" * 16
 EPOCH = Epoch(2, 5, HERE)
 
 
@@ -44,7 +45,8 @@ class Move:
         """The new home takes the head, and what was in flight."""
         owner = self.new.owner
         cut = (self.new.store_id, owner.next_number())
-        session = owner.transfers.begin_arrival(self.head, Epoch(counter, 0, THERE), HERE, heir, cut, self.new.now)
+        epoch = Epoch(counter, 0, self.new.store_id)
+        session = owner.transfers.begin_arrival(self.head, epoch, self.old.store_id, heir, cut, self.new.now)
         self.new.settle()
         watermark = 0
         while watermark < self.head.inflight_seq:
@@ -58,7 +60,7 @@ class Move:
         deliveries = [copy(delivery) for delivery in self.old.owner.transfers.read(self.departure, self.bytes_max)]
         session = self.new.owner.session(self.client_id)
         assert session is not None
-        watermark = self.new.owner.transfers.accept(session, HERE, after, deliveries, self.new.now)
+        watermark = self.new.owner.transfers.accept(session, self.old.store_id, after, deliveries, self.new.now)
         self.new.settle()
         if confirmed:
             self.old.owner.transfers.confirm(self.departure, watermark)
@@ -379,6 +381,61 @@ def test_rivals_of_a_partition_are_merged_in_front(start: Callable[..., Node]) -
         (b"new", False),
     ]
     move.end(ELSEWHERE)
+
+
+def lone_home(node: Node, *messages: tuple[int, bytes]) -> None:
+    """A home that was alone has made a session, and has these messages for it."""
+    client = node.persistent("mover")
+    client.subscribe(b"t", 1)
+    client.drop()
+    for number, payload in messages:
+        direct(node, ELSEWHERE, number, payload)
+
+
+@pytest.mark.parametrize(("bytes_max", "restarts"), [(100_000, False), (1, False), (1, True)])
+def test_a_rival_brings_what_another_rival_gave_to_it(
+    start: Callable[..., Node], bytes_max: int, restarts: bool
+) -> None:
+    """Three nodes that were alone had a session each, all of one epoch counter; the places of no two are the same.
+
+    The seed that showed it: what the second had directly took the places of what the first had given to it.
+    """
+    first, second = start(store_id=HERE), start(store_id=THERE)
+    third = Node(store_id=THIRD) if restarts else start(store_id=THIRD)
+    lone_home(first, (1, b"first 1"), (2, b"first 2"), (3, b"first 3"))
+    lone_home(second, (11, b"second 1"), (12, b"second 2"))
+    lone_home(third, (21, b"third"))
+    for old, new in ((first, second), (second, third)):
+        session = new.owner.session("mover")
+        assert session is not None
+        new.owner.transfers.add_donor(session, old.store_id, new.now)
+        move = Move(old, new, bytes_max=bytes_max)
+        while not old.owner.transfers.is_drained(move.departure):
+            move.chunk()
+            if restarts and old is second:
+                move.new = third = third.restart()
+    again = third.persistent("mover")
+    assert payloads(again) == [b"first 1", b"first 2", b"first 3", b"second 1", b"second 2", b"third"]
+    third.validate()
+
+
+def test_a_rival_does_not_get_the_places_of_one_before_it(start: Callable[..., Node]) -> None:
+    """That one has given all it had, of which the client has taken nothing yet."""
+    first, second, third = start(store_id=HERE), start(store_id=THERE), start(store_id=THIRD)
+    lone_home(first, (1, b"first"))
+    lone_home(second, (11, b"second"))
+    lone_home(third, (21, b"third"))
+    for old in (first, second):
+        session = third.owner.session("mover")
+        assert session is not None
+        third.owner.transfers.add_donor(session, old.store_id, third.now)
+        move = Move(old, third)
+        move.rest()
+        third.owner.transfers.end_donor(session, old.store_id, third.now)
+        if old is first:
+            third.owner.transfers.end_arrival(session, third.now)
+        third.settle()
+    assert payloads(third.persistent("mover")) == [b"first", b"second", b"third"]
 
 
 def test_a_session_that_ends_takes_its_arrival_with_it(start: Callable[..., Node]) -> None:
