@@ -259,6 +259,8 @@ def check_order(world, clients, ledger):
 
     A message that was sent again may have missed a session the first time, if that had no promise then. A group has
     no order: what a member could not take goes to another. Nor have two nodes to which a publisher has been.
+    Nor have two sessions of one client: what a node has for another one since long before a session began is for that
+    session too if it is there when it comes, be it older than what the client's last session had.
     """
     by_name = {client.name: client for client in clients}
     for client in clients:
@@ -278,9 +280,9 @@ def check_order(world, clients, ledger):
         seen = set()
         for arrival in client.inbox.arrivals:
             payload = arrival.payload
-            if payload in seen:
+            if (arrival.session, payload) in seen:
                 continue
-            seen.add(payload)
+            seen.add((arrival.session, payload))
             message = ledger.published[payload]
             if message.will:
                 # One may be published by another node than the next.
@@ -292,7 +294,7 @@ def check_order(world, clients, ledger):
             roams = not message.will and by_name[message.publisher].wanders()
             if message.sends > 1 and (bounded or roams or client.name not in message.promised):
                 continue
-            stream = (message.publisher, message.home, message.topic, message.qos, arrival.qos)
+            stream = (arrival.session, message.publisher, message.home, message.topic, message.qos, arrival.qos)
             world.check(
                 last.get(stream, 0) < message.number,
                 f"{client.name} received message {message.number} of {message.publisher} on "

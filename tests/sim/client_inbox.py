@@ -13,15 +13,16 @@ QOS_MASK = 3
 
 
 class Arrival:
-    """One PUBLISH as it came; `again` says that it was sent before."""
+    """One PUBLISH as it came, to the how manieth session; `again` says that it was sent before."""
 
-    __slots__ = ("again", "at", "payload", "qos")
+    __slots__ = ("again", "at", "payload", "qos", "session")
 
-    def __init__(self, payload, qos, at, again):
+    def __init__(self, payload, qos, at, again, session):
         self.payload = payload
         self.qos = qos
         self.at = at
         self.again = again
+        self.session = session
 
 
 class Inbox:
@@ -42,6 +43,8 @@ class Inbox:
         self.received = {}
         # The same, of a session that may have ended.
         self.doubtful = {}
+        # How many sessions ended, by the word of a node.
+        self._sessions = 0
         self._reading = True
         self._unread = deque()
         self._ack_at = 0.0
@@ -53,6 +56,7 @@ class Inbox:
 
     def session_ended(self):
         """Nothing of the old session counts any more."""
+        self._sessions += 1
         self.received.clear()
         self.doubtful.clear()
 
@@ -114,7 +118,7 @@ class Inbox:
                 self.from_leaver[payload] += 1
         if repeated or self.copies[payload] > 1:
             world.count("duplicates")
-        self.arrivals.append(Arrival(payload, qos, at, again))
+        self.arrivals.append(Arrival(payload, qos, at, again, self._sessions))
         if client.shares:
             world.count("shared deliveries")
             message.takers.add((client.name, client.sessions))

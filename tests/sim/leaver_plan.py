@@ -68,7 +68,7 @@ class LeaverPlan:
         self._rng = rng = random.Random(f"leave {world.seed}")
         self.node = rng.choice(list(world.nodes.values()))
         self.kind = rng.choice(LIVE if rng.random() < 0.6 else DEAD)
-        self.operators = Operators(world, on_gone=self._process_ended)
+        self.operators = Operators(world, on_gone=self._process_ended, on_look=self._note_orphans)
         self._has_begun = False
         self._hurries = False
         self._is_removed = False
@@ -275,15 +275,18 @@ class LeaverPlan:
     def _look(self):
         """See whether nobody has the node as a member any more."""
         others = [other for other in self._others() if other.up]
-        for other in others:
-            if self.node.name in other.core.leave_desk._removals:
-                # They may get new homes though it lives on, as in any partition.
-                registry = other.core.mesh.registry
-                self.world.orphans |= {client_id for client_id, _home in registry.clients_of(self.node.name)}
         if not others or any(self.node.name in other.core.mesh.peers for other in others):
             return
         state = self.node.core.leaver.job.state if self.node.up else stored_state(self.node.storage, self.node.name)
         self._is_gone(state not in (State.LEAVING, State.LEFT))
+
+    def _note_orphans(self):
+        """See whose sessions get new homes since others remove the node, though it may live on or come back before."""
+        for other in self._others():
+            removal = other.core.leave_desk._removals.get(self.node.name) if other.up else None
+            if removal is not None:
+                clients = other.core.mesh.registry.clients_of(self.node.name)
+                self.world.orphans |= {*removal._assigned, *[client_id for client_id, _home in clients]}
 
     def _process_ended(self, node):
         self._is_gone(bool(node.core.removed))

@@ -31,19 +31,24 @@ class Command:
 
 
 class Operators:
-    """Everybody who gives orders in a world. `gone` are the names of the nodes that have ended for good."""
+    """Everybody who gives orders in a world. `gone` are the names of the nodes that have ended for good.
 
-    def __init__(self, world, on_said=lambda said: None, on_gone=lambda node: None):
+    `on_look` is called whenever they look at the nodes.
+    """
+
+    def __init__(self, world, on_said=lambda said: None, on_gone=lambda node: None, on_look=lambda: None):
         self.world = world
         self.commands = []
         self.gone = set()
         self._on_said = on_said
         self._on_gone = on_gone
+        self._on_look = on_look
 
     def watch(self):
         """Look at every node now and then, as its processes do: take what is said, and end what has left."""
         world = self.world
         self.listen()
+        self._on_look()
         for node in world.running_nodes():
             if node.core.leaver.job.state in (State.LEFT, State.REMOVED) or node.core.removed:
                 # What it wrote in the last turn is committed by now.

@@ -1,0 +1,63 @@
+"""What the simulator takes for the order of a publisher's messages: it is that within one session, of known homes."""
+
+import checkers
+import pytest
+from leaver_plan import LeaverPlan
+from scene import Scene
+from world import SimulationError
+
+
+def test_two_sessions_of_a_client_have_no_order():
+    """A node keeps for another one, which is down, what a subscriber there wants.
+
+    A client without a session beside its connection comes to the first node too late for the oldest of that, and is at
+    the other node, with a new session, when everything arrives there.
+    """
+    scene = Scene(count=2)
+    away, home = scene.nodes
+    keeper = scene.comes("keeper", away, {b"a/b": 1})
+    publisher = scene.comes("publisher", home)
+    scene.crash(away)
+    missed = scene.publish(publisher, b"a/b")
+    visitor = scene.client("visitor", home, {b"a/b": 0}, persistent=False)
+    scene.connect(visitor)
+    seen = scene.publish(publisher, b"a/b")
+    scene.until(lambda: scene.payloads(visitor) == seen)
+    scene.goes(visitor)
+    scene.split([away], [home])
+    away.start()
+    scene.connect(visitor, away)
+    scene.heal()
+    scene.connect(keeper)
+    scene.until(lambda: scene.payloads(keeper) == [*missed, *seen])
+    assert [arrival.payload for arrival in visitor.inbox.arrivals] == [*seen, *missed, *seen]
+    checkers.check_order(scene.world, scene.clients, scene.ledger)
+    # To one session that would be the wrong order.
+    for arrival in visitor.inbox.arrivals:
+        arrival.session = 1
+    with pytest.raises(SimulationError, match=r"visitor received message 1 of publisher .* after message 2"):
+        checkers.check_order(scene.world, scene.clients, scene.ledger)
+
+
+def test_a_session_that_others_took_from_a_dead_node_has_no_order():
+    """The node comes back before it is removed, and brings what it had: nothing newer has waited for that."""
+    scene = Scene()
+    node, one, two = scene.nodes
+    client = scene.comes("client", node, {b"a/b": 1})
+    publisher = scene.comes("publisher", two)
+    plan = LeaverPlan(scene.world, scene)
+    plan.node = node
+    plan.operators.watch()
+    scene.goes(client)
+    missed = scene.publish(publisher, b"a/b")
+    scene.crash(node)
+    command = plan.operators.order(one, node)
+    scene.until(lambda: scene.homes("client"))
+    scene.connect(client, *scene.homes("client"))
+    seen = scene.publish(publisher, b"a/b")
+    scene.until(lambda: scene.payloads(client) == seen)
+    scene.start(node)
+    scene.until(lambda: scene.payloads(client) == [*seen, *missed])
+    scene.until(command.is_over)
+    assert "runs again and stays a member" in command.text
+    checkers.check_order(scene.world, scene.clients, scene.ledger)
