@@ -239,14 +239,6 @@ class DeliveryQueue:
             self.qos0 = 0
         return dropped
 
-    def take_loose(self) -> list[Delivery]:
-        """Take out what is not stored, oldest first: what outlives a connection from now on is pushed again, stored."""
-        loose = list(self._loose)
-        self._loose.clear()
-        for delivery in loose:
-            self._forget(delivery)
-        return loose
-
     def deliveries(self) -> list[Delivery]:
         """Return everything that waits in memory, in the order of `seq`."""
         return sorted([*self._head, *self._loose], key=_by_seq)

@@ -113,12 +113,6 @@ class Groups:
             self._due[group] = True
         self._note(group)
 
-    def became_persistent(self, shared_filter: bytes) -> None:
-        """A member is to outlive its connection."""
-        group = self.all[shared_filter]
-        group.lasting += 1
-        self._note(group)
-
     def attached(self, session: Session) -> None:
         """A member's connection began."""
         for group in session.groups:

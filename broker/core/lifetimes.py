@@ -124,22 +124,17 @@ class Lifetimes:
         return self._expiries[0][0] if self._expiries else math.inf
 
     def set_expiry(self, session: Session, expiry_s: int) -> None:
-        """Set how long the session outlives its connection; once it is to, it is stored until it ends."""
+        """Set how long the session outlives its connection; once it is to, it is stored until it ends.
+
+        Its first CONNECT settles whether it is: one that ends with its connection goes on in no other, and can't be
+        prolonged. So nothing else of it is to be stored yet.
+        """
         session.expiry_s = expiry_s
-        if session.persistent or expiry_s > 0:
+        if expiry_s > 0 and not session.persistent:
+            assert not session.subscriptions and session.queue.is_empty()
+            session.persistent = True
+        if session.persistent:
             self._store.put_session(session)
-        if session.persistent or expiry_s == 0:
-            return
-        session.persistent = True
-        self._subscribing.became_persistent(session)
-        for packet_id in session.incoming:
-            self._store.put_incoming(session, packet_id)
-        for delivery in session.inflight.deliveries.values():
-            self._store.put_delivery(session.number, delivery)
-        for delivery in session.queue.take_loose():
-            if delivery.qos:
-                self._store.put_delivery(session.number, delivery)
-            session.queue.push(delivery)
 
     def start_expiry(self, session: Session, now: float) -> None:
         """Its connection ended: from now on its time runs."""

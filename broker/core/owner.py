@@ -559,7 +559,8 @@ class QueueOwner:
         dropped = session.queue.drop_qos0()
         if dropped:
             self.counters.drop("offline_qos0", dropped)
-        if session_expiry_s >= 0 and session_expiry_s != session.expiry_s:
+        if session.persistent and session_expiry_s >= 0 and session_expiry_s != session.expiry_s:
+            # [MQTT-3.14.2-2] A session that ends now can't be prolonged; its listener lets no client say so.
             self._lifetimes.set_expiry(session, session_expiry_s)
             self._rows.tell(session)
         self._execute_will(session, reason, now)

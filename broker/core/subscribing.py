@@ -175,15 +175,6 @@ class Subscribing:
         for topic_filter in filters:
             self._unroute(session, topic_filter, now)
 
-    def became_persistent(self, session: Session) -> None:
-        """The session is to outlive its connection: store its subscriptions, and tell the other nodes."""
-        for topic_filter, wanted in session.subscriptions.items():
-            self._store.put_subscription(session, topic_filter, wanted)
-            if topic_filter.startswith(SHARE_PREFIX):
-                self.groups.became_persistent(topic_filter)
-            else:
-                self._note(self.wishes.set_persistent(topic_filter, True))
-
     def restore(self, sessions: list[Session], groups: dict[bytes, SharedGroup]) -> None:
         """Take over what recovery found."""
         self.groups.restore(groups)

@@ -45,15 +45,6 @@ class Wishes:
             return InterestChange(topic_filter, wish.sessions > 0, wish.persistent > 0)
         return None
 
-    def set_persistent(self, topic_filter: bytes, persistent: bool) -> InterestChange | None:
-        """Count that one of the sessions began or ceased to outlive its connection."""
-        wish = self._wishes[topic_filter]
-        before = wish.persistent
-        wish.persistent += 1 if persistent else -1
-        if (before == 0) != (wish.persistent == 0):
-            return InterestChange(topic_filter, True, wish.persistent > 0)
-        return None
-
     def snapshot(self) -> list[tuple[bytes, bool]]:
         """Return every (filter, persistent)."""
         return [(topic_filter, wish.persistent > 0) for topic_filter, wish in self._wishes.items()]

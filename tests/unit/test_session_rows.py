@@ -118,12 +118,11 @@ def test_a_restart_knows_what_was_told(node):
     assert session(node)[0] == LASTING and subscriptions(node) == {b"a": (2, 0)}
 
 
-def test_a_session_that_is_to_outlive_its_connection_moves_with_its_subscriptions(node):
+def test_a_session_that_ends_with_its_connection_is_not_prolonged(node):
+    """[MQTT-3.14.2-2]: whatever its listener lets a client say."""
     client = node.connect("c", version=5)
     subscribe(client, b"a", 2)
-    subscribe(client, b"$share/g/b", 1)
-    # A listener lets no client say so [MQTT-3.14.2-2].
     node.owner.receive(Detach(connection_key(client.listener, client.connection.number), 0, 60), node.now)
     node.turn()
-    assert session(node) == (LASTING, True, 60, None)
-    assert subscriptions(node) == {b"a": (2, 0), b"$share/g/b": (1, 0)}
+    assert node.owner.session("c") is None
+    assert node.rows == {}
