@@ -220,9 +220,10 @@ class Arrivals:
         self._ask_at = now
         self._check_due = True
         for session in self._owner.transfers.arriving():
-            gate = session.gate
             self._owner.transfers.set_present(session, node, runs, now)
-            if gate and not session.gate and not runs:
+            assert session.arrival is not None
+            if not runs and node in session.arrival.donors and self._missing(session, node):
+                # What is newer does not wait for what it still has, whether that comes directly here by now or not.
                 self.notices.append(f"session of {session.client_id!r} goes on while its old home is away")
 
     def _end_strangers(self, now: float) -> None:

@@ -14,6 +14,9 @@ origin), and through the old home, which goes on taking what is routed to it. A 
     from an old home, below the cut or of an origin without one    for this session
     from an old home, from the cut on                              had already, directly
 
+QoS 0 has no numbers. Directly it is for this session once its origin's cut is known, which is heard of in line with it:
+what came before was sent when the session was elsewhere, and may have been given to the client there.
+
 An old home passes on what an origin sends in the order of its numbers. So when a cut is heard of late, what came that
 way until then (`relayed`) came wholly, and the cut is behind it. What the origin sends directly, on a slow link
 perhaps, overlaps with that: the arrival is not over before the direct way has come as far.
@@ -278,6 +281,10 @@ class Arrival:
             return False
         self._keep(origin, number)
         return True
+
+    def takes_unnumbered(self, cuts: Cuts, origin: bytes) -> bool:
+        """Say the same of QoS 0: whether its origin knew, when it sent that, that the session is here."""
+        return self.is_stub or (self.direct_from != 0 and cuts is self.cuts) or origin in cuts.numbers
 
     def _keep(self, origin: bytes, number: int) -> None:
         if self.kept is not None and number:

@@ -122,6 +122,19 @@ class Dispatcher:
                     elsewhere.append(session)
         return route.without(elsewhere) if elsewhere else route
 
+    def without_newcomers(self, route: Route, message: Message) -> Route:
+        """Leave out the sessions that came when the node which forwards this QoS 0 message did not know that yet."""
+        if not self.arriving:
+            return route
+        newcomers = []
+        for session in route.sessions:
+            arrival = self.arriving.get(session)
+            if arrival is not None:
+                cuts = arrival.cuts_of(message.topic, session.subscriptions)
+                if not arrival.takes_unnumbered(cuts, message.origin):
+                    newcomers.append(session)
+        return route.without(newcomers) if newcomers else route
+
     def _deliver_identified(self, message: Message, route: Route, own: Session | None, now: float) -> None:
         """The same when subscriptions have identifiers: those with the same ones share a record."""
         groups: dict[tuple[Outlet, bytes], BytesWriter] = {}

@@ -173,14 +173,20 @@ class Publishing:
 
     def receive_forwarded(self, message: Message, now: float) -> None:
         """Deliver what came from elsewhere. It has its id, but for QoS 0; where QoS is upgraded that is stored, too."""
+        route = self._routes.find(message.topic)
+        if not message.qos:
+            route = self._dispatcher.without_newcomers(route, message)
         if self._numbers_all and not message.number:
             self._number(message)
-        self._dispatcher.deliver(message, self._routes.find(message.topic), now)
+        self._dispatcher.deliver(message, route, now)
 
     def publish_here(self, message: Message, now: float) -> None:
         """Deliver what concerns this node alone, to its groups' parts as well."""
-        self.receive_forwarded(message, now)
-        groups = [routed.here for routed in self._routes.find(message.topic).groups]
+        if self._numbers_all:
+            self._number(message)
+        route = self._routes.find(message.topic)
+        self._dispatcher.deliver(message, route, now)
+        groups = [routed.here for routed in route.groups]
         self._offer([group for group in groups if group is not None and group.members], message, now)
 
     def _offer(self, groups: list[SharedGroup], message: Message, now: float) -> int:

@@ -4,6 +4,7 @@ import checkers
 import pytest
 from leaver_plan import LeaverPlan
 from scene import Scene
+from test_sequences import kept_by
 from world import SimulationError
 
 
@@ -60,4 +61,29 @@ def test_a_session_that_others_took_from_a_dead_node_has_no_order():
     scene.until(lambda: scene.payloads(client) == [*seen, *missed])
     scene.until(command.is_over)
     assert "runs again and stays a member" in command.text
+    checkers.check_order(scene.world, scene.clients, scene.ledger)
+
+
+def test_nobody_waits_for_an_old_home_that_went_before_an_origin_was_heard():
+    """The origin was away all the time, and has something that it still has to send to the old home."""
+    scene = Scene()
+    old, new, third = scene.nodes
+    client = scene.comes(kept_by(scene, old, new), old, {b"a/b": 1})
+    publisher = scene.comes("publisher", third)
+    scene.goes(client)
+    scene.split([third], [old, new])
+    scene.until(lambda: not any(home.core.mesh.peers[third.name].running for home in (old, new)))
+    missed = scene.publish(publisher, b"a/b")
+    scene.connect(client, new)
+    scene.run(1.0)
+    scene.crash(old)
+    scene.world.network.heal_all()
+    scene.until(lambda: new.core.mesh.peers[third.name].running and third.core.mesh.peers[new.name].running)
+    scene.run(1.0)
+    seen = scene.publish(publisher, b"a/b")
+    scene.until(lambda: scene.payloads(client) == seen)
+    scene.start(old)
+    scene.until(lambda: scene.payloads(client) == [*seen, *missed])
+    assert scene.copies(client) == 1
+    assert scene.world.revived[client.client_id] == 1, "nobody was told"
     checkers.check_order(scene.world, scene.clients, scene.ledger)

@@ -96,6 +96,33 @@ def test_what_is_sent_for_others_is_not_for_a_session_that_comes():
     a_publishers_node_has_not_heard_of_a_move(True)
 
 
+def an_old_message_without_a_number_is_on_a_slow_link():
+    """C sends a QoS 0 message to A for the session, and to B for somebody else, where it arrives after the session."""
+    scene = Scene()
+    old, new, third = scene.nodes
+    client = scene.comes(kept_by(scene, old, new), old, {b"a/b": 1})
+    other = scene.comes("other", new, {b"a/b": 1})
+    publisher = scene.comes("publisher", third)
+    scene.world.network.partition(new.name, third.name, True)
+    sent = scene.publish(publisher, b"a/b", 0)
+    scene.until(lambda: scene.payloads(client) == sent)
+    scene.goes(client)
+    scene.connect(client, new)
+    assert not scene.payloads(other)
+    scene.heal()
+    scene.until(lambda: scene.payloads(other) == sent)
+    scene.run(2.0)
+    sent += scene.publish(publisher, b"a/b", 0, 3)
+    scene.until(lambda: scene.payloads(other) == sent)
+    scene.run(1.0)
+    assert scene.payloads(client) == sent
+    assert scene.copies(client) == 1
+
+
+def test_what_was_sent_without_a_number_before_a_session_came_is_not_for_it():
+    an_old_message_without_a_number_is_on_a_slow_link()
+
+
 def new_messages_come_before_old_ones():
     """C has switched, and what it says arrives before the last parts of what waits at the old home."""
     scene = Scene()

@@ -236,6 +236,28 @@ def test_old_goes_before_new_although_new_comes_first(start: Callable[..., Node]
     assert session.arrival is None
 
 
+@pytest.mark.parametrize("upgrade", [False, True])
+def test_qos_0_is_for_a_session_once_its_origin_knows_where_that_is(start: Callable[..., Node], upgrade: bool) -> None:
+    """Before, the client may have had it at the old home."""
+    settings = OwnerSettings(upgrade_outgoing_qos=upgrade)
+    old, new = start(store_id=HERE, settings=settings), start(store_id=THERE, settings=settings)
+    client = old.persistent("mover")
+    client.subscribe(b"t", 1)
+    client.drop()
+    session = Move(old, new).begin()
+    again = new.persistent("mover")
+    other = new.connect("other")
+    other.subscribe(b"t", 0)
+    direct(new, ELSEWHERE, 0, b"before", qos=0)
+    new.owner.transfers.set_cut(session, ELSEWHERE, 6, new.now)
+    direct(new, ELSEWHERE, 0, b"behind", qos=0)
+    for origin in (HERE, THERE, ELSEWHERE):
+        new.owner.transfers.pass_origin(session, HERE, origin, 1 << 62, new.now)
+    new.settle()
+    assert payloads(again) == [b"behind"]
+    assert payloads(other) == [b"before", b"behind"]
+
+
 def test_a_stub_passes_on_what_comes_late(start: Callable[..., Node]) -> None:
     old, new = start(store_id=HERE), start(store_id=THERE)
     client = old.persistent("mover")
