@@ -441,14 +441,21 @@ class Transfers:
         if will is not None and will.due != 0.0 and is_free:
             self._wills.adopt(will, session.epoch, now)
 
-    def add_donor(self, session: Session, donor: bytes, now: float) -> bool:
-        """Say that another old home has something left of a session with its own life here; false if that is known."""
+    def add_donor(self, session: Session, donor: bytes, counter: int, now: float) -> bool:
+        """Say that another old home has something left of a session with its own life here; false if that is known.
+
+        `counter` is of the epoch by which it was the home. One that has been the home again since it gave what it had
+        is another one: it may have got that back, and gives it once more in the same places.
+        """
         if session.arrival is None:
             session.arrival = Arrival(first_place(session.epoch))
             session.arrival.direct_from = NOWHERE
             self._dispatcher.arriving[session] = session.arrival
-        if donor in session.arrival.donors:
-            return session.arrival.donors[donor].inherited
+        known = session.arrival.donors.get(donor)
+        if known is not None:
+            if known.counter in (0, counter):
+                return known.inherited
+            session.arrival.end(donor)
         session.arrival.donor(donor)
         self._update(session, session.arrival, now)
         return True

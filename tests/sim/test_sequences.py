@@ -549,3 +549,32 @@ def is_deliveries(frame):
 
 def test_a_session_that_moves_on_keeps_its_order():
     a_session_moves_on_before_its_first_home_has_given_all()
+
+
+def a_session_goes_to_and_fro_before_any_move_is_over():
+    """A node is down, so all stubs last. The first home gives once more what it had given, got back and still has."""
+    scene = Scene(count=4, settings=OwnerSettings(max_inflight_messages=1))
+    first, second, third, away = scene.nodes
+    client = scene.comes("client", first, {b"a/b": 1}, version=4)
+    publisher = scene.comes("publisher", third)
+    scene.goes(client)
+    scene.crash(away)
+    sent = scene.publish(publisher, b"a/b", 1, 6)
+    # It hardly acknowledges anything, so that the queue moves.
+    client.inbox.ack_delay_s = 5.0
+    for home in (second, first, second):
+        scene.connect(client, home)
+        scene.run(1.0)
+        scene.goes(client)
+        sent += scene.publish(publisher, b"a/b", 1, 2)
+    client.inbox.ack_delay_s = 0.0
+    scene.connect(client, second)
+    scene.start(away)
+    scene.until(lambda: not any(node.core.moving.departures.leavings for node in scene.nodes))
+    scene.until(lambda: len(scene.payloads(client)) == len(sent))
+    assert scene.payloads(client) == sent
+    assert scene.copies(client) == 1
+
+
+def test_a_session_that_goes_to_and_fro_loses_nothing():
+    a_session_goes_to_and_fro_before_any_move_is_over()
