@@ -59,7 +59,8 @@ from broker.mqtt.topics import SHARE_PREFIX, matches
 VALUE_VERSION: Final = 1
 # A home's places begin with its epoch's counter; below are the places of those that had the session before.
 PLACE_BITS: Final = 40
-# Homes of the same epoch counter, which a partition makes: their places are put below the winner's, one range each.
+# Homes of the same epoch counter, which a partition makes: all but one have their places put below that one's, a range
+# each.
 RIVALS_MAX: Final = 31
 # Places with this bit alone above it are of what others kept for a home that is gone.
 LEGACY_BITS: Final = 38
@@ -75,7 +76,7 @@ _HEAD: Final = struct.Struct(">BHHHHHBQQ")
 _COUNT: Final = struct.Struct(">I")
 _CUT: Final = struct.Struct(">16sQ")
 _DONOR: Final = struct.Struct(">16sQQQIBB")
-_GIVEN: Final = struct.Struct(">IQQ")
+_GIVEN: Final = struct.Struct(">16sIQQB")
 _HAD: Final = struct.Struct(">IQ")
 
 
@@ -133,7 +134,7 @@ class Donor:
         self.passed: dict[bytes, int] = {}
         # Whether the donor's node runs, as far as is known.
         self.present = True
-        # Its range among those of the same epoch counter, 0 for none.
+        # Its range among those of the same epoch counter, 0 for the places themselves.
         self.rival: int = 0
 
 
@@ -220,8 +221,8 @@ class Arrival:
         # The filters that the client made or ended here, those that it did last at the end.
         self.touched: dict[bytes, bool] = {}
         self.donors: dict[bytes, Donor] = {}
-        # What donors gave that are over: epoch counter, and between which places.
-        self.given: list[tuple[int, int, int]] = []
+        # What donors gave that are over: old home, epoch counter, between which of its places, and its range.
+        self.given: list[tuple[bytes, int, int, int, int]] = []
         # Old home -> up to which place another one had everything of it.
         self.skips: dict[bytes, int] = {}
         # (old home, origin) -> by which epoch counter it was the home, and from which number on it had everything
@@ -309,9 +310,26 @@ class Arrival:
     def introduce(self, store_id: bytes, counter: int) -> None:
         """An old home says by which epoch counter it was that."""
         donor = self.donor(store_id)
-        donor.counter = counter
+        if donor.counter != counter:
+            donor.counter = counter
+            donor.rival = self._range_of(store_id, counter)
         donor.inherited = False
         donor.before = first_place_of(counter + 1)
+
+    def _range_of(self, store_id: bytes, counter: int) -> int:
+        """Return a range for the places of an old home which no other one of the same epoch counter has."""
+        # That of the places themselves is this session's own, if its home is of the same counter.
+        taken = 0 if first_place_of(counter) == self.first_seq else -1
+        for other_id, other in self.donors.items():
+            if other.counter == counter and other_id != store_id:
+                taken = max(taken, other.rival)
+        for of, its_counter, _low, _high, its_range in self.given:
+            if its_counter == counter:
+                if of == store_id:
+                    # It comes again.
+                    return its_range
+                taken = max(taken, its_range)
+        return taken + 1
 
     def inherit(self, store_id: bytes, counter: int) -> None:
         """The home of this epoch counter says that an older one has something left for it."""
@@ -338,25 +356,31 @@ class Arrival:
         """An old home has said its last word."""
         donor = self.donors.pop(store_id, None)
         if donor is not None and donor.low >= 0:
-            self._note_given(donor.counter, donor.low, donor.watermark)
+            self._note_given(store_id, donor)
 
-    def _note_given(self, counter: int, low: int, high: int) -> None:
+    def _note_given(self, store_id: bytes, donor: Donor) -> None:
         """Remember what a donor gave; what adjoins it is one with it, so that a donor that comes again adds nothing."""
+        low, high = donor.low, donor.watermark
         apart = []
         for other in self.given:
-            if other[0] == counter and other[1] <= high and low <= other[2]:
-                low = min(low, other[1])
-                high = max(high, other[2])
+            of, counter, other_low, other_high, _range = other
+            if of == store_id and counter == donor.counter and other_low <= high and low <= other_high:
+                low = min(low, other_low)
+                high = max(high, other_high)
             else:
                 apart.append(other)
-        self.given = [*apart, (counter, low, high)]
+        self.given = [*apart, (store_id, donor.counter, low, high, donor.rival)]
 
     def give_back(self, place: int) -> None:
         """The session is back: what older homes gave up to this place another one has now, and gives it."""
         for donor in self.donors.values():
             if donor.low >= 0:
                 donor.low = max(donor.low, min(place, donor.watermark))
-        self.given = [(counter, max(low, place), high) for counter, low, high in self.given if high > place]
+        self.given = [
+            (of, counter, max(low, place), high, its_range)
+            for of, counter, low, high, its_range in self.given
+            if high > place
+        ]
 
     def add_had(self, donor: bytes, counter: int, origin: bytes, number: int) -> None:
         """An old home had everything of an origin directly from a number on."""
@@ -379,10 +403,15 @@ class Arrival:
         if seq <= self.skips.get(store_id, 0):
             return True
         counter = seq >> PLACE_BITS
+        # What has a place of its own there, nobody else had: a rival has other things in the same places.
+        is_own = counter == donor.counter
         for other in self.donors.values():
-            if other is not donor and counter == other.counter and 0 <= other.low < seq <= other.watermark:
+            if not is_own and counter == other.counter and 0 <= other.low < seq <= other.watermark:
                 return True
-        return any(counter == of and low < seq <= high for of, low, high in self.given)
+        return any(
+            counter == its_counter and low < seq <= high and (of == store_id or not is_own)
+            for of, its_counter, low, high, _range in self.given
+        )
 
     def has_had(self, cuts: Cuts, origin: bytes, number: int, seq: int) -> bool:
         """Say whether a delivery of an old home, by its place there, came directly as well by the cuts that count."""
@@ -407,14 +436,15 @@ class Arrival:
 
     def place(self, donor: Donor, seq: int) -> int:
         """Return the place here of a delivery with the place `seq` at an old home."""
-        if seq < self.first_seq:
+        is_own = seq >> PLACE_BITS == donor.counter and not is_legacy(seq)
+        if seq < self.first_seq and not (is_own and donor.rival):
             return seq
-        # The donor was a home of the same epoch counter, on the other side of a partition.
+        # The donor was a home of the same epoch counter as another one, on the other side of a partition.
         if donor.rival == 0:
-            donor.rival = 1 + sum(1 for other in self.donors.values() if other.rival)
+            donor.rival = 1 + max([other.rival for other in self.donors.values()])
         rank = seq & ((1 << _RIVAL_BITS) - 1)
         below: int = (RIVALS_MAX + 1 - min(donor.rival, RIVALS_MAX)) << _RIVAL_BITS
-        return self.first_seq - below + rank
+        return min(first_place_of(seq >> PLACE_BITS), self.first_seq) - below + rank
 
     def has_present_donor(self) -> bool:
         """Say whether an old home that is there has not said its last word."""
@@ -472,8 +502,7 @@ def unpack_arrival(value: bytes) -> Arrival:
         donor.rival = rival
         donor.passed, pos = _read_numbers(value, pos + _DONOR.size)
     for _ in range(given):
-        counter, low, high = _GIVEN.unpack_from(value, pos)
-        arrival.given.append((counter, low, high))
+        arrival.given.append(_GIVEN.unpack_from(value, pos))
         pos += _GIVEN.size
     for _ in range(skips):
         store_id, place = _CUT.unpack_from(value, pos)

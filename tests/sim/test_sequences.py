@@ -425,6 +425,45 @@ def test_two_homes_of_a_partition_lose_nothing_to_a_third():
     two_homes_of_a_partition_give_way_to_a_third()
 
 
+def two_homes_of_a_partition_meet_a_third_one_after_the_other():
+    """Both began as the second home, and the third one has the places of the one when the other comes."""
+    scene = Scene(count=4, settings=OwnerSettings(max_inflight_messages=1))
+    first, one, other, third = scene.nodes
+    client = scene.comes("client", first, {b"a/b": 1}, version=4)
+    publishers = [scene.comes(f"publisher {node.name}", node) for node in (one, other)]
+    scene.goes(client)
+    scene.split([first], [one], [other], [third])
+    scene.until(lambda: not any(peer.running for node in scene.nodes for peer in node.core.mesh.peers.values()))
+    # It hardly acknowledges anything, so that the queue moves.
+    client.inbox.ack_delay_s = 5.0
+    left = []
+    for home, publisher in zip((one, other), publishers, strict=True):
+        scene.connect(client, home)
+        scene.goes(client)
+        left.append(scene.publish(publisher, b"a/b", 1, 4))
+    scene.world.network.heal(one.name, third.name)
+    scene.until(lambda: third.core.mesh.peers[one.name].running and one.core.mesh.peers[third.name].running)
+    scene.run(1.0)
+    scene.connect(client, third)
+    scene.until(lambda: scene.payloads(client))
+    scene.goes(client)
+    scene.heal()
+    scene.until(lambda: scene.homes("client") == [third])
+    scene.until(lambda: not any(node.core.moving.counts()["moves_leaving"] for node in scene.nodes))
+    client.inbox.ack_delay_s = 0.0
+    scene.connect(client, third)
+    scene.run(15.0)
+    received = scene.payloads(client)
+    assert sorted(received) == sorted(left[0] + left[1])
+    assert scene.copies(client) == 1
+    for payloads in left:
+        assert [payload for payload in received if payload in payloads] == payloads
+
+
+def test_two_homes_of_a_partition_lose_nothing_to_a_third_that_knows_one():
+    two_homes_of_a_partition_meet_a_third_one_after_the_other()
+
+
 def a_session_began_in_both_halves():
     """Neither half knows of the other's; both are acknowledged what waits for theirs."""
     scene = Scene()
