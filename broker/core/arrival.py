@@ -421,6 +421,12 @@ class Arrival:
             return seq >= self.direct_from
         return cuts.had(origin, number)
 
+    def give_away(self, origin: bytes, number: int) -> None:
+        """A delivery was given to the next home, which may give it back."""
+        numbers = self.ids.get(origin)
+        if numbers is not None:
+            numbers.discard(number)
+
     def is_brought(self, seq: int) -> bool:
         """Say whether what has this place here came through an old home."""
         return not self.direct_from and seq < self.first_seq

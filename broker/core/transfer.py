@@ -323,6 +323,8 @@ class Transfers:
             session.inflight.pop(delivery.packet_id)
         else:
             session.queue.remove(delivery.seq, delivery.size)
+        if session.arrival is not None:
+            session.arrival.give_away(delivery.message.origin, delivery.message.number)
         self._store.delete_delivery(session.number, delivery)
 
     # The new home.
