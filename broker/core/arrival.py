@@ -25,10 +25,11 @@ for one before it, and for one of which only that has told, as it was still to g
 
 Each old home (a donor) numbers its deliveries by their places, so its `watermark` is the last place that was taken.
 Several old homes may have the same delivery: a stub deletes what the next home has committed when it hears of it, which
-it may not have. So the next home says how far it had taken from others (`skips`), and what comes from it in a place of
-a stub's own that the stub has given already (`low` to `watermark`, or `given` when it is over) is left out. What an
-origin sends to two old homes, since it has heard of nothing yet, has a place of its own at each: while there are
-several, the ids of what they gave are remembered, until a restart.
+it may not have. So the next home says how far it had taken from others (`skips`); that counts for none of those that
+has been the home again since, as it may have got back what it gave. And what comes in a place of a stub's own that the
+stub has given already (`low` to `watermark`, or `given` when it is over) is left out. What an origin sends to two old
+homes, since it has heard of nothing yet, has a place of its own at each: while there are several, the ids of what they
+gave are remembered, until a restart.
 
 A session that comes back to a node where its stub still stood has had everything directly all the time (`direct_from`):
 of what its other home has left only those deliveries count that it got from here. So has one that began here, to which
@@ -77,6 +78,7 @@ _COUNT: Final = struct.Struct(">I")
 _CUT: Final = struct.Struct(">16sQ")
 _DONOR: Final = struct.Struct(">16sQQQIBB")
 _GIVEN: Final = struct.Struct(">16sIQQB")
+_SKIP: Final = struct.Struct(">16sQI")
 _HAD: Final = struct.Struct(">IQ")
 
 
@@ -223,8 +225,8 @@ class Arrival:
         self.donors: dict[bytes, Donor] = {}
         # What donors gave that are over: old home, epoch counter, between which of its places, and its range.
         self.given: list[tuple[bytes, int, int, int, int]] = []
-        # Old home -> up to which place another one had everything of it.
-        self.skips: dict[bytes, int] = {}
+        # Old home -> up to which place another one had everything of it, and that one's epoch counter.
+        self.skips: dict[bytes, tuple[int, int]] = {}
         # (old home, origin) -> by which epoch counter it was the home, and from which number on it had everything
         # directly, and gives it.
         self.had: dict[tuple[bytes, bytes], tuple[int, int]] = {}
@@ -313,6 +315,9 @@ class Arrival:
         if donor.counter != counter:
             donor.counter = counter
             donor.rival = self._range_of(store_id, counter)
+        if store_id in self.skips and counter > self.skips[store_id][1]:
+            # It has been the home again since, and may have got that back.
+            del self.skips[store_id]
         donor.inherited = False
         donor.before = first_place_of(counter + 1)
 
@@ -337,6 +342,13 @@ class Arrival:
             donor = self.donor(store_id)
             donor.inherited = True
             donor.before = first_place_of(counter)
+
+    def skip(self, store_id: bytes, place: int, counter: int) -> None:
+        """The home of an epoch counter says that it had everything of an older one up to a place there."""
+        donor = self.donors.get(store_id)
+        if donor is None or donor.counter <= counter:
+            known_place, known_counter = self.skips.get(store_id, (0, counter))
+            self.skips[store_id] = (max(place, known_place), min(counter, known_counter))
 
     def holds_old(self) -> bool:
         """Say whether what an old home gives may have to wait for another one before it."""
@@ -400,7 +412,7 @@ class Arrival:
 
     def was_given(self, store_id: bytes, donor: Donor, seq: int) -> bool:
         """Say whether a delivery of a donor, by its place there, came from another one, or is to come from there."""
-        if seq <= self.skips.get(store_id, 0):
+        if store_id in self.skips and seq <= self.skips[store_id][0]:
             return True
         counter = seq >> PLACE_BITS
         # What has a place of its own there, nobody else had: a rival has other things in the same places.
@@ -479,7 +491,7 @@ class Arrival:
             flags |= _INHERITED if donor.inherited else 0
             parts.append(_DONOR.pack(store_id, *numbers, flags, donor.rival) + _pack_numbers(donor.passed))
         parts.extend([_GIVEN.pack(*given) for given in self.given])
-        parts.extend([_CUT.pack(store_id, place) for store_id, place in self.skips.items()])
+        parts.extend([_SKIP.pack(store_id, *skip) for store_id, skip in self.skips.items()])
         parts.extend([store_id + origin + _HAD.pack(*had) for (store_id, origin), had in self.had.items()])
         if self.kept is not None:
             parts.append(_pack_numbers(self.kept))
@@ -511,9 +523,9 @@ def unpack_arrival(value: bytes) -> Arrival:
         arrival.given.append(_GIVEN.unpack_from(value, pos))
         pos += _GIVEN.size
     for _ in range(skips):
-        store_id, place = _CUT.unpack_from(value, pos)
-        arrival.skips[store_id] = place
-        pos += _CUT.size
+        store_id, place, counter = _SKIP.unpack_from(value, pos)
+        arrival.skips[store_id] = (place, counter)
+        pos += _SKIP.size
     for _ in range(had):
         store_id, origin = value[pos : pos + ORIGIN_BYTES], value[pos + ORIGIN_BYTES : pos + 2 * ORIGIN_BYTES]
         arrival.had[store_id, origin] = _HAD.unpack_from(value, pos + 2 * ORIGIN_BYTES)

@@ -394,7 +394,7 @@ class Transfers:
             arrival.introduce(donor_id, counter)
             for store_id, watermark in head.taken:
                 if store_id != donor_id:
-                    arrival.skips[store_id] = max(arrival.skips.get(store_id, 0), watermark)
+                    arrival.skip(store_id, watermark, counter)
                     if is_first:
                         arrival.inherit(store_id, counter)
             for origin, number in head.cuts:

@@ -618,3 +618,40 @@ def a_session_goes_to_and_fro_before_any_move_is_over(times):
 @pytest.mark.parametrize("times", [3, 4])
 def test_a_session_that_goes_to_and_fro_loses_nothing(times):
     a_session_goes_to_and_fro_before_any_move_is_over(times)
+
+
+def a_session_that_came_back_goes_on_to_a_third_node():
+    """A node is down, so all stubs last. The one between had taken all of the first home, says so, and gave it back.
+
+    The third hears that before the first has given anything.
+    """
+    scene = Scene(count=4, settings=OwnerSettings(max_inflight_messages=1))
+    first, second, third, away = scene.nodes
+    client = scene.comes("client", first, {b"a/b": 1}, version=4)
+    publisher = scene.comes("publisher", third)
+    scene.goes(client)
+    scene.crash(away)
+    sent = scene.publish(publisher, b"a/b", 1, 6)
+    # It hardly acknowledges anything, so that the queue moves.
+    client.inbox.ack_delay_s = 5.0
+    for home in (second, first):
+        scene.connect(client, home)
+        scene.run(1.0)
+        scene.goes(client)
+    client.inbox.ack_delay_s = 0.0
+    scene.world.network.lose_frame = is_deliveries
+    client.home = third
+    client.connect()
+    scene.until(lambda: third.core.owner.session("client") is not None)
+    scene.run(1.0)
+    lose(scene)
+    scene.until(lambda: client.state == ONLINE)
+    scene.until(lambda: len(scene.payloads(client)) == len(sent))
+    assert scene.payloads(client) == sent
+    scene.start(away)
+    scene.until(lambda: not any(node.core.moving.departures.leavings for node in scene.nodes))
+    assert scene.copies(client) == 1
+
+
+def test_a_session_that_came_back_loses_nothing_when_it_goes_on():
+    a_session_that_came_back_goes_on_to_a_third_node()
