@@ -340,7 +340,7 @@ class Arrivals:
             return
         else:
             transfers = self._owner.transfers
-            if transfers.add_donor(session, node, now):
+            if transfers.add_donor(session, node, item.old_epoch.counter, now):
                 self._forget_spent(item.head, node)
                 transfers.inherit_will(session, item.head, now)
             self.watch(client_id)

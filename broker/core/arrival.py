@@ -28,10 +28,11 @@ for one before it, and for one of which only that has told, as it was still to g
 
 Each old home (a donor) numbers its deliveries by their places, so its `watermark` is the last place that was taken.
 Several old homes may have the same delivery: a stub deletes what the next home has committed when it hears of it, which
-it may not have. So the next home says how far it had taken from others (`skips`), and what comes from it in a place of
-a stub's own that the stub has given already (`low` to `watermark`, or `given` when it is over) is left out. What an
-origin sends to two old homes, since it has heard of nothing yet, has a place of its own at each: while there are
-several, the ids of what they gave are remembered, until a restart.
+it may not have. So the next home says how far it had taken from others (`skips`); that counts for none of those that
+has been the home again since, as it may have got back what it gave. And what comes in a place of a stub's own that the
+stub has given already (`low` to `watermark`, or `given` when it is over) is left out. What an origin sends to two old
+homes, since it has heard of nothing yet, has a place of its own at each: while there are several, the ids of what they
+gave are remembered, until a restart.
 
 A session that comes back to a node where its stub still stood has had everything directly all the time (`direct_from`):
 of what its other home has left only those deliveries count that it got from here. So has one that began here, to which
@@ -62,8 +63,8 @@ from broker.mqtt.topics import SHARE_PREFIX, matches
 VALUE_VERSION: Final = 1
 # A home's places begin with its epoch's counter; below are the places of those that had the session before.
 PLACE_BITS: Final = 40
-# Homes of the same epoch counter, which a partition makes: their places are put below the winner's, one range each. A
-# range is given once: a rival may bring what others, which were rivals of its own, had given to it in theirs.
+# Homes of the same epoch counter, which a partition makes: all but one have their places put below that one's, one range
+# each. A range is given once: a rival may bring what others, which were rivals of its own, had given to it in theirs.
 RIVALS_MAX: Final = 31
 # Places with this bit alone above it are of what others kept for a home that is gone.
 LEGACY_BITS: Final = 38
@@ -79,7 +80,8 @@ _HEAD: Final = struct.Struct(">BHHHHHBQQ")
 _COUNT: Final = struct.Struct(">I")
 _CUT: Final = struct.Struct(">16sQ")
 _DONOR: Final = struct.Struct(">16sQQQIBB")
-_GIVEN: Final = struct.Struct(">IQQ")
+_GIVEN: Final = struct.Struct(">16sIQQB")
+_SKIP: Final = struct.Struct(">16sQI")
 _HAD: Final = struct.Struct(">IQ")
 
 
@@ -137,7 +139,7 @@ class Donor:
         self.passed: dict[bytes, int] = {}
         # Whether the donor's node runs, as far as is known.
         self.present = True
-        # Its range among those of the same epoch counter, 0 for none.
+        # Its range among those of the same epoch counter, 0 for the places themselves.
         self.rival: int = 0
 
 
@@ -225,10 +227,10 @@ class Arrival:
         # The filters that the client made or ended here, those that it did last at the end.
         self.touched: dict[bytes, bool] = {}
         self.donors: dict[bytes, Donor] = {}
-        # What donors gave that are over: epoch counter, and between which places.
-        self.given: list[tuple[int, int, int]] = []
-        # Old home -> up to which place another one had everything of it.
-        self.skips: dict[bytes, int] = {}
+        # What donors gave that are over: old home, epoch counter, between which of its places, and its range.
+        self.given: list[tuple[bytes, int, int, int, int]] = []
+        # Old home -> up to which place another one had everything of it, and that one's epoch counter.
+        self.skips: dict[bytes, tuple[int, int]] = {}
         # (old home, origin) -> by which epoch counter it was the home, and from which number on it had everything
         # directly, and gives it.
         self.had: dict[tuple[bytes, bytes], tuple[int, int]] = {}
@@ -320,9 +322,32 @@ class Arrival:
     def introduce(self, store_id: bytes, counter: int) -> None:
         """An old home says by which epoch counter it was that."""
         donor = self.donor(store_id)
-        donor.counter = counter
+        if donor.counter != counter:
+            donor.counter = counter
+            donor.rival = self._range_of(store_id, counter)
+        if store_id in self.skips and counter > self.skips[store_id][1]:
+            # It has been the home again since, and may have got that back.
+            del self.skips[store_id]
         donor.inherited = False
         donor.before = first_place_of(counter + 1)
+
+    def _range_of(self, store_id: bytes, counter: int) -> int:
+        """Return the range for the places of an old home, 0 if no other home has places of its epoch counter."""
+        for of, its_counter, _low, _high, its_range in self.given:
+            if its_counter == counter and of == store_id:
+                # It comes again.
+                return its_range
+        if (
+            first_place_of(counter) == self.first_seq
+            or any(other.counter == counter for other_id, other in self.donors.items() if other_id != store_id)
+            or any(its_counter == counter for _of, its_counter, _low, _high, _range in self.given)
+        ):
+            return self._new_range()
+        return 0
+
+    def _new_range(self) -> int:
+        self.rivals += 1
+        return self.rivals
 
     def inherit(self, store_id: bytes, counter: int) -> None:
         """The home of this epoch counter says that an older one has something left for it."""
@@ -330,6 +355,13 @@ class Arrival:
             donor = self.donor(store_id)
             donor.inherited = True
             donor.before = first_place_of(counter)
+
+    def skip(self, store_id: bytes, place: int, counter: int) -> None:
+        """The home of an epoch counter says that it had everything of an older one up to a place there."""
+        donor = self.donors.get(store_id)
+        if donor is None or donor.counter <= counter:
+            known_place, known_counter = self.skips.get(store_id, (0, counter))
+            self.skips[store_id] = (max(place, known_place), min(counter, known_counter))
 
     def holds_old(self) -> bool:
         """Say whether what an old home gives may have to wait for another one before it."""
@@ -349,25 +381,31 @@ class Arrival:
         """An old home has said its last word."""
         donor = self.donors.pop(store_id, None)
         if donor is not None and donor.low >= 0:
-            self._note_given(donor.counter, donor.low, donor.watermark)
+            self._note_given(store_id, donor)
 
-    def _note_given(self, counter: int, low: int, high: int) -> None:
+    def _note_given(self, store_id: bytes, donor: Donor) -> None:
         """Remember what a donor gave; what adjoins it is one with it, so that a donor that comes again adds nothing."""
+        low, high = donor.low, donor.watermark
         apart = []
         for other in self.given:
-            if other[0] == counter and other[1] <= high and low <= other[2]:
-                low = min(low, other[1])
-                high = max(high, other[2])
+            of, counter, other_low, other_high, _range = other
+            if of == store_id and counter == donor.counter and other_low <= high and low <= other_high:
+                low = min(low, other_low)
+                high = max(high, other_high)
             else:
                 apart.append(other)
-        self.given = [*apart, (counter, low, high)]
+        self.given = [*apart, (store_id, donor.counter, low, high, donor.rival)]
 
     def give_back(self, place: int) -> None:
         """The session is back: what older homes gave up to this place another one has now, and gives it."""
         for donor in self.donors.values():
             if donor.low >= 0:
                 donor.low = max(donor.low, min(place, donor.watermark))
-        self.given = [(counter, max(low, place), high) for counter, low, high in self.given if high > place]
+        self.given = [
+            (of, counter, max(low, place), high, its_range)
+            for of, counter, low, high, its_range in self.given
+            if high > place
+        ]
 
     def add_had(self, donor: bytes, counter: int, origin: bytes, number: int) -> None:
         """An old home had everything of an origin directly from a number on."""
@@ -387,13 +425,18 @@ class Arrival:
 
     def was_given(self, store_id: bytes, donor: Donor, seq: int) -> bool:
         """Say whether a delivery of a donor, by its place there, came from another one, or is to come from there."""
-        if seq <= self.skips.get(store_id, 0):
+        if store_id in self.skips and seq <= self.skips[store_id][0]:
             return True
         counter = seq >> PLACE_BITS
+        # What has a place of its own there, nobody else had: a rival has other things in the same places.
+        is_own = counter == donor.counter
         for other in self.donors.values():
-            if other is not donor and counter == other.counter and 0 <= other.low < seq <= other.watermark:
+            if not is_own and counter == other.counter and 0 <= other.low < seq <= other.watermark:
                 return True
-        return any(counter == of and low < seq <= high for of, low, high in self.given)
+        return any(
+            counter == its_counter and low < seq <= high and (of == store_id or not is_own)
+            for of, its_counter, low, high, _range in self.given
+        )
 
     def has_had(self, cuts: Cuts, origin: bytes, number: int, seq: int) -> bool:
         """Say whether a delivery of an old home, by its place there, came directly as well by the cuts that count."""
@@ -402,6 +445,12 @@ class Arrival:
         if self.direct_from and cuts is self.cuts:
             return seq >= self.direct_from
         return cuts.had(origin, number)
+
+    def give_away(self, origin: bytes, number: int) -> None:
+        """A delivery was given to the next home, which may give it back."""
+        numbers = self.ids.get(origin)
+        if numbers is not None:
+            numbers.discard(number)
 
     def is_brought(self, seq: int) -> bool:
         """Say whether what has this place here came through an old home."""
@@ -418,20 +467,21 @@ class Arrival:
 
     def place(self, donor: Donor, seq: int) -> int:
         """Return the place here of a delivery with the place `seq` at an old home."""
-        if seq < self.first_seq:
+        is_own = seq >> PLACE_BITS == donor.counter and not is_legacy(seq)
+        if seq < self.first_seq and not (is_own and donor.rival):
             self.note_place(seq)
             return seq
-        # The donor was a home of the same epoch counter, on the other side of a partition.
+        # The donor was a home of the same epoch counter as another one, on the other side of a partition.
         if donor.rival == 0:
-            self.rivals += 1
-            donor.rival = self.rivals
+            donor.rival = self._new_range()
         rank = seq & ((1 << _RIVAL_BITS) - 1)
         below: int = (RIVALS_MAX + 1 - min(donor.rival, RIVALS_MAX)) << _RIVAL_BITS
-        return self.first_seq - below + rank
+        return min(first_place_of(seq >> PLACE_BITS), self.first_seq) - below + rank
 
     def note_place(self, place: int) -> None:
-        """A place below those of the present home is taken: if it is in a rival's range, no other rival gets that."""
-        self.rivals = max(self.rivals, RIVALS_MAX - ((self.first_seq - 1 - place) >> _RIVAL_BITS))
+        """A place is taken: if it is in a rival's range, no other rival gets that."""
+        home_after = first_place_of((place >> PLACE_BITS) + 1)
+        self.rivals = max(self.rivals, RIVALS_MAX - ((home_after - 1 - place) >> _RIVAL_BITS))
 
     def has_present_donor(self) -> bool:
         """Say whether an old home that is there has not said its last word."""
@@ -460,7 +510,7 @@ class Arrival:
             flags |= _INHERITED if donor.inherited else 0
             parts.append(_DONOR.pack(store_id, *numbers, flags, donor.rival) + _pack_numbers(donor.passed))
         parts.extend([_GIVEN.pack(*given) for given in self.given])
-        parts.extend([_CUT.pack(store_id, place) for store_id, place in self.skips.items()])
+        parts.extend([_SKIP.pack(store_id, *skip) for store_id, skip in self.skips.items()])
         parts.extend([store_id + origin + _HAD.pack(*had) for (store_id, origin), had in self.had.items()])
         if self.kept is not None:
             parts.append(_pack_numbers(self.kept))
@@ -490,13 +540,14 @@ def unpack_arrival(value: bytes) -> Arrival:
         arrival.rivals = max(arrival.rivals, rival)
         donor.passed, pos = _read_numbers(value, pos + _DONOR.size)
     for _ in range(given):
-        counter, low, high = _GIVEN.unpack_from(value, pos)
-        arrival.given.append((counter, low, high))
+        given_before: tuple[bytes, int, int, int, int] = _GIVEN.unpack_from(value, pos)
+        arrival.given.append(given_before)
+        arrival.rivals = max(arrival.rivals, given_before[4])
         pos += _GIVEN.size
     for _ in range(skips):
-        store_id, place = _CUT.unpack_from(value, pos)
-        arrival.skips[store_id] = place
-        pos += _CUT.size
+        store_id, place, counter = _SKIP.unpack_from(value, pos)
+        arrival.skips[store_id] = (place, counter)
+        pos += _SKIP.size
     for _ in range(had):
         store_id, origin = value[pos : pos + ORIGIN_BYTES], value[pos + ORIGIN_BYTES : pos + 2 * ORIGIN_BYTES]
         arrival.had[store_id, origin] = _HAD.unpack_from(value, pos + 2 * ORIGIN_BYTES)

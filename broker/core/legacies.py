@@ -79,7 +79,7 @@ class Legacies:
     def give(self, session: Session, old_epoch: Epoch, place: int, delivery: Delivery, now: float) -> None:
         """Give a delivery to a session of this node, as its old home would have."""
         transfers = self._transfers
-        transfers.add_donor(session, self._store_id, now)
+        transfers.add_donor(session, self._store_id, old_epoch.counter, now)
         assert session.arrival is not None
         donor = session.arrival.donor(self._store_id)
         donor.counter = old_epoch.counter

@@ -327,6 +327,8 @@ class Transfers:
             session.inflight.pop(delivery.packet_id)
         else:
             session.queue.remove(delivery.seq, delivery.size)
+        if session.arrival is not None:
+            session.arrival.give_away(delivery.message.origin, delivery.message.number)
         self._store.delete_delivery(session.number, delivery)
 
     # The new home.
@@ -396,7 +398,7 @@ class Transfers:
             arrival.introduce(donor_id, counter)
             for store_id, watermark in head.taken:
                 if store_id != donor_id:
-                    arrival.skips[store_id] = max(arrival.skips.get(store_id, 0), watermark)
+                    arrival.skip(store_id, watermark, counter)
                     if is_first:
                         arrival.inherit(store_id, counter)
             for origin, number in head.cuts:
@@ -445,15 +447,22 @@ class Transfers:
         if will is not None and will.due != 0.0 and is_free:
             self._wills.adopt(will, session.epoch, now)
 
-    def add_donor(self, session: Session, donor: bytes, now: float) -> bool:
-        """Say that another old home has something left of a session with its own life here; false if that is known."""
+    def add_donor(self, session: Session, donor: bytes, counter: int, now: float) -> bool:
+        """Say that another old home has something left of a session with its own life here; false if that is known.
+
+        `counter` is of the epoch by which it was the home. One that has been the home again since it gave what it had
+        is another one: it may have got that back, and gives it once more in the same places.
+        """
         if session.arrival is None:
             session.arrival = Arrival(first_place(session.epoch))
             session.arrival.direct_from = NOWHERE
             self._note_places(session, session.arrival)
             self._dispatcher.arriving[session] = session.arrival
-        if donor in session.arrival.donors:
-            return session.arrival.donors[donor].inherited
+        known = session.arrival.donors.get(donor)
+        if known is not None:
+            if known.counter in (0, counter):
+                return known.inherited
+            session.arrival.end(donor)
         session.arrival.donor(donor)
         self._update(session, session.arrival, now)
         return True

@@ -372,6 +372,8 @@ def expected_wills(world, left):
     deaths = [at for at in home.died_at if left.asked_at <= at <= back_at]
     if _may_be_unheard(world, left, deaths):
         return 0, len(world.nodes)
+    if _is_spent_unheard(world, left):
+        return 0, 1
     if not deaths:
         if left.delay_s == 0:
             return 1, 1
@@ -423,6 +425,17 @@ def _may_be_unheard(world, left, deaths):
     before = [at for at in world.troubles if published_at - PEACE_S < at < deaths[0]]
     in_peace = not before and deaths[0] > left.told_at + left.delay_s + LATE_S
     return len(deaths) > 1 or (published_at <= deaths[0] and not in_peace)
+
+
+def _is_spent_unheard(world, left):
+    """Say whether the client may have been back at a node that had not heard its home yet since it had started.
+
+    It spends the will that the client left at a home which is away; that home had not been told of the end by then.
+    """
+    if not left.back_at or left.back_at > left.told_at:
+        return False
+    others = [node for node in world.nodes.values() if node is not left.home]
+    return any(left.back_at - PEACE_S < at <= left.back_at for node in others for at in node.started_at)
 
 
 def _is_claimed(world, left, died_at, until):

@@ -501,6 +501,45 @@ def test_two_homes_of_a_partition_lose_nothing_to_a_third():
     two_homes_of_a_partition_give_way_to_a_third()
 
 
+def two_homes_of_a_partition_meet_a_third_one_after_the_other():
+    """Both began as the second home, and the third one has the places of the one when the other comes."""
+    scene = Scene(count=4, settings=OwnerSettings(max_inflight_messages=1))
+    first, one, other, third = scene.nodes
+    client = scene.comes("client", first, {b"a/b": 1}, version=4)
+    publishers = [scene.comes(f"publisher {node.name}", node) for node in (one, other)]
+    scene.goes(client)
+    scene.split([first], [one], [other], [third])
+    scene.until(lambda: not any(peer.running for node in scene.nodes for peer in node.core.mesh.peers.values()))
+    # It hardly acknowledges anything, so that the queue moves.
+    client.inbox.ack_delay_s = 5.0
+    left = []
+    for home, publisher in zip((one, other), publishers, strict=True):
+        scene.connect(client, home)
+        scene.goes(client)
+        left.append(scene.publish(publisher, b"a/b", 1, 4))
+    scene.world.network.heal(one.name, third.name)
+    scene.until(lambda: third.core.mesh.peers[one.name].running and one.core.mesh.peers[third.name].running)
+    scene.run(1.0)
+    scene.connect(client, third)
+    scene.until(lambda: scene.payloads(client))
+    scene.goes(client)
+    scene.heal()
+    scene.until(lambda: scene.homes("client") == [third])
+    scene.until(lambda: not any(node.core.moving.counts()["moves_leaving"] for node in scene.nodes))
+    client.inbox.ack_delay_s = 0.0
+    scene.connect(client, third)
+    scene.run(15.0)
+    received = scene.payloads(client)
+    assert sorted(received) == sorted(left[0] + left[1])
+    assert scene.copies(client) == 1
+    for payloads in left:
+        assert [payload for payload in received if payload in payloads] == payloads
+
+
+def test_two_homes_of_a_partition_lose_nothing_to_a_third_that_knows_one():
+    two_homes_of_a_partition_meet_a_third_one_after_the_other()
+
+
 def a_session_began_in_both_halves():
     """Neither half knows of the other's; both are acknowledged what waits for theirs."""
     scene = Scene()
@@ -625,3 +664,70 @@ def is_deliveries(frame):
 
 def test_a_session_that_moves_on_keeps_its_order():
     a_session_moves_on_before_its_first_home_has_given_all()
+
+
+def a_session_goes_to_and_fro_before_any_move_is_over(times):
+    """A node is down, so all stubs last. The first home gives once more what it had given, got back and still has."""
+    scene = Scene(count=4, settings=OwnerSettings(max_inflight_messages=1))
+    first, second, third, away = scene.nodes
+    client = scene.comes("client", first, {b"a/b": 1}, version=4)
+    publisher = scene.comes("publisher", third)
+    scene.goes(client)
+    scene.crash(away)
+    sent = scene.publish(publisher, b"a/b", 1, 6)
+    # It hardly acknowledges anything, so that the queue moves.
+    client.inbox.ack_delay_s = 5.0
+    for home in (second, first, second, first)[:times]:
+        scene.connect(client, home)
+        scene.run(1.0)
+        scene.goes(client)
+        sent += scene.publish(publisher, b"a/b", 1, 2)
+    client.inbox.ack_delay_s = 0.0
+    scene.connect(client)
+    scene.start(away)
+    scene.until(lambda: not any(node.core.moving.departures.leavings for node in scene.nodes))
+    scene.until(lambda: len(scene.payloads(client)) == len(sent))
+    assert scene.payloads(client) == sent
+    assert scene.copies(client) == 1
+
+
+@pytest.mark.parametrize("times", [3, 4])
+def test_a_session_that_goes_to_and_fro_loses_nothing(times):
+    a_session_goes_to_and_fro_before_any_move_is_over(times)
+
+
+def a_session_that_came_back_goes_on_to_a_third_node():
+    """A node is down, so all stubs last. The one between had taken all of the first home, says so, and gave it back.
+
+    The third hears that before the first has given anything.
+    """
+    scene = Scene(count=4, settings=OwnerSettings(max_inflight_messages=1))
+    first, second, third, away = scene.nodes
+    client = scene.comes("client", first, {b"a/b": 1}, version=4)
+    publisher = scene.comes("publisher", third)
+    scene.goes(client)
+    scene.crash(away)
+    sent = scene.publish(publisher, b"a/b", 1, 6)
+    # It hardly acknowledges anything, so that the queue moves.
+    client.inbox.ack_delay_s = 5.0
+    for home in (second, first):
+        scene.connect(client, home)
+        scene.run(1.0)
+        scene.goes(client)
+    client.inbox.ack_delay_s = 0.0
+    scene.world.network.lose_frame = is_deliveries
+    client.home = third
+    client.connect()
+    scene.until(lambda: third.core.owner.session("client") is not None)
+    scene.run(1.0)
+    lose(scene)
+    scene.until(lambda: client.state == ONLINE)
+    scene.until(lambda: len(scene.payloads(client)) == len(sent))
+    assert scene.payloads(client) == sent
+    scene.start(away)
+    scene.until(lambda: not any(node.core.moving.departures.leavings for node in scene.nodes))
+    assert scene.copies(client) == 1
+
+
+def test_a_session_that_came_back_loses_nothing_when_it_goes_on():
+    a_session_that_came_back_goes_on_to_a_third_node()

@@ -1,8 +1,8 @@
 """broker.core.arrival: what a session remembers of old homes stays small however often they come again."""
 
-from broker.core.arrival import PLACE_BITS, Arrival, first_place_of, unpack_arrival
+from broker.core.arrival import PLACE_BITS, Arrival, first_place_of, is_legacy, unpack_arrival
 
-OLD, OTHER, ORIGIN = b"o" * 16, b"p" * 16, b"q" * 16
+OLD, OTHER, ORIGIN, THIRD = b"o" * 16, b"p" * 16, b"q" * 16, b"r" * 16
 
 
 def end(arrival: Arrival, low: int, high: int, counter: int = 1) -> None:
@@ -119,3 +119,24 @@ def test_what_a_later_home_had_waits_for_an_older_one_of_which_it_told() -> None
     assert third.gate() == 0
     third.inherit(OTHER, 1)
     assert not third.donors[OTHER].inherited, "it was heard of itself"
+
+
+def test_old_homes_of_one_epoch_counter_have_places_of_their_own() -> None:
+    """Two halves of a partition made them, and a third home meets both: their places look alike."""
+    third = Arrival(first_place_of(3))
+    seq = first_place_of(2) + 1
+    places = []
+    for store_id in (OLD, OTHER, OLD):
+        third.introduce(store_id, 2)
+        donor = third.donor(store_id)
+        assert third.was_given(store_id, donor, seq) == (len(places) == 2), "only what it gave before, it gave"
+        places.append(third.place(donor, seq))
+        donor.low, donor.watermark = seq - 1, seq
+        third.end(store_id)
+        third = unpack_arrival(third.pack())
+    assert places[0] == places[2] == seq
+    assert first_place_of(1) < places[1] < first_place_of(2) and not is_legacy(places[1])
+    third.introduce(ORIGIN, 2)
+    third.introduce(THIRD, 3)
+    places += [third.place(third.donor(ORIGIN), seq), third.place(third.donor(THIRD), first_place_of(3) + 1)]
+    assert places[3] not in places[:3] and first_place_of(2) < places[4] < third.first_seq

@@ -430,7 +430,7 @@ def test_a_rival_brings_what_another_rival_gave_to_it(
     for old, new in ((first, second), (second, third)):
         session = new.owner.session("mover")
         assert session is not None
-        new.owner.transfers.add_donor(session, old.store_id, new.now)
+        new.owner.transfers.add_donor(session, old.store_id, 1, new.now)
         move = Move(old, new, bytes_max=bytes_max)
         while not old.owner.transfers.is_drained(move.departure):
             move.chunk()
@@ -450,7 +450,7 @@ def test_a_rival_does_not_get_the_places_of_one_before_it(start: Callable[..., N
     for old in (first, second):
         session = third.owner.session("mover")
         assert session is not None
-        third.owner.transfers.add_donor(session, old.store_id, third.now)
+        third.owner.transfers.add_donor(session, old.store_id, 1, third.now)
         move = Move(old, third)
         move.rest()
         third.owner.transfers.end_donor(session, old.store_id, third.now)
@@ -542,7 +542,7 @@ def test_a_session_that_is_back_takes_again_what_it_gave_of_an_older_home(start:
     transfers.come_back(departure, Epoch(4, 0, THERE))
     new.settle()
     assert session.arrival is not None and HERE in session.arrival.donors
-    transfers.add_donor(session, ELSEWHERE, new.now)
+    transfers.add_donor(session, ELSEWHERE, 3, new.now)
     session.arrival.donor(ELSEWHERE).counter = 3
     transfers.accept(session, ELSEWHERE, 0, given, new.now)
     new.settle()
@@ -573,7 +573,7 @@ def test_what_a_group_gave_to_the_session_comes_on_no_other_way(start: Callable[
     assert session is not None
     move = Move(old, new)
     transfers = new.owner.transfers
-    transfers.add_donor(session, HERE, new.now)
+    transfers.add_donor(session, HERE, 1, new.now)
     assert session.arrival is not None
     session.arrival.direct_from = 0
     transfers.set_cut(session, ELSEWHERE, 3, new.now)
@@ -614,12 +614,12 @@ def test_the_will_that_waits_at_an_old_home_comes_along(start: Callable[..., Nod
     new.persistent("mover").drop()
     move = Move(old, new)
     session, transfers = move.session(), new.owner.transfers
-    assert transfers.add_donor(session, HERE, new.now)
+    assert transfers.add_donor(session, HERE, 1, new.now)
     transfers.inherit_will(session, move.head, new.now)
     new.settle()
     left = new.owner.wills.get("mover")
     assert left is not None and left.will.payload == b"gone" and left.due > new.now
-    assert not transfers.add_donor(session, HERE, new.now)
+    assert not transfers.add_donor(session, HERE, 1, new.now)
     move.end()
 
 
@@ -677,7 +677,7 @@ def test_what_an_old_home_had_from_here_has_its_place_already(start: Callable[..
     session, transfers = move.session(), new.owner.transfers
     # Both gave the same places.
     assert session.next_seq == move.departure.session.next_seq
-    transfers.add_donor(session, HERE, new.now)
+    transfers.add_donor(session, HERE, 1, new.now)
     session.arrival.first_seq = first_place(Epoch(9, 0, THERE))
     move.rest()
     assert len(session.queue) == 3
