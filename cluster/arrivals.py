@@ -237,6 +237,7 @@ class Arrivals:
         for session in self._owner.transfers.arriving():
             assert session.arrival is not None
             for node in [each for each in session.arrival.donors if each not in members]:
+                session.arrival.donors[node].gone = True
                 gone_at = self._gone.setdefault(node, now)
                 if now >= gone_at + REMOVED_S:
                     self._owner.transfers.end_donor(session, node, now)

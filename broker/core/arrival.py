@@ -63,14 +63,16 @@ from broker.mqtt.topics import SHARE_PREFIX, matches
 VALUE_VERSION: Final = 1
 # A home's places begin with its epoch's counter; below are the places of those that had the session before.
 PLACE_BITS: Final = 40
-# Homes of the same epoch counter, which a partition makes: all but one have their places put below that one's, one range
-# each. A range is given once: a rival may bring what others, which were rivals of its own, had given to it in theirs.
+# Homes of the same epoch counter, which a partition makes: all but one have their places put below that one's, a range
+# each. It is given once: a rival may bring what others, which were rivals of its own, had given to it in theirs.
 RIVALS_MAX: Final = 31
 # Places with this bit alone above it are of what others kept for a home that is gone.
 LEGACY_BITS: Final = 38
 _RIVAL_BITS: Final = 34
 # A place behind all others.
 NOWHERE: Final = (1 << 64) - 1
+# An old home that may come again under another identity.
+ANYBODY: Final = bytes(ORIGIN_BYTES)
 # A client that makes and ends other subscriptions all the time, while an old home is away, is not remembered for ever.
 TOUCHED_MAX: Final = 10_000
 _HEIR: Final = 1
@@ -117,6 +119,7 @@ class Donor:
     __slots__ = (
         "before",
         "counter",
+        "gone",
         "heir",
         "inherited",
         "known_by_row",
@@ -139,6 +142,8 @@ class Donor:
         self.passed: dict[bytes, int] = {}
         # Whether the donor's node runs, as far as is known.
         self.present = True
+        # Whether its node is no member any more: if its store comes back, that is under another identity.
+        self.gone = False
         # Its range among those of the same epoch counter, 0 for the places themselves.
         self.rival: int = 0
 
@@ -339,8 +344,10 @@ class Arrival:
                 return its_range
         if (
             first_place_of(counter) == self.first_seq
-            or any(other.counter == counter for other_id, other in self.donors.items() if other_id != store_id)
-            or any(its_counter == counter for _of, its_counter, _low, _high, _range in self.given)
+            or any(
+                its_id != store_id and its.counter == counter and not its.gone for its_id, its in self.donors.items()
+            )
+            or any(its_counter == counter and of != ANYBODY for of, its_counter, _low, _high, _range in self.given)
         ):
             return self._new_range()
         return 0
@@ -381,7 +388,7 @@ class Arrival:
         """An old home has said its last word."""
         donor = self.donors.pop(store_id, None)
         if donor is not None and donor.low >= 0:
-            self._note_given(store_id, donor)
+            self._note_given(ANYBODY if donor.gone else store_id, donor)
 
     def _note_given(self, store_id: bytes, donor: Donor) -> None:
         """Remember what a donor gave; what adjoins it is one with it, so that a donor that comes again adds nothing."""
@@ -431,10 +438,12 @@ class Arrival:
         # What has a place of its own there, nobody else had: a rival has other things in the same places.
         is_own = counter == donor.counter
         for other in self.donors.values():
-            if not is_own and counter == other.counter and 0 <= other.low < seq <= other.watermark:
+            if other is donor or counter != other.counter or (is_own and not other.gone):
+                continue
+            if 0 <= other.low < seq <= other.watermark:
                 return True
         return any(
-            counter == its_counter and low < seq <= high and (of == store_id or not is_own)
+            counter == its_counter and low < seq <= high and (of in (store_id, ANYBODY) or not is_own)
             for of, its_counter, low, high, _range in self.given
         )
 

@@ -197,6 +197,37 @@ def test_a_clean_start_ends_what_is_away():
     a_session_began_anew_while_its_old_home_was_away()
 
 
+@pytest.mark.parametrize("waits", [False, True])
+def test_sessions_of_two_islands_meet_at_a_third_node(waits):
+    """That has what one of them had when the node of the other is back, whose places are the same."""
+    scene = Scene()
+    first, second, third = scene.nodes
+    publishers = [scene.comes("first publisher", first), scene.comes("second publisher", second)]
+    scene.split([first], [second, third])
+    scene.run(5.0)
+    payloads = []
+    for home, publisher in zip((first, second), publishers, strict=True):
+        client = scene.client("client", home, {b"a/b": 1})
+        scene.connect(client)
+        assert not client.session_present
+        scene.goes(client)
+        payloads += scene.publish(publisher, b"a/b", 1, 3)
+    scene.crash(first)
+    scene.world.network.heal_all()
+    scene.run(3.0)
+    scene.connect(client, third)
+    assert client.session_present
+    if waits:
+        scene.goes(client)
+    scene.run(5.0)
+    scene.start(first)
+    scene.until(lambda: scene.homes("client") == [third])
+    if waits:
+        scene.connect(client)
+    scene.run(5.0)
+    assert sorted(scene.payloads(client)) == sorted(payloads)
+
+
 @pytest.mark.parametrize("clean", [True, False])
 def test_a_session_that_began_anew_elsewhere_gets_what_is_on_its_way_there(clean):
     """Its last session had the message; only one that goes on may not have it again."""

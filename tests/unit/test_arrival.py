@@ -140,3 +140,21 @@ def test_old_homes_of_one_epoch_counter_have_places_of_their_own() -> None:
     third.introduce(THIRD, 3)
     places += [third.place(third.donor(ORIGIN), seq), third.place(third.donor(THIRD), first_place_of(3) + 1)]
     assert places[3] not in places[:3] and first_place_of(2) < places[4] < third.first_seq
+
+
+def test_what_an_old_home_gave_it_does_not_give_again_whatever_it_is_called() -> None:
+    """A removed node comes back as a donor, under another identity, and is no rival of what it was."""
+    place = first_place_of(1) + 5
+    for is_over in (False, True):
+        arrival = Arrival(9 << PLACE_BITS)
+        arrival.introduce(OLD, 1)
+        donor = arrival.donor(OLD)
+        donor.low, donor.watermark, donor.gone = 0, first_place_of(1) + 10, True
+        if is_over:
+            arrival.end(OLD)
+            arrival = unpack_arrival(arrival.pack())
+        arrival.introduce(OTHER, 1)
+        again = arrival.donor(OTHER)
+        assert arrival.was_given(OTHER, again, place)
+        assert not arrival.was_given(OTHER, again, place + 6)
+        assert arrival.place(again, place + 6) == place + 6

@@ -460,6 +460,28 @@ def test_a_rival_does_not_get_the_places_of_one_before_it(start: Callable[..., N
     assert payloads(third.persistent("mover")) == [b"first", b"second", b"third"]
 
 
+@pytest.mark.parametrize("is_over", [False, True])
+def test_rivals_meet_at_a_home_of_a_later_epoch(start: Callable[..., Node], is_over: bool) -> None:
+    """One of them has gone there before the other was heard, and may have given all that it had."""
+    first, second, third = start(store_id=HERE), start(store_id=THERE), start(store_id=THIRD)
+    lone_home(first, (1, b"first 1"), (2, b"first 2"), (3, b"first 3"))
+    lone_home(second, (11, b"second 1"), (12, b"second 2"))
+    for old in (second, first):
+        move = Move(old, third)
+        if old is second:
+            session = move.begin(counter=3)
+        else:
+            third.owner.transfers.add_donor(session, old.store_id, 1, third.now)
+        cut = (third.store_id, third.owner.next_number())
+        third.owner.transfers.introduce(session, old.store_id, 1, move.head, cut, third.now)
+        move.rest()
+        if is_over:
+            third.owner.transfers.end_donor(session, old.store_id, third.now)
+    third.owner.transfers.end_arrival(session, third.now)
+    third.settle()
+    assert payloads(third.persistent("mover")) == [b"first 1", b"first 2", b"first 3", b"second 1", b"second 2"]
+
+
 def test_a_session_that_ends_takes_its_arrival_with_it(start: Callable[..., Node]) -> None:
     old, new = start(store_id=HERE), start(store_id=THERE)
     client = old.persistent("mover")
