@@ -66,6 +66,8 @@ PLACE_BITS: Final = 40
 # Homes of the same epoch counter, which a partition makes: all but one have their places put below that one's, a range
 # each. It is given once: a rival may bring what others, which were rivals of its own, had given to it in theirs.
 RIVALS_MAX: Final = 31
+# Of a rival that has no range yet.
+UNPLACED: Final = 255
 # Places with this bit alone above it are of what others kept for a home that is gone.
 LEGACY_BITS: Final = 38
 _RIVAL_BITS: Final = 34
@@ -144,7 +146,7 @@ class Donor:
         self.present = True
         # Whether its node is no member any more: if its store comes back, that is under another identity.
         self.gone = False
-        # Its range among those of the same epoch counter, 0 for the places themselves.
+        # Its range among those of the same epoch counter, 0 for the places themselves, or UNPLACED.
         self.rival: int = 0
 
 
@@ -337,7 +339,11 @@ class Arrival:
         donor.before = first_place_of(counter + 1)
 
     def _range_of(self, store_id: bytes, counter: int) -> int:
-        """Return the range for the places of an old home, 0 if no other home has places of its epoch counter."""
+        """Return the range for the places of an old home, 0 if no other home has places of its epoch counter.
+
+        UNPLACED if it is to get the next one that is free when it gives the first that has such a place: in front of that
+        comes what others gave to it, in ranges that it gave them.
+        """
         for of, its_counter, _low, _high, its_range in self.given:
             if its_counter == counter and of == store_id:
                 # It comes again.
@@ -349,12 +355,8 @@ class Arrival:
             )
             or any(its_counter == counter and of != ANYBODY for of, its_counter, _low, _high, _range in self.given)
         ):
-            return self._new_range()
+            return UNPLACED
         return 0
-
-    def _new_range(self) -> int:
-        self.rivals += 1
-        return self.rivals
 
     def inherit(self, store_id: bytes, counter: int) -> None:
         """The home of this epoch counter says that an older one has something left for it."""
@@ -481,10 +483,11 @@ class Arrival:
             self.note_place(seq)
             return seq
         # The donor was a home of the same epoch counter as another one, on the other side of a partition.
-        if donor.rival == 0:
-            donor.rival = self._new_range()
+        if donor.rival in (0, UNPLACED):
+            self.rivals = min(self.rivals + 1, RIVALS_MAX)
+            donor.rival = self.rivals
         rank = seq & ((1 << _RIVAL_BITS) - 1)
-        below: int = (RIVALS_MAX + 1 - min(donor.rival, RIVALS_MAX)) << _RIVAL_BITS
+        below: int = (RIVALS_MAX + 1 - donor.rival) << _RIVAL_BITS
         return min(first_place_of(seq >> PLACE_BITS), self.first_seq) - below + rank
 
     def note_place(self, place: int) -> None:
@@ -546,12 +549,12 @@ def unpack_arrival(value: bytes) -> Arrival:
         donor.inherited = flags & _INHERITED != 0
         donor.before = before
         donor.rival = rival
-        arrival.rivals = max(arrival.rivals, rival)
+        arrival.rivals = max(arrival.rivals, rival % UNPLACED)
         donor.passed, pos = _read_numbers(value, pos + _DONOR.size)
     for _ in range(given):
         given_before: tuple[bytes, int, int, int, int] = _GIVEN.unpack_from(value, pos)
         arrival.given.append(given_before)
-        arrival.rivals = max(arrival.rivals, given_before[4])
+        arrival.rivals = max(arrival.rivals, given_before[4] % UNPLACED)
         pos += _GIVEN.size
     for _ in range(skips):
         store_id, place, counter = _SKIP.unpack_from(value, pos)
