@@ -341,8 +341,8 @@ class Arrival:
     def _range_of(self, store_id: bytes, counter: int) -> int:
         """Return the range for the places of an old home, 0 if no other home has places of its epoch counter.
 
-        UNPLACED if it is to get the next one that is free when it gives the first that has such a place: in front of that
-        comes what others gave to it, in ranges that it gave them.
+        UNPLACED if it is to get the next one that is free when it gives the first that has such a place: in front of
+        that comes what others gave to it, in ranges that it gave them.
         """
         for of, its_counter, _low, _high, its_range in self.given:
             if its_counter == counter and of == store_id:

@@ -137,7 +137,9 @@ class LeaverPlan:
             command = yield from self._give(Verb.ABORT)
             if command is not None and command.exit_code == 0:
                 self.world.count("leaves aborted")
-                accepts = not self.node.up or self.node.core.leaver.job.accepts()
+                # An order that was given before, elsewhere, may be taken only now.
+                is_last = all(other.is_over() or other.progress for other in self.operators.commands)
+                accepts = not self.node.up or not is_last or self.node.core.leaver.job.accepts()
                 self.world.check(accepts, f"{self.node.name} accepts nobody after an abort")
             yield rng.uniform(0.2, 4.0)
             if not self.node.is_gone:
