@@ -68,6 +68,9 @@ RETRY_S_MAX: Final = 32.0
 # So long a session that is still arriving waits for the rest when it is to go on. Less than a CONNECT waits.
 PATIENCE_S: Final = 3.0
 WAIT_POLL_S: Final = 0.05
+# How often is looked for stubs that nobody has taken, after a restart, and how many may come back at a time.
+UNTAKEN_POLL_S: Final = 1.0
+UNTAKEN_MAX: Final = 1000
 
 
 @final
@@ -133,12 +136,14 @@ class Departures:
         # Some session is on its way to a node that is no member, and nobody else is known to have it.
         self._homeless = False
         self._look_at: float = math.inf
+        self._untaken_at: float = math.inf
         self._retry_at: float = math.inf
 
     def restore(self, client_id: str, departure: Departure) -> None:
         """Go on with a stub that was found in the store; whose it is, the registry says."""
         session = departure.session
         self.leavings[client_id] = LeavingSession(departure, session.epoch, session.epoch)
+        self._untaken_at = -math.inf
 
     # What happens.
 
@@ -415,6 +420,21 @@ class Departures:
                 leaving.spoke_at = leaving.sent_at = -math.inf
                 self._due[client_id] = leaving
 
+    def take_untaken(self, now: float) -> list[Session]:
+        """Return sessions that a restart left as stubs and nobody has taken, now and then: they may come back.
+
+        Whoever had asked for one died as well. That is known when all that every member has is known.
+        """
+        if now < self._untaken_at:
+            return []
+        untaken = [
+            leaving.departure.session
+            for leaving in self.leavings.values()
+            if leaving.epoch == leaving.departure.session.epoch and self._waits_for_a_home(leaving)
+        ]
+        self._untaken_at = now + UNTAKEN_POLL_S if untaken else math.inf
+        return untaken[:UNTAKEN_MAX] if self._site.is_complete() else []
+
     def wants_load(self) -> bool:
         """Say whether `load` has something to read."""
         return self._load_due and not self.held
@@ -472,7 +492,7 @@ class Departures:
         """Return when `tick` or `load` has something to do; 0.0 if now."""
         if self._due or self.wants_load():
             return 0.0
-        return min(self._switching.next_deadline(), self._retry_at, self._look_at)
+        return min(self._switching.next_deadline(), self._retry_at, self._look_at, self._untaken_at)
 
     def flush(self) -> None:
         """Send what was gathered."""

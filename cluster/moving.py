@@ -212,6 +212,8 @@ class Moving:
         self.arrivals.tick(now)
         self.registrar.tick(now)
         self.departures.tick(now)
+        for session in self.departures.take_untaken(now):
+            self.registrar.adopt(session.client_id, session.user_name, self.site.store_id(), True, now)
 
     def next_deadline(self) -> float:
         """Return when `load` or `tick` has something to do."""

@@ -439,6 +439,32 @@ def test_a_session_that_its_home_lost_with_the_power_is_had_from_its_stub():
     scene.until(lambda: not old.core.moving.counts()["moves_leaving"])
 
 
+def test_a_session_that_nobody_took_before_both_homes_died_comes_back_by_itself():
+    """Its client does not come again; a stub would hold up a leave of its node, and never expire."""
+    scene = Scene()
+    old, new, third = scene.nodes
+    client = scene.comes("client", old, {b"a/b": 1})
+    publisher = scene.comes("publisher", third)
+    scene.goes(client)
+    payloads = scene.publish(publisher, b"a/b", 1, 3)
+    scene.world.network.lose_frame = lambda frame: frame[1] == FrameType.MOVE
+    client.home = new
+    client.connect()
+    scene.until(lambda: old.core.moving.counts()["moves_leaving"] == 1)
+    for node in (old, new):
+        node.kill()
+    scene.world.network.lose_frame = None
+    for node in (old, new):
+        node.start()
+    scene.until(scene.is_whole)
+    scene.until(lambda: old.core.owner.session("client") is not None)
+    assert old.core.moving.counts()["moves_leaving"] == 0
+    scene.connect(client, new)
+    assert client.session_present
+    scene.until(lambda: scene.payloads(client) == payloads)
+    assert scene.copies(client) == 1
+
+
 def a_node_with_data_joins():
     """What it has adds to what the cluster has, and overrides nothing, whatever its clock and its epochs say."""
     scene = Scene(count=2)
