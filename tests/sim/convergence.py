@@ -106,7 +106,8 @@ def sessions_converged(world, clients):
         found = homes.pop(client.client_id, [])
         online = client.state == "online"
         # Of a CONNECT without an answer its client does not know what came of it.
-        fewest, most = int(client.session_exists or online), int(client.persistent or online)
+        # One that had just moved may be lost with the power of its new home.
+        fewest, most = int((client.session_exists and not world.power_loss) or online), int(client.persistent or online)
         if not fewest <= len(found) <= most:
             return f"{client.name} has {len(found)} sessions"
         for node in found:
