@@ -405,8 +405,11 @@ class Arrival:
                 apart.append(other)
         self.given = [*apart, (store_id, donor.counter, low, high, donor.rival)]
 
-    def give_back(self, place: int) -> None:
-        """The session is back: what older homes gave up to this place another one has now, and gives it."""
+    def come_back(self, epoch: Epoch, place: int) -> None:
+        """The session, which was here by an epoch, is back: what it gave up to this place another home has, and gives.
+
+        It has places of its own of that epoch, which no rival is to have.
+        """
         for donor in self.donors.values():
             if donor.low >= 0:
                 donor.low = max(donor.low, min(place, donor.watermark))
@@ -415,6 +418,8 @@ class Arrival:
             for of, counter, low, high, its_range in self.given
             if high > place
         ]
+        end = first_place_of(epoch.counter + 1) - 1
+        self.given.append((epoch.store_id, epoch.counter, end, end, 0))
 
     def add_had(self, donor: bytes, counter: int, origin: bytes, number: int) -> None:
         """An old home had everything of an origin directly from a number on."""

@@ -273,7 +273,7 @@ class Transfers:
             # What the other home may have got of the session was directed here as well.
             arrival.direct_from = first_place(session.epoch) + (1 << PLACE_BITS)
         arrival.is_stub = False
-        arrival.give_back(departure.confirmed)
+        arrival.come_back(session.epoch, departure.confirmed)
         arrival.kept = self._kept(departure)
         arrival.first_seq = first_place(epoch)
         session.epoch = epoch

@@ -597,6 +597,42 @@ def test_two_homes_of_a_partition_lose_nothing_to_a_third_that_knows_one():
     two_homes_of_a_partition_meet_a_third_one_after_the_other()
 
 
+def the_losing_home_of_a_partition_is_the_home_again():
+    """It has not given anything yet, and the winner gives it what has the same places."""
+    scene = Scene(count=4)
+    first, *rivals, third = scene.nodes
+    client = scene.comes("client", first, {b"a/b": 1})
+    publishers = [scene.comes(f"publisher {node.name}", node) for node in rivals]
+    scene.goes(client)
+    scene.split([first], [rivals[0]], [rivals[1]], [third])
+    scene.until(lambda: not any(peer.running for node in scene.nodes for peer in node.core.mesh.peers.values()))
+    left = []
+    for home, publisher in zip(rivals, publishers, strict=True):
+        scene.connect(client, home)
+        scene.goes(client)
+        left.append(scene.publish(publisher, b"a/b", 1, 4))
+    scene.world.network.lose_frame = is_deliveries
+    scene.heal()
+    scene.until(lambda: len(scene.homes("client")) == 1)
+    (loser,) = set(rivals) - set(scene.homes("client"))
+    client.home = loser
+    client.connect()
+    scene.until(lambda: scene.homes("client") == [loser])
+    lose(scene)
+    scene.until(lambda: client.state == ONLINE)
+    scene.until(lambda: not any(node.core.moving.counts()["moves_leaving"] for node in scene.nodes))
+    scene.run(15.0)
+    received = scene.payloads(client)
+    assert sorted(received) == sorted(left[0] + left[1])
+    assert scene.copies(client) == 1
+    for payloads in left:
+        assert [payload for payload in received if payload in payloads] == payloads
+
+
+def test_the_losing_home_of_a_partition_loses_nothing_when_it_is_the_home_again():
+    the_losing_home_of_a_partition_is_the_home_again()
+
+
 def a_session_began_in_both_halves():
     """Neither half knows of the other's; both are acknowledged what waits for theirs."""
     scene = Scene()
