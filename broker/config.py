@@ -168,7 +168,9 @@ class StoreConfig:
     """What of the store survives a power loss."""
 
     sync: str = _key(choice("always", "interval", "never"), "interval", "when the log is synced; never: the OS does")
-    sync_interval_ms: int = _key(whole(1, 600_000), 100, "the most that a power loss takes with sync: interval; what moved here meanwhile is part of it")
+    sync_interval_ms: int = _key(
+        whole(1, 600_000), 100, "the most that a power loss takes with sync: interval, of moves, too"
+    )
 
 
 @dataclass(frozen=True, slots=True)
