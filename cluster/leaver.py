@@ -183,6 +183,8 @@ class Leaver:
             self._owner.draining.close(count, self._reference(), now)
         if job.state in (State.WAITING, State.MIGRATING):
             job.tick(self._census(job.wants_messages(now)), now)
+        # A client whose CONNECT has waited since before would publish what nobody takes from this node any more.
+        self._moving.registrar.set_open(job.state not in (State.LEAVING, State.LEFT), now)
         if job.state == State.DONATING and now >= self._donate_at:
             self._donate_at = now + DONATE_S
             self._donate(now)

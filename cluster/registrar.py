@@ -108,6 +108,8 @@ class Registrar:
         self._deadline: float = math.inf
         self._notices: list[str] = []
         self._adopted = 0
+        # Whether clients may connect; not at a node that has nothing left and is about to be no member.
+        self._is_open = True
 
     def adopt(self, client_id: str, user_name: str | None, home: bytes, revives: bool, now: float) -> None:
         """Have the session of a client come here from its home, unless it has gone from there meanwhile.
@@ -124,8 +126,18 @@ class Registrar:
         waiting.revives = revives
         self._take(waiting, now)
 
+    def set_open(self, is_open: bool, now: float) -> None:
+        """Say whether clients may connect; else those that wait for that are refused as well."""
+        if self._is_open and not is_open:
+            for waiting in list(self._waiting.values()):
+                self._refuse(waiting, Reason.SERVER_UNAVAILABLE, now)
+        self._is_open = is_open
+
     def attach(self, event: Attach, now: float) -> None:
         """Take a CONNECT."""
+        if not self._is_open:
+            self._owner.refuse(event, Reason.SERVER_UNAVAILABLE)
+            return
         before = self._by_client.get(event.client_id)
         if before is not None:
             self._refuse(before, Reason.SESSION_TAKEN_OVER, now)

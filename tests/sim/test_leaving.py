@@ -5,7 +5,7 @@ from math import isfinite
 
 import pytest
 from leave_world import FAR_S, LeaveWorld
-from virtual_clients import Client
+from virtual_clients import OFFLINE, Client
 
 from cluster.arrivals import REMOVED_S
 from cluster.frames import FrameType
@@ -96,6 +96,36 @@ def test_force_does_not_wait():
     assert [len(test.queued(other)) for other in (one, two)] == [15, 15]
     test.come_back(clients, [one, two])
     test.judge(clients)
+
+
+def test_who_waits_to_connect_while_a_node_leaves_is_refused_and_publishes_nothing_there():
+    """It had nothing left and had told the others; what was published there then nobody took from it."""
+    test = LeaveWorld(seed=3)
+    node, one, _two = test.nodes
+    late = next(
+        Client(test.world, test.ledger, name, node, 4, False, {})
+        for name in (f"late {number}" for number in range(1000))
+        if node.core.moving.registration.keeper(name) == one.name
+    )
+    late.comes_back = False
+    test.clients.append(late)
+    # It goes on telling the others that it leaves for a while.
+    goodbye = (FrameType.MEMBERS, FrameType.HELLO)
+    test.world.network.lose_frame = lambda frame: frame[1] in (FrameType.TURN_GRANT, *goodbye)
+    for _ in range(3):
+        late.publish(b"late", 1)
+    late.connect()
+    test.world.run(0.2)
+    assert late.state != "online"
+    command = test.leave(one, node, force=True)
+    test.wait(lambda: node.core.leaver.job.state == State.LEAVING, "the end of all that it had")
+    test.world.network.lose_frame = lambda frame: frame[1] in goodbye
+    test.world.run(3.0)
+    assert late.state == OFFLINE
+    assert not any(message.acked for message in test.ledger.published.values())
+    assert node.core.leaver.job.state == State.LEAVING
+    test.world.network.lose_frame = None
+    test.wait(command.is_over, "the leave")
 
 
 def test_one_leave_at_a_time():
