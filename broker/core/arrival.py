@@ -323,18 +323,21 @@ class Arrival:
 
     def _range_of(self, store_id: bytes, counter: int) -> int:
         """Return a range for the places of an old home which no other one of the same epoch counter has."""
-        # That of the places themselves is this session's own, if its home is of the same counter.
-        taken = 0 if first_place_of(counter) == self.first_seq else -1
-        for other_id, other in self.donors.items():
-            if other.counter == counter and other_id != store_id:
-                taken = max(taken, other.rival)
+        taken = [other.rival for of, other in self.donors.items() if other.counter == counter and of != store_id]
         for of, its_counter, _low, _high, its_range in self.given:
             if its_counter == counter:
                 if of == store_id:
                     # It comes again.
                     return its_range
-                taken = max(taken, its_range)
-        return taken + 1
+                taken.append(its_range)
+        if first_place_of(counter) == self.first_seq:
+            # The places themselves are this session's own.
+            return 1 + max([0, *taken])
+        if not taken:
+            return 0
+        # From the other end, as the old home may bring what it has put into the first ranges itself.
+        free = [its_range for its_range in range(1, RIVALS_MAX + 1) if its_range not in taken]
+        return free[-1] if free else RIVALS_MAX
 
     def inherit(self, store_id: bytes, counter: int) -> None:
         """The home of this epoch counter says that an older one has something left for it."""
