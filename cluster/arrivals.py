@@ -154,7 +154,7 @@ class Arrivals:
         return session
 
     def watch(self, client_id: str) -> None:
-        """A session arrives, or has another old home: have the members say in their streams from when on they know it.
+        """A session arrives, or wants more: have the members say in their streams from when on they know it.
 
         Who applies the version that has its wishes says so, though others may have wished the same before.
         """
@@ -162,6 +162,15 @@ class Arrivals:
         self._untold[client_id] = True
         self._check_due = True
         self._site.touch()
+
+    def watch_on(self, client_id: str) -> None:
+        """A session has another old home, and wants what it has wanted.
+
+        Who has said, or is just saying, that it knows that need not say so again. What it sent since is on no other way
+        if the old home is gone.
+        """
+        if client_id not in self._needs:
+            self.watch(client_id)
 
     def take_ready(self) -> list[tuple[str, int, Epoch]]:
         """Return (client id, kind, epoch) of what was asked for.
@@ -344,10 +353,11 @@ class Arrivals:
             if transfers.add_donor(session, node, item.old_epoch.counter, now):
                 self._forget_spent(item.head, node)
                 transfers.inherit_will(session, item.head, now)
-            self.watch(client_id)
+            self.watch_on(client_id)
         session = self._owner.session(client_id)
         assert session is not None
-        self._owner.transfers.introduce(session, node, item.old_epoch.counter, item.head, self._own_cut(), now)
+        if self._owner.transfers.introduce(session, node, item.old_epoch.counter, item.head, self._own_cut(), now):
+            self.watch(client_id)
         self._note_held(session, now)
         if asked is not None and asked.is_answered_by(node, item.epoch):
             asked.inflight_seq = item.head.inflight_seq

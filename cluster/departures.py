@@ -329,6 +329,9 @@ class Departures:
         self._owner.transfers.rewind(leaving.departure)
         leaving.begin_again()
         self._enter(leaving, urgent)
+        if leaving.home == self._site.store_id():
+            # Its new home was removed, or this node has a session of the client id.
+            self._untaken_at = -math.inf
 
     def acknowledged(self, node: bytes, ack: MoveAck, now: float) -> None:
         """The new home says how far it is."""
@@ -421,9 +424,10 @@ class Departures:
                 self._due[client_id] = leaving
 
     def take_untaken(self, now: float) -> list[Session]:
-        """Return sessions that a restart left as stubs and nobody has taken, now and then: they may come back.
+        """Return sessions whose stubs are here and which nobody has, now and then: they may come back.
 
-        Whoever had asked for one died as well. That is known when all that every member has is known.
+        Whoever had asked for one died, and it is a restart that left the stub; or the new home was removed. That nobody
+        has it is known when all that every member has is known.
         """
         if now < self._untaken_at:
             return []

@@ -151,7 +151,7 @@ class Estates:
         session = self._owner.session(client_id)
         if session is not None:
             self._owner.legacies.give(session, old_epoch, place, delivery, now)
-            self._moving.arrivals.watch(client_id)
+            self._moving.arrivals.watch_on(client_id)
             return
         known = self._moving.departures.has_stub(client_id)
         departure = self._owner.legacies.stub(client_id, old_epoch, place)

@@ -218,7 +218,7 @@ class Arrival:
         "is_stub",
         "kept",
         "late",
-        "rivals",
+        "ranges",
         "skips",
         "touched",
     )
@@ -245,8 +245,8 @@ class Arrival:
         self.ids: dict[bytes, set[int]] = {}
         # Origin -> from which number on what came directly is here, not before; None: all of it is.
         self.kept: dict[bytes, int] | None = None
-        # The highest range below `first_seq` that a rival has, or has had here or elsewhere.
-        self.rivals: int = 0
+        # The ranges that rivals have, or have had here or elsewhere, a bit each.
+        self.ranges: int = 0
 
     def donor(self, store_id: bytes) -> Donor:
         """Return what is known of an old home."""
@@ -357,6 +357,17 @@ class Arrival:
         ):
             return UNPLACED
         return 0
+
+    def _new_range(self, counter: int) -> int:
+        """Return a range that nobody has; the last one if there is none."""
+        free = [each for each in range(1, RIVALS_MAX + 1) if not self.ranges & 1 << each]
+        if not free:
+            return RIVALS_MAX
+        # Where the present home is none of the rivals they get ranges from the other end: one of them may bring what
+        # another one had given to it, in the first ones.
+        chosen = free[0] if first_place_of(counter) == self.first_seq else free[-1]
+        self.ranges |= 1 << chosen
+        return chosen
 
     def inherit(self, store_id: bytes, counter: int) -> None:
         """The home of this epoch counter says that an older one has something left for it."""
@@ -489,8 +500,7 @@ class Arrival:
             return seq
         # The donor was a home of the same epoch counter as another one, on the other side of a partition.
         if donor.rival in (0, UNPLACED):
-            self.rivals = min(self.rivals + 1, RIVALS_MAX)
-            donor.rival = self.rivals
+            donor.rival = self._new_range(seq >> PLACE_BITS)
         rank = seq & ((1 << _RIVAL_BITS) - 1)
         below: int = (RIVALS_MAX + 1 - donor.rival) << _RIVAL_BITS
         return min(first_place_of(seq >> PLACE_BITS), self.first_seq) - below + rank
@@ -498,7 +508,11 @@ class Arrival:
     def note_place(self, place: int) -> None:
         """A place is taken: if it is in a rival's range, no other rival gets that."""
         home_after = first_place_of((place >> PLACE_BITS) + 1)
-        self.rivals = max(self.rivals, RIVALS_MAX - ((home_after - 1 - place) >> _RIVAL_BITS))
+        self._note_range(RIVALS_MAX - ((home_after - 1 - place) >> _RIVAL_BITS))
+
+    def _note_range(self, number: int) -> None:
+        if 0 < number <= RIVALS_MAX:
+            self.ranges |= 1 << number
 
     def has_present_donor(self) -> bool:
         """Say whether an old home that is there has not said its last word."""
@@ -554,12 +568,12 @@ def unpack_arrival(value: bytes) -> Arrival:
         donor.inherited = flags & _INHERITED != 0
         donor.before = before
         donor.rival = rival
-        arrival.rivals = max(arrival.rivals, rival % UNPLACED)
+        arrival._note_range(rival)
         donor.passed, pos = _read_numbers(value, pos + _DONOR.size)
     for _ in range(given):
         given_before: tuple[bytes, int, int, int, int] = _GIVEN.unpack_from(value, pos)
         arrival.given.append(given_before)
-        arrival.rivals = max(arrival.rivals, given_before[4] % UNPLACED)
+        arrival._note_range(given_before[4])
         pos += _GIVEN.size
     for _ in range(skips):
         store_id, place, counter = _SKIP.unpack_from(value, pos)

@@ -386,14 +386,15 @@ class Transfers:
         head: SessionHead,
         cut: tuple[bytes, int],
         now: float,
-    ) -> None:
+    ) -> bool:
         """An old home says by which epoch counter it was that, how far it had come itself, and what it subscribed to.
 
-        `cut` is this node's own: its store id and next number.
+        `cut` is this node's own: its store id and next number. True if the session wants more by that.
         """
         arrival = session.arrival
+        wants_more = False
         if arrival is not None:
-            self._merge(session, arrival, arrival.donor(donor_id), head, cut, now)
+            wants_more = self._merge(session, arrival, arrival.donor(donor_id), head, cut, now)
             is_first = not arrival.donor(donor_id).counter
             arrival.introduce(donor_id, counter)
             for store_id, watermark in head.taken:
@@ -404,16 +405,18 @@ class Transfers:
             for origin, number in head.cuts:
                 arrival.add_had(donor_id, counter, origin, number)
             self._update(session, arrival, now)
+        return wants_more
 
     def _merge(
         self, session: Session, arrival: Arrival, donor: Donor, head: SessionHead, cut: tuple[bytes, int], now: float
-    ) -> None:
-        """Take the old home's word for the subscriptions that the client has not made or ended since.
+    ) -> bool:
+        """Take the old home's word for the subscriptions that the client has not made or ended since; true if for any.
 
         A client that was told here that it had no session knows nothing of those of another one.
         """
         if arrival.direct_from == NOWHERE:
-            return
+            return False
+        wants_more = False
         came_late = []
         known_there = set()
         for topic_filter, options, identifier in head.subscriptions:
@@ -423,6 +426,7 @@ class Transfers:
             if topic_filter in arrival.touched or (before is not None and before.is_like(wanted)):
                 continue
             self._subscribing.set(session, topic_filter, wanted, now)
+            wants_more = True
             if before is None and not topic_filter.startswith(SHARE_PREFIX):
                 came_late.append(topic_filter)
         # Who has heard others may have what this old home knew nothing of.
@@ -439,6 +443,7 @@ class Transfers:
         if came_late:
             arrival.late.append(Cuts(came_late))
             arrival.set_cut(*cut)
+        return wants_more
 
     def inherit_will(self, session: Session, head: SessionHead, now: float) -> None:
         """Take over the will that waits at an old home of a session with its own life, if no client is back here."""

@@ -188,6 +188,38 @@ def test_what_is_given_while_the_stub_of_what_was_given_before_ends_comes_all_th
     test.judge(clients)
 
 
+@pytest.mark.parametrize("at_home", [False, True])
+def test_what_is_published_while_what_was_kept_is_given_is_for_the_new_home(at_home):
+    """Who was away says which wishes it knows, and gives at once; so does the new home itself, that has kept some, too.
+
+    What it publishes from then on is on no other way.
+    """
+    test = LeaveWorld(seed=500)
+    node, away, two = test.nodes
+    clients = test.make_sessions(node, 1)
+    publisher = test.publisher(away)
+    dead(test, node)
+    # So much that it is given for a while.
+    _publish_in_turns(test, publisher, clients[0], 20)
+    if at_home:
+        _publish_in_turns(test, test.publisher(two, "other publisher"), clients[0], 20)
+    test.world.network.partition(away.name, two.name, True)
+    test.wait(lambda: not two.core.mesh.peers[away.name].running, "its absence")
+    command = test.leave(two, node, targets=(two.name,))
+    test.wait(command.is_over if not at_home else lambda: test.queued(two), "the removal")
+    test.world.network.heal(away.name, two.name)
+    for number in range(400):
+        test.world.later(0.005 * number, publisher.publish, next(iter(clients[0].ever_wanted)), 1)
+    test.world.run(3.0)
+    test.wait(lambda: command.is_over() and node.name not in away.core.mesh.peers, "the removal")
+    test.wait(lambda: not isfinite(away.core.estates.next_deadline()), "the end of the estate")
+    test.wait(publisher.is_idle, "the acknowledgements")
+    test.come_back(clients, [two])
+    topic = next(iter(clients[0].ever_wanted))
+    published = {each.payload for each in test.ledger.published.values() if each.topic == topic}
+    assert clients[0].inbox.copies == dict.fromkeys(published, 1)
+
+
 def _publish_in_turns(test, publisher, client, count):
     """Publish messages to a client of which no two are given in one turn when they were kept for a dead node."""
     for _ in range(count):
