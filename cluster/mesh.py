@@ -458,9 +458,9 @@ class Mesh:
         if self.peers[node].outgoing.open:
             self._turn.commands.append(SendBulk(node, frame))
 
-    def tell_tables(self) -> None:
+    def tell_tables(self, now: float) -> None:
         """Tell everybody what changed of this node's tables; afterwards their versions are those of what was told."""
-        self._replication.tell()
+        self._replication.tell(now)
 
     def confirmed(self, store_id: bytes, version: tuple[int, int]) -> None:
         """A member's stream has come to where it knows this (generation, version) of this node's wishes."""
@@ -563,7 +563,7 @@ class Mesh:
 
     def _tell_progress(self, now: float) -> None:
         """Tell each peer what is new, what was received and what is for it."""
-        self._replication.tell()
+        self._replication.tell(now)
         for peer in self.peers.values():
             incoming = peer.incoming
             if incoming.commit_due:

@@ -272,7 +272,7 @@ class NodeCore:
             mesh.forward(forward.node, forward.message, forward.ticket, now, forward.persistent, address)
         if not self._frozen:
             self.moving.answer(now)
-            mesh.tell_tables()
+            mesh.tell_tables(now)
             self._subacks.add(self.owner.take_subacks(), now)
             self.moving.flush()
         commands = mesh.flush(effects.writes, now)

@@ -134,6 +134,9 @@ class Peers:
         # This node's first number in every stream; whoever makes this says which.
         self.first_number = first_number(0)
         self._store = store
+        self._registry = registry
+        # When a member was forgotten last that is none any more.
+        self.forgot_at: float = -math.inf
         self._views = Views(interest, registry, retained)
         self._turn = turn
         # When this node heard that a member was removed, which it does not do before it knows who has its sessions.
@@ -353,6 +356,7 @@ class Peers:
             member = others.get(name)
             if member is None or member.store_id != self.all[name].store_id:
                 self._forget(self.all[name])
+                self.forgot_at = now
         for name, member in others.items():
             peer = self.all.get(name)
             if peer is None:
@@ -411,7 +415,10 @@ class Peers:
                 f"{outbox.messages} messages for {peer.name} ({outbox.bytes} bytes) wait for its sessions' new homes"
             )
             for client_id, counter, topic_filter, wanted in peer.tables.subscriptions():
-                self._store.put_estate(peer.store_id, client_id, counter, topic_filter, wanted)
+                ended = self._registry.ended(client_id)
+                if ended is None or ended.counter <= counter:
+                    # Else its client began anew elsewhere, or it is over.
+                    self._store.put_estate(peer.store_id, client_id, counter, topic_filter, wanted)
             self._turn.estates.append(peer.store_id)
         _add_link_counts(self._link_counts, peer)
         self._turn.acknowledged.extend(peer.outgoing.take_tickets())

@@ -40,6 +40,8 @@ from cluster.turn import Turn
 PATIENCE_HEARTBEATS: Final = 2
 # What a peer is told of a table on the bulk connection before it has said that it got on with what it was told.
 BULK_BYTES_MAX: Final = 8 * 1024 * 1024
+# So long after a member is forgotten, and all that are left are known, others may still ask whose sessions are over.
+ENDED_S: Final = 10.0
 
 
 @final
@@ -51,6 +53,8 @@ class Replication:
         self._own = own
         self._turn = turn
         self._requests: dict[tuple[str, int], TableRequest] = {}
+        # Until when nothing is forgotten of sessions that are over.
+        self._ended_until: float = -math.inf
 
     def begin(self) -> None:
         """Answer what was asked for; everything that was told is committed.
@@ -70,9 +74,9 @@ class Replication:
         """Say whether `begin` has something to do."""
         return bool(self._requests)
 
-    def tell(self) -> None:
+    def tell(self, now: float) -> None:
         """Tell everybody what changed of this node's own tables."""
-        self._own.settle(self.is_complete())
+        self._own.settle(self._are_ends_known(now))
         peers = [peer for peer in self._peers.all.values() if peer.liveness.connected]
         for table in self._own.all.values():
             for delta in table.take_deltas(bool(peers)):
@@ -80,6 +84,17 @@ class Replication:
                     if peer.tables.bulk_bytes < BULK_BYTES_MAX or table.table != Table.RETAINED:
                         self._send(peer, table.table, delta)
         self._own.told()
+
+    def _are_ends_known(self, now: float) -> bool:
+        """Say whether all members know which sessions are over, and nobody needs it any more.
+
+        Who hears late that a member was removed has to know it then: what it kept for that one is not for them.
+        """
+        is_complete = self.is_complete()
+        self._ended_until = max(self._ended_until, self._peers.forgot_at + ENDED_S)
+        if not is_complete and now < self._ended_until:
+            self._ended_until = now + ENDED_S
+        return is_complete and now >= self._ended_until
 
     def is_complete(self) -> bool:
         """Say whether every member runs, and this node knows the sessions and wishes of each."""

@@ -645,6 +645,40 @@ def test_the_queues_of_a_removed_node_are_recovered_in_front_and_not_doubled(see
 
 
 @pytest.mark.parametrize("seed", range(8))
+def test_what_was_kept_for_a_dead_node_does_not_go_to_sessions_that_began_anew(seed):
+    """Their clients may have had it at other homes, and gave up all that was for them."""
+    test = LeaveWorld(seed=450 + seed, count=3 + seed % 2)
+    node, one, two = test.nodes[:3]
+    # It is away while the node is removed, and hears of it later.
+    away = test.nodes[3] if seed % 2 else None
+    clients = test.make_sessions(node, 8)
+    publishers = [test.publisher(other, f"publisher of {other.name}") for other in test.nodes[1:]]
+    dead(test, node)
+    for publisher in publishers:
+        test.publish(publisher, clients, 3)
+    anew = clients[:4]
+    for client in anew:
+        client.home = two
+        client.connect(True)
+    test.wait(lambda: all(set(client.subscribed) == set(client.wanted) for client in anew), "clean starts")
+    test.wait(lambda: test.known(two, anew), "the interest of all")
+    for publisher in publishers:
+        test.publish(publisher, clients, 2)
+    if away is not None:
+        away.kill()
+    assert test.leave_and_wait(one, node).exit_code == 0
+    test.world.run(5.0)
+    if away is not None:
+        away.start()
+        test.wait(test.whole, "the return of who was away")
+        test.world.run(5.0)
+    test.come_back(clients, [one, two])
+    for client in clients:
+        heard = len(publishers) * (2 if client in anew else 5)
+        assert sorted(client.inbox.copies.values()) == [1] * heard, f"{client.name} heard what it gave up, or twice"
+
+
+@pytest.mark.parametrize("seed", range(8))
 def test_what_was_kept_for_a_dead_node_goes_to_its_sessions(seed):
     test = LeaveWorld(seed=400 + seed, count=3 if seed % 4 else 2)
     node, one, two = [*test.nodes, None][:3]

@@ -100,7 +100,7 @@ class Waits:
 
     def subscribe(self, topic_filter):
         self.node.wish(topic_filter)
-        self.node.mesh.tell_tables()
+        self.node.mesh.tell_tables(self.network.now)
         return self.ask()
 
     def ask(self):
