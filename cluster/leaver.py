@@ -126,7 +126,7 @@ class Leaver:
         if self.job.state == State.LEAVING and not self._handed and now >= self._hand_at:
             self._hand_at = now + LOOK_S
             targets = self._targets(self.job.order)
-            self._handed = bool(targets) and self.handover.begin(targets[0], now)
+            self._handed = bool(targets) and self.handover.begin(targets, now)
 
     def tick(self, now: float) -> None:
         """Go on with the job; call it once a turn."""

@@ -7,7 +7,7 @@ import pytest
 from fuzzing import Target, examples, near
 from hypothesis import given
 from librt.strings import BytesWriter
-from recorded_frames import ADDRESSED, VERSION_1
+from recorded_frames import ADDRESSED, HANDED_OVER, VERSION_1
 
 from broker.core.epoch import Epoch
 from broker.core.message import Message
@@ -223,7 +223,9 @@ def forwarded(frame: bytes) -> bytes:
             size += len(each.body)
             forwards.pack_mark(body, each)
             continue
-        address = pack_address(each.groups, each.plain, each.waited) if isinstance(each, Addressed) else NO_ADDRESS
+        address = NO_ADDRESS
+        if isinstance(each, Addressed):
+            address = pack_address(each.groups, each.plain, each.waited, each.stood)
         message = each.message if isinstance(each, Addressed) else each
         size += message.size() + len(address)
         assert 0 <= message.qos <= 2 and message.topic and message.expires_at >= 0.0
@@ -340,7 +342,7 @@ def head() -> bytes:
     return move_frames.frames(FrameType.MOVE, [item])[0]
 
 
-RECORDED = [bytes.fromhex(recorded) for recorded in (*dict(VERSION_1).values(), ADDRESSED)]
+RECORDED = [bytes.fromhex(recorded) for recorded in (*dict(VERSION_1).values(), ADDRESSED, HANDED_OVER)]
 TARGET = Target("mesh_frames", check, [*RECORDED, marked(), head()])
 
 
