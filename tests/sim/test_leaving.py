@@ -790,6 +790,47 @@ def test_what_was_handed_over_twice_is_had_once():
     test.judge(clients)
 
 
+def test_what_is_not_handed_over_yet_when_its_member_is_back_is_waited_for():
+    test = LeaveWorld(seed=514)
+    node, one, two = test.nodes
+    clients = test.make_sessions(two, 10)
+    publisher = test.publisher(node)
+    dead(test, two)
+    test.publish(publisher, clients, 5)
+    publisher.comes_back = False
+    silent = (FrameType.HAND_OVER, FrameType.FORWARDS)
+    test.world.network.lose_frame = lambda frame: frame[1] in silent
+    command = test.leave(one, node, targets=("node2@h",), force=True)
+    test.wait(lambda: node.core.leaver.job.state == State.LEAVING, "the beginning of the hand-over")
+    two.start()
+    test.wait(lambda: node.core.mesh.peers[two.name].running, "its return")
+    test.world.run(3.0)
+    test.world.network.lose_frame = None
+    test.wait(command.is_over, "the leave")
+    test.come_back(clients, [two])
+    test.judge(clients)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_nothing_is_taken_behind_what_was_lost_on_its_way_to_who_takes_over(seed):
+    test = LeaveWorld(seed=520 + seed)
+    node, one, two = test.nodes
+    clients = test.make_sessions(two, 10, qos=1 + seed % 2)
+    publisher = test.publisher(node)
+    dead(test, two)
+    test.publish(publisher, clients, 5, qos=1 + seed % 2)
+    publisher.comes_back = False
+    kinds = (FrameType.HAND_OVER, FrameType.HANDED)
+    test.world.network.lose_frame = lambda frame: frame[1] in kinds and test.rng.random() < 0.1
+    done = test.leave_and_wait(one, node, targets=("node2@h",), force=True)
+    assert (done.exit_code, done.text) == (0, "Done")
+    assert outbox_messages(one) == 50
+    two.start()
+    test.wait(lambda: not outbox_messages(one), "what was handed over")
+    test.come_back(clients, [two])
+    test.judge(clients)
+
+
 def outbox_messages(node):
     """Return how much waits at a node for members that are down."""
     return sum(view.outbox_messages for view in node.core.members_view()) if node.up else 0
