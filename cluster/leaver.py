@@ -191,8 +191,9 @@ class Leaver:
             self._ask(now)
         elif self._asked:
             self._asked = {}
-        if job.state == State.LEAVING == self._state and self._handed:
-            # It is stored that everything is gone, and told.
+        if job.state == State.LEAVING == self._state and (self._handed or self._removed_by):
+            # It is stored that everything is gone, and told. Who has removed this node, before it started again, takes
+            # nothing any more.
             self._say_goodbye(now)
         if job.line_number != self._line_number:
             self._line_number = job.line_number

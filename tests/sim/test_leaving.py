@@ -831,6 +831,19 @@ def test_nothing_is_taken_behind_what_was_lost_on_its_way_to_who_takes_over(seed
     test.judge(clients)
 
 
+def test_a_node_that_starts_after_the_others_removed_it_has_left():
+    test = LeaveWorld(seed=530)
+    node, one, two = test.nodes
+    test.world.network.lose_frame = lambda frame: frame[1] == FrameType.REFUSED
+    test.leave(one, node, force=True)
+    test.wait(lambda: not any(node.name in other.core.mesh.peers for other in (one, two)), "its removal")
+    assert node.core.leaver.job.state == State.LEAVING
+    node.kill()
+    test.world.network.lose_frame = None
+    node.start()
+    test.wait(lambda: node.name in test.gone, "the end of the leave")
+
+
 def outbox_messages(node):
     """Return how much waits at a node for members that are down."""
     return sum(view.outbox_messages for view in node.core.members_view()) if node.up else 0
