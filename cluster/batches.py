@@ -97,5 +97,5 @@ def _unpack(batch: Batch, sender: bytes) -> list[Message | Addressed | Mark]:
 
 def _parts(each: Message | Addressed) -> tuple[Message, bytes]:
     if isinstance(each, Addressed):
-        return each.message, pack_address(each.groups, each.plain, each.waited)
+        return each.message, pack_address(each.groups, each.plain, each.waited, each.stood)
     return each, NO_ADDRESS

@@ -13,7 +13,7 @@ Grammar
                       payload
     mark              u8 flags (32 mark, 64 durable), u32 length, body
 
-An address says for which groups of the receiver a message is (see `addressing`).
+An address says for which groups of the receiver a message is, or where it stood before (see `addressing`).
 Numbers of a stream may be missing: what had them is gone for good. Within a frame they go on by one; a frame that does
 not go on from the one before says by `jump` which number that ended with.
 
@@ -165,8 +165,9 @@ class Forwards:
             groups = _NO_GROUPS
             plain = True
             waited = False
+            stood: tuple[bytes, int] | None = None
             if flags & _MESSAGE_ADDRESSED:
-                groups, plain, waited, place = unpack_address(frame, int(position))
+                groups, plain, waited, stood, place = unpack_address(frame, int(position))
                 position = place
             if end - position < texts or qos == 3:
                 raise FrameError("malformed message")
@@ -183,7 +184,7 @@ class Forwards:
             position += payload_length
             retain = flags & _MESSAGE_RETAIN != 0
             message = Message(topic, payload, properties, qos, retain, expires_at, publisher, origin, number)
-            found.append(Addressed(message, groups, plain, waited) if groups else message)
+            found.append(Addressed(message, groups, plain, waited, stood) if flags & _MESSAGE_ADDRESSED else message)
         if position != end:
             raise FrameError("FORWARDS frame with something behind its messages")
         return found

@@ -1,6 +1,10 @@
 """The receiver's end of a link: which messages are news, and what the sender has to hear of it.
 
 Owns the position in one peer's stream. What a stream is and what both ends owe each other, `link` says.
+
+A peer that leaves hands over what it has for members that are down (see `handover`), and then parts of its stream come
+from whoever took them over, each from the first that is not here. One of the peer's own messages and a part may be the
+same: what has come up to a number, on either way, is not taken again on the other.
 """
 
 from typing import final
@@ -12,11 +16,15 @@ from cluster.forwards import Forwards, Mark
 
 @final
 class IncomingLink:
-    """The receiver's end of a stream. `position` is the number of the last message it has."""
+    """The receiver's end of a stream. `position` is the number of the last message it has.
 
-    def __init__(self, sender: bytes, position: int) -> None:
+    `handed` is that of the last message of the stream that came from another node, 0 for none.
+    """
+
+    def __init__(self, sender: bytes, position: int, handed: int = 0) -> None:
         self.sender = sender
         self.position = position
+        self.handed = handed
         self.session = 0
         # Nothing is taken until a frame with START of the current session.
         self.waiting_for_start = True
@@ -65,6 +73,7 @@ class IncomingLink:
         if known > 0:
             self.duplicates += min(known, len(messages))
             messages = messages[known:]
+        behind = self.position
         if messages:
             self.position += len(messages)
             self.messages += len(messages)
@@ -72,7 +81,29 @@ class IncomingLink:
                 if _is_stored(message):
                     self.commit_due = True
                     break
+        if behind < self.handed:
+            # Marks come from the peer alone.
+            return self._without_handed(messages, behind + 1)
         return messages
+
+    def take_handed(self, number: int) -> bool:
+        """A message of this stream comes from another node: say whether it is new here, and count it as had then."""
+        if number <= max(self.position, self.handed):
+            self.duplicates += 1
+            return False
+        self.handed = number
+        return True
+
+    def _without_handed(
+        self, messages: list[Message | Addressed | Mark], first: int
+    ) -> list[Message | Addressed | Mark]:
+        found: list[Message | Addressed | Mark] = []
+        for place, each in enumerate(messages):
+            if isinstance(each, Mark) or first + place > self.handed:
+                found.append(each)
+            else:
+                self.duplicates += 1
+        return found
 
 
 def _is_stored(message: Message | Addressed | Mark) -> bool:

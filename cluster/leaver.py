@@ -126,7 +126,7 @@ class Leaver:
         if self.job.state == State.LEAVING and not self._handed and now >= self._hand_at:
             self._hand_at = now + LOOK_S
             targets = self._targets(self.job.order)
-            self._handed = bool(targets) and self.handover.begin(targets[0], now)
+            self._handed = bool(targets) and self.handover.begin(targets, now)
 
     def tick(self, now: float) -> None:
         """Go on with the job; call it once a turn."""
@@ -193,8 +193,9 @@ class Leaver:
             self._ask(now)
         elif self._asked:
             self._asked = {}
-        if job.state == State.LEAVING == self._state and self._handed:
-            # It is stored that everything is gone, and told.
+        if job.state == State.LEAVING == self._state and (self._handed or self._removed_by):
+            # It is stored that everything is gone, and told. Who has removed this node, before it started again, takes
+            # nothing any more.
             self._say_goodbye(now)
         if job.line_number != self._line_number:
             self._line_number = job.line_number

@@ -375,7 +375,8 @@ class OutgoingLink:
             moved = [each for each in stored.groups if can_move(each, stored.message)]
             if moved:
                 found.append(Addressed(stored.message, moved, False, stored.waited))
-                left = pack_address([each for each in stored.groups if each not in moved], stored.plain, stored.waited)
+                kept = [each for each in stored.groups if each not in moved]
+                left = pack_address(kept, stored.plain, stored.waited, stored.stood)
                 self._take_back(stored, left, changed)
         self._reclaim_from = 0 if stored is None else stored.number + 1
         for batch, addresses in changed.items():
@@ -579,8 +580,8 @@ class OutgoingLink:
         for stored in self.outbox.read(run.first, last, _BODY_BYTES_MAX):
             if numbers and stored.number != numbers[-1] + 1:
                 break
-            address = pack_address(stored.groups, stored.plain, stored.waited)
-            pack_message(writer, stored.message, stored.message.publisher.encode(), self._sender, now, address)
+            publisher = stored.message.publisher.encode()
+            pack_message(writer, stored.message, publisher, self._sender, now, stored.address())
             numbers.append(stored.number)
             size += stored.size
         if numbers:

@@ -484,6 +484,25 @@ class Mesh:
         """Return the messages that peers forwarded, and the marks between them, in order."""
         return self._turn.take_messages()
 
+    def takes(self, addressed: Addressed) -> bool:
+        """Say whether such a message is to be taken: one that was handed over may have come, from others or its sender.
+
+        One that is taken counts as had from now on, so that its effects have to be in this turn's batch.
+        """
+        if addressed.stood is None:
+            return True
+        sender, number = addressed.stood
+        for peer in self.peers.values():
+            if peer.store_id == sender:
+                if not peer.incoming.take_handed(number):
+                    return False
+                break
+        else:
+            if number <= max(self._store.position(sender), self._store.handed(sender)):
+                return False
+        self._store.put_handed(sender, number)
+        return True
+
     def take_acknowledged(self) -> list[Ticket]:
         """Return the tickets of forwards whose receiver has taken responsibility."""
         return self._turn.take_acknowledged()

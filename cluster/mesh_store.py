@@ -10,6 +10,7 @@ start; writes go into the turn's batch, which is committed before anything of th
                                                that others were given
               "leave"                          the leave of this node, see `leaving`
               "position/<sender store_id>"     u64: the last message of that stream that this node has
+              "handed/<sender store_id>"       u64: the last of that stream that came from who had taken it over
     registry  "interest/<store_id><filter>"    a peer's persistent filter, a shared one if it is of a group, so that
                                                after a restart messages for its sessions wait even for a peer that is
                                                down
@@ -44,6 +45,7 @@ KEY_CLUSTER_ID: Final = b"cluster_id"
 KEY_MEMBER: Final = b"member/"
 KEY_REMOVED: Final = b"removed/"
 KEY_POSITION: Final = b"position/"
+KEY_HANDED: Final = b"handed/"
 KEY_LEAVE: Final = b"leave"
 KEY_FORMER: Final = b"former"
 KEY_INTEREST: Final = b"interest/"
@@ -64,6 +66,7 @@ class MeshStore:
         self._members: dict[str, bytes] = {}
         # By sender. A member comes at any time, when the store may not be readable.
         self._positions: dict[bytes, int] = dict(self._read_all("meta", KEY_POSITION, _read_position))
+        self._handed: dict[bytes, int] = dict(self._read_all("meta", KEY_HANDED, _read_position))
         self._outboxes: dict[bytes, Outbox] = recover(storage, turn, self.clock)
 
     def cluster_id(self, fresh: bytes) -> bytes:
@@ -130,6 +133,15 @@ class MeshStore:
         """Store the position, in the batch that holds the messages up to it."""
         self._positions[sender] = position
         self._turn.writes.put("meta", KEY_POSITION + sender, _VERSION + position.to_bytes(8, "big"))
+
+    def handed(self, sender: bytes) -> int:
+        """Return the number of the last message of the sender's stream that came from who had taken it over."""
+        return self._handed.get(sender, 0)
+
+    def put_handed(self, sender: bytes, number: int) -> None:
+        """Store that, in the batch that holds the message."""
+        self._handed[sender] = number
+        self._turn.writes.put("meta", KEY_HANDED + sender, _VERSION + pack_u64(number))
 
     def outbox(self, store_id: bytes, bytes_max: int) -> Outbox:
         """Return what waits for a peer on disk; it stays the same for as long as this node lives."""
@@ -211,6 +223,7 @@ def forget_cluster(batch: WriteBatch, keeps_outboxes: bool = False) -> None:
     for family, prefix in (
         ("meta", KEY_MEMBER),
         ("meta", KEY_POSITION),
+        ("meta", KEY_HANDED),
         ("registry", KEY_INTEREST),
         ("registry", KEY_ESTATE),
     ):

@@ -326,6 +326,8 @@ class NodeCore:
             if isinstance(message, Message):
                 owner.receive_forwarded(message, now)
             elif isinstance(message, Addressed):
+                if not mesh.takes(message):
+                    continue
                 if message.plain:
                     owner.receive_forwarded(message.message, now)
                 owner.receive_for_groups(message.message, message.groups, now, message.waited)

@@ -26,7 +26,7 @@ from broker.core.stored_message import (
     pack_message,
     unpack_message,
 )
-from cluster.addressing import NO_ADDRESS, unpack_address
+from cluster.addressing import NO_ADDRESS, pack_address, unpack_address
 from cluster.turn import Turn
 from cluster.wire import FrameError
 
@@ -41,17 +41,29 @@ _KEY_BYTES: Final = STORE_ID_BYTES + 8
 class Stored:
     """A message that was read back: its number in the stream, and how many bytes it takes in the store."""
 
-    __slots__ = ("groups", "message", "number", "plain", "size", "waited")
+    __slots__ = ("groups", "message", "number", "plain", "size", "stood", "waited")
 
     def __init__(
-        self, number: int, message: Message, size: int, groups: list[bytes], plain: bool, waited: bool
+        self,
+        number: int,
+        message: Message,
+        size: int,
+        groups: list[bytes],
+        plain: bool,
+        waited: bool,
+        stood: tuple[bytes, int] | None,
     ) -> None:
         self.groups = groups
         self.plain = plain
         self.waited = waited
+        self.stood = stood
         self.number = number
         self.message = message
         self.size = size
+
+    def address(self) -> bytes:
+        """Return its address, as `addressing` packs it."""
+        return pack_address(self.groups, self.plain, self.waited, self.stood)
 
 
 @final
@@ -123,15 +135,16 @@ class Outbox:
             groups: list[bytes] = []
             plain = True
             waited = False
+            stood: tuple[bytes, int] | None = None
             pos = 1
             try:
                 if value[:1] == _ADDRESSED:
-                    groups, plain, waited, pos = unpack_address(value, pos)
+                    groups, plain, waited, stood, pos = unpack_address(value, pos)
                 body = pos + MESSAGE_KEY_BYTES
                 message = unpack_message(value[pos:body], value, body, self._clock)
             except (*UNREADABLE, FrameError) as error:
                 raise corrupt(FAMILY, key, error) from None
-            found.append(Stored(_number(key), message, size, groups, plain, waited))
+            found.append(Stored(_number(key), message, size, groups, plain, waited, stood))
         return found
 
     def sizes(self, first: int, last: int) -> list[tuple[int, int]]:

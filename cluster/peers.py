@@ -77,7 +77,7 @@ class Peer:
         self,
         member: Member,
         outgoing: OutgoingLink,
-        position: int,
+        incoming: IncomingLink,
         tables: PeerTables,
         timeout_s: float,
         now: float,
@@ -87,7 +87,7 @@ class Peer:
         self.address = member.address
         self.liveness = Liveness(timeout_s, now)
         self.outgoing = outgoing
-        self.incoming = IncomingLink(member.store_id, position)
+        self.incoming = incoming
         # Of the peer's newest control connection: the transport's id and the Hello's session, 0 before the first.
         self.connection = b""
         self.session = 0
@@ -383,7 +383,8 @@ class Peers:
             # that has nothing of it, and only the name, goes on from there.
             former = [store_id for name, store_id in self.membership.removed if name == member.name]
             position = max([self._store.position(store_id) for store_id in former], default=0)
-        return Peer(member, outgoing, position, tables, self._failure_timeout_s, now)
+        incoming = IncomingLink(member.store_id, position, self._store.handed(member.store_id))
+        return Peer(member, outgoing, incoming, tables, self._failure_timeout_s, now)
 
     def _remove(self, name: str, store_id: bytes) -> bool:
         if not self.membership.merge_removed(name, store_id):

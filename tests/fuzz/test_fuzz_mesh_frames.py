@@ -7,7 +7,7 @@ import pytest
 from fuzzing import Target, examples, near
 from hypothesis import given
 from librt.strings import BytesWriter
-from recorded_frames import ADDRESSED, VERSION_1
+from recorded_frames import ADDRESSED, HANDED_OVER, VERSION_1
 
 from broker.core.epoch import Epoch
 from broker.core.message import Message
@@ -140,8 +140,8 @@ def adopt(frame: bytes) -> bytes:
 
 
 def hand_over(frame: bytes) -> bytes:
-    store_id, number, address, message = handover.unpack_hand_over(frame, NOW)
-    return handover.pack_hand_over(store_id, number, address, unexpired(message), NOW)
+    store_id, after, number, address, message = handover.unpack_hand_over(frame, NOW)
+    return handover.pack_hand_over(store_id, after, number, address, unexpired(message), NOW)
 
 
 def handed(frame: bytes) -> bytes:
@@ -223,7 +223,9 @@ def forwarded(frame: bytes) -> bytes:
             size += len(each.body)
             forwards.pack_mark(body, each)
             continue
-        address = pack_address(each.groups, each.plain, each.waited) if isinstance(each, Addressed) else NO_ADDRESS
+        address = NO_ADDRESS
+        if isinstance(each, Addressed):
+            address = pack_address(each.groups, each.plain, each.waited, each.stood)
         message = each.message if isinstance(each, Addressed) else each
         size += message.size() + len(address)
         assert 0 <= message.qos <= 2 and message.topic and message.expires_at >= 0.0
@@ -340,7 +342,7 @@ def head() -> bytes:
     return move_frames.frames(FrameType.MOVE, [item])[0]
 
 
-RECORDED = [bytes.fromhex(recorded) for recorded in (*dict(VERSION_1).values(), ADDRESSED)]
+RECORDED = [bytes.fromhex(recorded) for recorded in (*dict(VERSION_1).values(), ADDRESSED, HANDED_OVER)]
 TARGET = Target("mesh_frames", check, [*RECORDED, marked(), head()])
 
 
@@ -362,10 +364,10 @@ def test_near_the_recorded_frames(frame: bytes) -> None:
 # Messages that expired at the beginning of time, and that do not expire before its end.
 DEADLINES = (
     "0137000102030405061112131415161700000000000000000000000000000000000000000000000000000000000000000000000000000000"
-    "000700000000000000000000000000000000000000000000000000000018191a1b1c1d1e1f000000",
-    "0137c60005067e12131415161700000000000000ffff0000000000000000012300000007000000020004c3bc4061010000000000000005ff"
-    "ffffffffffffff0000000307000000000003624062c800000000000000000000000000000000000000000000000000000000000000000000"
-    "0000000000000000080000000000000000000000000000000000",
+    "0000000000000000000700000000000000000000000000000000000000000000000000000018191a1b1c1d1e1f000000",
+    "0137c60005067e121314151617000000000000000000000000000000ffff0000000000000000012300000007000000020004c3bc40610100"
+    "00000000000005ffffffffffffffff0000000307000000000003624062c80000000000000000000000000000000000000000000000000000"
+    "00000000000000000000000000000000080000000000000000000000000000000000",
 )
 
 
@@ -376,7 +378,7 @@ def test_any_deadline_of_a_peer_can_be_told_again(frame: str) -> None:
 
 @pytest.mark.parametrize("frame", DEADLINES)
 def test_any_deadline_of_a_peer_can_be_stored(frame: str) -> None:
-    _, _, _, message = handover.unpack_hand_over(bytes.fromhex(frame), NOW)
+    _, _, _, _, message = handover.unpack_hand_over(bytes.fromhex(frame), NOW)
     clock = Clock(NOW, 1_800_000_000_000)
     again = unpack_message(message.key(), pack_message(message, clock), 0, clock)
     assert (again.expires_at > NOW) == (message.expires_at > NOW)

@@ -17,6 +17,7 @@ from cluster.turn import Turn
 from cluster.wire import FrameError
 
 STORE, OTHER = b"s" * 16, b"o" * 16
+STOOD = (OTHER, 7)
 GROUP, MOUNTED = b"$share/g/a/#", b"$share/g/$m\0/a"
 
 
@@ -42,12 +43,22 @@ def seen(each):
     return each.body if isinstance(each, Mark) else each.payload
 
 
+@pytest.mark.parametrize("stood", [None, (OTHER, 2**63 - 1)])
 @pytest.mark.parametrize(("plain", "waited"), [(False, False), (False, True), (True, False), (True, True)])
 @pytest.mark.parametrize("groups", [[GROUP], [MOUNTED, GROUP], [b"$share/g/%d" % number for number in range(70_000)]])
-def test_an_address_comes_out_as_it_went_in(groups, plain, waited):
-    packed = pack_address(groups, plain, waited)
-    assert unpack_address(b"front" + packed + b"rest", 5) == (groups, plain, waited, 5 + len(packed))
+def test_an_address_comes_out_as_it_went_in(groups, plain, waited, stood):
+    packed = pack_address(groups, plain, waited, stood)
+    assert unpack_address(b"front" + packed + b"rest", 5) == (groups, plain, waited, stood, 5 + len(packed))
+
+
+def test_what_was_handed_over_has_an_address_of_no_group():
+    packed = pack_address([], True, False, STOOD)
+    assert unpack_address(packed, 0) == ([], True, False, STOOD, len(packed))
+
+
+def test_nothing_has_no_address():
     assert pack_address([], True) == NO_ADDRESS
+    assert pack_address([], False, False, STOOD) == NO_ADDRESS
 
 
 @pytest.mark.parametrize("wrong", [[b"a/#"], [b"$share/g"], [b"$share/+/a"], [GROUP, b""]])
@@ -59,6 +70,11 @@ def test_what_is_no_shared_filter_is_refused(wrong):
 def test_an_address_of_no_group_is_refused():
     with pytest.raises(FrameError, match="not of shared groups"):
         unpack_address(bytes(5), 0)
+    nobody = pack_address([], True, False, STOOD)
+    with pytest.raises(FrameError, match="not of shared groups"):
+        unpack_address(bytes((nobody[0] & ~1,)) + nobody[1:], 0)
+    with pytest.raises(FrameError, match="out of range"):
+        unpack_address(pack_address([], True, False, (OTHER, 2**63)), 0)
 
 
 def test_messages_with_addresses_come_out_as_they_went_in():
@@ -77,8 +93,21 @@ def test_messages_with_addresses_come_out_as_they_went_in():
     assert last.expires_at == pytest.approx(160.0)
 
 
-def test_every_prefix_is_refused():
-    frame = pack((message(), pack_address([GROUP, MOUNTED], True)))
+def test_the_recorded_frame_of_what_was_handed_over_is_read():
+    items = [
+        (message(b"hi"), pack_address([], True, False, STOOD)),
+        (message(b"ho"), pack_address([GROUP], False, True, STOOD)),
+    ]
+    frame = bytes.fromhex(recorded_frames.HANDED_OVER)
+    found = Forwards(frame).messages(STORE, 0.0)
+    assert [seen(each) for each in found] == [(b"hi", [], True), (b"ho", [GROUP], False)]
+    assert [(each.stood, each.waited) for each in found] == [(STOOD, False), (STOOD, True)]
+    assert frame == pack(*items)
+
+
+@pytest.mark.parametrize("stood", [None, STOOD])
+def test_every_prefix_is_refused(stood):
+    frame = pack((message(), pack_address([GROUP, MOUNTED], True, False, stood)))
     for end in range(len(frame)):
         with pytest.raises(FrameError):
             Forwards(frame[:end]).messages(STORE, 0.0)
@@ -104,6 +133,40 @@ def test_the_receiver_stores_its_position_with_a_message_for_a_group(qos, due):
     assert (found.groups, incoming.commit_due) == ([GROUP], due)
 
 
+# What was handed over.
+
+
+def receive(incoming, first, count):
+    """Take a frame of a peer's own stream; return the payloads, and the bodies of marks."""
+    items = [
+        Mark(b"mark %d" % number, True, STORE) if number % 3 == 0 else (message(b"%d" % number), NO_ADDRESS)
+        for number in range(first, first + count)
+    ]
+    writer = pack(*items)[forwards.HEADER_BYTES :]
+    frame = forwards.pack_forwards(5, first, count, 0, incoming.waiting_for_start, False, writer)
+    return [seen(each) for each in incoming.receive(Forwards(frame), 0.0)]
+
+
+def test_what_came_from_others_is_not_taken_from_its_sender():
+    incoming = IncomingLink(STORE, 10)
+    incoming.connected(5)
+    assert [incoming.take_handed(number) for number in (9, 10, 11, 13, 12, 14)] == [
+        False, False, True, True, False, True,
+    ]  # fmt: skip
+    # Marks come from the sender alone.
+    assert receive(incoming, 10, 3) == [b"mark 12"]
+    assert receive(incoming, 13, 4) == [b"mark 15", b"16"]
+    assert (incoming.position, incoming.duplicates) == (16, 3 + 1 + 1 + 2)
+
+
+def test_what_came_from_its_sender_is_not_taken_from_others():
+    incoming = IncomingLink(STORE, 10, 11)
+    incoming.connected(5)
+    assert receive(incoming, 11, 3) == [b"mark 12", b"13"]
+    assert [incoming.take_handed(number) for number in (11, 13, 14)] == [False, False, True]
+    assert receive(incoming, 14, 3) == [b"mark 15", b"16"]
+
+
 # Outboxes.
 
 
@@ -119,13 +182,17 @@ def test_an_outbox_keeps_addresses():
     assert not outbox.addressed
     size = outbox.put(2, message(b"2"), pack_address([GROUP], True, True))
     assert outbox.addressed
+    handed = pack_address([], True, False, STOOD)
+    outbox.put(3, message(b"3"), handed)
     committed(storage, turn)
     again = recover(storage, turn, clock)[OTHER]
     assert again.addressed
-    one, two = again.read(1, 2, 1 << 30)
+    one, two, three = again.read(1, 3, 1 << 30)
+    assert (three.message.payload, three.groups, three.plain, three.stood) == (b"3", [], True, STOOD)
+    assert [each.address() for each in (one, three)] == [NO_ADDRESS, handed]
     assert (one.message.payload, one.groups, one.plain) == (b"1", [], True)
     assert (two.message.payload, two.groups, two.plain, two.waited, two.size) == (b"2", [GROUP], True, True, size)
-    again.delete([1, 2], one.size + two.size)
+    again.delete([1, 2, 3], one.size + two.size + three.size)
     assert not again.addressed
 
 
@@ -160,17 +227,20 @@ def test_a_batch_loses_addresses_and_messages_and_keeps_its_numbers():
         (message(b"1"), pack_address([GROUP], False)),
         (message(b"2"), pack_address([GROUP, MOUNTED], True)),
         (message(b"3"), NO_ADDRESS),
+        (message(b"4"), pack_address([], True, False, STOOD)),
     ]
     body = pack(*items)[forwards.HEADER_BYTES :]
-    batch = Batch(11, 4, body, [], True, 0.0, [], 0)
+    batch = Batch(11, 5, body, [], True, 0.0, [], 0)
     assert [(number, each.payload) for number, each, _ in messages_of(batch, STORE)] == [
         (12, b"1"),
         (13, b"2"),
         (14, b"3"),
+        (15, b"4"),
     ]
     grew = repack(batch, STORE, {12: None, 13: pack_address([MOUNTED], True)})
     assert len(batch.body) == len(body) + grew
-    frame = forwards.pack_forwards(5, 11, 4, 0, True, False, batch.body)
+    frame = forwards.pack_forwards(5, 11, 5, 0, True, False, batch.body)
     found = Forwards(frame).messages(STORE, 0.0)
-    assert [seen(each) for each in found] == [b"mark", b"", (b"2", [MOUNTED], True), b"3"]
+    assert [seen(each) for each in found] == [b"mark", b"", (b"2", [MOUNTED], True), b"3", (b"4", [], True)]
+    assert found[-1].stood == STOOD
     assert [each.durable for each in found if isinstance(each, Mark)] == [True, False]

@@ -56,14 +56,14 @@ def test_frames_come_out_as_they_went_in(name, frame, unpack, value):
 
 def test_a_message_that_is_handed_over_comes_out_as_it_went_in():
     frame = bytes.fromhex(dict(recorded_frames.VERSION_1)["HAND_OVER"])
-    store_id, number, address, message = unpack_hand_over(frame, 100.0)
-    assert (store_id, number) == (HOME, 9)
+    store_id, after, number, address, message = unpack_hand_over(frame, 100.0)
+    assert (store_id, after, number) == (HOME, 8, 9)
     assert address == pack_address([b"$share/g/t"], True)
     assert (message.topic, message.payload, message.qos, message.number) == (b"a/b", b"payload", 2, 7)
     assert message.expires_at == 130.0
-    assert pack_hand_over(store_id, number, address, message, 100.0) == frame
+    assert pack_hand_over(store_id, after, number, address, message, 100.0) == frame
     with pytest.raises(FrameError):
-        unpack_hand_over(pack_hand_over(store_id, number, address + b"x", message, 100.0), 100.0)
+        unpack_hand_over(pack_hand_over(store_id, after, number, address + b"x", message, 100.0), 100.0)
     for end in range(50):
         with pytest.raises(FrameError):
             unpack_hand_over(frame[:end], 100.0)

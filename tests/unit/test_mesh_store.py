@@ -31,12 +31,15 @@ def test_positions_are_known_without_the_store() -> None:
     storage = MemoryStorage()
     store, turn = store_on(storage)
     store.put_position(SENDER, 7)
+    store.put_handed(SENDER, 9)
     # A member may come back in the turn in which it went.
     assert (store.position(SENDER), store.position(OTHER)) == (7, 0)
+    assert (store.handed(SENDER), store.handed(OTHER)) == (9, 0)
     commit(storage, turn)
     again, turn = store_on(storage)
     again._storage = Unreadable()  # type: ignore[assignment]
     assert (again.position(SENDER), again.position(OTHER)) == (7, 0)
+    assert (again.handed(SENDER), again.handed(OTHER)) == (9, 0)
     again.put_position(SENDER, 8)
     assert again.position(SENDER) == 8
 
@@ -59,6 +62,8 @@ MEMBER = b"\0\6peer@h" + OTHER + bytes(8) + b"\0\0\3h:1"
         ("meta", b"position/" + SENDER, b"\1\0"),
         ("meta", b"position/" + SENDER, b"\1" + b"\xff" * 8),
         ("meta", b"position/short", b"\1" + bytes(8)),
+        ("meta", b"handed/" + SENDER, b"\1\0"),
+        ("meta", b"handed/short", b"\1" + bytes(8)),
         ("registry", b"interest/" + OTHER, b"\1"),
         ("registry", b"interest/" + OTHER + b"a\xff", b"\1"),
         ("registry", b"interest/" + OTHER + b"a/#/b", b"\1"),
