@@ -60,7 +60,8 @@ from broker.core.inflight import PACKET_ID_MAX
 from broker.core.message import ORIGIN_BYTES
 from broker.mqtt.topics import SHARE_PREFIX, matches
 
-VALUE_VERSION: Final = 1
+# Version 1 does not say who gave something, and by which epoch counter it was said that something was had.
+VALUE_VERSION: Final = 2
 # A home's places begin with its epoch's counter; below are the places of those that had the session before.
 PLACE_BITS: Final = 40
 # Homes of the same epoch counter, which a partition makes: all but one have their places put below that one's, a range
@@ -86,6 +87,8 @@ _CUT: Final = struct.Struct(">16sQ")
 _DONOR: Final = struct.Struct(">16sQQQIBB")
 _GIVEN: Final = struct.Struct(">16sIQQB")
 _SKIP: Final = struct.Struct(">16sQI")
+_GIVEN_1: Final = struct.Struct(">IQQ")
+_LATEST_COUNTER: Final = (1 << 32) - 1
 _HAD: Final = struct.Struct(">IQ")
 
 
@@ -553,7 +556,7 @@ class Arrival:
 
 def unpack_arrival(value: bytes) -> Arrival:
     """Return what `pack` packed; struct.error when it is cut."""
-    _version, donors, given, skips, had, late, keeps, first_seq, direct_from = _HEAD.unpack_from(value)
+    version, donors, given, skips, had, late, keeps, first_seq, direct_from = _HEAD.unpack_from(value)
     pos: int = _HEAD.size
     arrival = Arrival(first_seq)
     arrival.direct_from = direct_from
@@ -571,14 +574,23 @@ def unpack_arrival(value: bytes) -> Arrival:
         arrival._note_range(rival)
         donor.passed, pos = _read_numbers(value, pos + _DONOR.size)
     for _ in range(given):
-        given_before: tuple[bytes, int, int, int, int] = _GIVEN.unpack_from(value, pos)
-        arrival.given.append(given_before)
-        arrival._note_range(given_before[4])
-        pos += _GIVEN.size
+        if version == 1:
+            arrival.given.append((ANYBODY, *_GIVEN_1.unpack_from(value, pos), 0))
+            pos += _GIVEN_1.size
+        else:
+            given_before: tuple[bytes, int, int, int, int] = _GIVEN.unpack_from(value, pos)
+            arrival.given.append(given_before)
+            arrival._note_range(given_before[4])
+            pos += _GIVEN.size
     for _ in range(skips):
-        store_id, place, counter = _SKIP.unpack_from(value, pos)
-        arrival.skips[store_id] = (place, counter)
-        pos += _SKIP.size
+        if version == 1:
+            store_id, place = _CUT.unpack_from(value, pos)
+            arrival.skips[store_id] = (place, _LATEST_COUNTER)
+            pos += _CUT.size
+        else:
+            store_id, place, counter = _SKIP.unpack_from(value, pos)
+            arrival.skips[store_id] = (place, counter)
+            pos += _SKIP.size
     for _ in range(had):
         store_id, origin = value[pos : pos + ORIGIN_BYTES], value[pos + ORIGIN_BYTES : pos + 2 * ORIGIN_BYTES]
         arrival.had[store_id, origin] = _HAD.unpack_from(value, pos + 2 * ORIGIN_BYTES)

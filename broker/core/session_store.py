@@ -26,6 +26,7 @@ import struct
 from collections.abc import Callable
 from typing import Final, final
 
+from broker.core.arrival import VALUE_VERSION as ARRIVAL_VERSION
 from broker.core.arrival import first_packet_id, first_place, unpack_arrival
 from broker.core.delivery_queue import DeliveryQueue
 from broker.core.epoch import COUNTER_MAX, EPOCH_BYTES, FIRST_EPOCH, pack_epoch, unpack_epoch
@@ -425,6 +426,8 @@ class SessionStore:
     ) -> None:
         is_incoming = key[8:9] == b"i"
         newest = SESSION_VERSION if len(key) == 8 else _UNDER_WAY if is_incoming else VALUE_VERSION
+        if key[8:] == b"a":
+            newest = ARRIVAL_VERSION
         check_version(value, newest, "session")
         self.last_number = int.from_bytes(key[:8], "big")
         if self.last_number > NUMBER_MAX:

@@ -1,6 +1,6 @@
 """broker.core.arrival: what a session remembers of old homes stays small however often they come again."""
 
-from broker.core.arrival import PLACE_BITS, Arrival, first_place_of, is_legacy, unpack_arrival
+from broker.core.arrival import ANYBODY, PLACE_BITS, Arrival, first_place_of, is_legacy, unpack_arrival
 
 OLD, OTHER, ORIGIN, THIRD = b"o" * 16, b"p" * 16, b"q" * 16, b"r" * 16
 
@@ -158,3 +158,23 @@ def test_what_an_old_home_gave_it_does_not_give_again_whatever_it_is_called() ->
         assert arrival.was_given(OTHER, again, place)
         assert not arrival.was_given(OTHER, again, place + 6)
         assert arrival.place(again, place + 6) == place + 6
+
+
+def test_an_arrival_of_an_earlier_program_can_be_read() -> None:
+    arrival = Arrival(9 << PLACE_BITS)
+    arrival.introduce(OLD, 1)
+    donor = arrival.donor(OLD)
+    donor.low, donor.watermark = 0, 10
+    arrival.end(OLD)
+    arrival.skip(OTHER, 77, 5)
+    arrival.touch(b"a/b")
+    packed = arrival.pack()
+    given = OLD + bytes((0, 0, 0, 1)) + bytes(8) + (10).to_bytes(8, "big") + b"\0"
+    skip = OTHER + (77).to_bytes(8, "big") + (5).to_bytes(4, "big")
+    assert packed.count(given + skip) == 1
+    earlier = b"\x01" + packed[1:].replace(given + skip, given[16:-1] + skip[:-4])
+    read = unpack_arrival(earlier)
+    assert read.given == [(ANYBODY, 1, 0, 10, 0)]
+    assert read.skips[OTHER][0] == 77
+    assert b"a/b" in read.touched
+    assert unpack_arrival(read.pack()).given == read.given
