@@ -25,11 +25,12 @@ Integers, text and bytes16 are as in `wire`; an epoch is as in `broker.core.epoc
       CONFIRMED   1  to the home itself, whenever a version of its wishes is applied
       SWITCHED    2  to who asked by a SWITCH
 
-    head      u8 flags (1 user name, 2 will, 4 filters made or ended there, 8 fingerprints), bytes16 user name,
-              u32 expiry, u64 deadline, u16 next packet id, u64 last place in flight, u32 count,
+    head      u8 flags (1 user name, 2 will, 4 filters made or ended there, 8 fingerprints, 16 homes),
+              bytes16 user name, u32 expiry, u64 deadline, u16 next packet id, u64 last place in flight, u32 count,
               (bytes16 filter, u8 options, u32 identifier)*, u16 count, u16 packet id*,
               u16 count, (16 bytes store_id, u64 last place taken)*, u16 count, (16 bytes origin, u64 cut)*,
               [u32 count, (bytes16 filter made or ended there)*], [u32 fingerprint of each packet id],
+              [u32 count, (u32 epoch counter of a home, 16 bytes origin, u64 first number that it had directly)*],
               [u32 length, will record as in `left_will`]
     delivery  u64 place, u8 flags (0-1 QoS, 4 retain, 8 released), u16 packet id, u32 size, bytes16 identifiers,
               bytes16 shared filter, [24 bytes message id, u32 length, body as in `stored_message` if not released]
@@ -79,6 +80,7 @@ _USER_NAME: Final = 1
 _WILL: Final = 2
 _TOUCHED: Final = 4
 _FINGERPRINTS: Final = 8
+_DIRECT: Final = 16
 _DELIVERY: Final = struct.Struct(">QBHI")
 _HEAD: Final = struct.Struct(">IQHQI")
 _ACK: Final = struct.Struct(">BQQQH")
@@ -218,6 +220,7 @@ def pack_head(client_id: str, epoch: Epoch, old_epoch: Epoch, head: SessionHead,
     flags = (0 if head.user_name is None else _USER_NAME) | (0 if head.will is None else _WILL)
     has_fingerprints = any(head.incoming.values())
     flags |= (_TOUCHED if head.touched else 0) | (_FINGERPRINTS if has_fingerprints else 0)
+    flags |= _DIRECT if head.direct else 0
     parts = [
         bytes((flags,)),
         pack_bytes16((head.user_name or "").encode()),
@@ -242,6 +245,9 @@ def pack_head(client_id: str, epoch: Epoch, old_epoch: Epoch, head: SessionHead,
         parts.extend([pack_bytes16(topic_filter) for topic_filter in head.touched])
     if has_fingerprints:
         parts.extend([pack_u32(fingerprint) for fingerprint in head.incoming.values()])
+    if head.direct:
+        parts.append(pack_u32(len(head.direct)))
+        parts.extend([pack_u32(counter) + origin + pack_u64(number) for counter, origin, number in head.direct])
     if head.will is not None:
         will = pack_left_will(head.will, clock)
         parts.append(pack_u32(len(will)) + will)
@@ -272,6 +278,8 @@ def _read_head(client_id: str, data: bytes, now: float) -> SessionHead:
         head.touched = [read_filter(reader) for _ in range(reader.u32())]
     if flags & _FINGERPRINTS:
         head.incoming = {packet_id: reader.u32() for packet_id in head.incoming}
+    if flags & _DIRECT:
+        head.direct = [(reader.u32(), reader.take(_STORE_ID_BYTES), reader.u64()) for _ in range(reader.u32())]
     if flags & _WILL:
         head.will, deadline_ms = unpack_left_will(client_id.encode(), reader.take(reader.u32()))
         head.will.due = clock.to_monotonic(deadline_ms)

@@ -34,6 +34,10 @@ stub has given already (`low` to `watermark`, or `given` when it is over) is lef
 homes, since it has heard of nothing yet, has a place of its own at each: while there are several, the ids of what they
 gave are remembered, until a restart.
 
+What an old home had directly (`had`) and has not given away it gives itself: what has a place of an older home is left
+out. When it has given that away, or is not heard of any more, a still older home and who kept something for that one
+need not give it all the same (`direct`). These may have been away for many homes: each tells the next of all before it.
+
 A session that comes back to a node where its stub still stood has had everything directly all the time (`direct_from`):
 of what its other home has left only those deliveries count that it got from here. So has one that began here, to which
 another comes that began elsewhere, in the other half of a partition or in a node that joined: but of that everything
@@ -76,6 +80,9 @@ _RIVAL_BITS: Final = 34
 NOWHERE: Final = (1 << 64) - 1
 # An old home that may come again under another identity.
 ANYBODY: Final = bytes(ORIGIN_BYTES)
+# So many homes that had everything of an origin directly are remembered, the oldest, of a client that goes on and on
+# while one before them is away.
+DIRECT_MAX: Final = 32
 # A client that makes and ends other subscriptions all the time, while an old home is away, is not remembered for ever.
 TOUCHED_MAX: Final = 10_000
 _HEIR: Final = 1
@@ -212,6 +219,7 @@ class Arrival:
 
     __slots__ = (
         "cuts",
+        "direct",
         "direct_from",
         "donors",
         "first_seq",
@@ -244,6 +252,8 @@ class Arrival:
         # (old home, origin) -> by which epoch counter it was the home, and from which number on it had everything
         # directly, and gives it.
         self.had: dict[tuple[bytes, bytes], tuple[int, int]] = {}
+        # Origin -> epoch counter of a home -> from which number on it had everything directly, whoever has that now.
+        self.direct: dict[bytes, dict[int, int]] = {}
         # Origin -> the numbers that old homes gave while there were several.
         self.ids: dict[bytes, set[int]] = {}
         # Origin -> from which number on what came directly is here, not before; None: all of it is.
@@ -442,14 +452,48 @@ class Arrival:
     def had_directly(self, donor: bytes, origin: bytes, number: int, seq: int) -> bool:
         """Say whether a later home than the one that gave a delivery its place had it directly, and gives it.
 
-        An earlier one may have had it as well, and have it no more: the later one left out what came from there. What a
-        node kept for a home that is gone it gives whether it had that itself or not.
+        An earlier one may have had it as well, and have it no more: the later one left out what came from there.
         """
         own = seq >> PLACE_BITS
         for (by, of), (counter, first) in self.had.items():
-            if of == origin and number >= first and counter > own and (by != donor or is_legacy(seq)):
+            if of == origin and number >= first and counter > own and by != donor:
                 return True
         return False
+
+    def add_direct(self, origin: bytes, counter: int, number: int) -> None:
+        """The home of an epoch counter had everything of an origin directly from a number on."""
+        known = self.direct.setdefault(origin, {})
+        if any(later >= counter and first <= number for later, first in known.items()):
+            return
+        for earlier in [each for each, first in known.items() if each <= counter and first >= number]:
+            del known[earlier]
+        known[counter] = number
+        if len(known) > DIRECT_MAX:
+            del known[max(known)]
+
+    def told_direct(self, counter: int) -> list[tuple[int, bytes, int]]:
+        """Return (epoch counter, origin, number) of what this home, of an epoch counter, and older ones had directly.
+
+        Those had not what only filters match that came late. Of one to which the session came back it is told what it
+        had before that.
+        """
+        told = []
+        if not self.late:
+            told = [(its, origin, number) for origin, known in self.direct.items() for its, number in known.items()]
+        if self.kept is None:
+            told.extend([(counter, origin, number) for origin, number in self.direct_cuts()])
+        return told
+
+    def came_later(self, donor: Donor, cuts: Cuts, origin: bytes, number: int) -> bool:
+        """Say whether a home later than a donor had a delivery directly, for which these cuts count.
+
+        It gives that, has given it, or left it out since another later one had it. Who kept something for a home that
+        is gone gives it as that home, whatever it had itself.
+        """
+        if cuts is not self.cuts:
+            return False
+        known = self.direct.get(origin, {})
+        return any(counter > donor.counter and number >= first for counter, first in known.items())
 
     def was_given(self, store_id: bytes, donor: Donor, seq: int) -> bool:
         """Say whether a delivery of a donor, by its place there, came from another one, or is to come from there."""
@@ -536,7 +580,10 @@ class Arrival:
 
     def pack(self) -> bytes:
         """Return the stored form."""
-        counts = (len(self.donors), len(self.given), len(self.skips), len(self.had), len(self.late))
+        direct = [
+            (origin, counter, number) for origin, known in self.direct.items() for counter, number in known.items()
+        ]
+        counts = (len(self.donors), len(self.given), len(self.skips), len(self.had) + len(direct), len(self.late))
         parts = [_HEAD.pack(VALUE_VERSION, *counts, self.kept is not None, self.first_seq, self.direct_from)]
         for store_id, donor in self.donors.items():
             numbers = (donor.watermark, donor.low + 1, donor.before, donor.counter)
@@ -546,6 +593,7 @@ class Arrival:
         parts.extend([_GIVEN.pack(*given) for given in self.given])
         parts.extend([_SKIP.pack(store_id, *skip) for store_id, skip in self.skips.items()])
         parts.extend([store_id + origin + _HAD.pack(*had) for (store_id, origin), had in self.had.items()])
+        parts.extend([ANYBODY + origin + _HAD.pack(counter, number) for origin, counter, number in direct])
         if self.kept is not None:
             parts.append(_pack_numbers(self.kept))
         parts.append(_pack_filters(list(self.touched)))
@@ -593,7 +641,11 @@ def unpack_arrival(value: bytes) -> Arrival:
             pos += _SKIP.size
     for _ in range(had):
         store_id, origin = value[pos : pos + ORIGIN_BYTES], value[pos + ORIGIN_BYTES : pos + 2 * ORIGIN_BYTES]
-        arrival.had[store_id, origin] = _HAD.unpack_from(value, pos + 2 * ORIGIN_BYTES)
+        counter, number = _HAD.unpack_from(value, pos + 2 * ORIGIN_BYTES)
+        if store_id == ANYBODY:
+            arrival.direct.setdefault(origin, {})[counter] = number
+        else:
+            arrival.had[store_id, origin] = counter, number
         pos += 2 * ORIGIN_BYTES + _HAD.size
     if keeps:
         arrival.kept, pos = _read_numbers(value, pos)

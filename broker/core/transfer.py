@@ -55,6 +55,7 @@ class SessionHead:
     __slots__ = (
         "client_id",
         "cuts",
+        "direct",
         "expires_at",
         "expiry_s",
         "incoming",
@@ -80,6 +81,8 @@ class SessionHead:
         self.taken: list[tuple[bytes, int]] = []
         # From which number of an origin on it had everything directly: (store id, number).
         self.cuts: list[tuple[bytes, int]] = []
+        # The same of it and all homes before it, whoever has that by now: (epoch counter, store id, number).
+        self.direct: list[tuple[int, bytes, int]] = []
         # The filters that the client made or ended there while an older home was to be heard.
         self.touched: list[bytes] = []
         self.will: LeftWill | None = None
@@ -198,6 +201,7 @@ class Transfers:
         if session.arrival is not None:
             head.touched = list(session.arrival.touched)
             head.cuts = session.arrival.direct_cuts()
+            head.direct = session.arrival.told_direct(session.epoch.counter)
             if departure.confirmed > session.arrival.first_seq:
                 # What it had directly and has given to another home, it does not give to this one.
                 kept = self._kept(departure)
@@ -268,11 +272,14 @@ class Transfers:
         self._store.delete_departing(session)
         session.queue.keep_in_memory(self._settings.queue_lifo, session.next_seq - 1)
         arrival = session.arrival
+        direct = [] if arrival is None else arrival.told_direct(session.epoch.counter)
         if arrival is None or not arrival.donors:
             arrival = Arrival(first_place(epoch))
             # What the other home may have got of the session was directed here as well.
             arrival.direct_from = first_place(session.epoch) + (1 << PLACE_BITS)
         arrival.is_stub = False
+        for counter, origin, number in direct:
+            arrival.add_direct(origin, counter, number)
         arrival.come_back(session.epoch, departure.confirmed)
         arrival.kept = self._kept(departure)
         arrival.first_seq = first_place(epoch)
@@ -404,6 +411,8 @@ class Transfers:
                         arrival.inherit(store_id, counter)
             for origin, number in head.cuts:
                 arrival.add_had(donor_id, counter, origin, number)
+            for its_counter, origin, number in head.direct:
+                arrival.add_direct(origin, its_counter, number)
             self._update(session, arrival, now)
         return wants_more
 
@@ -503,6 +512,7 @@ class Transfers:
                 known = (
                     known
                     or arrival.had_directly(donor_id, message.origin, message.number, delivery.seq)
+                    or arrival.came_later(donor, cuts, message.origin, message.number)
                     or arrival.has_had(cuts, message.origin, message.number, delivery.seq)
                     or arrival.comes_again(message.origin, message.number)
                 )

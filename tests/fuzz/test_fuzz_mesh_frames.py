@@ -337,6 +337,7 @@ def head() -> bytes:
     head.subscriptions = [(b"a/+", 1, 7)]
     head.incoming = {9: 0xFFFFFFFF, 10: 5}
     head.taken, head.cuts = [(SENDER, 3)], [(SENDER, 4)]
+    head.direct = [(1, SENDER, 4), (0, b"o" * 16, 1)]
     head.touched = [b"a/+", b"$share/g/b"]
     item = move_frames.pack_head("mover", Epoch(2, 7, SENDER), Epoch(1, 6, SENDER), head, NOW)
     return move_frames.frames(FrameType.MOVE, [item])[0]

@@ -147,6 +147,48 @@ def test_what_was_kept_for_a_dead_node_and_came_to_a_later_home_is_not_given_onc
     test.wait(lambda: not any(each.core.owner.transfers.arriving() for each in (one, two)), "the end of all moves")
 
 
+@pytest.mark.parametrize("last", [1, 3])
+@pytest.mark.parametrize("is_removed", [True, False])
+def test_what_came_to_a_home_before_the_last_is_not_given_once_more(last, is_removed):
+    """Who had it directly gave it to the next home, and has it no more; the first home, or who kept it, has it still.
+
+    The last home is that one again, or one that never had the session before.
+    """
+    test = LeaveWorld(seed=470, count=4)
+    node, one, two = test.nodes[:3]
+    clients = test.make_sessions(node, 3, qos=2)
+    publisher = test.publisher(test.nodes[3])
+    dead(test, node)
+    test.come_back(clients, [one])
+    for client in clients:
+        client.comes_back = False
+        client.disconnect(False)
+    test.world.run(0.5)
+    test.publish(publisher, clients, 3, qos=2)
+    names = [client.name for client in clients]
+    for home in (two, test.nodes[last]):
+        for client in clients:
+            client.home = home
+            client.come_back()
+        test.wait(lambda home=home: test.queued(home) == dict.fromkeys(names, 0), "the move")
+        for client in clients:
+            client.comes_back = False
+            client.disconnect(False)
+        test.world.run(2.0)
+    assert all(len(client.inbox.copies) == 3 for client in clients)
+    if is_removed:
+        assert test.leave_and_wait(two, node).exit_code == 0
+        test.wait(lambda: not test.nodes[3].storage.snapshot()["outbox"], "the end of the estate")
+    else:
+        node.start()
+        test.wait(test.whole, "the rest of the cluster")
+    test.world.run(REMOVED_S + 5.0)
+    test.come_back(clients, [two])
+    test.judge(clients)
+    homes = test.world.running_nodes()
+    test.wait(lambda: not any(home.core.owner.transfers.arriving() for home in homes), "the end of all moves")
+
+
 def test_what_was_kept_for_a_dead_node_before_a_restart_comes_although_a_stub_has_ended_meanwhile():
     """After a restart the stream goes on far behind what is kept, whose places are to differ all the same.
 

@@ -1,6 +1,15 @@
 """broker.core.arrival: what a session remembers of old homes stays small however often they come again."""
 
-from broker.core.arrival import ANYBODY, PLACE_BITS, Arrival, first_place_of, is_legacy, unpack_arrival
+from broker.core.arrival import (
+    ANYBODY,
+    DIRECT_MAX,
+    PLACE_BITS,
+    Arrival,
+    Cuts,
+    first_place_of,
+    is_legacy,
+    unpack_arrival,
+)
 
 OLD, OTHER, ORIGIN, THIRD = b"o" * 16, b"p" * 16, b"q" * 16, b"r" * 16
 
@@ -64,6 +73,50 @@ def test_what_two_old_homes_had_directly_the_later_one_gives() -> None:
     arrival.add_had(OTHER, 5, ORIGIN, 6)
     assert arrival.had_directly(OLD, ORIGIN, 7, (4 << PLACE_BITS) + 1)
     assert not arrival.had_directly(OTHER, ORIGIN, 7, (5 << PLACE_BITS) + 1)
+
+
+def came_later(arrival: Arrival, counter: int, number: int) -> bool:
+    """Say whether a home later than that of an epoch counter had it directly."""
+    donor = arrival.donor(OTHER)
+    donor.counter = counter
+    return arrival.came_later(donor, arrival.cuts, ORIGIN, number)
+
+
+def test_what_a_later_home_had_directly_no_older_one_needs_to_give() -> None:
+    """Whoever told of that one: it may have given everything away, and be over."""
+    arrival = Arrival(9 << PLACE_BITS)
+    for counter, number in ((4, 5), (6, 9)):
+        arrival.add_direct(ORIGIN, counter, number)
+    again = unpack_arrival(arrival.pack())
+    assert again.direct == arrival.direct and not again.had and again.pack() == arrival.pack()
+    assert [came_later(again, 3, number) for number in (4, 5, 9)] == [False, True, True]
+    assert [came_later(again, 5, number) for number in (5, 8, 9)] == [False, False, True]
+    assert not came_later(again, 6, 9)
+    # Nobody needs to know of a home after which, or with which, another one had as much.
+    arrival.add_direct(ORIGIN, 5, 9)
+    assert arrival.direct == {ORIGIN: {4: 5, 6: 9}}
+    arrival.add_direct(ORIGIN, 7, 5)
+    assert arrival.direct == {ORIGIN: {7: 5}}
+
+
+def test_what_older_homes_had_directly_is_told_but_not_of_filters_that_came_late() -> None:
+    arrival = Arrival(9 << PLACE_BITS)
+    arrival.add_direct(ORIGIN, 4, 5)
+    arrival.set_cut(ORIGIN, 20)
+    assert arrival.told_direct(9) == [(4, ORIGIN, 5), (9, ORIGIN, 20)]
+    late = Cuts([b"late"])
+    arrival.late.append(late)
+    arrival.set_cut(ORIGIN, 30)
+    assert not arrival.came_later(arrival.donor(OLD), late, ORIGIN, 7)
+    assert arrival.told_direct(9) == [(9, ORIGIN, 30)]
+
+
+def test_of_homes_that_had_everything_directly_not_all_are_remembered_for_ever() -> None:
+    arrival = Arrival(9 << PLACE_BITS)
+    for number in range(1, 1000):
+        arrival.add_direct(ORIGIN, number, number)
+    assert len(arrival.direct[ORIGIN]) == DIRECT_MAX
+    assert came_later(arrival, 0, 1) and came_later(arrival, DIRECT_MAX - 1, 2000)
 
 
 def test_of_what_came_directly_only_what_was_not_given_away_is_here() -> None:

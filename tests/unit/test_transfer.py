@@ -682,7 +682,31 @@ def test_a_stub_tells_a_third_home_only_of_what_it_still_has(start: Callable[...
         direct(old, ELSEWHERE, number, b"%d" % number)
     move.rest()
     direct(old, ELSEWHERE, 4, b"4")
-    assert old.owner.transfers.head(move.departure).cuts == [(ELSEWHERE, 4)]
+    head = old.owner.transfers.head(move.departure)
+    assert head.cuts == [(ELSEWHERE, 4)]
+    # A home before it, and who kept something for that one, does not have to give the others either.
+    assert head.direct == [(1, ELSEWHERE, 1)]
+
+
+def test_a_stub_that_is_the_home_again_knows_what_it_and_older_homes_had(start: Callable[..., Node]) -> None:
+    """Whether older homes still give something or not."""
+    for is_over in (False, True):
+        node = start(store_id=HERE)
+        client = node.persistent("mover")
+        client.subscribe(b"t", 1)
+        client.drop()
+        session, transfers = node.owner.session("mover"), node.owner.transfers
+        assert session is not None
+        transfers.add_donor(session, THERE, 0, node.now)
+        assert session.arrival is not None
+        session.arrival.set_cut(ELSEWHERE, 7)
+        session.arrival.add_direct(ELSEWHERE, 0, 3)
+        if is_over:
+            transfers.end_donor(session, THERE, node.now)
+        back = transfers.come_back(transfers.depart(session), Epoch(2, 0, HERE))
+        assert back.arrival is not None
+        assert back.arrival.direct == {ELSEWHERE: {0: 3, 1: 7}}
+        assert (0, ELSEWHERE, 3) in back.arrival.told_direct(2)
 
 
 def test_what_an_old_home_had_from_here_has_its_place_already(start: Callable[..., Node]) -> None:
