@@ -158,3 +158,18 @@ def test_what_an_old_home_gave_it_does_not_give_again_whatever_it_is_called() ->
         assert arrival.was_given(OTHER, again, place)
         assert not arrival.was_given(OTHER, again, place + 6)
         assert arrival.place(again, place + 6) == place + 6
+
+
+def test_a_removed_home_goes_on_under_another_identity() -> None:
+    arrival = Arrival(first_place_of(3))
+    arrival.donor(OLD).watermark = 7
+    assert not arrival.come_again(OTHER, THIRD)
+    assert not arrival.come_again(OLD, OTHER), "it is a member still"
+    arrival.donors[OLD].gone = True
+    arrival.donors[OLD].present = False
+    arrival.donor(OTHER)
+    assert not arrival.come_again(OLD, OTHER), "that one has given something of its own"
+    assert arrival.come_again(OLD, THIRD)
+    assert list(arrival.donors) == [OTHER, THIRD]
+    again = arrival.donors[THIRD]
+    assert (again.watermark, again.gone, again.present) == (7, False, True)
