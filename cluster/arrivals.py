@@ -350,6 +350,7 @@ class Arrivals:
             return
         else:
             transfers = self._owner.transfers
+            transfers.come_again(session, item.old_epoch.store_id, node, now)
             if transfers.add_donor(session, node, item.old_epoch.counter, now):
                 self._forget_spent(item.head, node)
                 transfers.inherit_will(session, item.head, now)

@@ -410,6 +410,20 @@ class Arrival:
         """Say whether old homes gave something that may still come directly, whether a cut is known or not."""
         return any(cuts.relayed for cuts in self.all_cuts())
 
+    def come_again(self, former: bytes, store_id: bytes) -> bool:
+        """An old home that was removed is back under another identity, and goes on from where it was; say whether so.
+
+        Otherwise what it had from older homes, in their places, would seem to be new.
+        """
+        donor = self.donors.get(former)
+        if donor is None or not donor.gone or store_id in self.donors:
+            return False
+        del self.donors[former]
+        donor.gone = False
+        donor.present = True
+        self.donors[store_id] = donor
+        return True
+
     def end(self, store_id: bytes) -> None:
         """An old home has said its last word."""
         donor = self.donors.pop(store_id, None)

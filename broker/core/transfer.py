@@ -481,6 +481,11 @@ class Transfers:
         self._update(session, session.arrival, now)
         return True
 
+    def come_again(self, session: Session, former: bytes, donor: bytes, now: float) -> None:
+        """An old home whose store had this id when it was the home has another one by now."""
+        if former != donor and session.arrival is not None and session.arrival.come_again(former, donor):
+            self._update(session, session.arrival, now)
+
     def _note_places(self, session: Session, arrival: Arrival) -> None:
         """Have what old homes gave before, and the client has not got yet, keep its places for itself."""
         arrival.note_place(self._store.last_place_before(session.number, arrival.first_seq))

@@ -5,7 +5,7 @@ from math import isfinite
 
 import pytest
 from leave_world import FAR_S, LeaveWorld
-from virtual_clients import OFFLINE, Client
+from virtual_clients import OFFLINE, ONLINE, Client
 
 from cluster.arrivals import REMOVED_S
 from cluster.frames import FrameType
@@ -724,6 +724,44 @@ def test_what_was_kept_for_a_dead_node_goes_to_its_sessions(seed):
     for other in others:
         assert not other.storage.snapshot()["outbox"]
         assert not other.core.owner.transfers.departures and not other.core.owner.transfers.arriving()
+
+
+@pytest.mark.parametrize("qos", [1, 2])
+def test_what_a_session_took_from_a_removed_node_it_does_not_take_from_the_donor(qos):
+    """The node brought it from an older home, and never heard that the next one has it."""
+    test = LeaveWorld(seed=550 + qos)
+    node, one, two = test.nodes
+    clients = test.make_sessions(one, 8, qos=qos)
+    publisher = test.publisher(two)
+    test.publish(publisher, clients, 30, qos=qos)
+    for client in clients:
+        client.inbox.ack_delay_s = 3.0
+    for home in (node, two):
+        if home is two:
+            test.world.network.lose_frame = lambda frame: frame[1] == FrameType.MOVE_ACK
+        for client in clients:
+            client.home = home
+            client.come_back()
+            client.comes_back = False
+        test.wait(lambda: all(client.state == ONLINE for client in clients), "the move")
+        test.world.run(1.0)
+        for client in clients:
+            client.disconnect(False)
+        test.world.run(1.0)
+    assert len(node.core.owner.transfers.departures) == len(clients)
+    dead(test, node)
+    test.world.network.lose_frame = None
+    assert test.leave_and_wait(one, node).exit_code == 0
+    for client in clients:
+        client.inbox.ack_delay_s = 0.0
+        client.come_back()
+    test.wait(lambda: set(test.queued(two).values()) == {0}, "all that there is")
+    node.start()
+    test.wait(lambda: node.name in test.gone, "the news of its removal")
+    test.recover(node)
+    test.wait(lambda: node.name in test.gone, "the end of the donation")
+    test.come_back(clients, [two])
+    test.judge(clients)
 
 
 @pytest.mark.parametrize("seed", range(4))

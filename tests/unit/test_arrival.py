@@ -231,3 +231,18 @@ def test_an_arrival_of_an_earlier_program_can_be_read() -> None:
     assert read.skips[OTHER][0] == 77
     assert b"a/b" in read.touched
     assert unpack_arrival(read.pack()).given == read.given
+
+
+def test_a_removed_home_goes_on_under_another_identity() -> None:
+    arrival = Arrival(first_place_of(3))
+    arrival.donor(OLD).watermark = 7
+    assert not arrival.come_again(OTHER, THIRD)
+    assert not arrival.come_again(OLD, OTHER), "it is a member still"
+    arrival.donors[OLD].gone = True
+    arrival.donors[OLD].present = False
+    arrival.donor(OTHER)
+    assert not arrival.come_again(OLD, OTHER), "that one has given something of its own"
+    assert arrival.come_again(OLD, THIRD)
+    assert list(arrival.donors) == [OTHER, THIRD]
+    again = arrival.donors[THIRD]
+    assert (again.watermark, again.gone, again.present) == (7, False, True)
