@@ -429,6 +429,10 @@ class Arrivals:
             # Its last word was answered, and the answer was lost. What it has got since came here directly.
             self._answer(node, item, OVER)
             return
+        if not donor.counter:
+            # Others have told that it has something, and its own word was lost: it is to say that again.
+            self._answer(node, item, 0)
+            return
         flags = HEAD_TAKEN
         if item.kind == DELIVERIES:
             # One part at a time is under way, and it begins where this node has confirmed the one before: what is not

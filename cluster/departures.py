@@ -12,6 +12,8 @@ Theory of operation
 
 Everything is state, told again until it is answered: a lost frame, a restart of either side or a new home (a TAKE of a
 later epoch) changes nothing but where reading begins. What the new home has confirmed is deleted here and only here.
+DELIVERIES follow the HEAD before that is answered, and never go in front of it; if it is lost, what the home says of
+them does not count.
 
 The new home hears which members have switched when all that run have: what it holds back it holds for all of them. One
 that is down switches when it is back; so long the stub stays, on disk, since what waits for this node there must find
@@ -340,10 +342,12 @@ class Departures:
             return
         self._due[ack.client_id] = leaving
         self._load_due = True
-        if ack.flags & OVER and self._has_come_late(leaving):
+        # A home that has not heard the head knows of no old home that gives something, as if all were over.
+        is_over = ack.flags & OVER != 0 and leaving.head_taken
+        if is_over and self._has_come_late(leaving):
             self._retarget(leaving, leaving.epoch, False)
             return
-        if ack.flags & (OVER | DISCARDED):
+        if is_over or ack.flags & DISCARDED:
             if ack.flags & DISCARDED:
                 self.discarded += 1
             else:
@@ -451,7 +455,8 @@ class Departures:
         for home, destination in self._destinations.items():
             if self._site.is_running(home):
                 for leaving in list(destination.active.values()):
-                    if not leaving.departure.sent and not self._waits_for_a_home(leaving):
+                    is_free = leaving.is_offered() and not leaving.departure.sent
+                    if is_free and not self._waits_for_a_home(leaving):
                         self._load(leaving, destination, now)
                 destination.fill()
 
@@ -559,6 +564,7 @@ class Departures:
     def _offer(self, leaving: LeavingSession, now: float) -> None:
         leaving.spoke_at = now
         leaving.quiet = False
+        self._load_due = True
         head = self._owner.transfers.head(leaving.departure)
         client_id = leaving.departure.session.client_id
         self._put(leaving.home, pack_head(client_id, leaving.epoch, leaving.old_epoch, head, now))

@@ -68,6 +68,10 @@ class LeavingSession:
         self.spoke_at = -math.inf
         self.quiet = False
 
+    def is_offered(self) -> bool:
+        """Say whether the head was sent to the home."""
+        return self.head_taken or self.spoke_at > -math.inf
+
     def is_read(self) -> bool:
         """Say whether all that was enqueued so far was read."""
         return self.departure.read_to >= self.departure.session.next_seq - 1

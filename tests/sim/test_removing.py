@@ -5,7 +5,7 @@ from math import isfinite
 import pytest
 from leave_world import TOPIC, LeaveWorld
 from test_leaving import dead
-from virtual_clients import Client
+from virtual_clients import ONLINE, Client
 
 from cluster.arrivals import REMOVED_S
 from cluster.estates import CHUNK_BYTES
@@ -260,6 +260,28 @@ def test_what_is_published_while_what_was_kept_is_given_is_for_the_new_home(at_h
     topic = next(iter(clients[0].ever_wanted))
     published = {each.payload for each in test.ledger.published.values() if each.topic == topic}
     assert clients[0].inbox.copies == dict.fromkeys(published, 1)
+
+
+def test_what_a_stub_has_for_a_removed_node_is_for_the_session_that_begins_where_the_stub_is():
+    """Who publishes has not heard that the session went to the node that dies, and goes on sending to the stub."""
+    test = LeaveWorld(seed=510)
+    node, one, two = test.nodes
+    clients = test.make_sessions(one, 1)
+    publisher = test.publisher(two)
+    test.world.network.partition(node.name, two.name, True)
+    test.wait(lambda: not two.core.mesh.peers[node.name].running, "its absence")
+    for client in clients:
+        client.home = node
+        client.connect()
+    test.wait(lambda: all(client.state == ONLINE for client in clients), "the move")
+    for client in clients:
+        client.disconnect(False)
+    dead(test, node)
+    test.publish(publisher, clients, 5)
+    assert len(one.core.owner.transfers.departures[clients[0].name].session.queue) == 5
+    assert test.leave_and_wait(one, node, targets=(one.name,)).exit_code == 0
+    test.come_back(clients, [one])
+    test.judge(clients)
 
 
 def _publish_in_turns(test, publisher, client, count):

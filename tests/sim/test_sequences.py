@@ -15,7 +15,7 @@ from broker.core.events import Attach
 from broker.core.settings import OwnerSettings
 from broker.mqtt.reasons import Reason
 from cluster.frames import FrameType
-from cluster.move_frames import DELIVERIES, unpack_move
+from cluster.move_frames import DELIVERIES, HEAD, unpack_move
 from cluster.running_view import keeper_among
 
 TABLES = (FrameType.TABLE_DELTA, FrameType.TABLE_ROWS, FrameType.TABLE_DONE)
@@ -659,6 +659,42 @@ def a_session_began_in_both_halves():
 
 def test_neither_half_loses_what_it_has():
     a_session_began_in_both_halves()
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_what_was_left_behind_is_not_lost_with_the_head(is_known):
+    """The new home has a session, and hears what the old one left before it hears the old one's own word for that.
+
+    It knows that there is something if it made the session of the registry; not if that began in its half.
+    """
+    scene = Scene()
+    old, new, third = scene.nodes
+    publisher = scene.comes("publisher", old)
+    client = scene.client("client", old, {b"a/b": 1})
+    if is_known:
+        scene.connect(client)
+        scene.until(scene.is_whole)
+    scene.split([old], [new, third])
+    scene.until(lambda: not any(peer.running for peer in old.core.mesh.peers.values()))
+    if not is_known:
+        scene.connect(client)
+    scene.goes(client)
+    payloads = scene.publish(publisher, b"a/b", 1, 3)
+    client.session_exists = is_known
+    scene.connect(client, new)
+    heads = []
+
+    def is_first_head(frame):
+        found = [item.kind == HEAD for item in unpack_move(frame, 0.0)] if frame[1:2] == bytes([FrameType.MOVE]) else []
+        heads.extend(filter(None, found))
+        return len(heads) == 1 and any(found)
+
+    scene.world.network.lose_frame = is_first_head
+    scene.heal()
+    scene.until(lambda: scene.homes("client") == [new] and not old.core.moving.counts()["moves_leaving"])
+    scene.until(lambda: scene.payloads(client) == payloads)
+    assert scene.copies(client) == 1
+    assert len(heads) == 2
 
 
 def a_move_goes_on_before_the_last_one_is_confirmed():

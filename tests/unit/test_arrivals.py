@@ -84,6 +84,21 @@ def test_an_old_home_hears_that_it_is_over_whatever_it_says(start: Callable[...,
     node.settle()
 
 
+def test_an_old_home_of_which_only_others_have_told_is_to_give_its_head_first(start: Callable[..., Node]) -> None:
+    node = start(store_id=HERE)
+    site = OtherSite(THERE)
+    arrivals = Arrivals(node.owner, site, Registry("a"))
+    node.begin()
+    session = arrivals.revive(SessionHead("mover", None, 3600), EPOCH, THERE, node.now)
+    part = Item(DELIVERIES, "mover", EPOCH)
+    part.deliveries = [Delivery((2 << 40) + 7, Message(b"t", b"x", qos=1, origin=THERE, number=1), 1)]
+    arrivals.receive(THERE, [part], node.now)
+    arrivals.flush()
+    (ack,) = [ack for _, frame in site.told for ack in unpack_move_acks(frame)]
+    assert (ack.flags, ack.watermark, len(session.queue)) == (0, 0, 0)
+    node.settle()
+
+
 def test_an_old_home_without_the_session_is_not_waited_for(start: Callable[..., Node]) -> None:
     """It restarted, and its stub was not stored: it says no last word (seed 9)."""
     node = start(store_id=HERE)

@@ -112,6 +112,7 @@ class Leaver:
 
     def second_part(self) -> list[int]:
         """The new home takes the head and the first part, and everybody switches; the result is what is sent then."""
+        self.turn()
         first = self.turn()
         self.turn(0)
         self.departures.switched(Switch(SWITCHED, THERE, THERE, *VERSION, 1))
@@ -135,6 +136,24 @@ def test_a_part_that_is_lost_is_sent_again(start: Callable[..., Node]) -> None:
     lost = leaver.second_part()
     assert lost
     assert leaver.pass_time(4 * RETRY_S)[0] == lost
+
+
+def test_nothing_goes_in_front_of_the_head(start: Callable[..., Node]) -> None:
+    leaver = Leaver(start(store_id=HERE))
+    assert leaver.turn() == []
+    assert leaver.turn()
+
+
+def test_what_a_home_says_that_has_not_heard_the_head_does_not_end_a_session(start: Callable[..., Node]) -> None:
+    """It knows of no old home that has not said its last word: the first was lost, and what came behind it was not."""
+    leaver = Leaver(start(store_id=HERE))
+    leaver.turn()
+    lost = leaver.turn()
+    leaver.departures.acknowledged(THERE, MoveAck("mover", EPOCH, OVER, 0), leaver.now)
+    assert leaver.departures.has_stub("mover")
+    leaver.pass_time(RETRY_S)
+    leaver.turn(0)
+    assert leaver.pass_time(2 * RETRY_S)[0] == lost
 
 
 def test_a_part_that_is_lost_is_sent_again_though_something_else_is_answered(start: Callable[..., Node]) -> None:
