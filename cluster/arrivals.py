@@ -9,8 +9,11 @@ Theory of operation
     an old home may as well offer a session by itself: one that was superseded, or that leaves its node
 
 A session that is not here yet goes on as it was there (its heir); one that has a life here takes what the other has
-left, in front of its own. Everything is answered by what has come of it, so that an old home may say everything again.
-An answer leaves with the commit of what it promises, and says which version of this node's wishes has the session's.
+left, in front of its own. That goes for a will, too, if the other's tables tell of it: an offer may be heard once more
+when all is over that came of it, and forgotten.
+
+Everything is answered by what has come of it, so that an old home may say everything again. An answer leaves with the
+commit of what it promises, and says which version of this node's wishes has the session's.
 
 Whoever publishes confirms those versions in its stream to this node, which makes the cuts (see `broker.core.arrival`).
 A session that was made of the registry alone, since its old home was away, is an arrival as well: its old home may come
@@ -350,9 +353,15 @@ class Arrivals:
             return
         else:
             transfers = self._owner.transfers
+            if item.head.will is not None and not self._site.is_current(node):
+                # Whether it still has that will is known when it offers the session again.
+                return
             transfers.come_again(session, item.old_epoch.store_id, node, now)
             if transfers.add_donor(session, node, item.old_epoch.counter, now):
                 self._forget_spent(item.head, node)
+                if not self._site.has_will(node, client_id):
+                    # The offer is an old one that was heard once more: the will came along with the first.
+                    item.head.will = None
                 transfers.inherit_will(session, item.head, now)
             self.watch_on(client_id)
         session = self._owner.session(client_id)

@@ -94,6 +94,16 @@ class MeshSite:
         name = self.name_of(store_id)
         return self._mesh.peers[name].tables.wishes_version() if name else (0, 0)
 
+    def is_current(self, store_id: bytes) -> bool:
+        """Say whether all that a member says of its sessions and wills is known here; of this node it always is."""
+        name = self.name_of(store_id)
+        return store_id == self._own or (name != "" and self._mesh.peers[name].tables.is_current())
+
+    def has_will(self, store_id: bytes, client_id: str) -> bool:
+        """Say whether a member tells of a client's will that it has; this node's own tables count as well."""
+        name = self._mesh.membership.name if store_id == self._own else self.name_of(store_id)
+        return name != "" and self._mesh.registry.wills.will(name, client_id.encode()) is not None
+
     def home(self, client_id: str) -> Epoch:
         """Return the epoch of the latest home that is known of a client id; NO_EPOCH if there is none."""
         home = self._mesh.registry.find(client_id)

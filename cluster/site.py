@@ -32,6 +32,12 @@ class Site(Protocol):
     def known_version(self, store_id: bytes) -> tuple[int, int]:
         """Return (generation, version) of a member's wishes as they are known here; (0, 0) if they aren't."""
 
+    def is_current(self, store_id: bytes) -> bool:
+        """Say whether all that a member says of its sessions and wills is known here; of this node it always is."""
+
+    def has_will(self, store_id: bytes, client_id: str) -> bool:
+        """Say whether a member tells of a client's will that it has; this node's own tables count as well."""
+
     def home(self, client_id: str) -> Epoch:
         """Return the epoch of the latest home that is known of a client id; NO_EPOCH if there is none."""
 

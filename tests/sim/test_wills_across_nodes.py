@@ -11,6 +11,7 @@ from broker.core.epoch import Epoch
 from broker.core.rows import RowKind, row_rest, row_subject, unpack_claim
 from broker.core.settings import OwnerSettings
 from broker.core.storage import PUT, WriteBatch
+from cluster.commands import FrameReceived
 from cluster.frames import FrameType
 from cluster.move_frames import Take
 from cluster.readiness import ALL, AVAILABLE
@@ -450,6 +451,34 @@ def test_a_move_and_a_death_race(after_s, victim):
     cluster.world.run(20.0)
     cluster.start(cluster.nodes[victim])
     assert cluster.copies() == [1, 1, 1]
+
+
+def test_an_offer_that_is_heard_once_more_brings_no_will_back():
+    """As the last frames of a lost connection may be; the client was back in time, and said goodbye since."""
+    cluster = Cluster(5)
+    one, two, _three = cluster.nodes
+    heard = []
+
+    def listen(frame):
+        if len(frame) > 1 and frame[1] == FrameType.MOVE:
+            heard.append(frame)
+
+    cluster.world.network.lose_frame = listen
+    cluster.mortal.disconnect(True)
+    cluster.world.run(1.0)
+    cluster.mortal.will = None
+    cluster.come_back(two)
+    cluster.settle()
+    cluster.mortal.disconnect(False)
+    assert cluster.world.run(10.0, lambda: two.core.owner.session("mortal").arrival is None)
+    cluster.world.network.lose_frame = None
+    assert heard
+    for frame in heard:
+        two.input_arrives(FrameReceived(one.name, b"bulk", frame))
+    cluster.world.run(QUIET_S)
+    cluster.settle()
+    assert two.core.owner.wills.get("mortal") is None
+    assert cluster.copies() == [0, 0, 0]
 
 
 def take_session(node, client_id):

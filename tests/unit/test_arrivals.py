@@ -7,10 +7,22 @@ from core_helpers import Node, started_nodes
 from test_departures import ELSEWHERE, HERE, THERE, OtherSite
 
 from broker.core.epoch import Epoch
+from broker.core.left_will import LeftWill
 from broker.core.message import NO_MESSAGE, Delivery, Message
 from broker.core.transfer import SessionHead
+from broker.core.will import Will
 from cluster.arrivals import GONE_S, Arrivals
-from cluster.move_frames import DELIVERIES, HEAD, OVER, STATE, Item, Take, unpack_move_acks
+from cluster.move_frames import (
+    DELIVERIES,
+    HEAD,
+    HEAD_TAKEN,
+    OVER,
+    STATE,
+    Item,
+    MoveAck,
+    Take,
+    unpack_move_acks,
+)
 from cluster.registry import Registry
 
 EPOCH = Epoch(3, 0, HERE)
@@ -65,6 +77,45 @@ def arrived(node: Node) -> tuple[Arrivals, OtherSite]:
     node.begin()
     arrivals.receive(THERE, [head(THERE, 0)], node.now)
     return arrivals, site
+
+
+def test_a_will_comes_along_only_while_its_node_tells_of_it(start: Callable[..., Node]) -> None:
+    """Two homes have met. The offer waits until that is known, and may be heard again when it is over."""
+    node = start(store_id=HERE)
+    site = OtherSite(THERE)
+    arrivals = Arrivals(node.owner, site, Registry("a"))
+    client = node.persistent("mover")
+    client.drop()
+    session = node.owner.session("mover")
+    assert session is not None
+    item = head(THERE, 0)
+    item.epoch = session.epoch
+
+    def offer() -> list[MoveAck]:
+        site.told.clear()
+        item.head = SessionHead("mover", None, 3600)
+        item.head.will = LeftWill("mover", None, Will(b"w", b"gone", delay_s=60))
+        item.head.will.due = node.now + 60
+        node.begin()
+        arrivals.receive(THERE, [item], node.now)
+        arrivals.flush()
+        node.settle()
+        return [ack for _, frame in site.told for ack in unpack_move_acks(frame)]
+
+    site.current = False
+    site.wills.append((THERE, "mover"))
+    assert offer() == []
+    assert node.owner.wills.get("mover") is None
+    site.current = True
+    assert [ack.flags for ack in offer()] == [HEAD_TAKEN]
+    assert node.owner.wills.get("mover") is not None
+    node.begin()
+    node.owner.wills.discard("mover")
+    node.owner.transfers.end_donor(session, THERE, node.now)
+    node.settle()
+    site.wills.clear()
+    assert [ack.flags for ack in offer()] == [HEAD_TAKEN]
+    assert node.owner.wills.get("mover") is None
 
 
 def test_an_old_home_hears_that_it_is_over_whatever_it_says(start: Callable[..., Node]) -> None:

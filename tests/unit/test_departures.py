@@ -47,6 +47,8 @@ class OtherSite:
         self.sent: list[bytes] = []
         self.told: list[tuple[bytes, bytes]] = []
         self.homes: dict[str, Epoch] = {}
+        self.current = True
+        self.wills: list[tuple[bytes, str]] = []
 
     def store_id(self) -> bytes:
         return HERE
@@ -68,6 +70,12 @@ class OtherSite:
 
     def known_version(self, store_id: bytes) -> tuple[int, int]:
         return VERSION
+
+    def is_current(self, store_id: bytes) -> bool:
+        return self.current
+
+    def has_will(self, store_id: bytes, client_id: str) -> bool:
+        return (store_id, client_id) in self.wills
 
     def home(self, client_id: str) -> Epoch:
         return self.homes.get(client_id, NO_EPOCH)

@@ -2,6 +2,9 @@
 
 from mesh_network import cluster
 
+from broker.core.left_will import LeftWill, pack_will_row
+from broker.core.rows import RowKind, bucket_of, pack_row
+from broker.core.will import Will
 from cluster.moving import MeshSite
 
 
@@ -18,3 +21,14 @@ def test_a_member_that_is_removed_in_this_turn_is_nobody():
     site.tell(two.store_id, b"")
     site.send(two.store_id, b"")
     assert site.is_running(three.store_id)
+
+
+def test_a_will_is_asked_after_by_the_store_that_has_it():
+    _network, (one, two, three) = cluster()
+    site = MeshSite(one.mesh)
+    row, value = pack_row(RowKind.WILL, b"c1"), pack_will_row(LeftWill("c1", None, Will(b"w", b"gone")))
+    one.mesh.registry.wills.set_row(two.name, bucket_of(b"c1"), row, value)
+    found = [site.has_will(each.store_id, "c1") for each in (one, two, three)]
+    assert found == [False, True, False]
+    assert [site.is_current(each) for each in (one.store_id, two.store_id, b"?" * 16)] == [True, True, False]
+    assert not site.has_will(b"?" * 16, "c1")
