@@ -258,11 +258,17 @@ class Arrivals:
                     self._strangers_at = min(self._strangers_at, gone_at + REMOVED_S)
 
     def end_own(self, now: float) -> None:
-        """This node has given all that it had kept for sessions of nodes that are gone."""
+        """This node has given all that it had kept for sessions of nodes that are gone.
+
+        A stub that is here gives what others still send to it, and says its last word itself.
+        """
         own = self._site.store_id()
-        for session in self._owner.transfers.arriving():
-            if session.arrival is not None and own in session.arrival.donors:
-                self._owner.transfers.end_donor(session, own, now)
+        transfers = self._owner.transfers
+        for session in transfers.arriving():
+            if session.arrival is None or session.client_id in transfers.departures:
+                continue
+            if own in session.arrival.donors:
+                transfers.end_donor(session, own, now)
                 self._check_due = True
 
     def members_changed(self, now: float) -> None:

@@ -150,6 +150,26 @@ def test_an_old_home_of_which_only_others_have_told_is_to_give_its_head_first(st
     node.settle()
 
 
+def test_what_was_kept_for_others_ends_while_the_stub_of_a_session_is_here(start: Callable[..., Node]) -> None:
+    """What members send to the stub until they have switched comes from there alone."""
+    node = start(store_id=HERE)
+    arrivals = Arrivals(node.owner, OtherSite(THERE), Registry("a"))
+    client = node.persistent("mover")
+    client.drop()
+    stub = node.owner.depart("mover", node.now)
+    assert stub is not None
+    node.begin()
+    session = arrivals.revive(SessionHead("mover", None, 3600), EPOCH, THERE, node.now)
+    arrivals.receive(HERE, [head(HERE, 0)], node.now)
+    assert session.arrival is not None
+    arrivals.end_own(node.now)
+    assert HERE in session.arrival.donors
+    node.owner.transfers.end_departure(stub, node.now)
+    arrivals.end_own(node.now)
+    assert HERE not in session.arrival.donors
+    node.settle()
+
+
 def test_an_old_home_without_the_session_is_not_waited_for(start: Callable[..., Node]) -> None:
     """It restarted, and its stub was not stored: it says no last word (seed 9)."""
     node = start(store_id=HERE)
