@@ -341,7 +341,7 @@ def expected_wills(world, left):
 
     In a cluster at one that is once at most: by its own node, or by another one when that is away for long enough.
     While some node takes another for dead that lives, each may publish it, and again the next time. So may others when
-    the node has published it and died before anybody heard of that.
+    the node has published it and died before anybody heard of that, or everybody who did.
     """
     home = left.home
     back_at = left.back_at or world.now
@@ -349,6 +349,9 @@ def expected_wills(world, left):
     # What is cut off when the client connects, or when the will is published, counts as well.
     divided = world.is_divided(left.asked_at - APART_S, back_at + APART_S)
     high = len(world.nodes) + _misses_alive(world, left, back_at) if divided else 1
+    ignorant = 0 if divided else _ignorant(world, left, back_at)
+    if ignorant:
+        return 0, ignorant + (not left.farewell_arrived)
     if left.farewell and left.farewell_arrived and not divided:
         return 0, 0
     if not left.connected or left.farewell:
@@ -403,6 +406,21 @@ def expected_wills(world, left):
     if home.up and back_asked_at > last + late_s:
         return 1, 1
     return (1, 1) if deaths and _is_claimed(world, left, deaths[-1], back_asked_at - late_s) else (0, 1)
+
+
+def _ignorant(world, left, back_at):
+    """Return how many nodes were down when a will was over, and had nobody soon after their start that knew of that."""
+    if not left.ended_at:
+        return 0
+    over_at = min(left.told_at + left.delay_s, back_at) + LATE_S
+    found = 0
+    for node in world.nodes.values():
+        others = [other for other in world.nodes.values() if other is not node]
+        for died_at in node.died_at if node is not left.home else ():
+            start_at = min([at for at in node.started_at if at > died_at], default=0.0)
+            if left.asked_at <= died_at <= over_at and start_at >= left.ended_at:
+                found += all(any(died_at <= at <= start_at + PEACE_S for at in other.died_at) for other in others)
+    return found
 
 
 def _expected_of_leaver(world, left, back_asked_at, back_at, high):
