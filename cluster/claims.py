@@ -22,6 +22,10 @@ A client that is back spends its will as well: in the batch in which its session
 will that it left elsewhere before. A will that is spent is given up by its node, whose row of it goes then, and after
 it every CLAIM row. What a node has said that is away, the keeper of the client id among those that run says for it.
 
+So does whoever heard the last of a node that is gone: a member that was down meanwhile claims wills of it which that
+node published or dropped. Who knows their end says for that node that they are spent, in the turn in which it hears
+of the claim. If nobody runs that knows, such a will is published once more.
+
 A node publishes none of its own wills that are claimed. Nor does it publish any while it does not know what those that
 run say of themselves, and whether others do (`Wills.held`): that is so after its start, and when a partition ends.
 
@@ -169,6 +173,7 @@ class Claims:
         self._owner.wills.held = not self._knows_others(now) if len(self._owner.wills) else bool(self._mesh.peers)
         for client_id in self._wills.take_doubtful():
             self._look_at(client_id)
+            self._speak_for_home(client_id)
             for claim in self._wills.own_claims_on(client_id):
                 self._review(claim, now)
 
@@ -352,6 +357,16 @@ class Claims:
                     self._mesh.own.claim(said.client_id, said.key(), said.number, said.spent)
                     self._spoken_for[said.claimer] = True
 
+    def _speak_for_home(self, client_id: bytes) -> None:
+        """Say of wills that others claim which of them were over at their own nodes, which are away."""
+        for claim in self._wills.claims_on(client_id):
+            peer = None if claim.spent else self._peer(claim.whose)
+            if peer is None or peer.running or not peer.tables.is_lasting_whole():
+                continue
+            if self._wills.is_over(peer.name, client_id, claim.number):
+                self._mesh.own.claim(client_id, peer.store_id + peer.store_id, claim.number, True)
+                self._spoken_for[peer.store_id] = True
+
     def _fall_silent(self, now: float) -> None:
         """Those speak for themselves that are back."""
         for store_id in list(self._spoken_for):
@@ -370,8 +385,10 @@ class Claims:
         return False
 
     def _is_left(self, claim: Claim) -> bool:
-        """Say whether there still is the will that a claim is about."""
+        """Say whether there still is the will that a claim is about, or may be elsewhere."""
         peer = self._peer(claim.whose)
+        if claim.claimer == claim.whose:
+            return peer is not None
         will = None if peer is None else self._wills.will(peer.name, claim.client_id)
         return will is not None and will.number == claim.number
 

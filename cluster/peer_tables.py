@@ -48,6 +48,7 @@ class Views:
     def forget(self, node: str) -> None:
         """A node is no member any more; afterwards it is told that its buckets hold nothing."""
         self._retained.forget(node)
+        self._registry.wills.forget(node)
 
     def bucket_replaced(self, node: str, table: int, bucket: int) -> None:
         """A bucket is told anew; of interest every row that went is told."""
@@ -127,6 +128,10 @@ class PeerTables:
     def is_current(self) -> bool:
         """Say whether this node knows wholly what the peer told last of its sessions and wishes."""
         return self._covers(Table.PASSING) and self._covers(Table.LASTING)
+
+    def is_lasting_whole(self) -> bool:
+        """Say whether what is known of the peer that outlives its starts is all that there was at some time."""
+        return self.replicas[Table.LASTING].fresh == BUCKETS
 
     def is_retained_current(self) -> bool:
         """Say whether this node knows exactly what the peer told last of its retained messages; they may be many."""

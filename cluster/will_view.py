@@ -33,7 +33,7 @@ class Claim:
     """A CLAIM row: of the will with this number, in the store `whose`, the store `claimer` says that it publishes it.
 
     Or it is spent: published, or its client is back. `teller` is the node that has the row: the claimer, or another
-    one that speaks for it while it is away.
+    one that speaks for it while it is away. Of a will that was over at its own node that store is the claimer.
     """
 
     __slots__ = ("claimer", "client_id", "number", "spent", "teller", "whose")
@@ -60,6 +60,8 @@ class WillView:
         self._own = own
         # Node -> bucket -> client id.
         self._wills: dict[str, dict[int, dict[bytes, KnownWill]]] = {}
+        # Node -> the highest number of all wills that it has told of: later ones have higher numbers.
+        self._highest: dict[str, int] = {}
         # Bucket -> client id -> (teller, key).
         self._claims: dict[int, dict[bytes, dict[tuple[str, bytes], Claim]]] = {}
         # The store id of a member -> the nodes that do not hear it.
@@ -89,10 +91,26 @@ class WillView:
                 found.append((node, will))
         return found
 
+    def is_over(self, node: str, client_id: bytes, number: int) -> bool:
+        """Say whether a will of a node has come and gone, if its rows are wholly known as they were at some time.
+
+        Numbers rise with time: what has one that is not above all that were told of, and is not there, is gone.
+        """
+        will = self.will(node, client_id)
+        return number <= self._highest.get(node, -1) and (will is None or will.number != number)
+
+    def forget(self, node: str) -> None:
+        """A node is no member any more; another store may come under its name, with numbers of its own."""
+        self._highest.pop(node, None)
+
     def claims(self, client_id: bytes, whose: bytes, number: int) -> list[Claim]:
         """Return what all nodes say of a will."""
         claims = self._claims_on(client_id).values()
         return [claim for claim in claims if claim.whose == whose and claim.number == number]
+
+    def claims_on(self, client_id: bytes) -> list[Claim]:
+        """Return what all nodes say of all wills of a client."""
+        return list(self._claims_on(client_id).values())
 
     def claims_of(self, teller: str) -> list[Claim]:
         """Return what a node says of wills."""
@@ -183,6 +201,7 @@ class WillView:
         else:
             tag = will_tag(value)
             wills = self._wills.setdefault(node, {}).setdefault(bucket, {})
+            self._highest[node] = max(tag.number, self._highest.get(node, -1))
             wills[client_id] = KnownWill(tag.epoch, tag.number, tag.wait_s, self.now if tag.waits else 0.0)
         self._note(client_id)
 

@@ -341,7 +341,7 @@ def expected_wills(world, left):
 
     In a cluster at one that is once at most: by its own node, or by another one when that is away for long enough.
     While some node takes another for dead that lives, each may publish it, and again the next time. So may others when
-    the node has published it and died before anybody heard of that.
+    the node has published it and died before anybody heard of that, or everybody who did.
     """
     home = left.home
     back_at = left.back_at or world.now
@@ -349,6 +349,9 @@ def expected_wills(world, left):
     # What is cut off when the client connects, or when the will is published, counts as well.
     divided = world.is_divided(left.asked_at - APART_S, back_at + APART_S)
     high = len(world.nodes) + _misses_alive(world, left, back_at) if divided else 1
+    ignorant = 0 if divided else _ignorant(world, left, back_at)
+    if ignorant:
+        return 0, ignorant + (not left.farewell_arrived)
     if left.farewell and left.farewell_arrived and not divided:
         return 0, 0
     if not left.connected or left.farewell:
@@ -403,6 +406,21 @@ def expected_wills(world, left):
     if home.up and back_asked_at > last + late_s:
         return 1, 1
     return (1, 1) if deaths and _is_claimed(world, left, deaths[-1], back_asked_at - late_s) else (0, 1)
+
+
+def _ignorant(world, left, back_at):
+    """Return how many nodes were down when a will was over, and had nobody soon after their start that knew of that."""
+    if not left.ended_at:
+        return 0
+    over_at = min(left.told_at + left.delay_s, back_at) + LATE_S
+    found = 0
+    for node in world.nodes.values():
+        others = [other for other in world.nodes.values() if other is not node]
+        for died_at in node.died_at if node is not left.home else ():
+            start_at = min([at for at in node.started_at if at > died_at], default=0.0)
+            if left.asked_at <= died_at <= over_at and start_at >= left.ended_at:
+                found += all(any(died_at <= at <= start_at + PEACE_S for at in other.died_at) for other in others)
+    return found
 
 
 def _expected_of_leaver(world, left, back_asked_at, back_at, high):
@@ -473,13 +491,28 @@ def check_wills(world, clients, ledger):
         )
 
 
+def _words(messages):
+    """Return what is retained by these messages."""
+    return [b"" if message.deletes else message.payload for message in messages]
+
+
+def _last(messages):
+    """Return those of one publisher's messages of which any may be the last word.
+
+    One of QoS 1 that is sent again is a new message [MQTT-4.3.2-5], and one of QoS 2 is not [MQTT-4.3.3-10]: if both
+    have arrived and are sent again, the former stands, though the latter is behind it each time.
+    """
+    last = messages[-1]
+    again = [message for message in messages if message.qos == 1 and message.sent_at[1] > last.sent_at[0]]
+    return [last, again[-1]] if last.qos == 2 and again else [last]
+
+
 def check_retained(world, ledger):
     """Of a topic that one publisher sets, its last word stands; of any other somebody's word that was not refused.
 
     Of what a latecomer brought nothing stands against what the cluster had.
     """
-    last = {}
-    words = {}
+    said = {}
     # A publisher that went to another node, which did not hear of what it had said before, had two first words.
     unsure = set()
     held = b""
@@ -489,17 +522,18 @@ def check_retained(world, ledger):
         if message.topic == HELD and message.home.name != NAME:
             held = message.payload
         if message.retain and not message.refused:
-            last[message.topic] = b"" if message.deletes else message.payload
-            words.setdefault(message.topic, set()).add(last[message.topic])
+            said.setdefault(message.topic, []).append(message)
     for node in world.members():
         now = node.clocks.monotonic()
         shown = {message.topic: message.payload for message in node.core.owner.retained.match(b"#", now)}
-        for topic in last:
+        for topic, messages in said.items():
             found = shown.pop(topic, b"")
             if topic == HELD:
                 world.check(found == held, f"{node.name} retains {found[:20]!r} of {topic!r}, which the latecomer set")
             elif b"/of/" in topic and topic not in unsure:
-                world.check(found == last[topic], f"{node.name} retains {found[:20]!r} of {topic!r}, not the last word")
+                stands = found in _words(_last(messages))
+                world.check(stands, f"{node.name} retains {found[:20]!r} of {topic!r}, not the last word")
             else:
-                world.check(found in words[topic] | {b""}, f"{node.name} retains {found[:20]!r} of {topic!r}")
+                stands = found in {b"", *_words(messages)}
+                world.check(stands, f"{node.name} retains {found[:20]!r} of {topic!r}")
         world.check(not shown, f"{node.name} retains what nobody published: {sorted(shown)}")

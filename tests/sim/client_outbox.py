@@ -90,6 +90,7 @@ class Outbox:
 
     def _send(self, packet_id, message):
         self.world.promises(self.client, message)
+        message.sent_at = (message.sent_at[0] or self.world.now, self.world.now)
         message.sends += 1
         topic = message.topic
         self.world.note(f"{self.client.name} publishes {message.number} {topic.decode()} QoS {message.qos}")

@@ -25,6 +25,7 @@ class Published:
         "refused",
         "retain",
         "sends",
+        "sent_at",
         "takers",
         "topic",
         "will",
@@ -43,6 +44,8 @@ class Published:
         # How long it lasts, 0 for ever; longer than any history.
         self.expiry_s = 0.0
         self.sends = 0
+        # When it was sent first, and last.
+        self.sent_at = (0.0, 0.0)
         self.acked = False
         self.acked_at = 0.0
         self.refused = False

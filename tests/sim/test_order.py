@@ -40,6 +40,34 @@ def test_two_sessions_of_a_client_have_no_order():
         checkers.check_order(scene.world, scene.clients, scene.ledger)
 
 
+@pytest.mark.parametrize("qos", [1, 2])
+def test_a_word_of_qos_1_that_is_sent_again_is_the_last_if_one_of_qos_2_was(qos):
+    scene = Scene(count=2)
+    node = scene.nodes[0]
+    publisher = scene.comes("publisher", node)
+    publisher.retain(b"state/of/0", 1, 0, False)
+    publisher.retain(b"state/of/0", qos, 0, False)
+    first, second = scene.ledger.published
+
+    def retained():
+        return [each.payload for each in node.core.owner.retained.match(b"state/#", node.clocks.monotonic())]
+
+    assert scene.world.run(5.0, lambda: retained() == [second], 0.0001)
+    assert not any(message.acked for message in scene.ledger.published.values())
+    publisher.disconnect(True)
+    scene.connect(publisher)
+    scene.until(publisher.outbox.is_empty)
+    scene.until(scene.is_whole)
+    assert retained() == [first if qos == 2 else second]
+    checkers.check_retained(scene.world, scene.ledger)
+    # Had nothing been sent again, the first word could not stand.
+    for message in scene.ledger.published.values():
+        message.sent_at = (message.sent_at[0], message.sent_at[0])
+    if qos == 2:
+        with pytest.raises(SimulationError, match="not the last word"):
+            checkers.check_retained(scene.world, scene.ledger)
+
+
 def test_a_session_that_others_took_from_a_dead_node_has_no_order():
     """The node comes back before it is removed, and brings what it had: nothing newer has waited for that."""
     scene = Scene()

@@ -453,6 +453,58 @@ def test_a_move_and_a_death_race(after_s, victim):
     assert cluster.copies() == [1, 1, 1]
 
 
+@pytest.mark.parametrize("is_back", [False, True])
+@pytest.mark.parametrize("persistent", [False, True])
+def test_who_was_away_hears_that_a_will_is_over(is_back, persistent):
+    """Its node died, too, before the other was back, which remembers the will and is to claim it."""
+    cluster = Cluster(2, persistent=persistent)
+    one, two, three = cluster.nodes
+    claimer = cluster.claimer()
+    knower = three if claimer is two else two
+    claimer.kill()
+    cluster.world.run(CLAIMED_S)
+    cluster.mortal.disconnect(True)
+    cluster.world.run(1.0 if is_back else 5.0)
+    if is_back:
+        cluster.mortal.will = None
+        cluster.come_back(one)
+        cluster.mortal.disconnect(False)
+        cluster.world.run(5.0)
+    one.kill()
+    cluster.world.run(0.05)
+    claimer.start()
+    cluster.world.run(15.0)
+    assert cluster.claimed() == 0
+    # What was said stays, though only who heard it is left.
+    knower.kill()
+    cluster.world.run(CLAIMED_S)
+    claimer.kill()
+    cluster.world.run(0.1)
+    claimer.start()
+    cluster.world.run(CLAIMED_S)
+    assert cluster.claimed() == 0
+    cluster.start(one, knower)
+    # A session that ends with its connection ends the delay as well.
+    assert cluster.copies() == ([0, 0, 0] if is_back and persistent else [1, 1, 1])
+
+
+def test_who_was_away_publishes_once_more_what_nobody_knows_that_runs():
+    cluster = Cluster()
+    claimer = cluster.claimer()
+    others = [node for node in cluster.nodes if node is not claimer]
+    claimer.kill()
+    cluster.world.run(CLAIMED_S)
+    cluster.mortal.disconnect(True)
+    cluster.world.run(1.0)
+    for node in others:
+        node.kill()
+    claimer.start()
+    cluster.world.run(CLAIMED_S)
+    assert cluster.claimed() == 1
+    cluster.start(*others)
+    assert cluster.copies() == [2, 2, 2]
+
+
 def test_an_offer_that_is_heard_once_more_brings_no_will_back():
     """As the last frames of a lost connection may be; the client was back in time, and said goodbye since."""
     cluster = Cluster(5)

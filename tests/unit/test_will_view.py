@@ -56,6 +56,18 @@ def test_a_will_is_known_until_it_is_gone(view):
     assert list(view.wills.wills_of("b")) == []
 
 
+def test_a_will_is_over_that_came_and_went(view):
+    """Not one that was never heard of, which may come yet, nor one of another store under the same name."""
+    assert not view.wills.is_over("b", b"x", 6)
+    view.will("b", 7)
+    assert [view.wills.is_over("b", b"x", number) for number in (6, 7, 8)] == [True, False, False]
+    view.no_will("b")
+    assert [view.wills.is_over("b", b"x", number) for number in (6, 7, 8)] == [True, True, False]
+    assert not view.wills.is_over("c", b"x", 7)
+    view.wills.forget("b")
+    assert not view.wills.is_over("b", b"x", 7)
+
+
 def test_since_when_a_will_waits_is_when_this_node_heard_so(view):
     view.will("b", due=1e9)
     assert view.wills.will("b", b"x").waits_since == 100.0
