@@ -54,7 +54,8 @@ def leaving(at: Node, node: Node, *flags: str) -> Iterator[Leaving]:
     """Give the command at a node, and do something else meanwhile; it is gone afterwards."""
     command = at.admin_command("cluster", "leave", f"node={node.name}", *flags)
     with subprocess.Popen(
-        command,
+        # What runs in the background of a script has its interrupts ignored, and hands that on.
+        ["env", "--default-signal=INT", *command],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
