@@ -392,10 +392,11 @@ def test_a_session_with_two_homes_has_one_after_healing(network: Network, member
         with network.cut(3):
             wait_seen(members, {1: {3}, 2: {3}, 3: {1, 2}})
             publish_all(far, numbered("twice/far", 20))
-            twice = PlacedClient(one, "twice", persistent=True)
-            twice.connect()
+            # Once: who connects again gets once more what it has not acknowledged by then.
+            twice = PlacedClient(one, "twice", persistent=True).connect()
             publish_all(near, numbered("twice/near", 20))
-        with twice:
+        with ExitStack() as stack:
+            stack.callback(twice.disconnect)
             wait_whole(members)
             heard = twice.messages(60)
             for topic in ("twice/old", "twice/far", "twice/near"):
