@@ -552,9 +552,12 @@ class Mesh:
         self._statuses.tick(now)
         for peer in self.peers.values():
             self._conversation.tick(peer, now)
-        self._peers.tick(now)
+        self._deadline = self._admission.deadline()
+        if not self._turn.frozen:
+            self._peers.tick(now)
+            self._deadline = min(self._deadline, self._peers.deadline())
         self._peers.update_readiness(now)
-        self._deadline = min(self._admission.deadline(), self._peers.deadline(), self.readiness.next_deadline())
+        self._deadline = min(self._deadline, self.readiness.next_deadline())
         self._deadline = min(self._deadline, self._checks.deadline(), self._statuses.deadline())
         for peer in self.peers.values():
             self._deadline = min(self._deadline, self._conversation.deadline(peer, now))

@@ -83,6 +83,8 @@ ANYBODY: Final = bytes(ORIGIN_BYTES)
 # So many homes that had everything of an origin directly are remembered, the oldest, of a client that goes on and on
 # while one before them is away.
 DIRECT_MAX: Final = 32
+# So much of what old homes gave is remembered, the latest, of a client that goes to and fro while another one is away.
+GIVEN_MAX: Final = 1000
 # A client that makes and ends other subscriptions all the time, while an old home is away, is not remembered for ever.
 TOUCHED_MAX: Final = 10_000
 _HEIR: Final = 1
@@ -441,7 +443,7 @@ class Arrival:
                 high = max(high, other_high)
             else:
                 apart.append(other)
-        self.given = [*apart, (store_id, donor.counter, low, high, donor.rival)]
+        self.given = [*apart, (store_id, donor.counter, low, high, donor.rival)][-GIVEN_MAX:]
 
     def come_back(self, epoch: Epoch, place: int) -> None:
         """The session, which was here by an epoch, is back: what it gave up to this place another home has, and gives.
@@ -457,7 +459,7 @@ class Arrival:
             if high > place
         ]
         end = first_place_of(epoch.counter + 1) - 1
-        self.given.append((epoch.store_id, epoch.counter, end, end, 0))
+        self.given = [*self.given, (epoch.store_id, epoch.counter, end, end, 0)][-GIVEN_MAX:]
 
     def add_had(self, donor: bytes, counter: int, origin: bytes, number: int) -> None:
         """An old home had everything of an origin directly from a number on."""

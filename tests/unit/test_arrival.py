@@ -3,6 +3,7 @@
 from broker.core.arrival import (
     ANYBODY,
     DIRECT_MAX,
+    GIVEN_MAX,
     PLACE_BITS,
     Arrival,
     Cuts,
@@ -10,6 +11,7 @@ from broker.core.arrival import (
     is_legacy,
     unpack_arrival,
 )
+from broker.core.epoch import Epoch
 
 OLD, OTHER, ORIGIN, THIRD = b"o" * 16, b"p" * 16, b"q" * 16, b"r" * 16
 
@@ -246,3 +248,16 @@ def test_a_removed_home_goes_on_under_another_identity() -> None:
     assert list(arrival.donors) == [OTHER, THIRD]
     again = arrival.donors[THIRD]
     assert (again.watermark, again.gone, again.present) == (7, False, True)
+
+
+def test_of_a_client_that_goes_to_and_fro_the_latest_is_remembered() -> None:
+    arrival = Arrival(9 << PLACE_BITS)
+    for counter in range(1, 2 * GIVEN_MAX):
+        arrival.come_back(Epoch(counter, 0, OLD), 0)
+        arrival.introduce(OTHER, counter)
+        donor = arrival.donor(OTHER)
+        donor.low, donor.watermark = first_place_of(counter), first_place_of(counter) + 10
+        arrival.end(OTHER)
+    assert len(arrival.given) == GIVEN_MAX
+    assert arrival.given[-1][1] == 2 * GIVEN_MAX - 1
+    assert len(unpack_arrival(arrival.pack()).given) == GIVEN_MAX

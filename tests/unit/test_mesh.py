@@ -19,6 +19,7 @@ from cluster.admission import INVITATIONS_MAX
 from cluster.keys import JOIN
 from cluster.mesh import Mesh, MeshSettings
 from cluster.node import NodeCore
+from cluster.peers import UNHEARD_S
 from cluster.wire import NUMBER_MAX
 
 
@@ -704,6 +705,23 @@ def test_the_outbox_of_a_member_that_was_removed_is_told_of_and_waits():
     assert nodes[0].mesh.counters()["outbox_left"] == 1
     assert any("1 messages for node2@h" in note for note in nodes[0].notes)
     assert len(nodes[0].storage.snapshot()["outbox"]) == 1
+
+
+def test_nobody_is_removed_while_the_store_takes_no_writes():
+    network, nodes = cluster(count=3)
+    for name in ("node2@h", "node3@h"):
+        network.kill(name)
+    network.run(10)
+    mesh = nodes[0].mesh
+    mesh._peers.merge([], [("node2@h", nodes[1].store_id)], network.now)
+    network.run(1)
+    mesh.freeze(True)
+    network.run(UNHEARD_S + 1)
+    assert "node2@h" in mesh.peers
+    assert mesh.next_deadline() > network.now, "it does not turn all the time"
+    mesh.freeze(False)
+    network.run(0.1)
+    assert "node2@h" not in mesh.peers
 
 
 def test_a_peer_that_acknowledges_nothing_costs_no_publisher_more_than_its_time():
