@@ -28,10 +28,10 @@ Invariants: a request is open, or has a result that was not taken; every session
 import math
 from typing import Final, final
 
-from broker.core.arrival import NOWHERE
 from broker.core.epoch import Epoch, pack_epoch
 from broker.core.events import NEVER_EXPIRES_S
 from broker.core.owner import QueueOwner
+from broker.core.places import NOWHERE
 from broker.core.session import Session
 from broker.core.transfer import SessionHead
 from cluster.frames import FrameType

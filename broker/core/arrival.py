@@ -1,7 +1,7 @@
 """Arrivals: what a session that came from another node is still owed from there, and from where it gets what.
 
 An Arrival owns the cuts and the watermarks of one session at its new home. It knows nothing of frames, queues or
-connections: `transfer` asks it, and stores it.
+connections: `transfer` asks it. `cuts`, `direct_homes` and `places` are its parts, `arrival_value` is its stored form.
 
 Theory of operation
 -------------------
@@ -30,13 +30,14 @@ Each old home (a donor) numbers its deliveries by their places, so its `watermar
 Several old homes may have the same delivery: a stub deletes what the next home has committed when it hears of it, which
 it may not have. So the next home says how far it had taken from others (`skips`); that counts for none of those that
 has been the home again since, as it may have got back what it gave. And what comes in a place of a stub's own that the
-stub has given already (`low` to `watermark`, or `given` when it is over) is left out. What an origin sends to two old
-homes, since it has heard of nothing yet, has a place of its own at each: while there are several, the ids of what they
-gave are remembered, until a restart.
+stub has given already (`low` to `watermark`, or in `places` when it is over) is left out. What an origin sends to two
+old homes, since it has heard of nothing yet, has a place of its own at each: while there are several, the ids of what
+they gave are remembered, until a restart.
 
-What an old home had directly (`had`) and has not given away it gives itself: what has a place of an older home is left
-out. When it has given that away, or is not heard of any more, a still older home and who kept something for that one
-need not give it all the same (`direct`). These may have been away for many homes: each tells the next of all before it.
+What an old home had directly (`givers`) and has not given away it gives itself: what has a place of an older home is
+left out. When it has given that away, or is not heard of any more, a still older home and who kept something for that
+one need not give it all the same (`known`). These may have been away for many homes: each tells the next of all before
+it.
 
 A session that comes back to a node where its stub still stood has had everything directly all the time (`direct_from`):
 of what its other home has left only those deliveries count that it got from here. So has one that began here, to which
@@ -55,70 +56,26 @@ Invariant: the gate is closed exactly while a donor that is there has not passed
 first place that a home after it gave.
 """
 
-import struct
 from collections.abc import Iterable
 from typing import Final, final
 
+from broker.core.cuts import Cuts
+from broker.core.direct_homes import DirectHomes
 from broker.core.epoch import Epoch
-from broker.core.inflight import PACKET_ID_MAX
-from broker.core.message import ORIGIN_BYTES
+from broker.core.places import (
+    ANYBODY,
+    NOWHERE,
+    PLACE_BITS,
+    UNPLACED,
+    GivenPlaces,
+    first_place_of,
+    is_legacy,
+    place_in_range,
+)
 from broker.mqtt.topics import SHARE_PREFIX, matches
 
-# Version 1 does not say who gave something, and by which epoch counter it was said that something was had.
-VALUE_VERSION: Final = 2
-# A home's places begin with its epoch's counter; below are the places of those that had the session before.
-PLACE_BITS: Final = 40
-# Homes of the same epoch counter, which a partition makes: all but one have their places put below that one's, a range
-# each. It is given once: a rival may bring what others, which were rivals of its own, had given to it in theirs.
-RIVALS_MAX: Final = 31
-# Of a rival that has no range yet.
-UNPLACED: Final = 255
-# Places with this bit alone above it are of what others kept for a home that is gone.
-LEGACY_BITS: Final = 38
-_RIVAL_BITS: Final = 34
-# A place behind all others.
-NOWHERE: Final = (1 << 64) - 1
-# An old home that may come again under another identity.
-ANYBODY: Final = bytes(ORIGIN_BYTES)
-# So many homes that had everything of an origin directly are remembered, the oldest, of a client that goes on and on
-# while one before them is away.
-DIRECT_MAX: Final = 32
-# So much of what old homes gave is remembered, the latest, of a client that goes to and fro while another one is away.
-GIVEN_MAX: Final = 1000
 # A client that makes and ends other subscriptions all the time, while an old home is away, is not remembered for ever.
 TOUCHED_MAX: Final = 10_000
-_HEIR: Final = 1
-_KNOWN_BY_ROW: Final = 2
-_INHERITED: Final = 4
-_HEAD: Final = struct.Struct(">BHHHHHBQQ")
-_COUNT: Final = struct.Struct(">I")
-_CUT: Final = struct.Struct(">16sQ")
-_DONOR: Final = struct.Struct(">16sQQQIBB")
-_GIVEN: Final = struct.Struct(">16sIQQB")
-_SKIP: Final = struct.Struct(">16sQI")
-_GIVEN_1: Final = struct.Struct(">IQQ")
-_LATEST_COUNTER: Final = (1 << 32) - 1
-_HAD: Final = struct.Struct(">IQ")
-
-
-def first_place(epoch: Epoch) -> int:
-    """Return the place before the first that a home gives."""
-    return first_place_of(epoch.counter)
-
-
-def first_place_of(counter: int) -> int:
-    """Return the same for a home of this epoch counter."""
-    return counter << PLACE_BITS
-
-
-def is_legacy(seq: int) -> bool:
-    """Say whether a place is of what was kept for a home that is gone, see `legacies`."""
-    return (seq & ((1 << PLACE_BITS) - 1)) >> LEGACY_BITS == 1
-
-
-def first_packet_id(epoch: Epoch) -> int:
-    """Return the first packet id of a home that does not know those which the client still holds of another one."""
-    return 1 + epoch.stamp % PACKET_ID_MAX
 
 
 @final
@@ -163,56 +120,6 @@ class Donor:
 
 
 @final
-class Cuts:
-    """From which number on each origin's messages come directly, as far as only these filters match them."""
-
-    __slots__ = ("filters", "numbers", "relayed")
-
-    def __init__(self, filters: list[bytes]) -> None:
-        self.filters = filters
-        self.numbers: dict[bytes, int] = {}
-        # Origin without a cut, or of which not as much has come directly -> the last number that an old home passed on.
-        self.relayed: dict[bytes, int] = {}
-
-    def set(self, origin: bytes, number: int) -> bool:
-        """Hear in an origin's stream from which number on it sends directly; false if that is known."""
-        is_new = origin not in self.numbers
-        if is_new:
-            self.numbers[origin] = max(number, self.relayed.get(origin, -1) + 1)
-        self.come_to(origin, number)
-        return is_new
-
-    def come_to(self, origin: bytes, number: int) -> None:
-        """The direct way from an origin has come to a number."""
-        if number > self.relayed.get(origin, -1):
-            self.relayed.pop(origin, None)
-
-    def takes(self, origin: bytes, number: int) -> bool:
-        """Say whether a message that came directly is for the session."""
-        if origin in self.numbers and self.relayed:
-            self.come_to(origin, number)
-        return self.had(origin, number)
-
-    def had(self, origin: bytes, number: int) -> bool:
-        """Say whether a message that an old home gives comes directly as well."""
-        cut = self.numbers.get(origin)
-        return cut is not None and number >= cut
-
-    def note_relayed(self, origin: bytes, number: int) -> None:
-        """An old home passed on a message of an origin whose cut is not known."""
-        if origin not in self.numbers and number > self.relayed.get(origin, -1):
-            self.relayed[origin] = number
-
-    def overlaps_with(self, origin: bytes) -> bool:
-        """Say whether something is still to come directly from an origin that an old home passed on."""
-        return origin in self.relayed and origin in self.numbers
-
-    def are_passed(self, passed: dict[bytes, int]) -> bool:
-        """Say whether an old home has passed on everything below them."""
-        return all(cut <= passed.get(origin, -1) for origin, cut in self.numbers.items())
-
-
-@final
 class Arrival:
     """What is still to come to one session; `first_seq` is the first place of its present home.
 
@@ -225,13 +132,11 @@ class Arrival:
         "direct_from",
         "donors",
         "first_seq",
-        "given",
-        "had",
         "ids",
         "is_stub",
         "kept",
         "late",
-        "ranges",
+        "places",
         "skips",
         "touched",
     )
@@ -247,21 +152,16 @@ class Arrival:
         # The filters that the client made or ended here, those that it did last at the end.
         self.touched: dict[bytes, bool] = {}
         self.donors: dict[bytes, Donor] = {}
-        # What donors gave that are over: old home, epoch counter, between which of its places, and its range.
-        self.given: list[tuple[bytes, int, int, int, int]] = []
+        # What donors gave that are over, and which ranges rivals have.
+        self.places = GivenPlaces()
         # Old home -> up to which place another one had everything of it, and that one's epoch counter.
         self.skips: dict[bytes, tuple[int, int]] = {}
-        # (old home, origin) -> by which epoch counter it was the home, and from which number on it had everything
-        # directly, and gives it.
-        self.had: dict[tuple[bytes, bytes], tuple[int, int]] = {}
-        # Origin -> epoch counter of a home -> from which number on it had everything directly, whoever has that now.
-        self.direct: dict[bytes, dict[int, int]] = {}
+        # What homes before this one had directly.
+        self.direct = DirectHomes()
         # Origin -> the numbers that old homes gave while there were several.
         self.ids: dict[bytes, set[int]] = {}
         # Origin -> from which number on what came directly is here, not before; None: all of it is.
         self.kept: dict[bytes, int] | None = None
-        # The ranges that rivals have, or have had here or elsewhere, a bit each.
-        self.ranges: int = 0
 
     def donor(self, store_id: bytes) -> Donor:
         """Return what is known of an old home."""
@@ -359,30 +259,19 @@ class Arrival:
         UNPLACED if it is to get the next one that is free when it gives the first that has such a place: in front of
         that comes what others gave to it, in ranges that it gave them.
         """
-        for of, its_counter, _low, _high, its_range in self.given:
-            if its_counter == counter and of == store_id:
-                # It comes again.
-                return its_range
+        known = self.places.range_of(store_id, counter)
+        if known >= 0:
+            # It comes again.
+            return known
         if (
             first_place_of(counter) == self.first_seq
             or any(
                 its_id != store_id and its.counter == counter and not its.gone for its_id, its in self.donors.items()
             )
-            or any(its_counter == counter and of != ANYBODY for of, its_counter, _low, _high, _range in self.given)
+            or self.places.are_of_rivals(counter)
         ):
             return UNPLACED
         return 0
-
-    def _new_range(self, counter: int) -> int:
-        """Return a range that nobody has; the last one if there is none."""
-        free = [each for each in range(1, RIVALS_MAX + 1) if not self.ranges & 1 << each]
-        if not free:
-            return RIVALS_MAX
-        # Where the present home is none of the rivals they get ranges from the other end: one of them may bring what
-        # another one had given to it, in the first ones.
-        chosen = free[0] if first_place_of(counter) == self.first_seq else free[-1]
-        self.ranges |= 1 << chosen
-        return chosen
 
     def inherit(self, store_id: bytes, counter: int) -> None:
         """The home of this epoch counter says that an older one has something left for it."""
@@ -430,20 +319,8 @@ class Arrival:
         """An old home has said its last word."""
         donor = self.donors.pop(store_id, None)
         if donor is not None and donor.low >= 0:
-            self._note_given(ANYBODY if donor.gone else store_id, donor)
-
-    def _note_given(self, store_id: bytes, donor: Donor) -> None:
-        """Remember what a donor gave; what adjoins it is one with it, so that a donor that comes again adds nothing."""
-        low, high = donor.low, donor.watermark
-        apart = []
-        for other in self.given:
-            of, counter, other_low, other_high, _range = other
-            if of == store_id and counter == donor.counter and other_low <= high and low <= other_high:
-                low = min(low, other_low)
-                high = max(high, other_high)
-            else:
-                apart.append(other)
-        self.given = [*apart, (store_id, donor.counter, low, high, donor.rival)][-GIVEN_MAX:]
+            giver = ANYBODY if donor.gone else store_id
+            self.places.add(giver, donor.counter, donor.low, donor.watermark, donor.rival)
 
     def come_back(self, epoch: Epoch, place: int) -> None:
         """The session, which was here by an epoch, is back: what it gave up to this place another home has, and gives.
@@ -453,39 +330,7 @@ class Arrival:
         for donor in self.donors.values():
             if donor.low >= 0:
                 donor.low = max(donor.low, min(place, donor.watermark))
-        self.given = [
-            (of, counter, max(low, place), high, its_range)
-            for of, counter, low, high, its_range in self.given
-            if high > place
-        ]
-        end = first_place_of(epoch.counter + 1) - 1
-        self.given = [*self.given, (epoch.store_id, epoch.counter, end, end, 0)][-GIVEN_MAX:]
-
-    def add_had(self, donor: bytes, counter: int, origin: bytes, number: int) -> None:
-        """An old home had everything of an origin directly from a number on."""
-        self.had.setdefault((donor, origin), (counter, number))
-
-    def had_directly(self, donor: bytes, origin: bytes, number: int, seq: int) -> bool:
-        """Say whether a later home than the one that gave a delivery its place had it directly, and gives it.
-
-        An earlier one may have had it as well, and have it no more: the later one left out what came from there.
-        """
-        own = seq >> PLACE_BITS
-        for (by, of), (counter, first) in self.had.items():
-            if of == origin and number >= first and counter > own and by != donor:
-                return True
-        return False
-
-    def add_direct(self, origin: bytes, counter: int, number: int) -> None:
-        """The home of an epoch counter had everything of an origin directly from a number on."""
-        known = self.direct.setdefault(origin, {})
-        if any(later >= counter and first <= number for later, first in known.items()):
-            return
-        for earlier in [each for each, first in known.items() if each <= counter and first >= number]:
-            del known[earlier]
-        known[counter] = number
-        if len(known) > DIRECT_MAX:
-            del known[max(known)]
+        self.places.come_back(epoch, place)
 
     def told_direct(self, counter: int) -> list[tuple[int, bytes, int]]:
         """Return (epoch counter, origin, number) of what this home, of an epoch counter, and older ones had directly.
@@ -495,7 +340,7 @@ class Arrival:
         """
         told = []
         if not self.late:
-            told = [(its, origin, number) for origin, known in self.direct.items() for its, number in known.items()]
+            told = self.direct.all()
         if self.kept is None:
             told.extend([(counter, origin, number) for origin, number in self.direct_cuts()])
         return told
@@ -506,10 +351,7 @@ class Arrival:
         It gives that, has given it, or left it out since another later one had it. Who kept something for a home that
         is gone gives it as that home, whatever it had itself.
         """
-        if cuts is not self.cuts:
-            return False
-        known = self.direct.get(origin, {})
-        return any(counter > donor.counter and number >= first for counter, first in known.items())
+        return cuts is self.cuts and self.direct.is_after(donor.counter, origin, number)
 
     def was_given(self, store_id: bytes, donor: Donor, seq: int) -> bool:
         """Say whether a delivery of a donor, by its place there, came from another one, or is to come from there."""
@@ -523,10 +365,7 @@ class Arrival:
                 continue
             if 0 <= other.low < seq <= other.watermark:
                 return True
-        return any(
-            counter == its_counter and low < seq <= high and (of in (store_id, ANYBODY) or not is_own)
-            for of, its_counter, low, high, _range in self.given
-        )
+        return self.places.include(store_id, seq, is_own)
 
     def has_had(self, cuts: Cuts, origin: bytes, number: int, seq: int) -> bool:
         """Say whether a delivery of an old home, by its place there, came directly as well by the cuts that count."""
@@ -559,23 +398,12 @@ class Arrival:
         """Return the place here of a delivery with the place `seq` at an old home."""
         is_own = seq >> PLACE_BITS == donor.counter and not is_legacy(seq)
         if seq < self.first_seq and not (is_own and donor.rival):
-            self.note_place(seq)
+            self.places.note(seq)
             return seq
         # The donor was a home of the same epoch counter as another one, on the other side of a partition.
         if donor.rival in (0, UNPLACED):
-            donor.rival = self._new_range(seq >> PLACE_BITS)
-        rank = seq & ((1 << _RIVAL_BITS) - 1)
-        below: int = (RIVALS_MAX + 1 - donor.rival) << _RIVAL_BITS
-        return min(first_place_of(seq >> PLACE_BITS), self.first_seq) - below + rank
-
-    def note_place(self, place: int) -> None:
-        """A place is taken: if it is in a rival's range, no other rival gets that."""
-        home_after = first_place_of((place >> PLACE_BITS) + 1)
-        self._note_range(RIVALS_MAX - ((home_after - 1 - place) >> _RIVAL_BITS))
-
-    def _note_range(self, number: int) -> None:
-        if 0 < number <= RIVALS_MAX:
-            self.ranges |= 1 << number
+            donor.rival = self.places.new_range(first_place_of(seq >> PLACE_BITS) == self.first_seq)
+        return place_in_range(donor.rival, seq, self.first_seq)
 
     def has_present_donor(self) -> bool:
         """Say whether an old home that is there has not said its last word."""
@@ -593,118 +421,3 @@ class Arrival:
             if donor.present and not all(cuts.are_passed(donor.passed) for cuts in waits_for):
                 gate = min(gate, donor.before, self.first_seq)
         return 0 if gate == NOWHERE else gate
-
-    def pack(self) -> bytes:
-        """Return the stored form."""
-        direct = [
-            (origin, counter, number) for origin, known in self.direct.items() for counter, number in known.items()
-        ]
-        counts = (len(self.donors), len(self.given), len(self.skips), len(self.had) + len(direct), len(self.late))
-        parts = [_HEAD.pack(VALUE_VERSION, *counts, self.kept is not None, self.first_seq, self.direct_from)]
-        for store_id, donor in self.donors.items():
-            numbers = (donor.watermark, donor.low + 1, donor.before, donor.counter)
-            flags = (_HEIR if donor.heir else 0) | (_KNOWN_BY_ROW if donor.known_by_row else 0)
-            flags |= _INHERITED if donor.inherited else 0
-            parts.append(_DONOR.pack(store_id, *numbers, flags, donor.rival) + _pack_numbers(donor.passed))
-        parts.extend([_GIVEN.pack(*given) for given in self.given])
-        parts.extend([_SKIP.pack(store_id, *skip) for store_id, skip in self.skips.items()])
-        parts.extend([store_id + origin + _HAD.pack(*had) for (store_id, origin), had in self.had.items()])
-        parts.extend([ANYBODY + origin + _HAD.pack(counter, number) for origin, counter, number in direct])
-        if self.kept is not None:
-            parts.append(_pack_numbers(self.kept))
-        parts.append(_pack_filters(list(self.touched)))
-        for cuts in self.all_cuts():
-            parts.append(_pack_filters(cuts.filters) + _pack_numbers(cuts.numbers) + _pack_numbers(cuts.relayed))
-        return b"".join(parts)
-
-
-def unpack_arrival(value: bytes) -> Arrival:
-    """Return what `pack` packed; struct.error when it is cut."""
-    version, donors, given, skips, had, late, keeps, first_seq, direct_from = _HEAD.unpack_from(value)
-    pos: int = _HEAD.size
-    arrival = Arrival(first_seq)
-    arrival.direct_from = direct_from
-    for _ in range(donors):
-        store_id, watermark, low, before, counter, flags, rival = _DONOR.unpack_from(value, pos)
-        donor = arrival.donor(store_id)
-        donor.watermark = watermark
-        donor.low = low - 1
-        donor.counter = counter
-        donor.heir = flags & _HEIR != 0
-        donor.known_by_row = flags & _KNOWN_BY_ROW != 0
-        donor.inherited = flags & _INHERITED != 0
-        donor.before = before
-        donor.rival = rival
-        arrival._note_range(rival)
-        donor.passed, pos = _read_numbers(value, pos + _DONOR.size)
-    for _ in range(given):
-        if version == 1:
-            arrival.given.append((ANYBODY, *_GIVEN_1.unpack_from(value, pos), 0))
-            pos += _GIVEN_1.size
-        else:
-            given_before: tuple[bytes, int, int, int, int] = _GIVEN.unpack_from(value, pos)
-            arrival.given.append(given_before)
-            arrival._note_range(given_before[4])
-            pos += _GIVEN.size
-    for _ in range(skips):
-        if version == 1:
-            store_id, place = _CUT.unpack_from(value, pos)
-            arrival.skips[store_id] = (place, _LATEST_COUNTER)
-            pos += _CUT.size
-        else:
-            store_id, place, counter = _SKIP.unpack_from(value, pos)
-            arrival.skips[store_id] = (place, counter)
-            pos += _SKIP.size
-    for _ in range(had):
-        store_id, origin = value[pos : pos + ORIGIN_BYTES], value[pos + ORIGIN_BYTES : pos + 2 * ORIGIN_BYTES]
-        counter, number = _HAD.unpack_from(value, pos + 2 * ORIGIN_BYTES)
-        if store_id == ANYBODY:
-            arrival.direct.setdefault(origin, {})[counter] = number
-        else:
-            arrival.had[store_id, origin] = counter, number
-        pos += 2 * ORIGIN_BYTES + _HAD.size
-    if keeps:
-        arrival.kept, pos = _read_numbers(value, pos)
-    touched, pos = _read_filters(value, pos)
-    arrival.touched = dict.fromkeys(touched, True)
-    for index in range(1 + late):
-        filters, pos = _read_filters(value, pos)
-        cuts = Cuts(filters)
-        cuts.numbers, pos = _read_numbers(value, pos)
-        cuts.relayed, pos = _read_numbers(value, pos)
-        if index:
-            arrival.late.append(cuts)
-        else:
-            arrival.cuts = cuts
-    return arrival
-
-
-def _pack_numbers(numbers: dict[bytes, int]) -> bytes:
-    return _COUNT.pack(len(numbers)) + b"".join([_CUT.pack(origin, number) for origin, number in numbers.items()])
-
-
-def _read_numbers(value: bytes, pos: int) -> tuple[dict[bytes, int], int]:
-    (count,) = _COUNT.unpack_from(value, pos)
-    pos += _COUNT.size
-    numbers: dict[bytes, int] = {}
-    for _ in range(count):
-        origin, number = _CUT.unpack_from(value, pos)
-        numbers[origin] = number
-        pos += _CUT.size
-    return numbers, pos
-
-
-def _pack_filters(filters: list[bytes]) -> bytes:
-    return _COUNT.pack(len(filters)) + b"".join([_COUNT.pack(len(each)) + each for each in filters])
-
-
-def _read_filters(value: bytes, pos: int) -> tuple[list[bytes], int]:
-    (count,) = _COUNT.unpack_from(value, pos)
-    pos += _COUNT.size
-    filters: list[bytes] = []
-    for _ in range(count):
-        (size,) = _COUNT.unpack_from(value, pos)
-        pos += _COUNT.size
-        filters.append(value[pos : pos + size])
-        pos += size
-    return filters, pos

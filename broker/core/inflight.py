@@ -8,6 +8,7 @@ the same ids. The window may be smaller then, so what was in flight may have to 
 
 from typing import Final, final
 
+from broker.core.epoch import Epoch
 from broker.core.fifo import Fifo
 from broker.core.message import Delivery
 
@@ -16,6 +17,11 @@ PACKET_ID_MAX: Final = 65535
 # 50 KB for a client that stops acknowledging; two processes are woken for this many messages instead of a window's.
 AHEAD_MAX: Final = 192
 AHEAD_BYTES_MAX: Final = 256
+
+
+def first_packet_id(epoch: Epoch) -> int:
+    """Return the first packet id of a home that does not know those which the client still holds of another one."""
+    return 1 + epoch.stamp % PACKET_ID_MAX
 
 
 @final

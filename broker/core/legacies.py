@@ -11,9 +11,9 @@ one always has a higher place: a stub may end, or this node start again, when a 
 
 from typing import Final, final
 
-from broker.core.arrival import LEGACY_BITS, first_place
 from broker.core.epoch import Epoch
 from broker.core.message import Delivery
+from broker.core.places import LEGACY_BITS, first_place
 from broker.core.session import Session
 from broker.core.session_rows import SessionRows
 from broker.core.session_store import SessionStore

@@ -13,10 +13,10 @@ import heapq
 import math
 from typing import Final, final
 
-from broker.core.arrival import first_place
 from broker.core.dispatch import Dispatcher
 from broker.core.epoch import FIRST_EPOCH, Epoch, first_epoch
 from broker.core.events import NEVER_EXPIRES_S, Attach
+from broker.core.places import first_place
 from broker.core.publishing import Publishing
 from broker.core.session import Session
 from broker.core.session_rows import SessionRows

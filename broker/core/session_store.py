@@ -26,11 +26,13 @@ import struct
 from collections.abc import Callable
 from typing import Final, final
 
-from broker.core.arrival import VALUE_VERSION as ARRIVAL_VERSION
-from broker.core.arrival import first_packet_id, first_place, unpack_arrival
+from broker.core.arrival_value import VALUE_VERSION as ARRIVAL_VERSION
+from broker.core.arrival_value import pack_arrival, unpack_arrival
 from broker.core.delivery_queue import DeliveryQueue
 from broker.core.epoch import COUNTER_MAX, EPOCH_BYTES, FIRST_EPOCH, pack_epoch, unpack_epoch
+from broker.core.inflight import first_packet_id
 from broker.core.message import NO_MESSAGE, Delivery
+from broker.core.places import first_place
 from broker.core.session import Session
 from broker.core.shared import SharedGroup
 from broker.core.storage import Storage, StorageError, WriteBatch
@@ -170,7 +172,7 @@ class SessionStore:
     def put_arrival(self, session: Session) -> None:
         """Write what the session may still get from other nodes."""
         assert session.arrival is not None
-        self.writes.put("session", _number(session.number) + b"a", session.arrival.pack())
+        self.writes.put("session", _number(session.number) + b"a", pack_arrival(session.arrival))
 
     def delete_arrival(self, session: Session) -> None:
         """The session has everything that it can get from other nodes."""

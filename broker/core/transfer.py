@@ -25,12 +25,15 @@ an arrival of its own only as long as nobody has asked for it.
 from collections import deque
 from typing import Final, final
 
-from broker.core.arrival import NOWHERE, PLACE_BITS, Arrival, Cuts, Donor, first_packet_id, first_place
+from broker.core.arrival import Arrival, Donor
+from broker.core.cuts import Cuts
 from broker.core.dispatch import Dispatcher
 from broker.core.epoch import Epoch
+from broker.core.inflight import first_packet_id
 from broker.core.left_will import LeftWill
 from broker.core.lifetimes import Lifetimes
 from broker.core.message import NO_MESSAGE, Delivery
+from broker.core.places import NOWHERE, PLACE_BITS, first_place
 from broker.core.session import Session
 from broker.core.session_rows import SessionRows
 from broker.core.session_store import RECORD_BYTES, SessionStore
@@ -279,7 +282,7 @@ class Transfers:
             arrival.direct_from = first_place(session.epoch) + (1 << PLACE_BITS)
         arrival.is_stub = False
         for counter, origin, number in direct:
-            arrival.add_direct(origin, counter, number)
+            arrival.direct.add(origin, counter, number)
         arrival.come_back(session.epoch, departure.confirmed)
         arrival.kept = self._kept(departure)
         arrival.first_seq = first_place(epoch)
@@ -410,9 +413,9 @@ class Transfers:
                     if is_first:
                         arrival.inherit(store_id, counter)
             for origin, number in head.cuts:
-                arrival.add_had(donor_id, counter, origin, number)
+                arrival.direct.add_giver(donor_id, counter, origin, number)
             for its_counter, origin, number in head.direct:
-                arrival.add_direct(origin, its_counter, number)
+                arrival.direct.add(origin, its_counter, number)
             self._update(session, arrival, now)
         return wants_more
 
@@ -488,7 +491,7 @@ class Transfers:
 
     def _note_places(self, session: Session, arrival: Arrival) -> None:
         """Have what old homes gave before, and the client has not got yet, keep its places for itself."""
-        arrival.note_place(self._store.last_place_before(session.number, arrival.first_seq))
+        arrival.places.note(self._store.last_place_before(session.number, arrival.first_seq))
 
     def accept(self, session: Session, donor_id: bytes, after: int, deliveries: list[Delivery], now: float) -> int:
         """Take deliveries from an old home that follow the place `after` there, and return the watermark."""
@@ -516,7 +519,7 @@ class Transfers:
                 cuts = arrival.cuts_of(message.topic, session.subscriptions)
                 known = (
                     known
-                    or arrival.had_directly(donor_id, message.origin, message.number, delivery.seq)
+                    or arrival.direct.gives_later(donor_id, message.origin, message.number, delivery.seq)
                     or arrival.came_later(donor, cuts, message.origin, message.number)
                     or arrival.has_had(cuts, message.origin, message.number, delivery.seq)
                     or arrival.comes_again(message.origin, message.number)

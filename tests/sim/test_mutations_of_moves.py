@@ -8,6 +8,7 @@ import test_sequences as sequences
 from planting import caught, interpreted, without
 
 from broker.core.arrival import Arrival
+from broker.core.direct_homes import DirectHomes
 from broker.core.lifetimes import Lifetimes
 from broker.core.retained import RetainedStore
 from broker.core.storage import PUT
@@ -65,10 +66,10 @@ def test_a_stub_that_ends_before_all_have_switched_is_caught(monkeypatch):
 @interpreted
 def test_two_old_homes_that_leave_it_to_each_other_are_caught(monkeypatch):
     monkeypatch.setattr(
-        Arrival,
-        "had_directly",
+        DirectHomes,
+        "gives_later",
         lambda self, donor, origin, number, seq: any(
-            of == origin and number >= first and by != donor for (by, of), (_, first) in self.had.items()
+            of == origin and number >= first and by != donor for (by, of), (_, first) in self.givers.items()
         ),
     )
     fails(sequences.two_old_homes_have_what_came_directly)

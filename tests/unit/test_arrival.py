@@ -1,17 +1,11 @@
 """broker.core.arrival: what a session remembers of old homes stays small however often they come again."""
 
-from broker.core.arrival import (
-    ANYBODY,
-    DIRECT_MAX,
-    GIVEN_MAX,
-    PLACE_BITS,
-    Arrival,
-    Cuts,
-    first_place_of,
-    is_legacy,
-    unpack_arrival,
-)
+from broker.core.arrival import Arrival
+from broker.core.arrival_value import pack_arrival, unpack_arrival
+from broker.core.cuts import Cuts
+from broker.core.direct_homes import DIRECT_MAX
 from broker.core.epoch import Epoch
+from broker.core.places import ANYBODY, GIVEN_MAX, PLACE_BITS, first_place_of, is_legacy
 
 OLD, OTHER, ORIGIN, THIRD = b"o" * 16, b"p" * 16, b"q" * 16, b"r" * 16
 
@@ -32,10 +26,10 @@ def test_what_was_given_in_parts_that_adjoin_is_remembered_as_one() -> None:
     arrival = Arrival(9 << PLACE_BITS)
     for number in range(1000):
         end(arrival, 10 * number, 10 * number + 10)
-    assert len(arrival.given) == 1
+    assert len(arrival.places.given) == 1
     end(arrival, 20_000, 20_010)
     end(arrival, 5, 15, counter=2)
-    assert len(arrival.given) == 3
+    assert len(arrival.places.given) == 3
     assert [was_given(arrival, seq) for seq in (0, 1, 10_000, 10_001, 20_000, 20_001)] == [
         *(False, True, True, False, False, True)
     ]
@@ -46,35 +40,35 @@ def test_a_part_between_two_joins_them() -> None:
     arrival = Arrival(9 << PLACE_BITS)
     for low, high in ((0, 5), (10, 15), (3, 12)):
         end(arrival, low, high)
-    assert len(arrival.given) == 1
+    assert len(arrival.places.given) == 1
     assert was_given(arrival, 1) and was_given(arrival, 15) and not was_given(arrival, 16)
 
 
 def test_what_an_old_home_had_directly_is_told_once() -> None:
     arrival = Arrival(9 << PLACE_BITS)
     for number in (5, 3, 9):
-        arrival.add_had(OLD, 4, ORIGIN, number)
-    assert arrival.had == {(OLD, ORIGIN): (4, 5)}
-    again = unpack_arrival(arrival.pack())
-    assert again.had == arrival.had and again.pack() == arrival.pack()
+        arrival.direct.add_giver(OLD, 4, ORIGIN, number)
+    assert arrival.direct.givers == {(OLD, ORIGIN): (4, 5)}
+    again = unpack_arrival(pack_arrival(arrival))
+    assert again.direct.givers == arrival.direct.givers and pack_arrival(again) == pack_arrival(arrival)
     place = (3 << PLACE_BITS) + 1
-    assert again.had_directly(OTHER, ORIGIN, 5, place) and not again.had_directly(OLD, ORIGIN, 5, place)
+    assert again.direct.gives_later(OTHER, ORIGIN, 5, place) and not again.direct.gives_later(OLD, ORIGIN, 5, place)
 
 
 def test_what_an_old_home_has_given_to_another_comes_from_there() -> None:
     """Though it had that directly itself: it has it no more, and its place says whose it was."""
     arrival = Arrival(9 << PLACE_BITS)
-    arrival.add_had(OLD, 4, ORIGIN, 5)
-    assert not arrival.had_directly(OTHER, ORIGIN, 6, (4 << PLACE_BITS) + 1)
-    assert arrival.had_directly(OTHER, ORIGIN, 6, (3 << PLACE_BITS) + 1)
+    arrival.direct.add_giver(OLD, 4, ORIGIN, 5)
+    assert not arrival.direct.gives_later(OTHER, ORIGIN, 6, (4 << PLACE_BITS) + 1)
+    assert arrival.direct.gives_later(OTHER, ORIGIN, 6, (3 << PLACE_BITS) + 1)
 
 
 def test_what_two_old_homes_had_directly_the_later_one_gives() -> None:
     arrival = Arrival(9 << PLACE_BITS)
-    arrival.add_had(OLD, 4, ORIGIN, 5)
-    arrival.add_had(OTHER, 5, ORIGIN, 6)
-    assert arrival.had_directly(OLD, ORIGIN, 7, (4 << PLACE_BITS) + 1)
-    assert not arrival.had_directly(OTHER, ORIGIN, 7, (5 << PLACE_BITS) + 1)
+    arrival.direct.add_giver(OLD, 4, ORIGIN, 5)
+    arrival.direct.add_giver(OTHER, 5, ORIGIN, 6)
+    assert arrival.direct.gives_later(OLD, ORIGIN, 7, (4 << PLACE_BITS) + 1)
+    assert not arrival.direct.gives_later(OTHER, ORIGIN, 7, (5 << PLACE_BITS) + 1)
 
 
 def came_later(arrival: Arrival, counter: int, number: int) -> bool:
@@ -88,22 +82,23 @@ def test_what_a_later_home_had_directly_no_older_one_needs_to_give() -> None:
     """Whoever told of that one: it may have given everything away, and be over."""
     arrival = Arrival(9 << PLACE_BITS)
     for counter, number in ((4, 5), (6, 9)):
-        arrival.add_direct(ORIGIN, counter, number)
-    again = unpack_arrival(arrival.pack())
-    assert again.direct == arrival.direct and not again.had and again.pack() == arrival.pack()
+        arrival.direct.add(ORIGIN, counter, number)
+    again = unpack_arrival(pack_arrival(arrival))
+    assert again.direct.known == arrival.direct.known and not again.direct.givers
+    assert pack_arrival(again) == pack_arrival(arrival)
     assert [came_later(again, 3, number) for number in (4, 5, 9)] == [False, True, True]
     assert [came_later(again, 5, number) for number in (5, 8, 9)] == [False, False, True]
     assert not came_later(again, 6, 9)
     # Nobody needs to know of a home after which, or with which, another one had as much.
-    arrival.add_direct(ORIGIN, 5, 9)
-    assert arrival.direct == {ORIGIN: {4: 5, 6: 9}}
-    arrival.add_direct(ORIGIN, 7, 5)
-    assert arrival.direct == {ORIGIN: {7: 5}}
+    arrival.direct.add(ORIGIN, 5, 9)
+    assert arrival.direct.known == {ORIGIN: {4: 5, 6: 9}}
+    arrival.direct.add(ORIGIN, 7, 5)
+    assert arrival.direct.known == {ORIGIN: {7: 5}}
 
 
 def test_what_older_homes_had_directly_is_told_but_not_of_filters_that_came_late() -> None:
     arrival = Arrival(9 << PLACE_BITS)
-    arrival.add_direct(ORIGIN, 4, 5)
+    arrival.direct.add(ORIGIN, 4, 5)
     arrival.set_cut(ORIGIN, 20)
     assert arrival.told_direct(9) == [(4, ORIGIN, 5), (9, ORIGIN, 20)]
     late = Cuts([b"late"])
@@ -116,8 +111,8 @@ def test_what_older_homes_had_directly_is_told_but_not_of_filters_that_came_late
 def test_of_homes_that_had_everything_directly_not_all_are_remembered_for_ever() -> None:
     arrival = Arrival(9 << PLACE_BITS)
     for number in range(1, 1000):
-        arrival.add_direct(ORIGIN, number, number)
-    assert len(arrival.direct[ORIGIN]) == DIRECT_MAX
+        arrival.direct.add(ORIGIN, number, number)
+    assert len(arrival.direct.known[ORIGIN]) == DIRECT_MAX
     assert came_later(arrival, 0, 1) and came_later(arrival, DIRECT_MAX - 1, 2000)
 
 
@@ -126,7 +121,7 @@ def test_of_what_came_directly_only_what_was_not_given_away_is_here() -> None:
     arrival = Arrival(9 << PLACE_BITS)
     arrival.direct_from = 5 << PLACE_BITS
     arrival.kept = {ORIGIN: 7}
-    arrival = unpack_arrival(arrival.pack())
+    arrival = unpack_arrival(pack_arrival(arrival))
     place = (5 << PLACE_BITS) + 1
     assert [arrival.has_had(arrival.cuts, ORIGIN, number, place) for number in (6, 7, 8)] == [False, True, True]
     assert not arrival.has_had(arrival.cuts, OTHER, 99, place)
@@ -161,7 +156,7 @@ def test_what_a_later_home_had_waits_for_an_older_one_of_which_it_told() -> None
     third.introduce(OLD, 2)
     third.inherit(OTHER, 2)
     third.set_cut(ORIGIN, 5)
-    third = unpack_arrival(third.pack())
+    third = unpack_arrival(pack_arrival(third))
     assert third.gate() == first_place_of(2)
     third.donors[OTHER].passed[ORIGIN] = 5
     assert third.gate() == first_place_of(3)
@@ -188,7 +183,7 @@ def test_old_homes_of_one_epoch_counter_have_places_of_their_own() -> None:
         places.append(third.place(donor, seq))
         donor.low, donor.watermark = seq - 1, seq
         third.end(store_id)
-        third = unpack_arrival(third.pack())
+        third = unpack_arrival(pack_arrival(third))
     assert places[0] == places[2] == seq
     assert first_place_of(1) < places[1] < first_place_of(2) and not is_legacy(places[1])
     third.introduce(ORIGIN, 2)
@@ -207,7 +202,7 @@ def test_what_an_old_home_gave_it_does_not_give_again_whatever_it_is_called() ->
         donor.low, donor.watermark, donor.gone = 0, first_place_of(1) + 10, True
         if is_over:
             arrival.end(OLD)
-            arrival = unpack_arrival(arrival.pack())
+            arrival = unpack_arrival(pack_arrival(arrival))
         arrival.introduce(OTHER, 1)
         again = arrival.donor(OTHER)
         assert arrival.was_given(OTHER, again, place)
@@ -223,16 +218,16 @@ def test_an_arrival_of_an_earlier_program_can_be_read() -> None:
     arrival.end(OLD)
     arrival.skip(OTHER, 77, 5)
     arrival.touch(b"a/b")
-    packed = arrival.pack()
+    packed = pack_arrival(arrival)
     given = OLD + bytes((0, 0, 0, 1)) + bytes(8) + (10).to_bytes(8, "big") + b"\0"
     skip = OTHER + (77).to_bytes(8, "big") + (5).to_bytes(4, "big")
     assert packed.count(given + skip) == 1
     earlier = b"\x01" + packed[1:].replace(given + skip, given[16:-1] + skip[:-4])
     read = unpack_arrival(earlier)
-    assert read.given == [(ANYBODY, 1, 0, 10, 0)]
+    assert read.places.given == [(ANYBODY, 1, 0, 10, 0)]
     assert read.skips[OTHER][0] == 77
     assert b"a/b" in read.touched
-    assert unpack_arrival(read.pack()).given == read.given
+    assert unpack_arrival(pack_arrival(read)).places.given == read.places.given
 
 
 def test_a_removed_home_goes_on_under_another_identity() -> None:
@@ -258,6 +253,6 @@ def test_of_a_client_that_goes_to_and_fro_the_latest_is_remembered() -> None:
         donor = arrival.donor(OTHER)
         donor.low, donor.watermark = first_place_of(counter), first_place_of(counter) + 10
         arrival.end(OTHER)
-    assert len(arrival.given) == GIVEN_MAX
-    assert arrival.given[-1][1] == 2 * GIVEN_MAX - 1
-    assert len(unpack_arrival(arrival.pack()).given) == GIVEN_MAX
+    assert len(arrival.places.given) == GIVEN_MAX
+    assert arrival.places.given[-1][1] == 2 * GIVEN_MAX - 1
+    assert len(unpack_arrival(pack_arrival(arrival)).places.given) == GIVEN_MAX

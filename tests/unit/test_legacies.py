@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 import pytest
 from core_helpers import Node, started_nodes
 
-from broker.core.arrival import first_place, is_legacy
 from broker.core.epoch import Epoch
 from broker.core.message import Delivery, Message
+from broker.core.places import first_place, is_legacy
 
 OLD = Epoch(2, 0, b"o" * 16)
 

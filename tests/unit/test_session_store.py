@@ -7,10 +7,10 @@ from core_helpers import STORE_ID, Node
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker.core.arrival import first_place
 from broker.core.delivery_queue import HEAD_MAX
 from broker.core.epoch import COUNTER_MAX, FIRST_EPOCH, Epoch
 from broker.core.message import Delivery, Message
+from broker.core.places import first_place
 from broker.core.retained_rows import stored_key
 from broker.core.session import Session
 from broker.core.session_store import INLINE_BYTES_MAX, LOAD_MAX, NUMBER_MAX, SessionStore

@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 from core_helpers import Client, Node, started_nodes
 
-from broker.core.arrival import PLACE_BITS, Arrival, first_place, unpack_arrival
+from broker.core.arrival import Arrival
+from broker.core.arrival_value import pack_arrival, unpack_arrival
 from broker.core.epoch import Epoch
 from broker.core.message import Message
+from broker.core.places import PLACE_BITS, first_place
 from broker.core.session import Session
 from broker.core.settings import OwnerSettings
 from broker.core.transfer import Departure
@@ -505,7 +507,7 @@ def test_what_an_old_home_passed_on_is_left_out_until_the_origin_has_come_as_far
     arrival.cuts.note_relayed(ELSEWHERE, 9)
     assert not arrival.overlaps(), "nobody knows yet whether they come directly as well"
     assert arrival.set_cut(ELSEWHERE, 3)
-    for state in (arrival, unpack_arrival(arrival.pack())):
+    for state in (arrival, unpack_arrival(pack_arrival(arrival))):
         assert state.overlaps()
         assert [state.takes(state.cuts, ELSEWHERE, number) for number in (3, 9)] == [False, False]
         assert state.overlaps()
@@ -513,7 +515,7 @@ def test_what_an_old_home_passed_on_is_left_out_until_the_origin_has_come_as_far
         assert state.overlaps()
     assert arrival.takes(arrival.cuts, ELSEWHERE, 10)
     assert not arrival.overlaps()
-    again = unpack_arrival(state.pack())
+    again = unpack_arrival(pack_arrival(state))
     assert not again.set_cut(ELSEWHERE, 10), "a mark says so as well"
     assert not again.overlaps()
     assert again.takes(again.cuts, ELSEWHERE, 10)
@@ -700,12 +702,12 @@ def test_a_stub_that_is_the_home_again_knows_what_it_and_older_homes_had(start: 
         transfers.add_donor(session, THERE, 0, node.now)
         assert session.arrival is not None
         session.arrival.set_cut(ELSEWHERE, 7)
-        session.arrival.add_direct(ELSEWHERE, 0, 3)
+        session.arrival.direct.add(ELSEWHERE, 0, 3)
         if is_over:
             transfers.end_donor(session, THERE, node.now)
         back = transfers.come_back(transfers.depart(session), Epoch(2, 0, HERE))
         assert back.arrival is not None
-        assert back.arrival.direct == {ELSEWHERE: {0: 3, 1: 7}}
+        assert back.arrival.direct.known == {ELSEWHERE: {0: 3, 1: 7}}
         assert (0, ELSEWHERE, 3) in back.arrival.told_direct(2)
 
 
