@@ -175,8 +175,9 @@ class Departures:
         )
         if leaving is not None and (is_same or take.epoch <= leaving.epoch):
             is_earlier = leaving.home == node and leaving.old_epoch < take.epoch < leaving.epoch
-            if is_earlier and not leaving.head_taken:
-                # It is the home by this epoch, though it asked under a later one as well.
+            if is_earlier and not leaving.head_taken and self._site.home(take.client_id) <= take.epoch:
+                # It is the home by this epoch, though it asked under a later one as well. Where a later one is known to
+                # be its home's, the TAKE is an old one that had to wait here.
                 self._retarget(leaving, take.epoch, True)
             elif is_same or leaving.epoch == take.epoch:
                 # It asks again: the head may have been lost.

@@ -356,6 +356,20 @@ def test_a_home_by_an_earlier_epoch_than_it_asked_for_last_is_told_under_that(st
     home.departures.validate()
 
 
+def test_an_older_take_that_waited_does_not_undo_what_the_registry_knows(start: Callable[..., Node]) -> None:
+    """Of two connections at one node the first one's TAKE has to wait here, till the second's session is known."""
+    leaver = Leaver(start())
+    later = Epoch(EPOCH.counter, 1, THERE)
+    leaver.site.homes["mover"] = later
+    leaver.departures.retarget("mover", later)
+    leaver.turn()
+    leaver.departures.take(THERE, Take("mover", EPOCH, False, None), leaver.now)
+    leaver.departures.tick(leaver.now)
+    leaver.site.sent.clear()
+    leaver.departures.flush()
+    assert [item.epoch for frame in leaver.site.sent for item in unpack_move(frame, leaver.now)] == [later]
+
+
 def test_a_member_that_comes_late_has_to_switch_and_one_that_left_has_not(start: Callable[..., Node]) -> None:
     home = Home(start(store_id=HERE))
     home.leave("one", VERSION)
