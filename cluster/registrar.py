@@ -231,7 +231,7 @@ class Registrar:
                 ready.epoch = Epoch(max(epoch, ready.epoch).counter + 1, self._stamp(), self._site.store_id())
                 self._resolve(ready, epoch, now)
             else:
-                self._finish(ready, now)
+                self._finish(ready, ready.old_home, now)
 
     def _resolve(self, waiting: Waiting, latest: Epoch, now: float) -> None:
         """Decide where the session is, by the latest epoch that is known of it, and have it or ask for it."""
@@ -248,7 +248,7 @@ class Registrar:
             if gone and self._departures.come_back(event.client_id, waiting.epoch):
                 self._arrivals.watch(event.client_id)
                 self._notices.append(f"session of {event.client_id!r} is back before it was all elsewhere")
-            self._finish(waiting, now)
+            self._finish(waiting, b"", now)
         elif self._site.is_running(latest.store_id):
             waiting.old_home = latest.store_id
             take = Take(event.client_id, waiting.epoch, event.clean_start, event.user_name)
@@ -283,9 +283,11 @@ class Registrar:
                 # Its home is known, and what it has is not.
                 self._refuse(waiting, Reason.SERVER_UNAVAILABLE, now)
                 return
-        self._finish(waiting, now)
+        # The home was asked if it was not missed yet, and nobody knows whether it heard that.
+        self._finish(waiting, b"", now)
 
-    def _finish(self, waiting: Waiting, now: float) -> None:
+    def _finish(self, waiting: Waiting, told: bytes, now: float) -> None:
+        """Attach the client, and give the turn back; `told` is the old home that was asked and has answered, if any."""
         assert waiting.epoch is not None
         event = waiting.event
         epoch = NO_EPOCH
@@ -297,7 +299,7 @@ class Registrar:
             epoch = session.epoch
             if event.clean_start:
                 # Otherwise what waits for the client at a node that is away would come with that.
-                self._end_older(event.client_id, epoch, waiting.old_home)
+                self._end_older(event.client_id, epoch, told)
             self._departures.follow(session, now)
         del self._waiting[event.connection]
         del self._by_client[event.client_id]

@@ -45,7 +45,7 @@ def test_a_connack_before_the_head_is_here_is_caught(monkeypatch):
     def answer_at_once(self, waiting, latest, now):
         resolve(self, waiting, latest, now)
         if waiting.event.connection in self._waiting:
-            self._finish(waiting, now)
+            self._finish(waiting, b"", now)
 
     monkeypatch.setattr(Registrar, "_resolve", answer_at_once)
     assert "was lost at" in caught()

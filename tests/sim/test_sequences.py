@@ -175,26 +175,37 @@ def test_packet_ids_are_there_before_the_client():
     a_publisher_sends_again_elsewhere()
 
 
-def a_session_began_anew_while_its_old_home_was_away():
-    """It must not rise with its old home, nor must what waited there."""
+def a_session_began_anew_while_its_old_home_was_away(is_missed=True):
+    """It must not rise with its old home, nor must what waited there.
+
+    Unless that was missed already it is asked to forget the session, and never answers.
+    """
     scene = Scene()
-    old, new, _ = scene.nodes
-    client = scene.comes("client", old, {b"a/b": 1, b"a/c": 1})
+    old, new, keeper = scene.nodes
+    client = scene.comes(kept_by(scene, keeper, new), old, {b"a/b": 2, b"a/c": 1})
     scene.goes(client)
     scene.publish(scene.comes("publisher", old), b"a/b", 1, 3)
-    scene.crash(old)
+    other = scene.comes("other publisher", new)
+    if is_missed:
+        scene.crash(old)
+    else:
+        old.kill()
     scene.connect(client, new, clean=True)
     assert not client.session_present
+    # This waits for the old home as well, as its session was not over there.
+    payloads = scene.publish(other, b"a/b", 2)
     scene.start(old)
     scene.run(5.0)
-    assert scene.homes("client") == [new]
-    assert scene.payloads(client) == []
+    assert scene.homes(client.client_id) == [new]
+    assert scene.payloads(client) == payloads
+    assert scene.copies(client) == 1
     assert old.core.owner.counts()["queued_messages"] == 0
     assert [node.core.mesh.registry.own_ended() for node in scene.nodes] == [[], [], []]
 
 
-def test_a_clean_start_ends_what_is_away():
-    a_session_began_anew_while_its_old_home_was_away()
+@pytest.mark.parametrize("is_missed", [True, False])
+def test_a_clean_start_ends_what_is_away(is_missed):
+    a_session_began_anew_while_its_old_home_was_away(is_missed)
 
 
 @pytest.mark.parametrize("waits", [False, True])
