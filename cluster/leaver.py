@@ -181,8 +181,15 @@ class Leaver:
         count = job.may_close(self._owner.draining.online(), now) if known or now >= self._close_at else 0
         if count:
             self._owner.draining.close(count, self._reference(), now)
+        only_stubs = job.state == State.LEAVING
         if job.state in (State.WAITING, State.MIGRATING):
-            job.tick(self._census(job.wants_messages(now)), now)
+            census = self._census(job.wants_messages(now))
+            only_stubs = not census.queues()
+            job.tick(census, now)
+        if only_stubs:
+            # Stubs at most, which wait for members that are down. They end with this node, and all that run know where
+            # their sessions are: what waits for their groups is for members elsewhere.
+            self._owner.draining.leave_groups(now)
         # A client whose CONNECT has waited since before would publish what nobody takes from this node any more.
         self._moving.registrar.set_open(job.state not in (State.LEAVING, State.LEFT), now)
         if job.state == State.DONATING and now >= self._donate_at:
@@ -221,8 +228,8 @@ class Leaver:
         moving = self._departing() if self.job.order.targets else draining.moving()
         unfinished = 0
         if not online + offline + moving:
-            unfinished = draining.wills() + draining.groups_to_give(not self.job.order.targets)
-            unfinished += self._mesh.unacknowledged()
+            unfinished = draining.wills() + draining.stubs_in_groups()
+            unfinished += draining.groups_to_give(not self.job.order.targets) + self._mesh.unacknowledged()
         return Census(
             online,
             offline,

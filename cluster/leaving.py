@@ -23,7 +23,9 @@ The listeners accept again only in IDLE. Nothing is here any more when there is 
 waits and no forward that is not acknowledged, and the other members know all that this node said of its sessions.
 
 A member that is down holds everything up: it may have messages for queues that have moved, and can't be told. So the
-job fails when one is down for MISSING_S, unless the order names targets; then whoever is down finds out by itself.
+job fails when one is down for MISSING_S, unless the order names targets; then whoever is down finds out by itself. The
+stubs that wait for it are no members of shared groups any more once nothing else is here, so that what waits for those
+goes to the members elsewhere, and nobody chooses this node for it.
 
 Invariant: the state is stored before anything comes of it.
 """

@@ -1,7 +1,7 @@
 """Draining: what is still at a node that is to give everything away, and the end of its clients' connections.
 
-Owns nothing: it counts what the owner's parts have, and closes connections as the owner does. Why, and where everything
-goes, is the cluster's business.
+Owns nothing: it counts what the owner's parts have, and closes connections and ends memberships of groups as the owner
+does. Why, and where everything goes, is the cluster's business.
 """
 
 from collections.abc import Callable, Iterator
@@ -56,6 +56,16 @@ class Draining:
     def groups_to_give(self, waits: bool) -> int:
         """Return how many of those are for other nodes; with `waits` those, too, that may turn out to be."""
         return self._groups.to_give(waits)
+
+    def stubs_in_groups(self) -> int:
+        """Return how many sessions on their way to another node are members of shared groups here."""
+        return sum(1 for departure in self._transfers.departures.values() if departure.session.groups)
+
+    def leave_groups(self, now: float) -> None:
+        """Let those be members no more, so that nothing waits for them and nobody chooses this node for them."""
+        for departure in self._transfers.departures.values():
+            for group in list(departure.session.groups):
+                self._groups.leave(departure.session, group.shared_filter, now)
 
     def online(self) -> int:
         """Return how many sessions have a client."""

@@ -103,8 +103,10 @@ class Groups:
         self._note(group)
 
     def leave(self, session: Session, shared_filter: bytes, now: float) -> None:
-        """A session is no member any more."""
-        group = self.all[shared_filter]
+        """A session is no member any more; nothing, if it was none."""
+        group = self.all.get(shared_filter)
+        if group is None or session not in group.members:
+            return
         group.remove_member(session)
         if group.members:
             self._dispatcher.member_gone(group, now)

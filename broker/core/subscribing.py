@@ -168,6 +168,12 @@ class Subscribing:
             self._routes.remove(topic_filter, session)
             self._count_wish(topic_filter, session, -1)
 
+    def join_groups(self, session: Session) -> None:
+        """Make a session a member of all groups that it subscribes to."""
+        for topic_filter, wanted in session.subscriptions.items():
+            if topic_filter.startswith(SHARE_PREFIX):
+                self.groups.join(session, topic_filter, wanted)
+
     def end_session(self, session: Session, now: float) -> None:
         """Forget every subscription of a session that ends; what is stored of it is the caller's to delete."""
         filters = list(session.subscriptions)

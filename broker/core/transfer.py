@@ -9,7 +9,8 @@ Theory of operation
 At the old home `depart` freezes a session: it has no connection any more, is not in the owner's sessions, and stays as
 a stub. Its subscriptions go on matching; what they match is stored behind what is there already. `head` is what has to
 be at the new home before the client may go on; `read` returns the deliveries in the order of their places, those in
-flight first; `confirm` deletes what the new home has committed. `end_departure` removes the stub.
+flight first; `confirm` deletes what the new home has committed. `end_departure` removes the stub. Until then
+it is a member of its shared groups, unless its node leaves (see `draining`).
 
 At the new home `begin_arrival` makes the session from the head, and `accept` takes deliveries, whatever comes twice or
 came directly left out. The client is attached when those in flight are there. An `Arrival` says what the session gets
@@ -287,6 +288,7 @@ class Transfers:
         arrival.kept = self._kept(departure)
         arrival.first_seq = first_place(epoch)
         session.epoch = epoch
+        self._subscribing.join_groups(session)
         # The other home may have had the session, and the client may hold ids that it used.
         session.inflight.next_id = first_packet_id(epoch)
         session.next_seq = max(session.next_seq, first_place(epoch) + 1)

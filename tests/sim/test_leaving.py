@@ -318,6 +318,84 @@ def test_what_a_leaving_node_kept_for_a_group_of_one_that_is_down_is_handed_over
     assert heard_by(plain) == sorted(payloads)
 
 
+@pytest.mark.parametrize("force", [False, True])
+def test_what_waits_in_a_group_is_not_kept_for_a_stub_that_waits_for_a_member_which_is_down(force):
+    """The stub ends with the node that leaves; the member of the group is where its session is."""
+    test = LeaveWorld(seed=15)
+    node, one, two = test.nodes
+    worker = make_worker(test, node)
+    publisher = test.publisher(node)
+    payloads = publish_to_group(test, publisher, 5)
+    publisher.comes_back = False
+    dead(test, two)
+    if not force:
+        # An order that is taken up again does not wait for ever.
+        assert test.leave_and_wait(one, node, targets=("node2@h",), timeout_s=1).exit_code == 1
+    done = test.leave_and_wait(one, node, targets=("node2@h",), force=force, timeout_s=1)
+    assert (done.exit_code, done.text) == (0, "Done")
+    assert in_groups(one) == 5
+    two.start()
+    test.wait(lambda: test.whole() and len(two.core.mesh.peers) == 1, "the return")
+    work_off(test, [worker], two, len(payloads))
+    assert heard_by(worker) == sorted(payloads)
+
+
+def in_groups(node):
+    """Return how many messages wait in the groups of a node."""
+    return node.core.owner.draining.in_groups()[0]
+
+
+def test_nobody_chooses_a_node_that_leaves_for_a_group_of_which_it_has_stubs():
+    test = LeaveWorld(seed=16, count=4)
+    node, one, other, two = test.nodes
+    worker = make_worker(test, node)
+    publisher = test.publisher(other)
+    dead(test, two)
+    # It goes on telling the others that it leaves for a while.
+    test.world.network.lose_frame = lambda frame: frame[1] == FrameType.MEMBERS
+    command = test.leave(one, node, targets=("node2@h",), force=True)
+    test.wait(lambda: node.core.leaver.job.state == State.LEAVING, "the end of all that it had")
+    assert node.core.owner.transfers.departures
+    payloads = publish_to_group(test, publisher, 20)
+    assert in_groups(one) == 20
+    test.world.network.lose_frame = None
+    test.wait(command.is_over, "the leave")
+    work_off(test, [worker], one, len(payloads))
+    assert heard_by(worker) == sorted(payloads)
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_a_stub_that_left_its_groups_is_a_member_again_when_its_session_is_back(restarts):
+    test = LeaveWorld(seed=17)
+    node, one, two = test.nodes
+    worker = make_worker(test, node)
+    publisher = test.publisher(one)
+    payloads = publish_to_group(test, publisher, 5)
+    dead(test, two)
+    # What waits for the group is not acknowledged, which holds the node back.
+    test.world.network.lose_frame = lambda frame: frame[1] == FrameType.FORWARDS and CREW in frame
+    test.leave(one, node, targets=("node2@h",), force=True)
+    stubs = node.core.owner.transfers.departures
+    test.wait(lambda: stubs and not node.core.owner.draining.stubs_in_groups(), "the end of its membership")
+    assert not in_groups(node)
+    if restarts:
+        node.kill()
+        node.start()
+        test.wait(lambda: test.whole() and not node.core.owner.draining.stubs_in_groups(), "its end once more")
+    test.wait(lambda: not has_part(one, node, CREW), "the news of its end")
+    assert test.leave_and_wait(one, node, Verb.ABORT).exit_code == 0
+    test.world.network.lose_frame = None
+    work_off(test, [worker], node, len(payloads))
+    worker.comes_back = False
+    worker.disconnect(False)
+    two.start()
+    test.wait(lambda: test.whole() and has_part(two, node, CREW), "the news that it is a member again")
+    payloads += publish_to_group(test, test.publisher(two, "another"), 5)
+    assert in_groups(node) == 5
+    work_off(test, [worker], node, len(payloads))
+    assert heard_by(worker) == sorted(payloads)
+
+
 def test_what_was_kept_for_a_group_of_a_dead_node_goes_to_the_group():
     test = LeaveWorld(seed=14)
     node, one, two = test.nodes
