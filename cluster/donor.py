@@ -3,6 +3,7 @@
 Owns the change of such a store into one that may join: under another identity, as the old one never comes back. Its
 sessions have later homes by now, at which they are offered as after a partition: what they have queued here goes in
 front, and what was there before is known by its id. A session that has no other home is over, and stays where it is.
+What waits in shared groups goes to the members elsewhere.
 
 What the cluster has taken over by itself goes: retained messages, which may have been deleted since, and wills.
 Messages for other members that had not reached them stay, and are sent.

@@ -42,7 +42,7 @@ REFERENCE_S: Final = 1.0
 # A listed target or session more does not help anybody to decide.
 DRY_RUN_LINES_MAX: Final = 100
 
-GIVING: Final = (State.WAITING, State.MIGRATING, State.LEAVING)
+GIVING: Final = (State.WAITING, State.MIGRATING, State.LEAVING, State.DONATING)
 BUSY: Final = (State.DRAINING_LISTENERS, State.WAITING, State.FAILED_WITH_QUEUES, State.MIGRATING, State.LEAVING)
 
 
@@ -348,7 +348,11 @@ class Leaver:
         draining = self._owner.draining
         left = [session for session in draining.all() if len(registry.homes(session.client_id)) > 1]
         count = len(left) + draining.moving()
-        self._given = 0 if count or mesh.unacknowledged() else self._given + 1
+        if not count:
+            # The sessions that stay are over: what waits for groups is not for them.
+            draining.leave_groups(now)
+        is_given = not (count or draining.groups_to_give(True) or mesh.unacknowledged())
+        self._given = self._given + 1 if is_given else 0
         if count or self._given >= GIVEN_LOOKS:
             messages = sum(len(session.queue) + len(session.inflight) for session in left)
             self.job.donated(self._moving.departures.moved, count, messages, now)

@@ -62,10 +62,11 @@ class Draining:
         return sum(1 for departure in self._transfers.departures.values() if departure.session.groups)
 
     def leave_groups(self, now: float) -> None:
-        """Let those be members no more, so that nothing waits for them and nobody chooses this node for them."""
-        for departure in self._transfers.departures.values():
-            for group in list(departure.session.groups):
-                self._groups.leave(departure.session, group.shared_filter, now)
+        """Let no session that is left here be a member: nothing waits for it, and nobody chooses this node for it."""
+        stubs = [departure.session for departure in self._transfers.departures.values()]
+        for session in [*self._sessions.values(), *stubs]:
+            for group in list(session.groups):
+                self._groups.leave(session, group.shared_filter, now)
 
     def online(self) -> int:
         """Return how many sessions have a client."""

@@ -722,6 +722,45 @@ def test_the_queues_of_a_removed_node_are_recovered_in_front_and_not_doubled(see
     assert len(back.inbox.arrivals) == 5 == len(back.inbox.copies)
 
 
+@pytest.mark.parametrize("bytes_max", [-1, 1_500])
+def test_what_waits_in_a_group_of_a_donor_goes_to_its_members_though_one_is_over(bytes_max):
+    """Nor does it wait until there is room elsewhere."""
+    test = LeaveWorld(seed=310, max_queued_bytes=bytes_max)
+    node, one, two = test.nodes
+    workers = [make_worker(test, each) for each in test.nodes]
+    over = Client(test.world, test.ledger, "over", node, 5, True, {CREW: 1})
+    over.comes_back = False
+    over.connect()
+    test.wait(lambda: over.subscribed, "another member of the group")
+    over.disconnect(False)
+    test.world.run(0.5)
+    payloads = [
+        payload
+        for number, each in enumerate((one, two, node))
+        for payload in publish_to_group(test, test.publisher(each, f"publisher {number}"), 150)
+    ]
+    assert [in_groups(each) for each in test.nodes] == [150, 150, 150]
+    test.clients[-1].comes_back = False
+    dead(test, node)
+    assert test.leave_and_wait(one, node).exit_code == 0
+    over.home = two
+    over.wanted = {}
+    over.persistent = False
+    over.connect(True)
+    test.wait(lambda: over.state == ONLINE, "a clean start")
+    over.disconnect(False)
+    test.wait(lambda: over.state == OFFLINE, "its end")
+    node.start()
+    test.wait(lambda: node.name in test.gone, "the news of its removal")
+    for each, other in ((one, two), (two, one)):
+        assert each.core.mesh.interest.group(CREW).parts[other.name].full == (bytes_max > 0)
+    test.recover(node)
+    test.wait(lambda: node.name in test.gone, "the end of the donation")
+    assert in_groups(one) + in_groups(two) == 450
+    work_off(test, workers, two, len(payloads))
+    assert heard_by(*workers) == sorted(payloads)
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_what_was_kept_for_a_dead_node_does_not_go_to_sessions_that_began_anew(seed):
     """Their clients may have had it at other homes, and gave up all that was for them."""
