@@ -30,9 +30,10 @@ Each old home (a donor) numbers its deliveries by their places, so its `watermar
 Several old homes may have the same delivery: a stub deletes what the next home has committed when it hears of it, which
 it may not have. So the next home says how far it had taken from others (`skips`); that counts for none of those that
 has been the home again since, as it may have got back what it gave. And what comes in a place of a stub's own that the
-stub has given already (`low` to `watermark`, or in `places` when it is over) is left out. What an origin sends to two
-old homes, since it has heard of nothing yet, has a place of its own at each: while there are several, the ids of what
-they gave are remembered, until a restart.
+stub has given already (`low` to `watermark`, or in `places` before that and when it is over) is left out. What was
+skipped it has not given: that comes from the one that had taken it, in the same places. What an origin sends to two old
+homes, since it has heard of nothing yet, has a place of its own at each: while there are several, the ids of what they
+gave are remembered, until a restart.
 
 What an old home had directly (`givers`) and has not given away it gives itself: what has a place of an older home is
 left out. When it has given that away, or is not heard of any more, a still older home and who kept something for that
@@ -310,6 +311,8 @@ class Arrival:
         if donor is None or not donor.gone or store_id in self.donors:
             return False
         del self.donors[former]
+        if former in self.skips:
+            self.skips[store_id] = self.skips.pop(former)
         donor.gone = False
         donor.present = True
         self.donors[store_id] = donor
@@ -318,9 +321,27 @@ class Arrival:
     def end(self, store_id: bytes) -> None:
         """An old home has said its last word."""
         donor = self.donors.pop(store_id, None)
-        if donor is not None and donor.low >= 0:
-            giver = ANYBODY if donor.gone else store_id
-            self.places.add(giver, donor.counter, donor.low, donor.watermark, donor.rival)
+        if donor is None or donor.low < 0:
+            return
+        giver = store_id
+        if donor.gone:
+            giver = ANYBODY
+            self.places.lose_name(store_id, donor.counter)
+        self.places.add(giver, donor.counter, donor.low, max(donor.low, donor.watermark), donor.rival)
+
+    def begin_part(self, store_id: bytes, donor: Donor, after: int) -> None:
+        """An old home gives what follows a place there.
+
+        What another one had taken of that is left out, and comes from that one in the same places: it does not count as
+        given by this one, as what came before it does.
+        """
+        if donor.low < 0:
+            donor.low = after
+        skipped = self.skips[store_id][0] if store_id in self.skips else 0
+        if skipped > donor.watermark:
+            if donor.low < donor.watermark:
+                self.places.add(store_id, donor.counter, donor.low, donor.watermark, donor.rival)
+            donor.low = max(donor.low, skipped)
 
     def come_back(self, epoch: Epoch, place: int) -> None:
         """The session, which was here by an epoch, is back: what it gave up to this place another home has, and gives.

@@ -5,8 +5,8 @@ So what an older home gave is in front of what a later one did, and a delivery k
 Homes of the same epoch counter, which a partition makes, would give the same places: all but one have theirs put below
 that one's, a range each.
 
-`GivenPlaces` remembers, for one session, which places old homes gave that are over, and which ranges rivals have. It
-knows nothing of messages: `arrival` asks it.
+`GivenPlaces` remembers, for one session, which places old homes gave that are over, or that left something out since,
+and which ranges rivals have. It knows nothing of messages: `arrival` asks it.
 """
 
 from typing import Final, final
@@ -48,7 +48,7 @@ def is_legacy(seq: int) -> bool:
 
 @final
 class GivenPlaces:
-    """What old homes of one session gave that are over, and the ranges of rivals.
+    """What old homes of one session gave that are over or left something out since, and the ranges of rivals.
 
     `given` are (old home, epoch counter, low, high, range): it gave its places from behind `low` to `high`.
     """
@@ -71,6 +71,13 @@ class GivenPlaces:
             else:
                 apart.append(other)
         self.given = [*apart, (store_id, counter, low, high, its_range)][-GIVEN_MAX:]
+
+    def lose_name(self, store_id: bytes, counter: int) -> None:
+        """An old home that gave something by an epoch counter may come again under another identity."""
+        self.given = [
+            (ANYBODY if of == store_id and its_counter == counter else of, its_counter, low, high, its_range)
+            for of, its_counter, low, high, its_range in self.given
+        ]
 
     def come_back(self, epoch: Epoch, place: int) -> None:
         """The session, which was here by an epoch, is back: what it gave up to this place another home has, and gives.

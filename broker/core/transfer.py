@@ -501,8 +501,7 @@ class Transfers:
         if arrival is None:
             return 0
         donor = arrival.donor(donor_id)
-        if donor.low < 0:
-            donor.low = after
+        arrival.begin_part(donor_id, donor, after)
         queue = session.queue
         queue.rewind()
         places = [arrival.place(donor, delivery.seq) for delivery in deliveries]

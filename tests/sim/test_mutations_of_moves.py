@@ -76,6 +76,16 @@ def test_two_old_homes_that_leave_it_to_each_other_are_caught(monkeypatch):
 
 
 @interpreted
+def test_an_old_home_that_counts_as_given_what_was_left_out_of_it_is_caught(monkeypatch):
+    def begin_part(self, store_id, donor, after):
+        if donor.low < 0:
+            donor.low = after
+
+    monkeypatch.setattr(Arrival, "begin_part", begin_part)
+    fails(sequences.a_home_does_not_know_what_the_next_one_took_when_the_session_moves_on)
+
+
+@interpreted
 def test_a_new_home_that_knows_no_packet_ids_is_caught(monkeypatch):
     begin = Transfers.begin_arrival
 

@@ -802,8 +802,55 @@ def is_deliveries(frame):
     return all(item.kind == DELIVERIES for item in unpack_move(frame, 0.0))
 
 
+def first_part():
+    """Return what says whether a frame is the first that has a part of a session's queue."""
+    parts = []
+
+    def is_first(frame):
+        if not parts and is_deliveries(frame):
+            parts.append(frame)
+            return True
+        return False
+
+    return is_first
+
+
 def test_a_session_that_moves_on_keeps_its_order():
     a_session_moves_on_before_its_first_home_has_given_all()
+
+
+def a_home_does_not_know_what_the_next_one_took_when_the_session_moves_on():
+    """The third home hears of that from the second one, but has it first from the first one, which is quicker."""
+    scene = Scene(settings=OwnerSettings(max_inflight_messages=1))
+    first, second, third = scene.nodes
+    client = scene.comes("client", first, {b"a/b": 1}, version=4)
+    publisher = scene.comes("publisher", third)
+    scene.goes(client)
+    sent = scene.publish(publisher, b"a/b", 1, 6, padding_bytes=1000)
+    # It acknowledges nothing, so that the queue moves.
+    client.inbox.ack_delay_s = 5.0
+    lose(scene, FrameType.MOVE_ACK)
+    scene.connect(client, second)
+    scene.until(lambda: len(second.core.owner.session("client").queue) == 5)
+    scene.goes(client, True)
+    client.inbox.ack_delay_s = 0.0
+    scene.split([first], [second])
+    lose(scene)
+    assert len(first.core.moving.departures.leavings["client"].departure.session.queue) == 6
+    scene.until(lambda: not second.core.mesh.peers[first.name].running)
+    scene.world.network.lose_frame = first_part()
+    client.home = third
+    client.connect()
+    scene.until(lambda: len(scene.payloads(client)) == len(sent))
+    lose(scene)
+    scene.heal()
+    scene.until(lambda: not any(node.core.moving.departures.leavings for node in scene.nodes))
+    assert scene.payloads(client) == sent
+    assert scene.copies(client) == 1
+
+
+def test_what_one_old_home_leaves_to_another_that_one_gives():
+    a_home_does_not_know_what_the_next_one_took_when_the_session_moves_on()
 
 
 def a_session_goes_to_and_fro_before_any_move_is_over(times):

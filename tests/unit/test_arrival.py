@@ -1,5 +1,7 @@
 """broker.core.arrival: what a session remembers of old homes stays small however often they come again."""
 
+import pytest
+
 from broker.core.arrival import Arrival
 from broker.core.arrival_value import pack_arrival, unpack_arrival
 from broker.core.cuts import Cuts
@@ -210,6 +212,54 @@ def test_what_an_old_home_gave_it_does_not_give_again_whatever_it_is_called() ->
         assert arrival.place(again, place + 6) == place + 6
 
 
+def left_out(place: int, taken: int) -> Arrival:
+    """One old home gives from a place of its own to the 60th; another says that it had taken everything to a place."""
+    arrival = Arrival(first_place_of(3))
+    arrival.introduce(OLD, 1)
+    arrival.introduce(OTHER, 2)
+    own = first_place_of(1)
+    old = arrival.donor(OLD)
+    arrival.begin_part(OLD, old, own)
+    old.watermark = own + place
+    arrival.skip(OLD, own + taken, 2)
+    arrival.begin_part(OLD, old, own + place)
+    old.watermark = own + 60
+    return arrival
+
+
+def given(arrival: Arrival, store_id: bytes) -> list[int]:
+    """Of the places of the first home return those in which everything is here, so that nobody need give it."""
+    own = first_place_of(1)
+    return [place for place in range(1, 70) if arrival.was_given(store_id, arrival.donor(store_id), own + place)]
+
+
+@pytest.mark.parametrize(
+    ("place", "taken", "of_old"),
+    [(0, 44, [*range(45, 61)]), (20, 44, [*range(1, 21), *range(45, 61)]), (50, 44, [*range(1, 61)])],
+)
+def test_what_was_left_out_of_one_old_home_comes_from_the_other_that_had_it(
+    place: int, taken: int, of_old: list[int]
+) -> None:
+    arrival = left_out(place, taken)
+    assert given(arrival, OTHER) == of_old
+    assert set(range(1, taken + 1)) <= set(given(arrival, OLD))
+    assert given(unpack_arrival(pack_arrival(arrival)), OTHER) == of_old
+    # Another part changes nothing.
+    arrival.begin_part(OLD, arrival.donor(OLD), first_place_of(1) + 60)
+    arrival.end(OLD)
+    assert given(arrival, OTHER) == given(unpack_arrival(pack_arrival(arrival)), OTHER) == of_old
+
+
+def test_a_removed_home_that_left_something_out_is_no_rival_of_what_it_was() -> None:
+    arrival = left_out(20, 44)
+    arrival.donor(OLD).gone = True
+    arrival.end(OLD)
+    arrival.introduce(THIRD, 1)
+    assert given(arrival, THIRD) == [*range(1, 21), *range(45, 61)]
+    place = first_place_of(1) + 30
+    assert arrival.place(arrival.donor(THIRD), place) == place
+
+
 def test_an_arrival_of_an_earlier_program_can_be_read() -> None:
     arrival = Arrival(9 << PLACE_BITS)
     arrival.introduce(OLD, 1)
@@ -239,8 +289,10 @@ def test_a_removed_home_goes_on_under_another_identity() -> None:
     arrival.donors[OLD].present = False
     arrival.donor(OTHER)
     assert not arrival.come_again(OLD, OTHER), "that one has given something of its own"
+    arrival.skip(OLD, 9, 2)
     assert arrival.come_again(OLD, THIRD)
     assert list(arrival.donors) == [OTHER, THIRD]
+    assert arrival.skips == {THIRD: (9, 2)}, "another one had taken more of it"
     again = arrival.donors[THIRD]
     assert (again.watermark, again.gone, again.present) == (7, False, True)
 
