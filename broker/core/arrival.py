@@ -24,7 +24,8 @@ perhaps, overlaps with that: the arrival is not over before the direct way has c
 What a later home had directly has higher places in the queue than all that comes from older ones. It waits behind the
 gate while an origin's messages come directly and an old home before it has not said that it has passed on everything
 below the cut (`passed`). An old home that is not there holds up nobody. What another old home gives waits only so long
-for one before it, and for one of which only that has told, as it was still to give something (`inherited`).
+for one before it, and for one of which only that has told, as it was still to give something (`inherited`). What it
+gives behind that which a later one had taken of it is younger than that, and waits for that one to give it.
 
 Each old home (a donor) numbers its deliveries by their places, so its `watermark` is the last place that was taken.
 Several old homes may have the same delivery: a stub deletes what the next home has committed when it hears of it, which
@@ -54,7 +55,7 @@ what the others had heard of it. What only filters match that came in this way (
 such filters have cuts of their own.
 
 Invariant: the gate is closed exactly while a donor that is there has not passed on everything below a cut, and at the
-first place that a home after it gave.
+first place that a home after it gave; or has not given what it had taken of another one, and behind that.
 """
 
 from collections.abc import Iterable
@@ -290,7 +291,7 @@ class Arrival:
 
     def holds_old(self) -> bool:
         """Say whether what an old home gives may have to wait for another one before it."""
-        return any(donor.before < self.first_seq for donor in self.donors.values())
+        return any(donor.before < self.first_seq for donor in self.donors.values()) or bool(self.places_taken())
 
     def hold_new_only(self) -> list[bytes]:
         """Let nothing that an old home gave wait any more; return the old homes that were not heard of themselves."""
@@ -437,8 +438,25 @@ class Arrival:
     def gate(self) -> int:
         """Return the place from which on everything has to wait, 0 for none."""
         waits_for = self.waits_for()
-        gate = NOWHERE
+        gate = min([place + 1 for place in self.places_taken()], default=NOWHERE)
         for donor in self.donors.values():
             if donor.present and not all(cuts.are_passed(donor.passed) for cuts in waits_for):
                 gate = min(gate, donor.before, self.first_seq)
         return 0 if gate == NOWHERE else gate
+
+    def places_taken(self) -> list[int]:
+        """Return up to which places of others an old home, which is there, had taken what it has not given yet.
+
+        What those give behind is younger. One that has passed on anything has given all that it had taken before.
+        """
+        taken = []
+        for store_id, (place, counter) in self.skips.items():
+            of = self.donors.get(store_id)
+            if of is not None and of.rival:
+                # It has other places here.
+                continue
+            for donor in self.donors.values():
+                waits = donor.present and donor.before != NOWHERE and not donor.passed
+                if waits and donor.counter == counter and donor.watermark < place:
+                    taken.append(place)
+        return taken

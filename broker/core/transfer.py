@@ -544,7 +544,7 @@ class Transfers:
             self._store.put_delivery(session.number, delivery)
             queue.insert(delivery.seq, delivery.size)
             self._dispatcher.counters.queue_message_in += 1
-        self._changed[session] = True
+        self._update(session, arrival, now)
         attachment = session.attachment
         if attachment is not None:
             self._dispatcher.drain(attachment, now)

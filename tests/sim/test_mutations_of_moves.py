@@ -86,6 +86,12 @@ def test_an_old_home_that_counts_as_given_what_was_left_out_of_it_is_caught(monk
 
 
 @interpreted
+def test_an_old_home_that_does_not_wait_for_what_another_took_of_it_is_caught(monkeypatch):
+    monkeypatch.setattr(Arrival, "places_taken", lambda self: [])
+    fails(sequences.an_old_home_has_more_than_the_next_one_took_when_the_session_moves_on)
+
+
+@interpreted
 def test_a_new_home_that_knows_no_packet_ids_is_caught(monkeypatch):
     begin = Transfers.begin_arrival
 

@@ -853,6 +853,43 @@ def test_what_one_old_home_leaves_to_another_that_one_gives():
     a_home_does_not_know_what_the_next_one_took_when_the_session_moves_on()
 
 
+def an_old_home_has_more_than_the_next_one_took_when_the_session_moves_on():
+    """Its own publishers go on, as it does not know of the next home. The third hears from that one last."""
+    scene = Scene()
+    first, second, third = scene.nodes
+    client = scene.comes("client", first, {b"a/b": 1})
+    publisher = scene.comes("publisher", first)
+    scene.goes(client)
+    sent = scene.publish(publisher, b"a/b", 1, 6)
+
+    def is_arriving():
+        return second.core.owner.session("client") is not None
+
+    scene.world.network.lose_frame = lambda frame: is_deliveries(frame) or (frame[1] in TABLES and is_arriving())
+    scene.connect(client, second)
+    scene.goes(client, True)
+    lose(scene, FrameType.MOVE_ACK, *TABLES)
+    scene.until(lambda: len(second.core.owner.session("client").queue) == 6)
+    scene.split([first], [second])
+    lose(scene)
+    sent += scene.publish(publisher, b"a/b", 1, 3)
+    assert len(first.core.moving.departures.leavings["client"].departure.session.queue) == 9
+    scene.until(lambda: not second.core.mesh.peers[first.name].running)
+    scene.world.network.lose_frame = first_part()
+    client.home = third
+    client.connect()
+    scene.until(lambda: len(scene.payloads(client)) == len(sent))
+    assert scene.payloads(client) == sent
+    lose(scene)
+    scene.heal()
+    scene.until(lambda: not any(node.core.moving.departures.leavings for node in scene.nodes))
+    assert scene.copies(client) == 1
+
+
+def test_what_an_old_home_has_behind_what_another_took_does_not_come_first():
+    an_old_home_has_more_than_the_next_one_took_when_the_session_moves_on()
+
+
 def a_session_goes_to_and_fro_before_any_move_is_over(times):
     """A node is down, so all stubs last. The first home gives once more what it had given, got back and still has."""
     scene = Scene(count=4, settings=OwnerSettings(max_inflight_messages=1))

@@ -260,6 +260,25 @@ def test_a_removed_home_that_left_something_out_is_no_rival_of_what_it_was() -> 
     assert arrival.place(arrival.donor(THIRD), place) == place
 
 
+def test_what_is_behind_what_another_old_home_had_taken_waits_for_that_one() -> None:
+    arrival = left_out(0, 44)
+    other = arrival.donor(OTHER)
+    assert arrival.gate() == first_place_of(1) + 45
+    arrival.end(OLD)
+    assert arrival.gate() == first_place_of(1) + 45 and arrival.holds_old()
+    other.watermark = first_place_of(1) + 44
+    assert arrival.gate() == 0 and not arrival.holds_old()
+    other.watermark = 0
+    other.passed[ORIGIN] = 1
+    assert arrival.gate() == 0, "there was no more of it"
+    del other.passed[ORIGIN]
+    other.present = False
+    assert arrival.gate() == 0
+    other.present = True
+    arrival.hold_new_only()
+    assert arrival.gate() == 0
+
+
 def test_an_arrival_of_an_earlier_program_can_be_read() -> None:
     arrival = Arrival(9 << PLACE_BITS)
     arrival.introduce(OLD, 1)
