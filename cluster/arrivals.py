@@ -28,7 +28,7 @@ Invariants: a request is open, or has a result that was not taken; every session
 import math
 from typing import Final, final
 
-from broker.core.epoch import Epoch, pack_epoch
+from broker.core.epoch import Epoch, home_counter, pack_epoch
 from broker.core.events import NEVER_EXPIRES_S
 from broker.core.owner import QueueOwner
 from broker.core.places import NOWHERE
@@ -363,7 +363,7 @@ class Arrivals:
                 # Whether it still has that will is known when it offers the session again.
                 return
             transfers.come_again(session, item.old_epoch.store_id, node, now)
-            if transfers.add_donor(session, node, item.old_epoch.counter, now):
+            if transfers.add_donor(session, node, home_counter(item.old_epoch), now):
                 self._forget_spent(item.head, node)
                 if not self._site.has_will(node, client_id):
                     # The offer is an old one that was heard once more: the will came along with the first.
@@ -372,7 +372,7 @@ class Arrivals:
             self.watch_on(client_id)
         session = self._owner.session(client_id)
         assert session is not None
-        if self._owner.transfers.introduce(session, node, item.old_epoch.counter, item.head, self._own_cut(), now):
+        if self._owner.transfers.introduce(session, node, item.old_epoch, item.head, self._own_cut(), now):
             self.watch(client_id)
         self._note_held(session, now)
         if asked is not None and asked.is_answered_by(node, item.epoch):

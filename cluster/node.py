@@ -320,7 +320,7 @@ class NodeCore:
             # An acknowledgement of a peer may let one out that waits behind it, for what is not committed.
             return
         if mesh.take_joined():
-            owner.become_oldest()
+            owner.become_oldest(mesh.former_store() != b"")
             self.moving.joined()
         for message in mesh.take_messages():
             if isinstance(message, Message):

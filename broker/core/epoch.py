@@ -6,6 +6,10 @@ An epoch is (counter, stamp, store_id): each registration takes a counter above 
 Two that heard of the same one, in two halves of a divided cluster, have the same counter; then the later stamp of the
 hybrid clock decides, then the store_id. So any two nodes that know of the same epochs choose the same home.
 
+What a node brings along when it joins a cluster overrides nothing there: its sessions get epochs that are before all
+others. If it had been a member and was removed, it still counts which homes had a session before it and which after:
+such an epoch has the counter of that time in place of its stamp, as which it is earlier than any clock.
+
 Packed, epochs are compared as they are unpacked: where there are very many they stay packed.
 """
 
@@ -37,6 +41,18 @@ FIRST_EPOCH: Final = Epoch(1, 0, bytes(16))
 def first_epoch(utc_ms: int, store_id: bytes) -> Epoch:
     """Return the epoch of a client id's first session, which began at that time."""
     return Epoch(FIRST_EPOCH.counter, utc_ms << STAMP_LOGICAL_BITS, store_id)
+
+
+def oldest_epoch(counter: int, store_id: bytes) -> Epoch:
+    """Return the epoch of a session that a node brings along, which was its home by this counter there, 0 if never."""
+    return Epoch(FIRST_EPOCH.counter, counter, store_id)
+
+
+def home_counter(epoch: Epoch) -> int:
+    """Return by which counter the home of an epoch became that: its places begin with it."""
+    if epoch.counter == FIRST_EPOCH.counter and 0 < epoch.stamp <= COUNTER_MAX:
+        return epoch.stamp
+    return epoch.counter
 
 
 def pack_epoch(epoch: Epoch) -> bytes:

@@ -14,7 +14,7 @@ import math
 from typing import Final, final
 
 from broker.core.dispatch import Dispatcher
-from broker.core.epoch import FIRST_EPOCH, Epoch, first_epoch
+from broker.core.epoch import FIRST_EPOCH, Epoch, first_epoch, home_counter, oldest_epoch
 from broker.core.events import NEVER_EXPIRES_S, Attach
 from broker.core.places import first_place
 from broker.core.publishing import Publishing
@@ -91,10 +91,13 @@ class Lifetimes:
         if session.expires_at != 0.0:
             self._schedule(session)
 
-    def become_oldest(self) -> None:
-        """Have every session be of an earlier epoch than any that the cluster has which this node joins."""
+    def become_oldest(self, was_member: bool) -> None:
+        """Have every session be of an earlier epoch than any that the cluster has which this node joins.
+
+        `was_member` says that this node has been a member before, so that its sessions may have other homes there.
+        """
         for session in self.sessions.values():
-            session.epoch = first_epoch(0, self._store_id)
+            session.epoch = oldest_epoch(home_counter(session.epoch) if was_member else 0, self._store_id)
             if session.persistent:
                 self._store.put_session(session)
             self._rows.tell(session)

@@ -324,10 +324,10 @@ class QueueOwner:
         """Ask this whether all that other members have is known; without it there are none."""
         self._groups.is_complete = is_complete
 
-    def become_oldest(self) -> None:
-        """This node joins a cluster: what it has adds to what is there, and overrides nothing."""
+    def become_oldest(self, was_member: bool) -> None:
+        """This node joins a cluster, maybe once more: what it has adds to what is there, and overrides nothing."""
         self.retained.become_oldest(self._store.writes, self._store.clock)
-        self._lifetimes.become_oldest()
+        self._lifetimes.become_oldest(was_member)
 
     def interest_changed(self) -> None:
         """The other nodes' interest changed: remembered routes are void."""

@@ -29,7 +29,7 @@ from typing import Final, final
 from broker.core.arrival import Arrival, Donor
 from broker.core.cuts import Cuts
 from broker.core.dispatch import Dispatcher
-from broker.core.epoch import Epoch
+from broker.core.epoch import Epoch, home_counter
 from broker.core.inflight import first_packet_id
 from broker.core.left_will import LeftWill
 from broker.core.lifetimes import Lifetimes
@@ -394,12 +394,12 @@ class Transfers:
         self,
         session: Session,
         donor_id: bytes,
-        counter: int,
+        epoch: Epoch,
         head: SessionHead,
         cut: tuple[bytes, int],
         now: float,
     ) -> bool:
-        """An old home says by which epoch counter it was that, how far it had come itself, and what it subscribed to.
+        """An old home says by which epoch it was that, how far it had come itself, and what it subscribed to.
 
         `cut` is this node's own: its store id and next number. True if the session wants more by that.
         """
@@ -408,7 +408,9 @@ class Transfers:
         if arrival is not None:
             wants_more = self._merge(session, arrival, arrival.donor(donor_id), head, cut, now)
             is_first = not arrival.donor(donor_id).counter
-            arrival.introduce(donor_id, counter)
+            arrival.introduce(donor_id, home_counter(epoch))
+            # A node that was removed has had nothing of what was published since, whatever its counter was.
+            counter = epoch.counter
             for store_id, watermark in head.taken:
                 if store_id != donor_id:
                     arrival.skip(store_id, watermark, counter)

@@ -150,7 +150,7 @@ def test_retained_messages_that_join_as_the_newest_are_caught(monkeypatch):
 
 @interpreted
 def test_sessions_that_join_as_the_newest_are_caught(monkeypatch):
-    monkeypatch.setattr(Lifetimes, "become_oldest", lambda self: None)
+    monkeypatch.setattr(Lifetimes, "become_oldest", lambda self, was_member: None)
     fails(sequences.a_node_with_data_joins)
 
 

@@ -391,3 +391,74 @@ def test_what_a_session_brought_along_is_recovered_though_who_published_it_gives
     roamer.inbox.ack_delay_s = 0.0
     test.come_back([settled, roamer], [two])
     assert len(settled.inbox.copies) == len(roamer.inbox.copies) == 3
+
+
+def test_what_a_session_took_from_a_home_that_goes_on_with_it_is_recovered():
+    """The new home hears that an older one had it directly, and did not hear which one that gave it to.
+
+    A donor's sessions are older than all others. It was a home after the one from which it has that.
+    """
+    test = LeaveWorld(seed=670)
+    node, one, two = test.nodes
+    clients = test.make_sessions(two, 3)
+    publisher = test.publisher(one)
+    dead(test, two)
+    _visit(test, clients, one)
+    test.publish(publisher, clients, 3)
+    test.world.network.partition(node.name, one.name, True)
+    test.wait(lambda: not one.core.mesh.peers[node.name].running, "its absence")
+    _visit(test, clients, node)
+    test.world.network.heal(node.name, one.name)
+    test.wait(lambda: test.queued(node) == {client.name: 3 for client in clients}, "the messages")
+    # What waits for who is down keeps them.
+    assert len(one.core.owner.transfers.departures) == len(clients)
+    dead(test, node)
+    two.start()
+    test.wait(test.whole, "the rest of the cluster")
+    assert test.leave_and_wait(one, node, targets=(one.name,)).exit_code == 0
+    node.start()
+    test.wait(lambda: node.name in test.gone, "the news of its removal")
+    test.recover(node)
+    test.wait(lambda: node.name in test.gone, "the end of the donation")
+    test.come_back(clients, [one, two])
+    test.judge(clients)
+
+
+def test_what_a_donor_has_is_kept_apart_from_what_its_rival_gave():
+    """Both were homes of one epoch counter, in two halves of a partition, and the session of the other one went on."""
+    test = LeaveWorld(seed=675)
+    node, one, two = test.nodes
+    clients = test.make_sessions(two, 3)
+    for other in (one, two):
+        test.world.network.partition(node.name, other.name, True)
+    test.wait(lambda: not any(other.core.mesh.peers[node.name].running for other in (one, two)), "its absence")
+    for home in (node, one):
+        _visit(test, clients, home)
+        test.publish(test.publisher(home, f"publisher of {home.name}"), clients, 3)
+    node.kill()
+    for other in (one, two):
+        test.world.network.heal(node.name, other.name)
+    assert test.leave_and_wait(one, node).exit_code == 0
+    for client in clients:
+        client.home = two
+        client.come_back()
+    test.wait(lambda: all(len(client.inbox.copies) == 3 for client in clients), "what one home had")
+    node.start()
+    test.wait(lambda: node.name in test.gone, "the news of its removal")
+    test.recover(node)
+    test.wait(lambda: node.name in test.gone, "the end of the donation")
+    test.wait(lambda: all(len(client.inbox.copies) == 6 for client in clients), "what the other had")
+    assert all(set(client.inbox.copies.values()) == {1} for client in clients)
+
+
+def _visit(test, clients, home):
+    """Have clients connect to a node for a moment."""
+    for client in clients:
+        client.home = home
+        client.come_back()
+        client.comes_back = False
+    test.wait(lambda: all(client.state == ONLINE for client in clients), "everybody's visit")
+    test.world.run(0.5)
+    for client in clients:
+        client.disconnect(False)
+    test.world.run(0.5)

@@ -6,7 +6,17 @@ import struct
 import pytest
 
 from broker.core import rows
-from broker.core.epoch import FIRST_EPOCH, NO_EPOCH, Epoch, pack_epoch, unpack_epoch
+from broker.core.epoch import (
+    COUNTER_MAX,
+    FIRST_EPOCH,
+    NO_EPOCH,
+    Epoch,
+    first_epoch,
+    home_counter,
+    oldest_epoch,
+    pack_epoch,
+    unpack_epoch,
+)
 from broker.core.rows import RowKind, SessionRow, pack_row
 from broker.core.stored_message import UNREADABLE
 
@@ -32,6 +42,16 @@ def test_an_epoch_comes_out_as_it_went_in():
         assert unpack_epoch(b"xy" + pack_epoch(epoch) + b"z", 2) == epoch
     with pytest.raises(struct.error):
         unpack_epoch(pack_epoch(EPOCH), 1)
+
+
+def test_an_oldest_epoch_is_before_all_and_says_by_which_counter_its_node_was_the_home():
+    began = first_epoch(1_700_000_000_000, HERE)
+    for counter in (0, 1, 2, COUNTER_MAX):
+        oldest = oldest_epoch(counter, THERE)
+        assert FIRST_EPOCH < oldest < began < EPOCH
+        assert home_counter(oldest) == max(counter, 1)
+    others = (NO_EPOCH, FIRST_EPOCH, began, EPOCH, Epoch(9, 4, HERE))
+    assert [home_counter(epoch) for epoch in others] == [0, 1, 1, 3, 9]
 
 
 @pytest.mark.parametrize(

@@ -475,7 +475,7 @@ def test_rivals_meet_at_a_home_of_a_later_epoch(start: Callable[..., Node], is_o
         else:
             third.owner.transfers.add_donor(session, old.store_id, 1, third.now)
         cut = (third.store_id, third.owner.next_number())
-        third.owner.transfers.introduce(session, old.store_id, 1, move.head, cut, third.now)
+        third.owner.transfers.introduce(session, old.store_id, Epoch(1, 0, old.store_id), move.head, cut, third.now)
         move.rest()
         if is_over:
             third.owner.transfers.end_donor(session, old.store_id, third.now)
