@@ -111,8 +111,9 @@ class Estates:
             wanted = estate.wanted_by(stored.message) if stored.plain else {}
             if any(self._is_busy(client_id) for client_id in wanted):
                 return False
-            if not estate.is_told and stored.message.origin == own:
-                # If the store comes back, what it has of this and later messages is not to be given once more.
+            if not estate.is_told and stored.plain and stored.message.origin == own:
+                # If the store comes back, what it has of this and later messages is not to be given once more. One that
+                # is for groups alone says nothing: it may be an older one, which was taken back from another member.
                 estate.is_told = True
                 first = min(self._mesh.rerouted(estate.store_id), stored.message.number)
                 self._mesh.put_rerouted(estate.store_id, first)

@@ -6,8 +6,8 @@ start; writes go into the turn's batch, which is committed before anything of th
     meta      "cluster_id"                     the cluster's id
               "member/<name>"                  a member, packed as in a frame; whether it is heard is not for the store
               "removed/<store_id><name>"       a pair that never comes back
-              "rerouted/<store_id>"            u64: the first number of this node's messages for a store that is gone
-                                               that others were given
+              "rerouted/<store_id>"            u64: the first number of this node's messages for sessions of a store
+                                               that is gone which their new homes were given
               "leave"                          the leave of this node, see `leaving`
               "position/<sender store_id>"     u64: the last message of that stream that this node has
               "handed/<sender store_id>"       u64: the last of that stream that came from who had taken it over

@@ -462,3 +462,43 @@ def _visit(test, clients, home):
     for client in clients:
         client.disconnect(False)
     test.world.run(0.5)
+
+
+def test_what_a_removed_node_had_is_recovered_though_an_older_message_to_a_group_is_given_to_others():
+    """That was taken back from another node that had died, and sent behind what is acknowledged."""
+    test = LeaveWorld(seed=680)
+    node, one, two = test.nodes
+    clients = test.make_sessions(node, 2)
+    workers = [
+        Client(test.world, test.ledger, f"worker {home.name}", home, 4, True, {b"$share/crew/x": 2})
+        for home in (two, node)
+    ]
+    workers[0].connect()
+    test.wait(lambda: one.core.mesh.interest.group(b"$share/crew/x") is not None, "a group")
+    publisher = test.publisher(one)
+    two.kill()
+    publisher.publish(b"x", 2)
+    test.wait(publisher.is_idle, "the acknowledgement")
+    test.wait(lambda: not one.core.mesh.peers[two.name].running, "the notice of its death")
+    test.publish(publisher, clients, 3)
+    silent = (FrameType.LINK_ACK, FrameType.HEARTBEAT)
+    test.world.network.lose_frame = lambda frame: frame[1] in silent
+    workers[1].connect()
+    workers[1].comes_back = False
+    test.wait(lambda: workers[1].inbox.copies, "what was taken back")
+    dead(test, node)
+    test.world.network.lose_frame = None
+    assert one.core.members_view()[0].outbox_messages == 1
+    # It would take that back once more if the other member of the group were there before the node is removed.
+    one.kill()
+    two.start()
+    assert test.leave_and_wait(two, node, targets=(two.name,)).exit_code == 0
+    one.start()
+    test.wait(test.whole, "the rest of the cluster")
+    test.wait(lambda: not one.storage.snapshot()["outbox"], "the end of the estate")
+    node.start()
+    test.wait(lambda: node.name in test.gone, "the news of its removal")
+    test.recover(node)
+    test.wait(lambda: node.name in test.gone, "the end of the donation")
+    test.come_back(clients, [one, two])
+    test.judge(clients)
