@@ -452,7 +452,8 @@ class Arrivals:
         if item.kind == DELIVERIES:
             # One part at a time is under way, and it begins where this node has confirmed the one before: what is not
             # here of that was lost with the power, or others have had it.
-            transfers.accept(session, node, item.after, item.deliveries, now)
+            others = self._may_have_others(item.client_id, node)
+            transfers.accept(session, node, item.after, item.deliveries, now, others)
         else:
             for origin, number in item.passed:
                 transfers.pass_origin(session, node, origin, number, now)
@@ -466,6 +467,15 @@ class Arrivals:
             ack.state = item.state
             ack.missing = self._missing(session, node) if item.ended and flags != OVER else []
         self._settle(item.client_id)
+
+    def _may_have_others(self, client_id: str, donor: bytes) -> bool:
+        """Say whether another old home than this one may have something of a session, be it one that is not heard yet.
+
+        It may have had directly what this one gives, as both were known to want that.
+        """
+        known = (self._site.store_id(), donor)
+        homes = self._registry.homes(client_id)
+        return any(home.epoch.store_id not in known for home in homes) or not self._site.is_complete()
 
     def _missing(self, session: Session, node: bytes) -> list[bytes]:
         """Return the members of which not everything below their cut has come."""

@@ -33,8 +33,8 @@ it may not have. So the next home says how far it had taken from others (`skips`
 has been the home again since, as it may have got back what it gave. And what comes in a place of a stub's own that the
 stub has given already (`low` to `watermark`, or in `places` before that and when it is over) is left out. What was
 skipped it has not given: that comes from the one that had taken it, in the same places. What an origin sends to two old
-homes, since it has heard of nothing yet, has a place of its own at each: while there are several, the ids of what they
-gave are remembered, until a restart.
+homes, since it has heard of nothing yet, has a place of its own at each: while there are several, or may be such of
+which nothing was heard yet, the ids of what they gave are remembered, until a restart.
 
 What an old home had directly (`givers`) and has not given away it gives itself: what has a place of an older home is
 left out. When it has given that away, or is not heard of any more, a still older home and who kept something for that
@@ -160,7 +160,7 @@ class Arrival:
         self.skips: dict[bytes, tuple[int, int]] = {}
         # What homes before this one had directly.
         self.direct = DirectHomes()
-        # Origin -> the numbers that old homes gave while there were several.
+        # Origin -> the numbers that old homes gave while there were several, or may have been.
         self.ids: dict[bytes, set[int]] = {}
         # Origin -> from which number on what came directly is here, not before; None: all of it is.
         self.kept: dict[bytes, int] | None = None
@@ -407,12 +407,15 @@ class Arrival:
         """Say whether what has this place here came through an old home."""
         return not self.direct_from and seq < self.first_seq
 
-    def comes_again(self, origin: bytes, number: int) -> bool:
-        """Say whether a delivery of one of several old homes was given by another one before."""
+    def comes_again(self, origin: bytes, number: int, others: bool) -> bool:
+        """Say whether a delivery of an old home was given by another one before.
+
+        `others` says that there may be such of which nothing was heard yet.
+        """
         numbers = self.ids.get(origin)
         if numbers is not None and number in numbers:
             return True
-        if len(self.donors) > 1 and number:
+        if (others or len(self.donors) > 1) and number:
             self.ids.setdefault(origin, set()).add(number)
         return False
 

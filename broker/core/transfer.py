@@ -497,8 +497,19 @@ class Transfers:
         """Have what old homes gave before, and the client has not got yet, keep its places for itself."""
         arrival.places.note(self._store.last_place_before(session.number, arrival.first_seq))
 
-    def accept(self, session: Session, donor_id: bytes, after: int, deliveries: list[Delivery], now: float) -> int:
-        """Take deliveries from an old home that follow the place `after` there, and return the watermark."""
+    def accept(
+        self,
+        session: Session,
+        donor_id: bytes,
+        after: int,
+        deliveries: list[Delivery],
+        now: float,
+        others: bool = False,
+    ) -> int:
+        """Take deliveries from an old home that follow the place `after` there, and return the watermark.
+
+        `others` says that an old home of which nothing was heard yet may give some of them as well.
+        """
         arrival = session.arrival
         if arrival is None:
             return 0
@@ -525,7 +536,7 @@ class Transfers:
                     or arrival.direct.gives_later(donor_id, message.origin, message.number, delivery.seq)
                     or arrival.came_later(donor, cuts, message.origin, message.number)
                     or arrival.has_had(cuts, message.origin, message.number, delivery.seq)
-                    or arrival.comes_again(message.origin, message.number)
+                    or arrival.comes_again(message.origin, message.number, others)
                 )
                 cuts.note_relayed(message.origin, message.number)
             delivery.seq = place

@@ -48,7 +48,7 @@ def test_what_was_kept_for_a_removed_node_and_is_discarded_is_caught(monkeypatch
 @interpreted
 def test_a_donor_whose_queues_are_merged_without_ids_is_caught(monkeypatch):
     monkeypatch.setattr(Arrival, "has_had", lambda self, cuts, origin, number, seq: False)
-    monkeypatch.setattr(Arrival, "comes_again", lambda self, origin, number: False)
+    monkeypatch.setattr(Arrival, "comes_again", lambda self, origin, number, others: False)
     assert "times" in caught(seeds=LEAVING)
 
 

@@ -92,6 +92,13 @@ def test_an_old_home_that_does_not_wait_for_what_another_took_of_it_is_caught(mo
 
 
 @interpreted
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_new_home_that_expects_nothing_of_whom_it_has_not_heard_is_caught(monkeypatch, is_known):
+    monkeypatch.setattr(Arrivals, "_may_have_others", lambda self, client_id, donor: False)
+    fails(lambda: sequences.an_old_home_gives_what_another_one_had_that_is_not_heard_yet(2, is_known))
+
+
+@interpreted
 def test_a_new_home_that_knows_no_packet_ids_is_caught(monkeypatch):
     begin = Transfers.begin_arrival
 

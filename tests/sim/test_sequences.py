@@ -768,6 +768,47 @@ def test_of_two_old_homes_one_gives_what_both_had():
     two_old_homes_have_what_came_directly()
 
 
+def an_old_home_gives_what_another_one_had_that_is_not_heard_yet(qos, is_known):
+    """A session began at two nodes while its old home was away; what is published at the one both have, it and the old.
+
+    The old home meets the other one first, and passes that on before the one has offered what it has. That the one has
+    a session may be known by then.
+    """
+    scene = Scene()
+    old, one, other = scene.nodes
+    client = scene.comes("client", old, {b"a/b": qos})
+    publisher = scene.comes("publisher", one)
+    scene.goes(client)
+    scene.split([old], [one], [other])
+    scene.until(lambda: not any(peer.running for node in scene.nodes for peer in node.core.mesh.peers.values()))
+    scene.connect(client, one)
+    scene.goes(client)
+    scene.connect(client, other)
+    sent = scene.publish(publisher, b"a/b", qos, 3)
+    scene.world.network.heal(old.name, other.name)
+    scene.until(lambda: scene.homes("client") == [one, other])
+    if is_known:
+        scene.world.network.lose_frame = lambda frame: is_head_of(frame, one)
+        scene.world.network.heal(one.name, other.name)
+        scene.until(lambda: other.core.mesh.peers[one.name].running and one.core.mesh.peers[other.name].running)
+        scene.run(2.0)
+    scene.world.network.heal(old.name, one.name)
+    scene.until(lambda: len(scene.payloads(client)) == 3)
+    lose(scene)
+    scene.heal()
+    scene.until(lambda: scene.homes("client") == [other])
+    scene.until(lambda: not any(node.core.moving.counts()["moves_leaving"] for node in scene.nodes))
+    scene.run(5.0)
+    assert scene.payloads(client) == sent
+    assert scene.copies(client) == 1
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+@pytest.mark.parametrize("qos", [1, 2])
+def test_what_is_given_before_another_old_home_is_heard_is_not_taken_from_that(qos, is_known):
+    an_old_home_gives_what_another_one_had_that_is_not_heard_yet(qos, is_known)
+
+
 def a_session_moves_on_before_its_first_home_has_given_all():
     """Its second home has lost sight of the first one; the third sees both."""
     scene = Scene()
@@ -793,6 +834,13 @@ def a_session_moves_on_before_its_first_home_has_given_all():
     assert scene.copies(client) == 1
     assert [node.core.moving.counts()["moves_leaving"] for node in scene.nodes] == [0, 0, 0]
     assert [node.core.moving.counts()["moves_arriving"] for node in scene.nodes] == [0, 0, 0]
+
+
+def is_head_of(frame, node):
+    """Say whether a frame has a session's head that is of a node."""
+    if len(frame) < 2 or frame[1] != FrameType.MOVE:
+        return False
+    return any(item.kind == HEAD and item.old_epoch.store_id == node.store_id for item in unpack_move(frame, 0.0))
 
 
 def is_deliveries(frame):

@@ -132,16 +132,28 @@ def test_of_what_came_directly_only_what_was_not_given_away_is_here() -> None:
     assert [arrival.has_had(arrival.cuts, OTHER, number, place) for number in (99, 100, 101)] == [False, True, True]
 
 
+def comes_again(arrival: Arrival, number: int, others: bool = False) -> bool:
+    return arrival.comes_again(ORIGIN, number, others)
+
+
 def test_what_an_origin_sent_to_two_old_homes_is_taken_once() -> None:
     arrival = Arrival(9 << PLACE_BITS)
     arrival.donor(OLD)
-    assert not arrival.comes_again(ORIGIN, 5) and not arrival.comes_again(ORIGIN, 5)
+    assert not comes_again(arrival, 5) and not comes_again(arrival, 5)
     arrival.donor(OTHER)
-    assert [arrival.comes_again(ORIGIN, number) for number in (5, 6, 5, 6)] == [False, False, True, True]
-    assert not arrival.comes_again(ORIGIN, 0) and not arrival.comes_again(ORIGIN, 0)
+    assert [comes_again(arrival, number) for number in (5, 6, 5, 6)] == [False, False, True, True]
+    assert not comes_again(arrival, 0) and not comes_again(arrival, 0)
     # The one of which it came first may have said its last word since.
     arrival.end(OLD)
-    assert [arrival.comes_again(ORIGIN, number) for number in (6, 7, 7)] == [True, False, False]
+    assert [comes_again(arrival, number) for number in (6, 7, 7)] == [True, False, False]
+
+
+def test_what_an_origin_sent_to_an_old_home_that_is_not_heard_yet_is_taken_once() -> None:
+    arrival = Arrival(9 << PLACE_BITS)
+    arrival.donor(OLD)
+    assert not comes_again(arrival, 5, others=True) and not comes_again(arrival, 6)
+    arrival.donor(OTHER)
+    assert [comes_again(arrival, number) for number in (5, 6)] == [True, False]
 
 
 def test_a_stub_leaves_out_what_an_old_home_passed_on() -> None:
