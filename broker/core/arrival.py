@@ -289,6 +289,14 @@ class Arrival:
             known_place, known_counter = self.skips.get(store_id, (0, counter))
             self.skips[store_id] = (max(place, known_place), min(counter, known_counter))
 
+    def _skipped_to(self, store_id: bytes, donor: Donor) -> int:
+        """Return up to which place of an old home another one has taken everything.
+
+        Of a store that gives what it had kept for an older home, places of later homes that it had itself say nothing.
+        """
+        place = self.skips[store_id][0] if store_id in self.skips else 0
+        return place if place >> PLACE_BITS <= donor.counter else 0
+
     def holds_old(self) -> bool:
         """Say whether what an old home gives may have to wait for another one before it."""
         return any(donor.before < self.first_seq for donor in self.donors.values()) or bool(self.places_taken())
@@ -338,7 +346,7 @@ class Arrival:
         """
         if donor.low < 0:
             donor.low = after
-        skipped = self.skips[store_id][0] if store_id in self.skips else 0
+        skipped = self._skipped_to(store_id, donor)
         if skipped > donor.watermark:
             if donor.low < donor.watermark:
                 self.places.add(store_id, donor.counter, donor.low, donor.watermark, donor.rival)
@@ -377,7 +385,7 @@ class Arrival:
 
     def was_given(self, store_id: bytes, donor: Donor, seq: int) -> bool:
         """Say whether a delivery of a donor, by its place there, came from another one, or is to come from there."""
-        if store_id in self.skips and seq <= self.skips[store_id][0]:
+        if seq <= self._skipped_to(store_id, donor):
             return True
         counter = seq >> PLACE_BITS
         # What has a place of its own there, nobody else had: a rival has other things in the same places.
@@ -455,7 +463,7 @@ class Arrival:
         taken = []
         for store_id, (place, counter) in self.skips.items():
             of = self.donors.get(store_id)
-            if of is not None and of.rival:
+            if of is not None and (of.rival or not self._skipped_to(store_id, of)):
                 # It has other places here.
                 continue
             for donor in self.donors.values():

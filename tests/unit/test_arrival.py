@@ -7,7 +7,7 @@ from broker.core.arrival_value import pack_arrival, unpack_arrival
 from broker.core.cuts import Cuts
 from broker.core.direct_homes import DIRECT_MAX
 from broker.core.epoch import Epoch
-from broker.core.places import ANYBODY, GIVEN_MAX, PLACE_BITS, first_place_of, is_legacy
+from broker.core.places import ANYBODY, GIVEN_MAX, LEGACY_BITS, PLACE_BITS, first_place_of, is_legacy
 
 OLD, OTHER, ORIGIN, THIRD = b"o" * 16, b"p" * 16, b"q" * 16, b"r" * 16
 
@@ -237,6 +237,21 @@ def left_out(place: int, taken: int) -> Arrival:
     arrival.begin_part(OLD, old, own + place)
     old.watermark = own + 60
     return arrival
+
+
+def test_what_a_store_kept_for_an_older_home_is_not_what_was_taken_of_its_own() -> None:
+    """Another home had taken all that a node had as the home; then the node gives what it kept for one before it."""
+    arrival = Arrival(first_place_of(4))
+    arrival.introduce(OTHER, 3)
+    arrival.skip(OLD, first_place_of(2) + 44, 3)
+    kept = arrival.donor(OLD)
+    kept.counter = 1
+    place = first_place_of(1) + (1 << LEGACY_BITS) + 7
+    arrival.begin_part(OLD, kept, place - 1)
+    assert not arrival.was_given(OLD, kept, place)
+    assert kept.low == place - 1
+    kept.counter = 2
+    assert arrival.was_given(OLD, kept, place), "what it had got of that as the home is"
 
 
 def given(arrival: Arrival, store_id: bytes) -> list[int]:
