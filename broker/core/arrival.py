@@ -427,10 +427,13 @@ class Arrival:
             self.ids.setdefault(origin, set()).add(number)
         return False
 
+    def is_own(self, donor: Donor, seq: int) -> bool:
+        """Say whether a place at an old home is one that it gave itself."""
+        return seq >> PLACE_BITS == donor.counter and not is_legacy(seq)
+
     def place(self, donor: Donor, seq: int) -> int:
         """Return the place here of a delivery with the place `seq` at an old home."""
-        is_own = seq >> PLACE_BITS == donor.counter and not is_legacy(seq)
-        if seq < self.first_seq and not (is_own and donor.rival):
+        if seq < self.first_seq and not (self.is_own(donor, seq) and donor.rival):
             self.places.note(seq)
             return seq
         # The donor was a home of the same epoch counter as another one, on the other side of a partition.

@@ -328,10 +328,13 @@ class SessionStore:
                 break
         return found
 
-    def places(self, owner: int, first: int, last: int) -> set[int]:
-        """Return the places between two, both included, that have a delivery. What was written must be committed."""
-        keys = self._storage.scan("queue", _queue_key(owner, first), _queue_key(owner, last + 1))
-        return {_seq(key) for key, _value in keys}
+    def places(self, owner: int, first: int, last: int) -> dict[int, bytes]:
+        """Return the places between two, both included, that have a delivery, with its message's key.
+
+        That is b"" where the client has released the message. What was written must be committed.
+        """
+        rows = self._storage.scan("queue", _queue_key(owner, first), _queue_key(owner, last + 1))
+        return {_seq(key): b"" if value[1] & _RELEASED else _message_key(value) for key, value in rows}
 
     def last_place_before(self, owner: int, place: int) -> int:
         """Return the highest place below another that has a delivery, 0: none. What was written must be committed."""

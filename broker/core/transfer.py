@@ -34,7 +34,7 @@ from broker.core.inflight import first_packet_id
 from broker.core.left_will import LeftWill
 from broker.core.lifetimes import Lifetimes
 from broker.core.message import NO_MESSAGE, Delivery
-from broker.core.places import NOWHERE, PLACE_BITS, first_place
+from broker.core.places import NOWHERE, PLACE_BITS, RIVALS_MAX, UNPLACED, first_place
 from broker.core.session import Session
 from broker.core.session_rows import SessionRows
 from broker.core.session_store import RECORD_BYTES, SessionStore
@@ -517,11 +517,7 @@ class Transfers:
         arrival.begin_part(donor_id, donor, after)
         queue = session.queue
         queue.rewind()
-        places = [arrival.place(donor, delivery.seq) for delivery in deliveries]
-        occupied: set[int] = set()
-        if deliveries and not donor.heir:
-            # A home that lost what it had confirmed, by a loss of power, brings what this one had given to it.
-            occupied = self._store.places(session.number, min(places), max(places))
+        places, here = self._place(session, arrival, donor, deliveries)
         for place, delivery in zip(places, deliveries, strict=True):
             if delivery.seq <= donor.watermark:
                 continue
@@ -539,8 +535,9 @@ class Transfers:
                     or arrival.comes_again(message.origin, message.number, others)
                 )
                 cuts.note_relayed(message.origin, message.number)
+            is_here = delivery.seq in here
             delivery.seq = place
-            if place in occupied:
+            if is_here:
                 continue
             if delivery.packet_id and self._keeps_id(session, donor, delivery):
                 self._take_in_flight(session, donor, delivery, known)
@@ -564,6 +561,34 @@ class Transfers:
             if not queue.is_empty():
                 self._dispatcher.loading[session] = True
         return donor.watermark
+
+    def _place(
+        self, session: Session, arrival: Arrival, donor: Donor, deliveries: list[Delivery]
+    ) -> tuple[list[int], set[int]]:
+        """Return the places here of what an old home gives, and the places there of what is here already."""
+        places = [arrival.place(donor, delivery.seq) for delivery in deliveries]
+        here: set[int] = set()
+        if donor.heir or not deliveries:
+            return places, here
+        for _ in range(RIVALS_MAX):
+            occupied = self._store.places(session.number, min(places), max(places))
+            others = set()
+            for place, delivery in zip(places, deliveries, strict=True):
+                if delivery.seq in here or place not in occupied:
+                    continue
+                key = occupied[place]
+                is_same = delivery.released or key in (b"", delivery.message.key())
+                if is_same or not arrival.is_own(donor, delivery.seq):
+                    # A home that lost what it had confirmed, by a loss of power, brings what this one had given to it.
+                    here.add(delivery.seq)
+                else:
+                    others.add(delivery.seq)
+            if not others:
+                return places, here
+            # These places are of another home of its epoch counter, of which nothing else is remembered.
+            donor.rival = UNPLACED
+            places = [arrival.place(donor, delivery.seq) for delivery in deliveries]
+        return places, here | others
 
     def _take_in_flight(self, session: Session, donor: Donor, delivery: Delivery, known: bool) -> None:
         if known and not donor.heir:

@@ -451,6 +451,32 @@ def test_what_a_donor_has_is_kept_apart_from_what_its_rival_gave():
     assert all(set(client.inbox.copies.values()) == {1} for client in clients)
 
 
+def test_what_a_donor_has_is_kept_apart_from_what_waits_of_a_rival_that_is_over():
+    """The session's home has forgotten from where it has what waits."""
+    test = LeaveWorld(seed=676, count=4)
+    node, one, two, three = test.nodes
+    clients = test.make_sessions(two, 3)
+    for other in (one, two, three):
+        test.world.network.partition(node.name, other.name, True)
+    test.wait(lambda: not any(other.core.mesh.peers[node.name].running for other in (one, two, three)), "its absence")
+    for home in (node, one):
+        _visit(test, clients, home)
+        test.publish(test.publisher(home, f"publisher of {home.name}"), clients, 3)
+    node.kill()
+    for other in (one, two, three):
+        test.world.network.heal(node.name, other.name)
+    assert test.leave_and_wait(one, node).exit_code == 0
+    assert test.leave_and_wait(two, one, targets=(three.name,), force=True).exit_code == 0
+    assert test.queued(three) == {client.name: 3 for client in clients}
+    test.wait(lambda: not three.core.owner.transfers.arriving(), "the end of the moves")
+    node.start()
+    test.wait(lambda: node.name in test.gone, "the news of its removal")
+    test.recover(node)
+    test.wait(lambda: node.name in test.gone, "the end of the donation")
+    test.come_back(clients, [three])
+    assert all(list(client.inbox.copies.values()) == [1] * 6 for client in clients)
+
+
 def _visit(test, clients, home):
     """Have clients connect to a node for a moment."""
     for client in clients:

@@ -484,6 +484,31 @@ def test_rivals_meet_at_a_home_of_a_later_epoch(start: Callable[..., Node], is_o
     assert payloads(third.persistent("mover")) == [b"first 1", b"first 2", b"first 3", b"second 1", b"second 2"]
 
 
+@pytest.mark.parametrize("bytes_max", [100_000, 1])
+def test_rivals_meet_though_what_waits_of_the_first_is_all_that_is_known_of_it(
+    start: Callable[..., Node], bytes_max: int
+) -> None:
+    """One message went to both, and has the same place there."""
+    nodes = [start(store_id=store_id) for store_id in (HERE, THERE, ELSEWHERE, THIRD)]
+    *rivals, last = nodes
+    for place, rival in enumerate(rivals):
+        lone_home(rival, (1, b"both"), (10 * place + 2, b"%d 1" % place), (10 * place + 3, b"%d 2" % place))
+        move = Move(rival, last, bytes_max=bytes_max)
+        if rival is rivals[0]:
+            session = move.begin(counter=3)
+        else:
+            last.owner.transfers.add_donor(session, rival.store_id, 1, last.now)
+        cut = (last.store_id, last.owner.next_number())
+        epoch = Epoch(1, 0, rival.store_id)
+        last.owner.transfers.introduce(session, rival.store_id, epoch, move.head, cut, last.now)
+        move.rest()
+        last.owner.transfers.end_donor(session, rival.store_id, last.now)
+        last.owner.transfers.end_arrival(session, last.now)
+        last.settle()
+    found = payloads(last.persistent("mover"))
+    assert sorted(found) == sorted([b"both", b"0 1", b"0 2", b"1 1", b"1 2", b"2 1", b"2 2"])
+
+
 def test_a_session_that_ends_takes_its_arrival_with_it(start: Callable[..., Node]) -> None:
     old, new = start(store_id=HERE), start(store_id=THERE)
     client = old.persistent("mover")
