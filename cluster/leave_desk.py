@@ -52,6 +52,8 @@ STILL_THERE_S: Final = 5.0
 _TICK_S: Final = 0.2
 # Numbers of orders that are remembered with their answers, of each member.
 _ANSWERS_MAX: Final = 64
+# Numbers of orders begin with the life of the node where they were given; so many bits are left for the count.
+_ORDERS_BITS: Final = 16
 
 
 @dataclass(slots=True, frozen=True)
@@ -115,7 +117,8 @@ class LeaveDesk:
         self._reports = reports
         self._reference = reference
         self._name: Final = mesh.membership.name
-        self._number = 0
+        # Above those of the life before: to the others an order of that is another one.
+        self._number = (mesh.incarnation << _ORDERS_BITS) & 0xFFFFFFFF
         self._followers: list[Follower] = []
         # Of nodes that do not answer, by name.
         self._removals: dict[str, Removal] = {}

@@ -435,6 +435,17 @@ def test_an_abort_puts_the_node_back_in_service(state):
     test.judge(clients)
 
 
+def test_an_order_of_a_node_that_has_restarted_is_another_one_than_before():
+    test = LeaveWorld(seed=9)
+    node, one, _two = test.nodes
+    assert test.leave_and_wait(one, node, Verb.STOP_LISTENERS).exit_code == 0
+    one.kill()
+    one.start()
+    test.wait(test.whole, "all nodes")
+    assert test.leave_and_wait(one, node, Verb.ABORT).exit_code == 0
+    assert node.core.leaver.job.accepts()
+
+
 def test_connections_are_closed_at_the_rate_that_was_asked_for():
     test = LeaveWorld(seed=10)
     node, one, _two = test.nodes
