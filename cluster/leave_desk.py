@@ -24,6 +24,7 @@ from typing import Final, final
 from cluster.frames import FrameType
 from cluster.leave_frames import (
     Order,
+    Orphan,
     Report,
     Verb,
     pack_answer,
@@ -42,7 +43,7 @@ from cluster.leaver import BUSY, Leaver
 from cluster.leaving import State
 from cluster.mesh import Mesh
 from cluster.moving import Moving
-from cluster.removal import Removal, losses, refusal
+from cluster.removal import Removal, losses, persistent_sessions, refusal
 
 ANSWER_S: Final = 1.0
 # How long a node may be down before who follows its leave is told.
@@ -238,6 +239,8 @@ class LeaveDesk:
             for name, peer in self._mesh.peers.items():
                 if peer.store_id == home:
                     self._moving.claims.claim_now(name)
+                    # Who removes it may have been down when these began.
+                    orphans.extend([Orphan(client_id, None) for client_id in persistent_sessions(self._mesh, name)])
         for orphan in orphans:
             self._moving.registrar.adopt(orphan.client_id, orphan.user_name, home, revives, now)
 

@@ -7,7 +7,10 @@ Theory of operation
 -------------------
     its persistent sessions, in the order of their names, are assigned to the members that run, in turn
     ADOPT(revive) --> each, at most ASKED_MAX at a time, until the registry knows another home of every one
-    ADOPT(nobody) --> all, until the wills are published that no session took along, for WILLS_S at most
+      who was down when a session began may know nothing of it: the next one is asked after a while
+      nobody has taken one since all were asked: it fails
+    ADOPT(nobody) --> all, until the wills are published that no session took along, for WILLS_S at most; each adopts
+      the sessions of which only it knows
     those that run know this node's sessions, and have SETTLE_S to hear of the others' as well; who runs has not changed
     meanwhile: then the node is removed, and its other sessions with it
 
@@ -56,6 +59,9 @@ class Removal:
         # Client id -> who is to adopt it and when that was asked for.
         self._assigned: dict[str, str] = {}
         self._asked_at: dict[str, float] = {}
+        # How many sessions were left when that was looked at last, and since when.
+        self._left = 0
+        self._left_at = 0.0
         # Who ran when that was looked at last, and since when they have known all.
         self._running: set[str] = set()
         self._adopted_at = 0.0
@@ -74,7 +80,7 @@ class Removal:
         elif peer.running:
             self.progress.is_over = True
             self.progress.failure = f"{self.node} runs again and stays a member; give the order again to have it leave"
-        elif self._adopt(now) and self._have_wills_ended(now) and self._have_settled(now):
+        elif self._adopt(now) and self._have_others_done(now) and self._have_settled(now):
             self._mesh.remove(self.node, now)
             self.progress.is_over = True
 
@@ -96,6 +102,11 @@ class Removal:
             self._asked_at = {}
         self.progress.queues = max(self.progress.queues, len(left))
         self.progress.moved = self.progress.queues - len(left)
+        if len(left) != self._left or not self._left_at:
+            self._left, self._left_at = len(left), now
+        if left and now >= self._left_at + ASK_AGAIN_S * (len(targets) + 1):
+            self._fail(len(left), targets)
+            return False
         counts = dict.fromkeys(targets, 0)
         orphans: dict[str, list[Orphan]] = {}
         for client_id in left:
@@ -105,6 +116,9 @@ class Removal:
                 continue
             counts[target] += 1
             if now >= self._asked_at.get(client_id, -ASK_AGAIN_S) + ASK_AGAIN_S:
+                if client_id in self._asked_at:
+                    target = targets[(targets.index(target) + 1) % len(targets)]
+                    self._assigned[client_id] = target
                 self._asked_at[client_id] = now
                 orphans.setdefault(target, []).append(Orphan(client_id, None))
         for target, adopted in orphans.items():
@@ -116,11 +130,23 @@ class Removal:
                     self._mesh.tell(target, frame)
         return not left
 
-    def _have_wills_ended(self, now: float) -> bool:
-        """Have all members publish the wills that are left, whose clients' sessions end; say whether that is done."""
-        self._wills_until = self._wills_until or now + WILLS_S
-        if now >= self._wills_until or not self._moving.claims.unspent(self.node):
+    def _fail(self, count: int, targets: list[str]) -> None:
+        """Say that nobody takes what is left."""
+        self.progress.is_over = True
+        again = "without --force-targets" if self.order.targets else "once more"
+        self.progress.failure = (
+            f"{count} sessions of {self.node} have no new home: none of {', '.join(targets)} could take them. "
+            f"{self.node} stays a member; give the order {again}"
+        )
+
+    def _have_others_done(self, now: float) -> bool:
+        """Have all members adopt what only they know of, and publish the wills that are left; say whether that is done.
+
+        The latter are those of clients whose sessions end.
+        """
+        if self._wills_until and (now >= self._wills_until or not self._moving.claims.unspent(self.node)):
             return True
+        self._wills_until = self._wills_until or now + WILLS_S
         if now >= self._wills_at:
             self._wills_at = now + WILLS_AGAIN_S
             self._moving.claims.claim_now(self.node)

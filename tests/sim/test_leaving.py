@@ -558,6 +558,43 @@ def test_the_sessions_of_a_dead_node_are_split_evenly_and_get_new_messages():
     assert not any(node.core.owner.transfers.arriving() for node in (one, two))
 
 
+@pytest.mark.parametrize("is_known", [True, False], ids=["at_who_knows", "at_who_does_not"])
+def test_the_sessions_of_a_dead_node_live_of_which_not_all_members_know(is_known):
+    """A member was down when they began, and the node died before it was back: what they are only the third knows."""
+    test = LeaveWorld(seed=670)
+    node, one, two = test.nodes
+    clients = test.make_sessions(node, 2)
+    dead(test, two)
+    clients += test.make_sessions(node, 4, first=2)
+    dead(test, node)
+    two.start()
+    test.wait(test.whole, "the return")
+    said = test.leave_and_wait(one if is_known else two, node)
+    assert (said.exit_code, said.text) == (0, "Done")
+    assert sum(len(test.queued(other)) for other in (one, two)) == len(clients)
+    test.publish(test.publisher(two), clients, 3)
+    test.come_back(clients, [two, one])
+    test.judge(clients)
+
+
+def test_a_removal_fails_whose_targets_know_nothing_of_the_sessions():
+    test = LeaveWorld(seed=671)
+    node, one, two = test.nodes
+    dead(test, two)
+    test.make_sessions(node, 4)
+    dead(test, node)
+    two.start()
+    test.wait(test.whole, "the return")
+    said = test.leave_and_wait(one, node, targets=(two.name,))
+    assert said.exit_code == 1
+    assert said.text.startswith(
+        "4 sessions of node1@h have no new home: none of node3@h could take them. node1@h stays"
+    )
+    assert said.text.endswith("give the order without --force-targets")
+    assert test.leave_and_wait(one, node).exit_code == 0
+    assert sum(len(test.queued(other)) for other in (one, two)) == 4
+
+
 @pytest.mark.parametrize("delay_s", [0, 1, 40])
 @pytest.mark.parametrize("planned", [False, True], ids=["killed", "stopped"])
 @pytest.mark.parametrize("seed", range(4))
