@@ -353,7 +353,9 @@ def expected_wills(world, left):
     if ignorant:
         return 0, ignorant + (not left.farewell_arrived)
     if left.farewell and left.farewell_arrived and not divided:
-        return 0, 0
+        # A node that stood still may hear first that the session is elsewhere, and then what its listener had said.
+        stands_still = world.stats["stalls"] or world.stats["slow nodes"]
+        return 0, 1 if stands_still and back_asked_at - left.ended_at < STALL_S else 0
     if not left.connected or left.farewell:
         # Nobody but the node knows whether it had the CONNECT, or the DISCONNECT.
         return 0, high
@@ -419,8 +421,16 @@ def _ignorant(world, left, back_at):
         for died_at in node.died_at if node is not left.home else ():
             start_at = min([at for at in node.started_at if at > died_at], default=0.0)
             if left.asked_at <= died_at <= over_at and start_at >= left.ended_at:
-                found += all(any(died_at <= at <= start_at + PEACE_S for at in other.died_at) for other in others)
+                found += all(_was_down(other, died_at, start_at + PEACE_S) for other in others)
     return found
+
+
+def _was_down(node, since, until):
+    """Say whether a node was down at some time between two."""
+    if any(since <= at <= until for at in node.died_at):
+        return True
+    deaths = [at for at in node.died_at if at < since]
+    return bool(deaths) and not any(deaths[-1] < at <= since for at in node.started_at)
 
 
 def _expected_of_leaver(world, left, back_asked_at, back_at, high):
@@ -448,9 +458,11 @@ def _may_be_unheard(world, left, deaths):
 def _is_spent_unheard(world, left):
     """Say whether the client may have been back at a node that had not heard its home yet since it had started.
 
-    It spends the will that the client left at a home which is away; that home had not been told of the end by then.
+    It spends the will that the client left at a home which is away; that home had not been told of the end by then, or
+    died before anybody had heard of the will.
     """
-    if not left.back_at or left.back_at > left.told_at:
+    has_died = any(left.asked_at <= at <= left.told_at for at in left.home.died_at)
+    if not left.back_at or (left.back_at > left.told_at and not has_died):
         return False
     others = [node for node in world.nodes.values() if node is not left.home]
     return any(left.back_at - PEACE_S < at <= left.back_at for node in others for at in node.started_at)

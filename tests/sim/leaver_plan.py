@@ -225,6 +225,9 @@ class LeaverPlan:
                     node.start()
                 yield LOOK_S
             self.world.count("removed nodes told")
+            if stored_state(node.storage, node.name) == State.LEFT:
+                # It had given everything before it was removed, and found that out before it heard of that.
+                return
         self.world.orphans |= {session.client_id for session in sessions_of(restored(node))}
         if self.kind in DONORS or (self.kind in LIVE and rng.random() < 0.5):
             yield rng.uniform(0.0, 4.0)
