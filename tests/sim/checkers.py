@@ -206,7 +206,7 @@ def check_copies(world, clients, ledger):
             # that is so of each publish of a message that was sent several times. So may what came while a node with a
             # session of the same client id was joining.
             homes = 1 + world.twins[client.client_id] + world.revived[client.client_id]
-            limit = _copies_again(world, client, payload) + homes * (
+            limit = _copies_again(world, client, message) + homes * (
                 copies_allowed(world, by_name, message)
                 if message.qos
                 else 1 + sum(node.crashes for node in world.nodes.values())
@@ -219,15 +219,18 @@ def check_copies(world, clients, ledger):
     check_groups(world, clients, ledger)
 
 
-def _copies_again(world, client, payload):
+def _copies_again(world, client, message):
     """Return how many copies that a client had at a node which left may come again.
 
     To an orphan they may have been in flight there. Who has no session beside its connection, or began anew, has
     another session elsewhere, and nothing is known there of what the last one had: what was on its way to that node,
-    for whoever wants it there, is for this session as well.
+    for whoever wants it there, is for this session as well: each publish of it at QoS 1.
     """
+    payload = message.payload
     began_anew = not client.persistent or len(client.inbox.sessions[payload]) > 1
-    return min(client.inbox.from_leaver[payload], began_anew or client.client_id in world.orphans)
+    if not began_anew and client.client_id not in world.orphans:
+        return 0
+    return min(client.inbox.from_leaver[payload], message.sends if message.qos == 1 and not message.will else 1)
 
 
 def check_groups(world, clients, ledger):
@@ -478,10 +481,10 @@ def _is_claimed(world, left, died_at, until):
     return bool(missed) and until > max(missed[0], left.told_at) + left.delay_s + CLAIM_S
 
 
-def _publications(world, client, payload):
+def _publications(world, client, message):
     """Return how often a will was published, by what a client got: that may have come twice for another reason."""
-    copies = client.inbox.copies[payload]
-    again = world.revived[client.client_id] + world.twins[client.client_id] + _copies_again(world, client, payload)
+    copies = client.inbox.copies[message.payload]
+    again = world.revived[client.client_id] + world.twins[client.client_id] + _copies_again(world, client, message)
     return max(min(copies, 1), copies - again)
 
 
@@ -489,7 +492,7 @@ def check_wills(world, clients, ledger):
     """No will came that must not come; that those came which must, `check_delivery` has seen."""
     for left in ledger.wills:
         _low, high = expected_wills(world, left)
-        copies = max(_publications(world, client, left.message.payload) for client in clients if not client.shares)
+        copies = max(_publications(world, client, left.message) for client in clients if not client.shares)
         if copies:
             world.count("wills published")
         world.check(
