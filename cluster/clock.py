@@ -14,7 +14,9 @@ stamps breaks ties by store_id.
 A stamp more than AHEAD_MS_MAX ahead of the local time is clamped to that and counted. Otherwise one node whose clock
 stands in the year 2099 would win every conflict for ever, and take the clocks of all others along.
 
-After a start the caller hands its newest stored stamps to `receive`, so that this life's are above them.
+After a start the caller hands its newest stored stamps to `receive`, so that this life's are above them. Those that a
+power loss took may be given again, if the local clock has not gone past them: what must not be mistaken for what
+others heard of under the same stamp has something else that tells them apart, as a message has its number.
 
 Invariant: every stamp that `now` gives is above all that it gave and all that `receive` returned before.
 """

@@ -302,7 +302,7 @@ class RetainedStore:
     def _next_order(self, kept: _Kept, message: Message) -> bytes:
         # Above what is known of the topic even if a node whose clock is far ahead has set that: the clamped clock of
         # this node may be behind.
-        return pack_order(min(max(self.stamp(), stamp_of(kept.order) + 1), STAMP_MAX), message.origin)
+        return pack_order(min(max(self.stamp(), stamp_of(kept.order) + 1), STAMP_MAX), message.key())
 
     def _put_own(self, topic: bytes, kept: _Kept, value: bytes, writes: WriteBatch) -> None:
         row = retained_row(topic)

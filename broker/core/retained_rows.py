@@ -8,9 +8,13 @@ knows nothing of who holds a row.
               deleted
     stored    store_id of the row's owner, bucket u16, row -> ROW_VERSION, value
 
-The newest message of a topic is the one with the highest stamp of a hybrid logical clock; of equal stamps the store_id
-of the node where it entered decides, which its message id begins with. Both stand together in a value, so that orders
-are compared as they are packed; b"" is before all.
+The newest message of a topic is the one with the highest stamp of a hybrid logical clock; of equal stamps the message
+id decides, which begins with the store_id of the node where it entered. Its number decides between two messages of one
+node: what this stamped last a power loss may take, and a clock that was set back has it give the same stamps again, but
+no number is given twice. Both stand together in a value, so that orders are compared as they are packed; b"" is before
+all.
+
+A delete has the id of the message that deleted, one of an older program the number 0.
 
 The deadline of a message that expires is a UTC one on the wire as well: holders of a row compare it by its hash, which
 what is left of a time would change. A node whose clock is wrong hides the message that much too early or too late; the
@@ -20,18 +24,18 @@ row goes when its owner says so.
 import struct
 from typing import Final
 
-from broker.core.message import ORIGIN_BYTES, Message
+from broker.core.message import Message
 from broker.core.rows import ROW_VERSION, RowKind, bucket_of, is_row, pack_row, row_rest, row_subject
 from broker.core.storage import STORE_ID_BYTES
 from broker.core.stored_message import MESSAGE_KEY_BYTES, Clock, pack_message, unpack_message
 
 FAMILY: Final = "retained"
 VALUE_VERSION: Final = 1
-ORDER_BYTES: Final = 8 + ORIGIN_BYTES
+ORDER_BYTES: Final = 8 + MESSAGE_KEY_BYTES
 STAMP_MAX: Final = (1 << 64) - 1
 _DELETED: Final = 1
 _ORDER_AT: Final = 2
-_BODY_AT: Final = _ORDER_AT + 8 + MESSAGE_KEY_BYTES
+_BODY_AT: Final = _ORDER_AT + ORDER_BYTES
 _ROW_AT: Final = STORE_ID_BYTES + 2
 _U64: Final = struct.Struct(">Q")
 
@@ -41,10 +45,10 @@ def retained_row(topic: bytes) -> bytes:
     return pack_row(RowKind.RETAINED, topic)
 
 
-def pack_order(stamp: int, origin: bytes) -> bytes:
-    """Return the order of a message that was stamped by this store; the stamp is a u64."""
-    assert len(origin) == ORIGIN_BYTES
-    return _U64.pack(stamp) + origin
+def pack_order(stamp: int, message_id: bytes) -> bytes:
+    """Return the order of the message with this id; the stamp is a u64."""
+    assert len(message_id) == MESSAGE_KEY_BYTES
+    return _U64.pack(stamp) + message_id
 
 
 def stamp_of(order: bytes) -> int:
@@ -53,18 +57,18 @@ def stamp_of(order: bytes) -> int:
 
 
 def pack_retained(order: bytes, message: Message, clock: Clock) -> bytes:
-    """Return the value of a message."""
-    return bytes((VALUE_VERSION, 0)) + order + _U64.pack(message.number) + pack_message(message, clock)
+    """Return the value of a message; its id is that in its order."""
+    return bytes((VALUE_VERSION, 0)) + order + pack_message(message, clock)
 
 
 def pack_deleted(order: bytes) -> bytes:
     """Return the value that says that what is older was deleted, or expired."""
-    return bytes((VALUE_VERSION, _DELETED)) + order + bytes(8)
+    return bytes((VALUE_VERSION, _DELETED)) + order
 
 
 def value_order(value: bytes) -> bytes:
     """Return the order of a value."""
-    return value[_ORDER_AT : _ORDER_AT + ORDER_BYTES]
+    return value[_ORDER_AT:_BODY_AT]
 
 
 def unpack_retained(topic: bytes, value: bytes, clock: Clock) -> Message | None:

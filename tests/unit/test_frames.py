@@ -223,7 +223,7 @@ def test_a_frame_of_tables_on_the_bulk_connection_names_its_session():
 
 
 MESSAGE = Message(b"t/x", b"payload", b"", 1, True, 1010.0, "client", STORE, 7)
-ORDER = pack_order(2**64 - 1, STORE)
+ORDER = pack_order(2**64 - 1, MESSAGE.key())
 KEPT = pack_retained(ORDER, MESSAGE, Clock(1000.0, 1_700_000_000_000))
 
 
@@ -237,6 +237,19 @@ def test_a_row_of_a_retained_message_is_read():
     assert (back.payload, back.qos, back.retain, back.expires_at) == (b"payload", 1, True, 12.0)
     assert (back.publisher, back.origin, back.number) == ("client", STORE, 7)
     assert unpack_retained(b"t/x", pack_deleted(ORDER), Clock(0.0, 0)) is None
+
+
+def test_of_two_retained_messages_of_one_node_and_stamp_the_one_of_the_higher_number_is_the_newer():
+    later = Message(b"t/x", b"", origin=STORE, number=8)
+    assert KEPT[:34] == b"\x01\x00" + b"\xff" * 8 + STORE + (7).to_bytes(8, "big")
+    assert value_order(pack_deleted(pack_order(2**64 - 1, later.key()))) > value_order(KEPT)
+
+
+def test_a_delete_that_an_older_program_wrote_without_a_number_is_read():
+    row, value = retained_row(b"t/x"), b"\x01\x01" + b"\xff" * 8 + STORE + bytes(8)
+    table_frames.check_row(row, value)
+    assert unpack_retained(b"t/x", value, Clock(0.0, 0)) is None
+    assert pack_order(2**64 - 2, MESSAGE.key()) < value_order(value) < ORDER
 
 
 @pytest.mark.parametrize(
