@@ -12,12 +12,20 @@ from dataclasses import dataclass
 from typing import Final, final
 
 from broker.core.storage import Storage
-from cluster.commands import Admit, ConnectPeer, DisconnectPeer, Revoke, SendControl
-from cluster.frames import MESH_VERSION_NEWEST, MESH_VERSION_OLDEST, Hello, pack_hello, pack_members
+from cluster.commands import Admit, ConnectPeer, DisconnectPeer, Reply, Revoke, SendControl
+from cluster.frames import (
+    MESH_VERSION_NEWEST,
+    MESH_VERSION_OLDEST,
+    Hello,
+    Refusal,
+    pack_hello,
+    pack_members,
+    pack_refused,
+)
 from cluster.incoming_link import IncomingLink
 from cluster.interest import PeerInterest
 from cluster.link import OutgoingLink, first_number
-from cluster.membership import Liveness, Member, Membership, State
+from cluster.membership import Liveness, Member, Membership, State, removed_text
 from cluster.mesh_store import MeshStore
 from cluster.peer_tables import PeerTables, Views
 from cluster.readiness import ALL, Readiness
@@ -425,6 +433,10 @@ class Peers:
         self._turn.acknowledged.extend(peer.outgoing.take_tickets())
         peer.tables.forget()
         self.interest.forget(peer.name)
+        if peer.connection:
+            # It may run and hear this node, though not who removed it. Its connection stands, so that its key is not
+            # asked for again: without a word it would go on serving clients, of whom nobody takes notice any more.
+            self._turn.commands.append(Reply(peer.connection, pack_refused(Refusal.REMOVED, removed_text(peer.name))))
         self._turn.commands.append(Revoke(peer.name))
         self._turn.commands.append(DisconnectPeer(peer.name))
 

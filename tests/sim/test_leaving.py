@@ -656,6 +656,28 @@ def test_a_removed_node_that_comes_back_is_told_so_and_serves_nobody():
     assert list(one.core.mesh.peers) == [two.name]
 
 
+def test_a_removed_node_that_runs_is_told_so_by_a_member_that_it_hears():
+    """It does not hear who removed it, and its connection to the other member stands all the while."""
+    test = LeaveWorld(seed=672)
+    node, one, two = test.nodes
+    clients = test.make_sessions(node, 2, online=True)
+    for other in (one, two):
+        test.world.network.partition(node.name, other.name, True)
+    one.kill()
+    test.wait(lambda: not any(peer.running for peer in two.core.mesh.peers.values()), "the loneliness")
+    test.world.network.partition(one.name, two.name, True)
+    assert test.leave_and_wait(two, node, targets=(two.name,)).exit_code == 0
+    one.start()
+    test.world.network.heal(node.name, one.name)
+    test.wait(lambda: node.core.mesh.peers[one.name].running, "the member that does not know")
+    test.wait(lambda: one.core.mesh.peers[node.name].running, "the node, for that")
+    test.world.run(1.0)
+    test.world.network.heal(one.name, two.name)
+    test.wait(lambda: node.name not in one.core.mesh.peers, "the news")
+    test.wait(lambda: node.name in test.gone, "the node's end", 1.0)
+    assert not any(client.is_online() for client in clients)
+
+
 def test_a_node_that_starts_serves_when_a_member_is_heard_or_none_for_long():
     test = LeaveWorld(seed=24)
     node, one, _two = test.nodes
