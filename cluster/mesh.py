@@ -251,12 +251,8 @@ class Mesh:
     ) -> None:
         """Send a message to a node that wants it, now or, with `persistent`, when it is back."""
         peer = self.peers.get(node)
-        if peer is None:
-            # It left since the route was looked up; nobody there waits for the message any more.
-            if ticket is not None:
-                self._turn.acknowledged.append(ticket)
-                self._deadline = 0.0
-            return
+        # What was routed to a member is handed in before it is forgotten, and no route leads to it afterwards.
+        assert peer is not None
         peer.outgoing.forward(message, ticket, persistent, peer.running, now, address)
 
     def change_interest(self, changes: list[InterestChange]) -> None:
@@ -326,6 +322,10 @@ class Mesh:
     def ask_number(self, next_number: Callable[[], int]) -> None:
         """Ask this which number the next message that is published here has at least."""
         self._next_number = next_number
+
+    def ask_forwards(self, hand_in: Callable[[float], None]) -> None:
+        """Ask this to `forward`, before a member is forgotten, what was routed to it in the turn till then."""
+        self._peers.hand_in = hand_in
 
     def note_malformed(self, node: str, error: FrameError) -> None:
         """A member said what can't be read."""

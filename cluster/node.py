@@ -17,7 +17,7 @@ behind those that wait already; `thaw` once all are carried out.
 from collections import deque
 from typing import Final, final
 
-from broker.core.effects import Effects, InterestChange
+from broker.core.effects import Effects, Forward, InterestChange
 from broker.core.events import Event
 from broker.core.message import Message
 from broker.core.metrics import mesh_names, node_metrics
@@ -96,6 +96,7 @@ class NodeCore:
         owner.retained.shared = bool(mesh.peers)
         mesh.attach_retained(owner.retained, lambda: owner.writes, owner.clock)
         mesh.ask_number(owner.next_number)
+        mesh.ask_forwards(self._hand_in_forwards)
         mesh.ask_status(self._status)
         self._version = version
         self.moving = Moving(owner, mesh, mesh.incarnation, mesh.started_at)
@@ -265,11 +266,7 @@ class NodeCore:
             mesh.change_rows(effects.rows)
         if effects.interest:
             mesh.change_interest(effects.interest)
-        for forward in effects.to_peers:
-            address = NO_ADDRESS
-            if forward.groups:
-                address = pack_address(forward.groups, forward.plain, forward.waited)
-            mesh.forward(forward.node, forward.message, forward.ticket, now, forward.persistent, address)
+        self._forward(effects.to_peers, now)
         if not self._frozen:
             self.moving.answer(now)
             mesh.tell_tables(now)
@@ -290,6 +287,17 @@ class NodeCore:
         self.moving.validate()
         self.leaver.validate()
         self.leave_desk.validate()
+
+    def _hand_in_forwards(self, now: float) -> None:
+        """A member is about to be forgotten: hand over to the mesh what was routed to it before."""
+        self._forward(self.owner.take_forwards(), now)
+
+    def _forward(self, forwards: list[Forward], now: float) -> None:
+        for forward in forwards:
+            address = NO_ADDRESS
+            if forward.groups:
+                address = pack_address(forward.groups, forward.plain, forward.waited)
+            self.mesh.forward(forward.node, forward.message, forward.ticket, now, forward.persistent, address)
 
     def _tell_readiness(self) -> None:
         """Tell the owner whether this node reaches the members that it needs; not while the store takes no writes."""

@@ -8,6 +8,7 @@ while the connection that carries it is up; the store holds what finds the membe
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, final
 
@@ -141,6 +142,8 @@ class Peers:
         self._outbox_bytes_max = settings.outbox_bytes_max
         # This node's first number in every stream; whoever makes this says which.
         self.first_number = first_number(0)
+        # Hands in what was routed to members by what was known of them, before one is forgotten.
+        self.hand_in: Callable[[float], None] = _nothing_routed
         self._store = store
         self._registry = registry
         # When a member was forgotten last that is none any more.
@@ -363,6 +366,8 @@ class Peers:
         for name in list(self.all):
             member = others.get(name)
             if member is None or member.store_id != self.all[name].store_id:
+                # What is for it by then waits for its sessions' new homes, as what came before does.
+                self.hand_in(now)
                 self._forget(self.all[name])
                 self.forgot_at = now
         for name, member in others.items():
@@ -442,6 +447,10 @@ class Peers:
 
     def _tell_state(self, peer: Peer) -> None:
         self.membership.tell(peer.name, peer.liveness.state)
+
+
+def _nothing_routed(now: float) -> None:
+    pass
 
 
 def _add_link_counts(counts: dict[str, int], peer: Peer) -> None:

@@ -23,7 +23,7 @@ from broker.core.counters import ListenerTotals
 from broker.core.degraded import Degraded
 from broker.core.dispatch import Dispatcher
 from broker.core.draining import Draining
-from broker.core.effects import Effects, Ticket
+from broker.core.effects import Effects, Forward, Ticket
 from broker.core.epoch import Epoch, first_epoch
 from broker.core.events import (
     CONNECTION_LOST,
@@ -432,6 +432,10 @@ class QueueOwner:
             if outlet.batch.size():
                 effects.to_listeners[outlet.listener] = outlet.take_batch()
         return effects
+
+    def take_forwards(self) -> list[Forward]:
+        """Return what the turn has for other nodes so far; `take_effects` has the rest."""
+        return self._forwarding.take()
 
     def take_notices(self) -> list[str]:
         """Return what an operator should read in the log, since the last call."""

@@ -216,6 +216,30 @@ def test_what_was_kept_for_a_dead_node_before_a_restart_comes_although_a_stub_ha
     test.judge(clients)
 
 
+def test_what_is_published_in_the_turn_in_which_a_node_is_forgotten_comes_to_the_new_homes():
+    """Who was away hears of these in one turn with the publishes, which were routed before to the node that is gone."""
+    test = LeaveWorld(seed=520)
+    node, away, one = test.nodes
+    clients = test.make_sessions(node, 3)
+    publisher = test.publisher(away)
+    dead(test, node)
+    test.world.network.partition(away.name, one.name, True)
+    test.wait(lambda: not one.core.mesh.peers[away.name].running, "its absence")
+    assert test.leave_and_wait(one, node, targets=(one.name,)).exit_code == 0
+    test.world.network.heal(away.name, one.name)
+    # Much happens in each of its turns.
+    away.slow_until, away.turn_s = test.world.now + 20.0, 0.05
+    for number in range(2000):
+        client = clients[number % len(clients)]
+        test.world.later(0.005 * number, publisher.publish, next(iter(client.ever_wanted)), 1)
+    test.wait(lambda: node.name not in away.core.mesh.peers, "the removal")
+    test.world.run(10.0)
+    test.wait(publisher.is_idle, "the acknowledgements")
+    test.wait(lambda: not away.storage.snapshot()["outbox"], "the end of the estate")
+    test.come_back(clients, [one])
+    test.judge(clients)
+
+
 def test_what_is_given_while_the_stub_of_what_was_given_before_ends_comes_all_the_same():
     """The stub has said that this is all, and its new home has not answered."""
     test = LeaveWorld(seed=490)
