@@ -14,8 +14,11 @@ SEEDS = range(40)
 # Those in which something is retained.
 RETAINING = range(1, 40, 2)
 
-interpreted = pytest.mark.skipif(
-    not hasattr(IncomingLink.receive, "__code__"), reason="compiled classes can't be changed in memory"
+IS_INTERPRETED = hasattr(IncomingLink.receive, "__code__")
+
+interpreted = pytest.mark.skipif(not IS_INTERPRETED, reason="compiled classes can't be changed in memory")
+compiled = pytest.mark.skipif(
+    IS_INTERPRETED, reason="needs no change in memory, and is faster where the cores are compiled"
 )
 
 

@@ -1,7 +1,7 @@
 """The simulator finds bugs of a node, its links and its tables: each is planted, and some early seed has to notice."""
 
 import workload
-from planting import RETAINING, caught, interpreted, without
+from planting import RETAINING, caught, compiled, interpreted, without
 from virtual_node import AFTER_COMMIT
 
 from broker.core.events import CONNECTION_LOST
@@ -34,6 +34,7 @@ def tormented(world):
         world.later(8.0 + 3.0 * place, strike)
 
 
+@compiled
 def test_acknowledging_before_the_commit_is_caught():
     def plant(world):
         world.acknowledge_before_commit = True
@@ -42,6 +43,7 @@ def test_acknowledging_before_the_commit_is_caught():
     caught(plant)
 
 
+@compiled
 def test_a_position_that_is_not_committed_is_caught():
     def forget(node, effects):
         without(effects, lambda kind, family, key, value: kind == PUT and key.startswith(b"position/"))
@@ -49,6 +51,7 @@ def test_a_position_that_is_not_committed_is_caught():
     caught(lambda world: world.mutations.append(forget))
 
 
+@compiled
 def test_a_message_that_is_not_committed_to_an_outbox_is_caught():
     def forget(node, effects):
         # Of those that are in memory, too: a run that is read back would miss the others at once.
@@ -59,6 +62,7 @@ def test_a_message_that_is_not_committed_to_an_outbox_is_caught():
     assert "never arrived" in caught(lambda world: world.mutations.append(forget))
 
 
+@compiled
 def test_a_message_that_stays_in_an_outbox_is_caught():
     def forget(node, effects):
         without(effects, lambda kind, family, key, value: kind == DELETE and family == "outbox")
@@ -68,6 +72,7 @@ def test_a_message_that_stays_in_an_outbox_is_caught():
     assert "stores what every other node has" in found or "the outbox lacks" in found
 
 
+@compiled
 def test_a_queue_record_that_is_not_committed_is_caught():
     def forget(node, effects):
         without(effects, lambda kind, family, key, value: kind == PUT and family == "queue" and node.life > 1)
@@ -75,6 +80,7 @@ def test_a_queue_record_that_is_not_committed_is_caught():
     caught(lambda world: world.mutations.append(forget))
 
 
+@compiled
 def test_a_message_that_is_not_deleted_is_caught():
     def forget(node, effects):
         without(effects, lambda kind, family, key, value: kind != PUT and family == "message")
@@ -82,6 +88,7 @@ def test_a_message_that_is_not_deleted_is_caught():
     assert "no queue points to" in caught(lambda world: world.mutations.append(forget))
 
 
+@compiled
 def test_a_subscription_that_is_not_committed_is_caught():
     def forget(node, effects):
         without(effects, lambda kind, family, key, value: kind == PUT and family == "session" and len(key) > 8)
@@ -164,6 +171,7 @@ def test_interest_that_is_lost_and_never_repaired_is_caught(monkeypatch):
     caught(lose_some_interest)
 
 
+@compiled
 def test_interest_that_is_lost_is_repaired():
     for seed in range(5):
         workload.run(seed, prepare=lose_some_interest)
@@ -194,6 +202,7 @@ def groups_of(node):
     return {key[:8] for key in node.storage.snapshot()["session"] if key[8:9] == b"$"}
 
 
+@compiled
 def test_a_packet_id_that_is_not_stored_is_caught():
     def forget(node, effects):
         without(effects, lambda kind, family, key, value: kind == PUT and is_incoming(family, key))
@@ -201,6 +210,7 @@ def test_a_packet_id_that_is_not_stored_is_caught():
     assert "times, though" in caught(lambda world: world.mutations.append(forget))
 
 
+@compiled
 def test_a_packet_id_that_is_never_freed_is_caught():
     def forget(node, effects):
         without(effects, lambda kind, family, key, value: kind != PUT and is_incoming(family, key))
@@ -208,6 +218,7 @@ def test_a_packet_id_that_is_never_freed_is_caught():
     assert "packet ids for ever" in caught(lambda world: world.mutations.append(forget))
 
 
+@compiled
 def test_a_released_delivery_that_is_not_stored_is_caught():
     def forget(node, effects):
         without(effects, lambda kind, family, key, value: kind == PUT and family == "queue" and value[1] & 16)
@@ -215,6 +226,7 @@ def test_a_released_delivery_that_is_not_stored_is_caught():
     caught(lambda world: world.mutations.append(forget))
 
 
+@compiled
 def test_a_groups_delivery_that_stays_in_its_queue_is_caught():
     def forget(node, effects):
         groups = groups_of(node)
@@ -223,6 +235,7 @@ def test_a_groups_delivery_that_stays_in_its_queue_is_caught():
     caught(lambda world: world.mutations.append(forget))
 
 
+@compiled
 def test_a_group_that_keeps_nothing_of_what_it_gave_is_caught():
     """What its members have whose sessions are not stored is lost when the process is killed."""
 
@@ -278,6 +291,7 @@ def test_a_node_that_drops_what_it_can_not_give_to_a_member_is_caught(monkeypatc
     assert "$share/" in caught()
 
 
+@compiled
 def test_what_is_taken_from_a_queue_and_not_committed_for_another_node_is_caught():
     def forget(node, effects):
         removed = {
@@ -326,6 +340,7 @@ def test_numbers_that_begin_anew_with_every_start_are_caught(monkeypatch):
     caught()
 
 
+@compiled
 def test_listeners_may_die_while_a_link_is_down():
     for seed in range(20, 25):
         workload.run(seed, prepare=tormented)
@@ -334,6 +349,7 @@ def test_listeners_may_die_while_a_link_is_down():
 # Wills.
 
 
+@compiled
 def test_a_will_that_is_published_again_after_a_restart_is_caught():
     def forget(node, effects):
         without(effects, lambda kind, family, key, value: kind != PUT and family == "will")
@@ -349,7 +365,8 @@ def test_a_will_that_a_goodbye_does_not_discard_is_caught(monkeypatch):
         execute(self, session, CONNECTION_LOST, now)
 
     monkeypatch.setattr(QueueOwner, "_execute_will", keep)
-    assert "said goodbye" in caught()
+    # In most of the first seeds nodes stand still, and may have heard of the goodbye too late.
+    assert "said goodbye" in caught(seeds=range(15, 40))
 
 
 # Retained messages.
