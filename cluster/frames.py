@@ -29,7 +29,7 @@ Integers, number, text and bytes16 are as in `wire`; a pair is text name, 16 byt
     FORWARDS          see `forwards`, which packs them: they are what is hot
     CHECK, CHECKED    see `check_frames`
     LOOK, STATUS      see `statuses`
-    LEAVE_*, ADOPT    see `leave_frames`
+    LEAVE_*, ADOPT*   see `leave_frames`
     HAND_OVER, HANDED see `handover`
     DONOR, DONOR_HEARD see `leave_frames`
     TABLE_*           see `table_frames`
@@ -111,6 +111,7 @@ class FrameType(IntEnum):
     HANDED = 56
     DONOR = 57
     DONOR_HEARD = 58
+    ADOPT_LEFT = 59
 
 
 class Refusal(IntEnum):

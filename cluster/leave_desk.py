@@ -27,11 +27,13 @@ from cluster.leave_frames import (
     Orphan,
     Report,
     Verb,
+    pack_adopt_left,
     pack_answer,
     pack_donor_heard,
     pack_heard,
     pack_order,
     unpack_adopt,
+    unpack_adopt_left,
     unpack_answer,
     unpack_donor,
     unpack_donor_heard,
@@ -39,7 +41,7 @@ from cluster.leave_frames import (
     unpack_order,
     unpack_report,
 )
-from cluster.leaver import BUSY, Leaver
+from cluster.leaver import ASKED_MAX, BUSY, Leaver
 from cluster.leaving import State
 from cluster.mesh import Mesh
 from cluster.moving import Moving
@@ -135,6 +137,7 @@ class LeaveDesk:
             FrameType.LEAVE_REPORT: self._receive_report,
             FrameType.LEAVE_HEARD: self._receive_heard,
             FrameType.ADOPT: self._receive_adopt,
+            FrameType.ADOPT_LEFT: self._receive_adopt_left,
             FrameType.DONOR: self._receive_donor,
             FrameType.DONOR_HEARD: self._receive_donor_heard,
         }
@@ -236,13 +239,22 @@ class LeaveDesk:
     def _receive_adopt(self, node: str, frame: bytes, now: float) -> None:
         home, revives, orphans = unpack_adopt(frame)
         if not orphans:
+            left: list[str] = []
             for name, peer in self._mesh.peers.items():
                 if peer.store_id == home:
                     self._moving.claims.claim_now(name)
-                    # Who removes it may have been down when these began.
-                    orphans.extend([Orphan(client_id, None) for client_id in persistent_sessions(self._mesh, name)])
+                    left = sorted(persistent_sessions(self._mesh, name))
+            self._mesh.tell(node, pack_adopt_left(home, len(left)))
+            # Who removes it may have been down when these began.
+            orphans = [Orphan(client_id, None) for client_id in left[:ASKED_MAX]]
         for orphan in orphans:
             self._moving.registrar.adopt(orphan.client_id, orphan.user_name, home, revives, now)
+
+    def _receive_adopt_left(self, node: str, frame: bytes, now: float) -> None:
+        store_id, left = unpack_adopt_left(frame)
+        for removal in self._removals.values():
+            if removal.store_id == store_id:
+                removal.adopt_left(node, left, now)
 
     def _receive_donor(self, node: str, frame: bytes, now: float) -> None:
         store_id = unpack_donor(frame)

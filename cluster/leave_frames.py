@@ -14,6 +14,8 @@ as in `wire`.
                   (bytes16 client id, u8 flags: 1 user name, bytes16 user name)*
                                                                  to the node that is to be their home; or of nobody, to
                                                                  all: all are adopted, and the home's other wills due
+    ADOPT_LEFT    16 bytes store_id of the home, u32 how many persistent sessions have no other home, as far as I know
+                                                                 the answer to an ADOPT of nobody
     DONOR         16 bytes store_id: I give the queues of this store back                       to all
     DONOR_HEARD   16 bytes store_id, number from which on mine for that store went to others    the answer
 """
@@ -198,6 +200,20 @@ def unpack_adopt(frame: bytes) -> tuple[bytes, bool, list[Orphan]]:
         orphans.append(Orphan(client_id, user_name if named else None))
     reader.end()
     return home, revive, orphans
+
+
+def pack_adopt_left(home: bytes, count: int) -> bytes:
+    """Pack an ADOPT_LEFT frame; `home` is the store id of who has the sessions."""
+    return bytes(frame_head(FrameType.ADOPT_LEFT)) + home + pack_u32(count)
+
+
+def unpack_adopt_left(frame: bytes) -> tuple[bytes, int]:
+    """Return the home, and how many of its sessions have no other one as far as the sender knows."""
+    reader = frame_body(frame, FrameType.ADOPT_LEFT)
+    home = reader.take(STORE_ID_BYTES)
+    count = reader.u32()
+    reader.end()
+    return home, count
 
 
 def pack_donor(store_id: bytes) -> bytes:

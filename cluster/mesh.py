@@ -86,6 +86,7 @@ _MOVES: Final = (
     FrameType.LEAVE_REPORT,
     FrameType.LEAVE_HEARD,
     FrameType.ADOPT,
+    FrameType.ADOPT_LEFT,
     FrameType.HANDED,
     FrameType.DONOR,
     FrameType.DONOR_HEARD,
@@ -417,10 +418,6 @@ class Mesh:
     def can_move(self, shared_filter: bytes, message: Message) -> bool:
         """Say whether others than a member that is gone could have a message of a group."""
         return self._reclaiming.can_move(shared_filter, message)
-
-    def is_known(self) -> bool:
-        """Say whether all members that run know all that this node says of its sessions and wishes."""
-        return all(self._replication.is_known_to(peer) for peer in self.peers.values() if peer.running)
 
     def unacknowledged(self) -> int:
         """Return for how many running members something is not acknowledged, or not wholly known of this node."""

@@ -9,10 +9,11 @@ Theory of operation
     ADOPT(revive) --> each, at most ASKED_MAX at a time, until the registry knows another home of every one
       who was down when a session began may know nothing of it: the next one is asked after a while
       nobody has taken one since all were asked: it fails
-    ADOPT(nobody) --> all, until the wills are published that no session took along, for WILLS_S at most; each adopts
-      the sessions of which only it knows
-    those that run know this node's sessions, and have SETTLE_S to hear of the others' as well; who runs has not changed
-    meanwhile: then the node is removed, and its other sessions with it
+    ADOPT(nobody) --> all, who adopt the sessions of which only they know, at most ASKED_MAX at a time
+      <-- ADOPT_LEFT, until each says that it knows another home of every one; no fewer for a while: it fails
+      also until the wills are published that no session took along, for WILLS_S at most
+    this node knows what those that run said of their sessions since: then the node is removed, and its other sessions
+    with it
 
 A session that its client claims meanwhile is one less. Nothing is stored: whoever gives the order again goes on where
 this one ended. A node that runs again before it is removed ends the removal.
@@ -28,11 +29,10 @@ from cluster.mesh import Mesh
 from cluster.moving import Moving
 from cluster.registry import Home
 
-SETTLE_S: Final = 1.0
-LOOK_S: Final = 0.2
-# So long wills may take to be published, and how often that is asked for: a frame may be lost.
+# So long wills may take to be published.
 WILLS_S: Final = 10.0
-WILLS_AGAIN_S: Final = 1.0
+# How often all are asked to adopt what is left: a frame may be lost.
+ALL_AGAIN_S: Final = 1.0
 
 
 @dataclass(slots=True)
@@ -55,57 +55,63 @@ class Removal:
         self.progress = Progress()
         self._mesh = mesh
         self._moving = moving
-        self._store_id: Final = mesh.peers[node].store_id
+        self.store_id: Final = mesh.peers[node].store_id
         # Client id -> who is to adopt it and when that was asked for.
         self._assigned: dict[str, str] = {}
         self._asked_at: dict[str, float] = {}
         # How many sessions were left when that was looked at last, and since when.
         self._left = 0
         self._left_at = 0.0
-        # Who ran when that was looked at last, and since when they have known all.
-        self._running: set[str] = set()
-        self._adopted_at = 0.0
-        # When its wills are asked for again, and how long they are waited for.
-        self._wills_at = 0.0
-        self._wills_until = 0.0
         self._targets: list[str] = []
+        # How many sessions are left by what each member that runs knows, -1 before it has said that; and since when it
+        # is just so many in all.
+        self._others_left: dict[str, int] = {}
+        self._others_at = 0.0
+        # When all are asked again, and how long wills are waited for.
+        self._ask_all_at = 0.0
+        self._wills_until = 0.0
 
     def tick(self, now: float) -> None:
         """Go on."""
         if self.progress.is_over:
             return
         peer = self._mesh.peers.get(self.node)
-        if peer is None or peer.store_id != self._store_id:
+        if peer is None or peer.store_id != self.store_id:
             self.progress.is_over = True
         elif peer.running:
             self.progress.is_over = True
             self.progress.failure = f"{self.node} runs again and stays a member; give the order again to have it leave"
-        elif self._adopt(now) and self._have_others_done(now) and self._have_settled(now):
+        elif self._adopt(now) and self._have_others_adopted(now) and self._mesh.is_current(self._others_at):
             self._mesh.remove(self.node, now)
             self.progress.is_over = True
 
-    def _have_settled(self, now: float) -> bool:
-        """Say whether those that run have had the time to hear of the new homes, since the last of them came."""
-        running = {name for name, peer in self._mesh.peers.items() if peer.running}
-        if running != self._running or not self._mesh.is_known():
-            self._running = running
-            self._adopted_at = now
-        return now >= self._adopted_at + SETTLE_S
+    def adopt_left(self, member: str, left: int, now: float) -> None:
+        """A member says how many sessions have no other home as far as it knows."""
+        if member in self._others_left and self._others_left[member] != left:
+            self._others_left[member] = left
+            self._others_at = now
+        if left:
+            # It adopts more at once.
+            self._ask_all_at = now
 
     def _adopt(self, now: float) -> bool:
         """Have every session adopted that nobody has; say whether that is all of them."""
         left = persistent_sessions(self._mesh, self.node)
         targets = running_targets(self._mesh, self.node, self.order)
+        if left and not targets:
+            self._fail(len(left), "none of its targets runs")
+            return False
         if not self._assigned or targets != self._targets:
             self._targets = targets
+            self._left_at = now
             self._assigned = {client_id: targets[place % len(targets)] for place, client_id in enumerate(sorted(left))}
             self._asked_at = {}
         self.progress.queues = max(self.progress.queues, len(left))
         self.progress.moved = self.progress.queues - len(left)
-        if len(left) != self._left or not self._left_at:
+        if len(left) != self._left:
             self._left, self._left_at = len(left), now
         if left and now >= self._left_at + ASK_AGAIN_S * (len(targets) + 1):
-            self._fail(len(left), targets)
+            self._fail(len(left), f"none of {', '.join(targets)} could take them")
             return False
         counts = dict.fromkeys(targets, 0)
         orphans: dict[str, list[Orphan]] = {}
@@ -124,37 +130,44 @@ class Removal:
         for target, adopted in orphans.items():
             if target == self._mesh.membership.name:
                 for orphan in adopted:
-                    self._moving.registrar.adopt(orphan.client_id, orphan.user_name, self._store_id, True, now)
+                    self._moving.registrar.adopt(orphan.client_id, orphan.user_name, self.store_id, True, now)
             else:
-                for frame in pack_adopts(self._store_id, True, adopted):
+                for frame in pack_adopts(self.store_id, True, adopted):
                     self._mesh.tell(target, frame)
         return not left
 
-    def _fail(self, count: int, targets: list[str]) -> None:
-        """Say that nobody takes what is left."""
-        self.progress.is_over = True
-        again = "without --force-targets" if self.order.targets else "once more"
-        self.progress.failure = (
-            f"{count} sessions of {self.node} have no new home: none of {', '.join(targets)} could take them. "
-            f"{self.node} stays a member; give the order {again}"
-        )
-
-    def _have_others_done(self, now: float) -> bool:
+    def _have_others_adopted(self, now: float) -> bool:
         """Have all members adopt what only they know of, and publish the wills that are left; say whether that is done.
 
         The latter are those of clients whose sessions end.
         """
-        if self._wills_until and (now >= self._wills_until or not self._moving.claims.unspent(self.node)):
-            return True
-        self._wills_until = self._wills_until or now + WILLS_S
-        if now >= self._wills_at:
-            self._wills_at = now + WILLS_AGAIN_S
+        running = [name for name, peer in self._mesh.peers.items() if peer.running]
+        if running != list(self._others_left):
+            self._others_left = {name: self._others_left.get(name, -1) for name in running}
+            self._others_at = now
+        if not self._wills_until:
+            self._wills_until = now + WILLS_S
+        if now >= self._ask_all_at:
+            self._ask_all_at = now + ALL_AGAIN_S
             self._moving.claims.claim_now(self.node)
-            for name, peer in self._mesh.peers.items():
-                if peer.running:
-                    for frame in pack_adopts(self._store_id, True, []):
-                        self._mesh.tell(name, frame)
-        return False
+            for name in running:
+                for frame in pack_adopts(self.store_id, True, []):
+                    self._mesh.tell(name, frame)
+        unable = [name for name, left in self._others_left.items() if left > 0]
+        if unable and now >= self._others_at + ASK_AGAIN_S * 2:
+            self._fail(max(self._others_left.values()), f"{', '.join(unable)} could not take them")
+            return False
+        are_wills_published = now >= self._wills_until or not self._moving.claims.unspent(self.node)
+        return are_wills_published and not any(self._others_left.values())
+
+    def _fail(self, count: int, why: str) -> None:
+        """Say that nobody takes what is left."""
+        self.progress.is_over = True
+        again = "without --force-targets" if self.order.targets else "once more"
+        self.progress.failure = (
+            f"{count} sessions of {self.node} have no new home: {why}. "
+            f"{self.node} stays a member; give the order {again}"
+        )
 
 
 def persistent_sessions(mesh: Mesh, node: str) -> dict[str, Home]:

@@ -139,6 +139,10 @@ def adopt(frame: bytes) -> bytes:
     return packed[0] if len(packed) == 1 else frame
 
 
+def adopt_left(frame: bytes) -> bytes:
+    return leave_frames.pack_adopt_left(*leave_frames.unpack_adopt_left(frame))
+
+
 def hand_over(frame: bytes) -> bytes:
     store_id, after, number, address, message = handover.unpack_hand_over(frame, NOW)
     return handover.pack_hand_over(store_id, after, number, address, unexpired(message), NOW)
@@ -289,6 +293,7 @@ UNPACKERS = {
     int(FrameType.LEAVE_REPORT): leave_report,
     int(FrameType.LEAVE_HEARD): leave_heard,
     int(FrameType.ADOPT): adopt,
+    int(FrameType.ADOPT_LEFT): adopt_left,
     int(FrameType.HAND_OVER): hand_over,
     int(FrameType.HANDED): handed,
     int(FrameType.DONOR): donor,

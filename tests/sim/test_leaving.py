@@ -10,6 +10,7 @@ from virtual_clients import OFFLINE, ONLINE, Client
 from cluster.arrivals import REMOVED_S
 from cluster.frames import FrameType
 from cluster.leave_frames import Order, Verb
+from cluster.leaver import ASKED_MAX
 from cluster.leaving import STEP_1_DONE, State
 from cluster.node import AWAITED_S
 
@@ -558,23 +559,81 @@ def test_the_sessions_of_a_dead_node_are_split_evenly_and_get_new_messages():
     assert not any(node.core.owner.transfers.arriving() for node in (one, two))
 
 
+@pytest.mark.parametrize("count", [4, ASKED_MAX + 40])
 @pytest.mark.parametrize("is_known", [True, False], ids=["at_who_knows", "at_who_does_not"])
-def test_the_sessions_of_a_dead_node_live_of_which_not_all_members_know(is_known):
+def test_the_sessions_of_a_dead_node_live_of_which_not_all_members_know(is_known, count):
     """A member was down when they began, and the node died before it was back: what they are only the third knows."""
     test = LeaveWorld(seed=670)
     node, one, two = test.nodes
     clients = test.make_sessions(node, 2)
     dead(test, two)
-    clients += test.make_sessions(node, 4, first=2)
+    clients += test.make_sessions(node, count, first=2)
     dead(test, node)
     two.start()
     test.wait(test.whole, "the return")
     said = test.leave_and_wait(one if is_known else two, node)
     assert (said.exit_code, said.text) == (0, "Done")
     assert sum(len(test.queued(other)) for other in (one, two)) == len(clients)
+    clients = clients[:6]
     test.publish(test.publisher(two), clients, 3)
     test.come_back(clients, [two, one])
     test.judge(clients)
+
+
+def test_a_removal_fails_if_a_member_can_not_take_what_only_it_knows_of():
+    test = LeaveWorld(seed=673)
+    node, one, two = test.nodes
+    dead(test, two)
+    test.make_sessions(node, 4)
+    dead(test, node)
+    two.start()
+    test.wait(test.whole, "the return")
+    test.world.network.lose_frame = lambda frame: frame[1] == FrameType.TURN_GRANT
+    said = test.leave_and_wait(two, node)
+    assert said.exit_code == 1
+    assert " sessions of node1@h have no new home: node2@h could not take them. node1@h stays a member" in said.text
+    test.world.network.lose_frame = None
+    test.wait(test.whole, "a quiet cluster")
+    assert test.leave_and_wait(two, node).exit_code == 0
+    assert sum(len(test.queued(other)) for other in (one, two)) == 4
+
+
+def test_a_removal_fails_whose_only_target_dies():
+    test = LeaveWorld(seed=674)
+    node, one, two = test.nodes
+    test.make_sessions(node, 400)
+    dead(test, node)
+    command = test.leave(one, node, targets=(two.name,))
+    test.world.run(0.05)
+    two.kill()
+    test.wait(command.is_over, "the failure")
+    assert command.exit_code == 1
+    assert command.text.endswith(
+        "have no new home: none of its targets runs. node1@h stays a member; give the order without --force-targets"
+    )
+    two.start()
+    test.wait(test.whole, "the return")
+    assert test.leave_and_wait(one, node).exit_code == 0
+    assert sum(len(test.queued(other)) for other in (one, two)) == 400
+
+
+def test_a_dead_node_is_removed_while_clients_subscribe_all_the_time():
+    """What a member says of its sessions is never known to all at once then."""
+    test = LeaveWorld(seed=675)
+    node, one, two = test.nodes
+    test.make_sessions(node, 4)
+    dead(test, node)
+    for home in (one, two):
+        restless = Client(test.world, test.ledger, f"restless {home.name}", home, 4, True, {})
+        restless.connect()
+        for number in range(6000):
+            topic_filter = b"restless/%d" % number
+            test.world.later(0.005 * number, restless.subscribe, topic_filter, 0)
+    test.world.run(0.5)
+    said = test.leave(one, node)
+    test.wait(said.is_over, "the removal", 20.0)
+    assert (said.exit_code, said.text) == (0, "Done")
+    assert sum(len(test.queued(other)) for other in (one, two)) == 4
 
 
 def test_a_removal_fails_whose_targets_know_nothing_of_the_sessions():

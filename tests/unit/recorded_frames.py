@@ -197,6 +197,10 @@ VERSION_1 = [
         "DONOR_HEARD",
         "013a000102030405060708090a0b0c0d0e0f0000000000000005",
     ),
+    (
+        "ADOPT_LEFT",
+        "013b000102030405060708090a0b0c0d0e0f00000007",
+    ),
 ]
 
 # FORWARDS with messages for shared groups, which the first program did not have.

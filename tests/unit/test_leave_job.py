@@ -10,6 +10,7 @@ from cluster.leave_frames import (
     Orphan,
     Report,
     Verb,
+    pack_adopt_left,
     pack_adopts,
     pack_answer,
     pack_donor,
@@ -18,6 +19,7 @@ from cluster.leave_frames import (
     pack_order,
     pack_report,
     unpack_adopt,
+    unpack_adopt_left,
     unpack_answer,
     unpack_donor,
     unpack_donor_heard,
@@ -42,6 +44,7 @@ FRAMES = [
     ("DONOR", pack_donor(HOME), unpack_donor, HOME),
     ("DONOR_HEARD", pack_donor_heard(HOME, 5), unpack_donor_heard, (HOME, 5)),
     ("ADOPT", pack_adopts(HOME, True, ORPHANS)[0], unpack_adopt, (HOME, True, ORPHANS)),
+    ("ADOPT_LEFT", pack_adopt_left(HOME, 7), unpack_adopt_left, (HOME, 7)),
 ]
 
 
