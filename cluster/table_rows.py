@@ -3,20 +3,23 @@
 Owns the layout of what is stored. It knows nothing of sums or versions: `tables` does.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from typing import Final, Protocol, final
+from zlib import crc32
 
 from broker.core.retained_rows import FAMILY as RETAINED_FAMILY
 from broker.core.rows import BUCKETS, ROW_VERSION, Table, bucket_of, row_subject
 from broker.core.storage import Storage, WriteBatch
 from broker.core.stored_message import check_version, corrupt
-from cluster.table_frames import check_row
+from cluster.table_frames import check_row, pack_entry
 from cluster.turn import Turn
 from cluster.wire import FrameError
 
 KEY_TABLE: Final = b"table/"
-# Of so few bytes there are no more than 65,793 values.
-SHORT_BYTES: Final = 2
+# To look a row up is to walk through half of so many.
+SLOT_BYTES: Final = 256
+# The two of an entry.
+_LENGTHS_BYTES: Final = 8
 
 
 class Rows(Protocol):
@@ -43,45 +46,83 @@ class Rows(Protocol):
 
 @final
 class MemoryRows:
-    """Rows that need not survive a restart."""
+    """Rows that need not survive a restart.
+
+    There may be very many, and most are short: objects of each would take several times the bytes that it has. So those
+    of a bucket lie packed in slots, as they stand in a frame, each in the slot that its checksum says. A bucket gets
+    twice the slots whenever it has more than SLOT_BYTES for each.
+    """
 
     def __init__(self) -> None:
-        self._buckets: list[dict[bytes, bytes]] = [{} for _ in range(BUCKETS)]
-        # Short values are flags of very many rows: each that there is once.
-        self._short: dict[bytes, bytes] = {}
+        self._buckets: list[list[bytes]] = [[b""] for _ in range(BUCKETS)]
+        self._sizes = [0] * BUCKETS
 
     def get(self, bucket: int, row: bytes) -> bytes | None:
         """Return the value of a row."""
-        return self._buckets[bucket].get(row)
+        slots = self._buckets[bucket]
+        slot = slots[_place(row, slots)]
+        at, end = _find(slot, row)
+        return None if at < 0 else slot[at + _LENGTHS_BYTES + len(row) : end]
 
     def put(self, bucket: int, row: bytes, value: bytes) -> None:
         """Set a row."""
-        self._buckets[bucket][row] = self._only(value)
+        self._change(bucket, row, pack_entry(row, value))
 
     def delete(self, bucket: int, row: bytes) -> None:
         """Remove a row."""
-        self._buckets[bucket].pop(row, None)
+        self._change(bucket, row, b"")
 
     def replace(self, bucket: int, rows: dict[bytes, bytes]) -> list[bytes]:
         """Set all rows of a bucket; return those that went."""
-        gone = [row for row in self._buckets[bucket] if row not in rows]
-        self._buckets[bucket] = {row: self._only(value) for row, value in rows.items()}
+        gone = [row for row, _ in self.read(bucket) if row not in rows]
+        self._buckets[bucket] = [b"".join([pack_entry(row, value) for row, value in rows.items()])]
+        self._sizes[bucket] = len(self._buckets[bucket][0])
+        self._spread(bucket)
         return gone
 
     def read(self, bucket: int) -> list[tuple[bytes, bytes]]:
         """Return the rows of a bucket."""
-        return list(self._buckets[bucket].items())
+        found = []
+        for slot in self._buckets[bucket]:
+            at = 0
+            while at < len(slot):
+                value_at = at + 4 + _u32(slot, at)
+                end = value_at + 4 + _u32(slot, value_at)
+                found.append((slot[at + 4 : value_at], slot[value_at + 4 : end]))
+                at = end
+        return found
 
     def scan(self) -> Iterator[tuple[int, bytes, bytes]]:
         """Iterate (bucket, row, value)."""
-        return iter([(at, row, value) for at, rows in enumerate(self._buckets) for row, value in rows.items()])
+        return iter([(bucket, row, value) for bucket in range(BUCKETS) for row, value in self.read(bucket)])
 
     def clear(self) -> None:
         """Remove everything."""
-        self._buckets = [{} for _ in range(BUCKETS)]
+        self._buckets = [[b""] for _ in range(BUCKETS)]
+        self._sizes = [0] * BUCKETS
 
-    def _only(self, value: bytes) -> bytes:
-        return self._short.setdefault(value, value) if len(value) <= SHORT_BYTES else value
+    def _change(self, bucket: int, row: bytes, entry: bytes) -> None:
+        """Put an entry in the place of a row's, if it has one, or at the end."""
+        slots = self._buckets[bucket]
+        place = _place(row, slots)
+        slot = slots[place]
+        at, end = _find(slot, row)
+        changed = slot + entry if at < 0 else slot[:at] + entry + slot[end:]
+        slots[place] = changed
+        self._sizes[bucket] += len(changed) - len(slot)
+        if self._sizes[bucket] > len(slots) * SLOT_BYTES:
+            self._spread(bucket)
+
+    def _spread(self, bucket: int) -> None:
+        """Make as many slots as the rows of a bucket need."""
+        rows = self.read(bucket)
+        count = 1
+        while self._sizes[bucket] > count * SLOT_BYTES:
+            count *= 2
+        parts: list[list[bytes]] = [[] for _ in range(count)]
+        for row, value in rows:
+            parts[_place(row, parts)].append(pack_entry(row, value))
+        self._buckets[bucket] = [b"".join(part) for part in parts]
 
 
 @final
@@ -161,6 +202,27 @@ class StoredRows:
             except FrameError as error:
                 raise corrupt(self._family, key, error) from None
             yield bucket, row, value
+
+
+def _place(row: bytes, slots: Sized) -> int:
+    """Return in which slot of a bucket a row lies."""
+    return crc32(row) & (len(slots) - 1)
+
+
+def _find(slot: bytes, row: bytes) -> tuple[int, int]:
+    """Return where the entry of a row begins and ends in a slot, (-1, -1) if there is none."""
+    at = 0
+    while at < len(slot):
+        value_at = at + 4 + _u32(slot, at)
+        end = value_at + 4 + _u32(slot, value_at)
+        if value_at == at + 4 + len(row) and slot.startswith(row, at + 4):
+            return at, end
+        at = end
+    return -1, -1
+
+
+def _u32(packed: bytes, at: int) -> int:
+    return packed[at] << 24 | packed[at + 1] << 16 | packed[at + 2] << 8 | packed[at + 3]
 
 
 def forget_tables(batch: WriteBatch) -> None:
