@@ -85,6 +85,8 @@ class Leaver:
         self._donate_at = 0.0
         # Who has said what it gave instead of this donor.
         self._heard: set[str] = set()
+        # Whether no session, will or group was here when that was looked at last.
+        self._was_bare = False
         # How often nothing was left to be given away, one after the other.
         self._given = 0
         stored = mesh.leave_value()
@@ -229,7 +231,10 @@ class Leaver:
         unfinished = 0
         if not online + offline + moving:
             unfinished = draining.wills() + draining.stubs_in_groups()
-            unfinished += draining.groups_to_give(not self.job.order.targets) + self._mesh.unacknowledged()
+            unfinished += draining.groups_to_give(not self.job.order.targets)
+            is_bare, self._was_bare = self._was_bare, not unfinished
+            # What the last of them changed is told at the end of this turn, so nobody knows it yet.
+            unfinished += self._mesh.unacknowledged() if is_bare else 1
         return Census(
             online,
             offline,

@@ -420,12 +420,17 @@ class Mesh:
         return self._reclaiming.can_move(shared_filter, message)
 
     def unacknowledged(self) -> int:
-        """Return for how many running members something is not acknowledged, or not wholly known of this node."""
+        """Return for how many running members something is not acknowledged, or not wholly known of this node.
+
+        What they sent before they knew that must be here, too: they have said so in their streams.
+        """
+        wishes = self.own.wishes_version()
         count = 0
         for peer in self.peers.values():
             if peer.running:
                 outgoing = peer.outgoing
-                if outgoing.bytes_pending or outgoing.outbox.messages or not self._replication.is_known_to(peer):
+                is_known = peer.knows_wishes >= wishes and self._replication.is_known_to(peer)
+                if outgoing.bytes_pending or outgoing.outbox.messages or not is_known:
                     count += 1
         return count
 

@@ -365,6 +365,40 @@ def test_nobody_chooses_a_node_that_leaves_for_a_group_of_which_it_has_stubs():
     assert heard_by(worker) == sorted(payloads)
 
 
+def test_what_is_under_way_to_a_group_is_waited_for():
+    """Who sent it has heard since that the member there is gone; one of the others removes the node before it comes."""
+    test = LeaveWorld(seed=18)
+    node, one, two = test.nodes
+    publisher = test.publisher(two)
+    worker = make_worker(test, one)
+    make_worker(test, node, persistent=False).comes_back = False
+    network = test.world.network
+    arrives = network.frame_arrives
+    held = []
+
+    def hold(target, sender, connection, frame):
+        if target is node and sender == two.name and frame[1] == FrameType.FORWARDS:
+            held.append((target, sender, connection, frame))
+        elif not (target is two and frame[1] in (FrameType.MEMBERS, FrameType.HELLO)):
+            arrives(target, sender, connection, frame)
+
+    network.frame_arrives = hold
+    for _ in range(5):
+        publisher.publish(b"to/0", 1)
+    test.wait(lambda: held, "what is for the member that is connected")
+    command = test.leave(one, node, force=True)
+    test.world.run(3.0, lambda: node.core.leaver.job.state == State.LEAVING)
+    test.world.run(3.0, lambda: node.name not in one.core.mesh.peers)
+    network.frame_arrives = arrives
+    for frame in held:
+        arrives(*frame)
+    test.wait(command.is_over, "the leave")
+    test.wait(publisher.is_idle, "the acknowledgements")
+    payloads = [message.payload for message in test.ledger.published.values()]
+    work_off(test, [worker], one, len(payloads))
+    assert heard_by(worker) == payloads
+
+
 @pytest.mark.parametrize("restarts", [False, True])
 def test_a_stub_that_left_its_groups_is_a_member_again_when_its_session_is_back(restarts):
     test = LeaveWorld(seed=17)
@@ -1146,10 +1180,11 @@ def test_what_is_not_handed_over_yet_when_its_member_is_back_is_waited_for():
     dead(test, two)
     test.publish(publisher, clients, 5)
     publisher.comes_back = False
-    silent = (FrameType.HAND_OVER, FrameType.FORWARDS)
+    silent = [FrameType.HAND_OVER]
     test.world.network.lose_frame = lambda frame: frame[1] in silent
     command = test.leave(one, node, targets=("node2@h",), force=True)
     test.wait(lambda: node.core.leaver.job.state == State.LEAVING, "the beginning of the hand-over")
+    silent.append(FrameType.FORWARDS)
     two.start()
     test.wait(lambda: node.core.mesh.peers[two.name].running, "its return")
     test.world.run(3.0)
