@@ -400,6 +400,9 @@ class Departures:
 
     def members_changed(self) -> None:
         """The members, or who of them runs, have changed."""
+        others = self._site.others()
+        # A session that went to a node which is no member any more would have no home, and its client was closed here.
+        self._held = {client_id: held for client_id, held in self._held.items() if held.node in others}
         self._switching.members_changed(self.leavings)
         self._due.update(self.leavings)
         self._look_for_homes()

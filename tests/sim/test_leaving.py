@@ -8,6 +8,7 @@ from leave_world import FAR_S, LeaveWorld
 from virtual_clients import OFFLINE, ONLINE, Client
 
 from cluster.arrivals import REMOVED_S
+from cluster.departures import PATIENCE_S
 from cluster.frames import FrameType
 from cluster.leave_frames import Order, Verb
 from cluster.leaver import ASKED_MAX
@@ -127,6 +128,37 @@ def test_who_waits_to_connect_while_a_node_leaves_is_refused_and_publishes_nothi
     assert node.core.leaver.job.state == State.LEAVING
     test.world.network.lose_frame = None
     test.wait(command.is_over, "the leave")
+
+
+def test_no_session_goes_to_a_node_that_asked_for_it_and_has_left_meanwhile():
+    """It had not wholly come where it was, so that whoever asked had to wait.
+
+    The epoch of that was later than all that others gave, since its clock was ahead of theirs.
+    """
+    test = LeaveWorld(seed=19)
+    node, one, two = test.nodes
+    node.clocks.ahead_ms = 150_000
+    (client,) = test.make_sessions(two, 1)
+    test.world.network.lose_frame = lambda frame: frame[1] == FrameType.SWITCH
+    client.home = one
+    client.connect()
+    test.wait(lambda: client.state == ONLINE, "the session")
+    rival = Client(test.world, test.ledger, "rival", node, 4, True, {})
+    rival.client_id = client.name
+    rival.comes_back = False
+    rival.connect()
+    test.world.run(PATIENCE_S - 0.3)
+    assert rival.state != ONLINE
+    assert test.leave_and_wait(one, node, force=True).exit_code == 0
+    test.world.run(10.0)
+    assert client.state == ONLINE
+    test.world.network.lose_frame = None
+    rival.home = two
+    rival.come_back()
+    test.wait(lambda: rival.state == ONLINE, "the session once more")
+    test.publish(test.publisher(one), [client], 1)
+    test.wait(lambda: rival.inbox.arrivals, "what is published")
+    assert not client.inbox.arrivals
 
 
 def test_one_leave_at_a_time():

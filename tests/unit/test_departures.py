@@ -443,6 +443,24 @@ def test_a_take_is_forgotten_when_who_asked_has_given_up(start: Callable[..., No
     assert home.node.owner.session("mover") is not None
 
 
+def test_a_take_is_forgotten_when_who_asked_is_no_member_any_more(start: Callable[..., Node]) -> None:
+    home = Home(start(store_id=HERE))
+    arriving(home)
+    home.departures.take(ELSEWHERE, Take("mover", Epoch(3, 0, ELSEWHERE), False, None), home.now)
+    home.pass_time(2 * WAIT_POLL_S)
+    home.site.members.remove(ELSEWHERE)
+    home.departures.members_changed()
+    session = home.node.owner.session("mover")
+    assert session is not None
+    home.node.owner.transfers.end_donor(session, THERE, home.now)
+    assert home.pass_time(PATIENCE_S + 1.0) == []
+    assert not home.departures.leavings
+    assert home.node.owner.session("mover") is session
+    take = Take("mover", Epoch(3, 0, THERE), False, None)
+    home.departures.take(THERE, take, home.now)
+    assert [(item.kind, item.epoch) for item in home.turn()] == [(HEAD, take.epoch)]
+
+
 def test_a_take_that_waits_until_all_is_elsewhere_is_told_where(start: Callable[..., Node]) -> None:
     home = Home(start(store_id=HERE))
     home.leave("mover", VERSION)
