@@ -183,6 +183,9 @@ class Departures:
                 # It asks again: the head may have been lost.
                 leaving.spoke_at = -math.inf
                 self._due[take.client_id] = leaving
+            elif leaving.home != node and not self._site.is_running(leaving.home):
+                # Nobody may know of that home but this node: who asks is to do so under an epoch that is later.
+                self._put(node, pack_moved(take.client_id, take.epoch, leaving.epoch))
             return True
         old_epoch = NO_EPOCH if session is None else session.epoch
         if leaving is not None and session is not None:

@@ -14,6 +14,9 @@ Theory of operation
     Clean Start asks that node to forget the session, and does not wait for one that is away: what that has is over by
     an ENDED row.
 
+The node that is asked may be giving the session to another one already, which is away and whose epoch nobody else has
+heard of. It names that, and is asked again under a later epoch: a clock that is ahead decides nothing.
+
 A session is also had for a client that has not connected (`adopt`): its old home wants to be rid of it, or is gone for
 good. That goes the same way, but nothing is attached in the end.
 
@@ -228,8 +231,13 @@ class Registrar:
             if kind == REFUSED:
                 self._refuse(ready, Reason.CLIENT_IDENTIFIER_NOT_VALID, now)
             elif kind == MOVED:
-                ready.epoch = Epoch(max(epoch, ready.epoch).counter + 1, self._stamp(), self._site.store_id())
-                self._resolve(ready, epoch, now)
+                asked = ready.epoch
+                ready.epoch = Epoch(max(epoch, asked).counter + 1, self._stamp(), self._site.store_id())
+                if epoch > asked and not self._site.is_running(epoch.store_id):
+                    # The session has not come there, or is cut off there: who had it gives it under a later epoch.
+                    self._ask(ready, ready.old_home, now)
+                else:
+                    self._resolve(ready, epoch, now)
             else:
                 self._finish(ready, ready.old_home, now)
 
@@ -250,11 +258,16 @@ class Registrar:
                 self._notices.append(f"session of {event.client_id!r} is back before it was all elsewhere")
             self._finish(waiting, b"", now)
         elif self._site.is_running(latest.store_id):
-            waiting.old_home = latest.store_id
-            take = Take(event.client_id, waiting.epoch, event.clean_start, event.user_name)
-            self._arrivals.ask(take, latest.store_id, now)
+            self._ask(waiting, latest.store_id, now)
         else:
             self._begin_without(waiting, latest, now)
+
+    def _ask(self, waiting: Waiting, home: bytes, now: float) -> None:
+        """Ask the session's home for it."""
+        assert waiting.epoch is not None
+        waiting.old_home = home
+        event = waiting.event
+        self._arrivals.ask(Take(event.client_id, waiting.epoch, event.clean_start, event.user_name), home, now)
 
     def _begin_without(self, waiting: Waiting, latest: Epoch, now: float) -> None:
         """Begin a session without its home, which is away."""

@@ -334,6 +334,37 @@ def test_a_home_by_an_earlier_epoch_than_it_was_offered_has_the_rest():
     assert scene.copies(client) == 1
 
 
+@pytest.mark.parametrize(("is_taken", "clean"), [(False, False), (False, True), (True, False)])
+def test_a_session_goes_elsewhere_though_its_new_home_died_whose_clock_was_ahead(is_taken, clean):
+    """It asked under a later epoch than whoever asks then, and nobody but the old home knows."""
+    scene = Scene()
+    old, dead, new = scene.nodes
+    dead.clocks.set_ahead(150_000)
+    client = scene.comes("client", old, {b"a/b": 1})
+    publisher = scene.comes("publisher", new)
+    scene.goes(client)
+    payloads = scene.publish(publisher, b"a/b", 1, 3)
+    lose(scene, FrameType.MOVE_ACK if is_taken else FrameType.MOVE, *TABLES)
+    client.home = dead
+    client.connect()
+    scene.goes(client, True)
+    scene.run(0.3)
+    assert old.core.moving.departures.has_stub("client")
+    assert (scene.homes("client") == [dead]) == is_taken
+    scene.crash(dead)
+    lose(scene)
+    scene.connect(client, new, clean)
+    assert scene.homes("client") == [new]
+    if clean:
+        payloads = []
+    payloads += scene.publish(publisher, b"a/b", 1, 3)
+    scene.start(dead)
+    scene.until(lambda: not any(node.core.moving.counts()["moves_leaving"] for node in scene.nodes))
+    scene.until(lambda: scene.payloads(client) == payloads)
+    assert scene.copies(client) == 1
+    assert scene.connected("client") == [new]
+
+
 def calls(scene, node, client_id, user_name=None, clean=False):
     """Return the reason with which a node answers a CONNECT, and wait until all know of that."""
     heard = []

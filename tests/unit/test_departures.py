@@ -481,6 +481,22 @@ def test_a_take_that_waits_until_all_is_elsewhere_is_told_where(start: Callable[
     ]
 
 
+def test_who_asks_too_early_an_epoch_is_told_that_of_a_home_that_is_away(start: Callable[..., Node]) -> None:
+    """Nobody else may know of it; under a later one the session can be had."""
+    home = Home(start(store_id=HERE))
+    home.leave("mover", VERSION)
+    home.turn()
+    early = Take("mover", Epoch(1, 500, ELSEWHERE), False, None)
+    home.departures.take(ELSEWHERE, early, home.now)
+    assert home.turn() == [], "it is heard of as soon as its tables are"
+    home.site.down = [THERE]
+    home.departures.take(ELSEWHERE, early, home.now)
+    assert [(item.kind, item.epoch, item.old_epoch) for item in home.turn()] == [(MOVED, early.epoch, EPOCH)]
+    late = Take("mover", Epoch(3, 500, ELSEWHERE), False, None)
+    home.departures.take(ELSEWHERE, late, home.now)
+    assert [(item.kind, item.epoch) for item in home.turn()] == [(HEAD, late.epoch)]
+
+
 def test_a_node_without_the_session_says_where_it_went(start: Callable[..., Node]) -> None:
     """Who asks has not heard of the new home, and would begin the session anew."""
     home = Home(start(store_id=HERE))
