@@ -49,6 +49,11 @@ counts, since nobody there knew of the one here.
 What a stub had directly and gave to its new home it has no more. When the session comes back to it, only what it has
 `kept` came directly here: of each origin everything from a number on.
 
+A stub hears of no cuts any more, and takes whatever comes while old homes still give something: an origin that knows of
+it may have sent that here alone. Of one whose cut it had not heard it may be sent only what others here want, and what
+nobody else wants stays with the older homes. So it says nothing of what it had directly of that one, and knows what it
+took by the ids.
+
 Subscriptions of homes that meet are merged by filter: a home's word counts for those that the client made or ended
 there (`touched`), the latest home's first; for all others an older home knows more than a later one that was made of
 what the others had heard of it. What only filters match that came in this way (`late`) did not come directly before:
@@ -197,9 +202,7 @@ class Arrival:
     def takes(self, cuts: Cuts, origin: bytes, number: int) -> bool:
         """Say whether a message that came directly, for which these cuts count, is for the session."""
         if self.is_stub:
-            # From the first one on that it takes it has them all; what an old home passed on it has.
-            cuts.set(origin, number)
-            return number >= cuts.numbers[origin]
+            return self._stub_takes(cuts, origin, number)
         if self.direct_from and cuts is self.cuts:
             self._keep(origin, number)
             return True
@@ -207,6 +210,15 @@ class Arrival:
             return False
         self._keep(origin, number)
         return True
+
+    def _stub_takes(self, cuts: Cuts, origin: bytes, number: int) -> bool:
+        """Say the same of a session that leaves again: it takes all but what an old home passed on."""
+        if self.direct_from and cuts is self.cuts:
+            # From the first one on it has them all.
+            cuts.set(origin, number)
+        if origin in cuts.numbers:
+            return number >= cuts.numbers[origin]
+        return number > cuts.relayed.get(origin, -1) and not self.comes_again(origin, number, True)
 
     def takes_unnumbered(self, cuts: Cuts, origin: bytes) -> bool:
         """Say the same of QoS 0: whether its origin knew, when it sent that, that the session is here."""

@@ -99,6 +99,17 @@ def test_a_new_home_that_expects_nothing_of_whom_it_has_not_heard_is_caught(monk
 
 
 @interpreted
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_a_stub_that_takes_a_part_for_all_that_its_session_wants_is_caught(monkeypatch, comes_back):
+    def take(self, cuts, origin, number):
+        cuts.set(origin, number)
+        return number >= cuts.numbers[origin]
+
+    monkeypatch.setattr(Arrival, "_stub_takes", take)
+    fails(lambda: sequences.a_stub_gets_what_others_there_want(comes_back))
+
+
+@interpreted
 def test_a_new_home_that_knows_no_packet_ids_is_caught(monkeypatch):
     begin = Transfers.begin_arrival
 

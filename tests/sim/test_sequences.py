@@ -867,6 +867,46 @@ def a_session_moves_on_before_its_first_home_has_given_all():
     assert [node.core.moving.counts()["moves_arriving"] for node in scene.nodes] == [0, 0, 0]
 
 
+def a_stub_gets_what_others_there_want(comes_back):
+    """The second home's node is sent a part of what the session wants: its origin has not heard of the session there.
+
+    The first home, which has all of it, is heard when the session is at the second one again, or at a fourth.
+    """
+    scene = Scene(count=4)
+    first, second, third, fourth = scene.nodes
+    client = scene.comes("client", first, {b"a/b": 1, b"a/c": 1})
+    neighbour = scene.comes("neighbour", second, {b"a/b": 1})
+    publisher = scene.comes("publisher", first)
+    scene.goes(client)
+    scene.split([first], [second, third, fourth])
+    scene.until(lambda: not second.core.mesh.peers[first.name].running)
+    for home in (second, third):
+        scene.connect(client, home)
+        scene.goes(client)
+    assert second.core.moving.counts()["moves_leaving"] == 1, "nobody knows what the first home may send there"
+    wanted_by_both, wanted = [], []
+    for _ in range(3):
+        wanted_by_both += scene.publish(publisher, b"a/b")
+        wanted += scene.publish(publisher, b"a/c")
+    scene.world.network.lose_frame = is_deliveries
+    scene.heal()
+    scene.until(lambda: scene.payloads(neighbour) == wanted_by_both)
+    scene.connect(client, second if comes_back else fourth)
+    scene.run(1.0)
+    lose(scene)
+    scene.until(lambda: not any(node.core.moving.departures.leavings for node in scene.nodes))
+    scene.run(2.0)
+    received = scene.payloads(client)
+    assert [payload for payload in received if payload in wanted_by_both] == wanted_by_both
+    assert [payload for payload in received if payload not in wanted_by_both] == wanted
+    assert scene.copies(client) == 1
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_what_a_stub_is_sent_for_others_is_not_all_that_its_session_wants(comes_back):
+    a_stub_gets_what_others_there_want(comes_back)
+
+
 def is_head_of(frame, node):
     """Say whether a frame has a session's head that is of a node."""
     if len(frame) < 2 or frame[1] != FrameType.MOVE:

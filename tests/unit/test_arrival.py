@@ -164,6 +164,29 @@ def test_a_stub_leaves_out_what_an_old_home_passed_on() -> None:
     assert [arrival.takes(arrival.cuts, ORIGIN, number) for number in (6, 7, 8)] == [False, False, True]
 
 
+def test_a_stub_does_not_take_for_all_of_an_origin_what_others_want_there() -> None:
+    """It has not heard of that one's cut: an old home gives what nobody else wants, and not once more what came."""
+    arrival = Arrival(9 << PLACE_BITS)
+    arrival.donor(OLD)
+    arrival.set_cut(OTHER, 5)
+    arrival.is_stub = True
+    assert [arrival.takes(arrival.cuts, origin, 7) for origin in (ORIGIN, OTHER)] == [True, True]
+    assert arrival.direct_cuts() == [(OTHER, 5)]
+    assert [arrival.has_had(arrival.cuts, ORIGIN, number, 1) for number in (7, 8)] == [False, False]
+    assert [comes_again(arrival, number) for number in (7, 8)] == [True, False]
+    # What it gives to the next home it may get back.
+    arrival.give_away(ORIGIN, 7)
+    assert not comes_again(arrival, 7)
+
+
+def test_a_stub_that_had_everything_directly_has_that_from_the_first_one_on() -> None:
+    arrival = Arrival(9 << PLACE_BITS)
+    arrival.direct_from = 5 << PLACE_BITS
+    arrival.is_stub = True
+    assert [arrival.takes(arrival.cuts, ORIGIN, number) for number in (7, 8)] == [True, True]
+    assert arrival.direct_cuts() == [(ORIGIN, 7)]
+
+
 def test_what_a_later_home_had_waits_for_an_older_one_of_which_it_told() -> None:
     """The older home has something left, and the later one lost sight of it (seed 210)."""
     third = Arrival(first_place_of(3))
