@@ -215,7 +215,8 @@ def _wants_json(options: Mapping[str, str]) -> bool:
 
 
 def _value_after(argument: str, waiting: list[str]) -> str:
-    if not waiting:
+    if not waiting or waiting[0].startswith("--"):
+        # A value that looks like a flag is that flag, and the value was forgotten; = gives one that is none.
         raise UsageError(f"{argument} needs a value")
     return waiting.pop(0)
 

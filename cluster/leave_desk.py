@@ -151,10 +151,11 @@ class LeaveDesk:
 
         With `asks` it is asked whether a node that does not answer is really to be removed.
         """
-        if node != self._name and node not in self._mesh.peers:
-            members = ", ".join(sorted([*self._mesh.peers, self._name]))
-            self._end(command, 1, f"{node} is not a member of this cluster; the members are {members}")
-            return
+        for name in (node, *order.targets):
+            if name != self._name and name not in self._mesh.peers:
+                members = ", ".join(sorted([*self._mesh.peers, self._name]))
+                self._end(command, 1, f"{name} is not a member of this cluster; the members are {members}")
+                return
         self._number = (self._number + 1) & 0xFFFFFFFF
         follower = Follower(command, self._number, node, order, asks, now)
         self._followers.append(follower)

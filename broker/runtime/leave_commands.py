@@ -29,6 +29,9 @@ def leave_order(flags: dict[str, Any]) -> Order:
         raise UsageError("--abort goes with no other flag")
     verb = verbs[0] if verbs else Verb.MOVE if flags.get("force") else Verb.STOP_LISTENERS
     targets = tuple(name.strip() for name in str(flags.get("force-targets", "")).split(",") if name.strip())
+    if "force-targets" in flags and not targets:
+        # A script whose variable is empty does not mean all of them.
+        raise UsageError("--force-targets needs the names of nodes (example --force-targets=node1@127.0.0.1)")
     return Order(
         verb,
         _whole(flags, "summary-interval", "-i", 5, SECONDS_MAX),

@@ -210,6 +210,10 @@ def test_a_member_that_is_down_is_named_at_once_and_not_in_the_way_of_targets():
     assert node.core.leaver.job.accepts()
     wrong = test.leave_and_wait(one, node, targets=("node3@h", "node2@h"))
     assert wrong.exit_code == 1 and "no target: node3@h" in wrong.text
+    for name in ("node", "node9@h", "\udcff@h"):
+        # It is no name of a member, nor perhaps of any node, that another one could read.
+        wrong = test.leave_and_wait(one, node, targets=(name,))
+        assert (wrong.exit_code, wrong.text.partition(";")[0]) == (1, f"{name} is not a member of this cluster")
     done = test.leave_and_wait(one, node, targets=("node2@h",), force=True)
     assert (done.exit_code, done.text) == (0, "Done")
     assert len(test.queued(one)) == 10

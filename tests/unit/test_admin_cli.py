@@ -160,6 +160,7 @@ def test_a_node_that_ends_meanwhile(fake_node: Callable[..., FakeNode]) -> None:
         (["cluster", "show", "me"], "`cluster show` does not take me"),
         (["cluster", "show", "--format=xml"], "--format=xml: must be table or json"),
         (["cluster", "show", "--data-dir"], "--data-dir needs a value"),
+        (["cluster", "leave", "node=a@b", "-k", "--rate", "--data-dir=x"], "--rate needs a value"),
         (["cluster", "show", "--json=1"], "--json takes no value"),
         (["help"], "no such command: help"),
     ],

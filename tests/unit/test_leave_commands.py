@@ -32,6 +32,7 @@ def test_flags_make_an_order(flags: dict[str, Any], order: Order) -> None:
         ({"summary-interval": "-3"}, "-i -3: must be a whole number from 1"),
         ({"rate": "many"}, "--rate many: must be a whole number from 1"),
         ({"abort": True, "kill_sessions": True}, "--abort goes with no other flag"),
+        ({"force": True, "force-targets": " , "}, "--force-targets needs the names of nodes"),
     ],
 )
 def test_what_makes_none_is_bad_usage(flags: dict[str, Any], complaint: str) -> None:
