@@ -4,8 +4,9 @@ Owns `<data_dir>/LEFT` and `<data_dir>/left-<UTC time>/`. While the marker is th
 `cluster.discovery` says: else an orchestrator that starts it again would have it back in the cluster within seconds. An
 explicit `cluster join` removes it. The data directory may be a mount point, so that it is its contents that move.
 
-The marker is written first and names the place; so whoever finds a store of a node that has left knows whether putting
-it aside was interrupted, or somebody has put it back.
+The marker is written first and names the place, so that what was interrupted goes on there. A store that is there gets
+a mark of its own: whoever finds one with that mark knows that somebody has put it back, or a copy of it, whatever has
+become of the marker and the place.
 """
 
 import contextlib
@@ -14,6 +15,8 @@ import time
 
 MARKER = "LEFT"
 STORE = "store"
+# In the store, once it is put aside.
+MARK = "PUT-ASIDE"
 
 
 class PutBackError(Exception):
@@ -34,16 +37,21 @@ def put_aside(data_dir: str, name: str, utc_s: float) -> str:
     """Move the store of a node that has left; returns where it is. Raises PutBackError or OSError."""
     store = os.path.join(data_dir, STORE)
     place = _place(data_dir)
-    if place and os.path.exists(os.path.join(place, STORE)) and os.path.exists(store):
+    if os.path.exists(os.path.join(store, MARK)) or (place and os.path.exists(os.path.join(place, STORE))):
         raise PutBackError(
-            f"the store in {store} is that of a node that left its cluster, and had been put aside in {place}: "
-            "it can't come back. Move it away and start again; the node is then new and empty"
+            f"the store in {store} is that of a node that left its cluster, and had been put aside: it can't come "
+            "back. Move it away and start again; the node is then new and empty"
         )
     if not place:
         place = os.path.join(data_dir, time.strftime("left-%Y%m%dT%H%M%SZ", time.gmtime(utc_s)))
         _write_marker(data_dir, name, place)
     os.makedirs(place, mode=0o700, exist_ok=True)
-    os.rename(store, os.path.join(place, STORE))
+    aside = os.path.join(place, STORE)
+    os.rename(store, aside)
+    # Only now: what is interrupted before was not put back. A full disk may have no room for it, and then has none.
+    with contextlib.suppress(OSError), open(os.path.join(aside, MARK), "w", encoding="utf-8"):
+        pass
+    _sync(aside)
     _sync(place)
     _sync(data_dir)
     return place

@@ -130,28 +130,28 @@ def test_a_live_node_leaves_in_two_steps_and_comes_back_only_when_asked_to(three
     wait_until(lambda: len(two.cluster()) == 3, "the return")
 
 
-@pytest.mark.parametrize("by_hand", [False, True], ids=["interrupted", "put back"])
-def test_a_store_that_has_left_does_not_come_back(make_node: Callable[..., Node], by_hand: bool) -> None:
+@pytest.mark.parametrize("how", ["interrupted", "put back", "marker removed"])
+def test_a_store_that_has_left_does_not_come_back(make_node: Callable[..., Node], how: str) -> None:
     one, node = [make_node(number, COOKIE).start() for number in (1, 2)]
     node.join(one)
     assert leave(one, node, "-k", "--force")[:2] == (0, "Done")
     assert node.wait_end() == 0
     data = Path(node.data_dir)
     (place,) = data.glob("left-*")
-    if by_hand:
-        (place / "store").rename(data / "store")
-        place.rmdir()
-        place.mkdir()
-        (place / "store").mkdir()
-    else:
-        (place / "store").rename(data / "store")
+    (place / "store").rename(data / "store")
+    if how == "interrupted":
+        # As a node that was killed between its last commit and the move has it.
+        (data / "store" / "PUT-ASIDE").unlink()
+    if how != "put back":
         (data / "LEFT").unlink()
     node.launch()
-    assert node.wait_end() == (3 if by_hand else 0)
-    if by_hand:
-        assert "can't come back" in node.said()
-    else:
+    if how == "interrupted":
+        assert node.wait_end() == 0
         assert not (data / "store").exists() and (data / "LEFT").exists()
+    else:
+        assert node.wait_end() == 3
+        assert "can't come back" in node.said()
+        assert (data / "store").exists()
 
 
 def test_clients_claim_their_queues_where_they_are_told_to_and_no_force_is_needed(

@@ -1,5 +1,6 @@
 """broker.runtime.left: the store of a node that has left is kept, and does not come back by accident."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -39,9 +40,27 @@ def test_what_was_interrupted_goes_on_in_the_same_place(data: Path, made: bool) 
     assert not (data / "store").exists()
 
 
-def test_a_store_that_was_put_back_is_refused(data: Path) -> None:
+@pytest.mark.parametrize("marked", [True, False], ids=["the marker is there", "the marker was removed"])
+@pytest.mark.parametrize("copied", [True, False], ids=["copied", "moved"])
+def test_a_store_that_was_put_back_is_refused(data: Path, marked: bool, copied: bool) -> None:
+    place = Path(left.put_aside(str(data), "a@b", AT))
+    if copied:
+        shutil.copytree(place / "store", data / "store")
+    else:
+        (place / "store").rename(data / "store")
+    if not marked:
+        left.forget(str(data))
+    for _ in range(2):
+        with pytest.raises(left.PutBackError, match="can't come back"):
+            left.put_aside(str(data), "a@b", AT + 100)
+        assert (data / "store").is_dir()
+    # Moved away it is in nobody's way.
+    (data / "store").rename(data / "away")
+    assert left.has_left(str(data)) is marked
+
+
+def test_a_store_of_an_older_version_that_was_put_back_is_refused(data: Path) -> None:
     left.put_aside(str(data), "a@b", AT)
     (data / "store").mkdir()
     with pytest.raises(left.PutBackError, match="can't come back"):
         left.put_aside(str(data), "a@b", AT + 100)
-    assert (data / "store").is_dir()
