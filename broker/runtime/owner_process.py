@@ -270,7 +270,11 @@ class OwnerProcess:
             self._told_end = True
             error = node.removed or f"{self.config.node.name} was removed from its cluster and serves nobody"
             self._control.send({"type": "failed", "error": f"{error}; {_AFTER_REMOVAL}", "exit": REMOVED})
-        elif self._recovers and job.state == State.IDLE and node.mesh.peers and node.mesh.is_complete():
+        elif self._recovers and job.state == State.IDLE and not node.mesh.peers:
+            self._told_end = True
+            error = f"the store of {self.config.node.name} is that of no removed member: it has no queues to give back"
+            self._control.send({"type": "failed", "error": f"{error}; start it without --recover-queues", "exit": 1})
+        elif self._recovers and job.state == State.IDLE and node.mesh.is_complete():
             self._told_end = True
             error = f"{self.config.node.name} is a member of its cluster: start it without --recover-queues"
             self._control.send({"type": "failed", "error": error, "exit": 1})

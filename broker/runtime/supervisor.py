@@ -361,6 +361,11 @@ class Supervisor:
         if self._announced_ready or not all(slot.ready for slot in (self._owner, *self._listeners)):
             return
         self._announced_ready = True
+        if self._recovers:
+            # No listener accepts.
+            self._log(logging.INFO, "serves nobody, and offers its queues to the members of its cluster")
+            self._notifier.ready(f"{self._config.node.name} offers its queues to its cluster")
+            return
         addresses = [f"mqtt={listener.address}" for listener in self._config.listeners if listener.type == "mqtt"]
         # A node serves on when nobody reads its ready line any more.
         with contextlib.suppress(OSError):

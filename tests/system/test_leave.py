@@ -334,3 +334,14 @@ def test_a_node_that_is_still_a_member_is_no_donor(make_node: Callable[..., Node
     assert "start it without --recover-queues" in node.said()
     node.start()
     wait_until(lambda: accepts(node), "its readiness")
+
+
+def test_a_node_without_anything_to_give_back_is_no_donor(make_node: Callable[..., Node]) -> None:
+    node = make_node()
+    with Client(node.start(), "away", V5, persistent=True) as away:
+        away.subscribe("to/away")
+    node.stop()
+    node.launch("--recover-queues")
+    assert node.wait_end() == 1
+    assert "has no queues to give back; start it without --recover-queues" in node.said()
+    assert not any(line.startswith("ready: ") for line in node.said().splitlines()), "it would serve who connects"
