@@ -16,8 +16,8 @@ class OwnerCalls:
     """Commands that wait for the owner's reply."""
 
     def __init__(self) -> None:
-        # None in a queue means that the owner has died.
-        self._waiting: dict[int, asyncio.Queue[Message | None]] = {}
+        # A text in a queue says why the owner has ended.
+        self._waiting: dict[int, asyncio.Queue[Message | str]] = {}
         self._number = 0
 
     async def ask(
@@ -40,8 +40,8 @@ class OwnerCalls:
             async with asyncio.timeout(command.time_limit_s) as limit:
                 while True:
                     reply = await replies.get()
-                    if reply is None:
-                        return error_response("the queue-owner of this node has ended meanwhile; it is started again")
+                    if isinstance(reply, str):
+                        return error_response(reply)
                     if reply["type"] == "reply":
                         break
                     limit.reschedule(asyncio.get_running_loop().time() + command.time_limit_s)
@@ -60,7 +60,7 @@ class OwnerCalls:
         if replies is not None:
             replies.put_nowait(message)
 
-    def owner_gone(self) -> None:
-        """End all calls."""
+    def owner_gone(self, why: str) -> None:
+        """End all calls; `why` is for those who gave the commands."""
         for replies in self._waiting.values():
-            replies.put_nowait(None)
+            replies.put_nowait(why)

@@ -59,6 +59,8 @@ IGNORED = (
     "cluster.discovery is ignored until `vmq-admin cluster join` is given, or the file LEFT in its data_dir removed"
 )
 
+STOPPING = "this node is stopping"
+
 COMMANDS: Mapping[str, list[str]] = {
     "owner": python_command("broker.runtime.owner_process"),
     "listener": python_command("broker.runtime.listener_process"),
@@ -202,7 +204,7 @@ class Supervisor:
     ) -> Message:
         owner = self._owner.child
         if self._stopping.is_set():
-            return error_response("this node is stopping")
+            return error_response(STOPPING)
         if owner is None or not self._owner.ready:
             return error_response("this node is starting: its queue-owner is not ready yet")
         return await self._calls.ask(owner, command, arguments, flags, progress)
@@ -345,7 +347,10 @@ class Supervisor:
                 slot.child.send({"type": "owner-ready", "generation": self._owner.generation})
 
     def _owner_gone(self) -> None:
-        self._calls.owner_gone()
+        is_stop = self._stopping.is_set()
+        self._calls.owner_gone(
+            STOPPING if is_stop else "the queue-owner of this node has ended meanwhile; it is started again"
+        )
         if self._owner_ready.is_set():
             self._owner_ready.clear()
             for slot in self._listeners:

@@ -388,6 +388,20 @@ def test_a_question_ends_with_the_owner(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+def test_a_question_ends_with_the_node(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with node(tmp_path, "silent") as running:
+            await running.ready()
+            asked = asyncio.ensure_future(running.ask("node status"))
+            # The supervisor answers this one by itself, and has passed the first one on by then.
+            await running.ask("cluster cookie")
+            running.supervisor.stop()
+            [response] = await asked
+            assert response == {"type": "error", "error": "this node is stopping", "exit": 1}
+
+    asyncio.run(scenario())
+
+
 def test_a_question_has_a_time_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from broker import commands
 
