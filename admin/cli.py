@@ -163,8 +163,7 @@ def _run_command(invocation: Invocation, environ: Mapping[str, str], output: IO[
     with ProgressView(errors, color) as view:
         response = _follow(command, ask(directory, command.words, invocation.arguments, flags, timeout_s), view)
     if response["type"] == "result" and response["result"]["type"] == "question":
-        print(f"{response['result']['text']} [y/N] ", file=errors, end="", flush=True)
-        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        if not _says_yes(f"{response['result']['text']} [y/N] ", errors):
             return _complain(errors, "nothing was done", FAILED)
         del flags["ask"]
         asked = response["result"]["text"].splitlines()
@@ -176,6 +175,19 @@ def _run_command(invocation: Invocation, environ: Mapping[str, str], output: IO[
     render(response["result"], as_json, output, color)
     output.flush()
     return int(response.get("exit", DONE))
+
+
+def _says_yes(question: str, errors: IO[str]) -> bool:
+    """Ask somebody at the terminal."""
+    print(question, file=errors, end="", flush=True)
+    try:
+        answer = sys.stdin.readline()
+    except KeyboardInterrupt:
+        answer = ""
+    if not answer.endswith("\n"):
+        # Ctrl-C and Ctrl-D are an answer without an end of line.
+        print(file=errors)
+    return answer.strip().lower() in ("y", "yes")
 
 
 def _follow(

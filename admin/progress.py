@@ -37,8 +37,8 @@ class ProgressView:
         if total:
             self._bar.update(self._task, completed=done, total=total)
         if text and self._bar is not None:
-            # Above the bar, which stays where it is.
-            self._bar.console.print(text, markup=False, highlight=False)
+            # Above the bar, which stays where it is. A line that is too long is the terminal's to break.
+            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
         elif text:
             print(text, file=self._stream, flush=True)
 

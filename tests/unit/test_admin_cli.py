@@ -224,6 +224,7 @@ class Terminal(io.StringIO):
         return True
 
 
+LONG = "Migrated 9/9 queues and 18/18 messages; " * 9
 PROGRESS = [
     {"type": "progress", "text": "", "done": 0, "total": 0},
     {"type": "progress", "text": "Migrated 3/9 queues and 6/18 messages", "done": 3, "total": 9},
@@ -245,8 +246,9 @@ def test_progress_is_lines_where_nobody_looks(fake_node: Callable[..., FakeNode]
 
 def test_progress_is_a_bar_on_a_terminal(fake_node: Callable[..., FakeNode]) -> None:
     errors = Terminal()
-    assert leave(fake_node(*PROGRESS, DONE), errors) == (0, "Done\n")
-    assert "Migrated 3/9 queues and 6/18 messages" in errors.getvalue()
+    progress = [*PROGRESS, {"type": "progress", "text": LONG, "done": 9, "total": 9}]
+    assert leave(fake_node(*progress, DONE), errors) == (0, "Done\n")
+    assert f"\x1b[2K{LONG}\n" in errors.getvalue()
     assert "9/9" in errors.getvalue() and "/s" in errors.getvalue()
 
 
@@ -268,3 +270,19 @@ def test_a_question_is_asked_on_a_terminal(
     assert ("c@d gets 3 sessions." in errors.getvalue()) is (code == 0)
     assert "Remove a@b? [y/N]" in errors.getvalue()
     assert [request["flags"].get("ask", False) for request in node.requests] == ([True, False] if code == 0 else [True])
+
+
+@pytest.mark.parametrize("end", [EOFError, KeyboardInterrupt], ids=["Ctrl-D", "Ctrl-C"])
+def test_who_ends_a_question_is_told_that_nothing_was_done(
+    fake_node: Callable[..., FakeNode], monkeypatch: pytest.MonkeyPatch, end: type[BaseException]
+) -> None:
+    class Ending(Terminal):
+        def readline(self, size: int | None = -1) -> str:
+            if end is KeyboardInterrupt:
+                raise end
+            return ""
+
+    monkeypatch.setattr("sys.stdin", Ending())
+    errors = Terminal()
+    assert leave(fake_node({"type": "result", "result": {"type": "question", "text": "Sure?"}}), errors) == (1, "")
+    assert errors.getvalue() == "Sure? [y/N] \nvmq-admin: nothing was done\n"
