@@ -25,7 +25,7 @@ def leave_order(flags: dict[str, Any]) -> Order:
         for flag, verb in (("abort", Verb.ABORT), ("dry-run", Verb.DRY_RUN), ("kill_sessions", Verb.MOVE))
         if flags.get(flag)
     ]
-    if Verb.ABORT in verbs and len(verbs) > 1:
+    if Verb.ABORT in verbs and (len(verbs) > 1 or flags.get("force") or flags.get("status")):
         raise UsageError("--abort goes with no other flag")
     verb = verbs[0] if verbs else Verb.MOVE if flags.get("force") else Verb.STOP_LISTENERS
     targets = tuple(name.strip() for name in str(flags.get("force-targets", "")).split(",") if name.strip())
@@ -71,13 +71,13 @@ class LeaveCommands:
 
     def command(self, number: int, name: str, flags: dict[str, Any], now: float) -> None:
         """Take a command; the replies come from `answer`, now or later."""
-        if flags.get("status"):
-            self._reply(number, {"type": "table", "table": leave_table(self._node), "below": ["Failure"]})
-            return
         try:
             order = leave_order(flags)
         except UsageError as error:
             self._send({"type": "reply", "id": number, "error": str(error), "exit": 2})
+            return
+        if flags.get("status"):
+            self._reply(number, {"type": "table", "table": leave_table(self._node), "below": ["Failure"]})
             return
         self._node.leave_desk.command(number, name, order, now, bool(flags.get("ask")))
 

@@ -31,7 +31,10 @@ def test_flags_make_an_order(flags: dict[str, Any], order: Order) -> None:
         ({"timeout": "0"}, "-t 0: must be a whole number from 1"),
         ({"summary-interval": "-3"}, "-i -3: must be a whole number from 1"),
         ({"rate": "many"}, "--rate many: must be a whole number from 1"),
-        ({"abort": True, "kill_sessions": True}, "--abort goes with no other flag"),
+        *[
+            ({"abort": True, flag: True}, "--abort goes with no other flag")
+            for flag in ("kill_sessions", "dry-run", "force", "status")
+        ],
         ({"force": True, "force-targets": " , "}, "--force-targets needs the names of nodes"),
     ],
 )
