@@ -46,6 +46,14 @@ GIVING: Final = (State.WAITING, State.MIGRATING, State.LEAVING, State.DONATING)
 BUSY: Final = (State.DRAINING_LISTENERS, State.WAITING, State.FAILED_WITH_QUEUES, State.MIGRATING, State.LEAVING)
 
 
+def already_leaving(name: str, report: Report, runs: bool) -> str:
+    """Return why no other node can leave, and what an operator can do about it."""
+    said = f"{name} is leaving the cluster already ({State(report.state).text()}): one node at a time."
+    if runs:
+        return f"{said} Wait for it, or end that by vmq-admin cluster leave node={name} --abort"
+    return f"{said} It does not run: start it, or have it removed by vmq-admin cluster leave node={name}"
+
+
 @final
 class Leaver:
     """The leave of this node. `reports` are what other members say of theirs, by name."""
@@ -389,11 +397,7 @@ class Leaver:
         if self.job.state == State.IDLE:
             for name, report in self._reports.items():
                 if report.state in BUSY and name in self._mesh.peers:
-                    state = State(report.state).text()
-                    return (
-                        f"{name} is leaving the cluster already ({state}): one node at a time. Wait for it, or end "
-                        f"that by vmq-admin cluster leave node={name} --abort"
-                    )
+                    return already_leaving(name, report, self._mesh.peers[name].running)
         if order.verb == Verb.STOP_LISTENERS:
             return ""
         if order.targets:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Final, final
 
 from cluster.leave_frames import Order, Orphan, Report, Verb, pack_adopts
-from cluster.leaver import ASK_AGAIN_S, ASKED_MAX, BUSY
+from cluster.leaver import ASK_AGAIN_S, ASKED_MAX, BUSY, already_leaving
 from cluster.leaving import State, how_without
 from cluster.mesh import Mesh
 from cluster.moving import Moving
@@ -183,13 +183,15 @@ def running_targets(mesh: Mesh, node: str, order: Order) -> list[str]:
 
 def refusal(mesh: Mesh, reports: dict[str, Report], node: str, order: Order) -> str:
     """Return why a node that does not answer can't be removed, "" if it can."""
+    if order.verb == Verb.ABORT:
+        report = reports.get(node)
+        if report is None or report.state not in BUSY:
+            return f"{node} does not run: there is nothing to abort"
+        return f"{node} does not run: its leave ({State(report.state).text()}) can be aborted when it runs again"
     for name, report in reports.items():
         if report.state in BUSY and name in mesh.peers and name != node:
-            state = State(report.state).text()
-            return f"{name} is leaving the cluster already ({state}): one node at a time"
+            return already_leaving(name, report, mesh.peers[name].running)
     targets = running_targets(mesh, node, order)
-    if order.verb == Verb.ABORT:
-        return f"{node} does not run: there is nothing to abort"
     if order.targets:
         unfit = [name for name in order.targets if name not in targets]
         return f"no target: {', '.join(unfit)} is not a running member besides {node}" if unfit else ""

@@ -180,6 +180,28 @@ def test_one_leave_at_a_time():
     assert test.leave_and_wait(node, one, Verb.STOP_LISTENERS).exit_code == 0
 
 
+def test_of_a_leave_whose_node_does_not_run_it_is_said_what_can_be_done():
+    test = LeaveWorld(seed=4)
+    node, one, two = test.nodes
+    test.make_sessions(node, 3)
+    assert test.leave_and_wait(one, node, Verb.ABORT).exit_code == 0
+    test.leave(one, node, timeout_s=100)
+    test.wait(lambda: node.core.leaver.job.state == State.WAITING, "the begin")
+    test.world.run(2.0)
+    node.kill()
+    test.wait(lambda: not any(at.core.mesh.peers[node.name].running for at in (one, two)), "the notice of its death")
+    assert test.leave_and_wait(two, node, Verb.ABORT).text == (
+        "node1@h does not run: its leave (waiting) can be aborted when it runs again"
+    )
+    for at in (one, two):
+        assert test.leave_and_wait(at, one, Verb.STOP_LISTENERS).text == (
+            "node1@h is leaving the cluster already (waiting): one node at a time. It does not run: start it, or have "
+            "it removed by vmq-admin cluster leave node=node1@h"
+        )
+    assert test.leave_and_wait(two, node).text == "Done"
+    assert test.leave_and_wait(two, one, Verb.STOP_LISTENERS).exit_code == 0
+
+
 def test_of_two_that_begin_at_once_one_ends_itself():
     test = LeaveWorld(seed=5)
     node, one, _two = test.nodes
