@@ -175,6 +175,7 @@ class LeaveJob:
                 self._enter(State.MIGRATING, now)
         elif not is_begun:
             self._final = is_retry
+            self.line = ""
             self._enter(State.WAITING, now)
         return ""
 
@@ -184,6 +185,8 @@ class LeaveJob:
             return f"{self._name} has nothing left and is {self.state.text()}: that can't be undone"
         self._final = False
         self.failure = ""
+        # How far a leave was that is over is nobody's progress.
+        self.line = ""
         if self.state != State.IDLE:
             self._enter(State.IDLE, now)
         return ""

@@ -125,6 +125,22 @@ def test_every_state_survives_a_restart():
     assert again(job, 600.0).state == State.LEFT
 
 
+def test_how_far_a_leave_was_is_not_said_of_the_next_one():
+    job = LeaveJob("a@a")
+    for end in ("abort", "retry"):
+        job.take_order(move(interval_s=5), 1, 0.0)
+        job.tick(census(3), 0.0)
+        job.tick(census(3), 5.0)
+        job.tick(census(3), 10.0)
+        assert (job.state, bool(job.report().line)) == (State.FAILED_WITH_QUEUES, True)
+        if end == "abort":
+            job.abort(11.0)
+            assert (job.state, job.report().line) == (State.IDLE, "")
+        else:
+            job.take_order(move(interval_s=5), 1, 11.0)
+            assert (job.state, job.report().line) == (State.WAITING, "")
+
+
 def test_what_is_there_and_what_has_gone_is_said_at_every_interval():
     job = LeaveJob("a@a")
     job.take_order(move(force=True), 1, 0.0)
