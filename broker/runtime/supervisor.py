@@ -533,13 +533,21 @@ def put_aside(config: Config, log: NodeLog) -> int:
     """Put the store of a node that has left aside; returns its exit code."""
     try:
         place = left.put_aside(config.node.data_dir, config.node.name, time.time())
-    except (left.PutBackError, OSError) as error:
-        log.write("supervisor", logging.CRITICAL, str(error))
-        if not log.on_console:
-            print(f"vmq-broker: {error}", file=sys.stderr, flush=True)
-        return EXIT_REMOVED if isinstance(error, left.PutBackError) else 1
+    except left.PutBackError as error:
+        return _end(log, str(error), EXIT_REMOVED)
+    except OSError as error:
+        said = f"{config.node.name} has left its cluster, but its store can't be put aside: {error}"
+        return _end(log, f"{said}; start it again when it can, to have that done", 1)
     log.write("supervisor", logging.INFO, f"the store of the node that has left is in {place}")
     return 0
+
+
+def _end(log: NodeLog, error: str, exit_code: int) -> int:
+    """Say where the user looks why a node that has stopped did not end well; returns the exit code."""
+    log.write("supervisor", logging.CRITICAL, error)
+    if not log.on_console:
+        print(f"vmq-broker: {error}", file=sys.stderr, flush=True)
+    return exit_code
 
 
 def open_log(config: Config) -> NodeLog:

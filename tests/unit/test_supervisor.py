@@ -4,6 +4,7 @@ The children log what they receive, and tests wait for those log lines: nothing 
 """
 
 import asyncio
+import errno
 import io
 import json
 import os
@@ -26,7 +27,7 @@ from broker.logs import NodeLog
 from broker.runtime import supervisor as supervisor_module
 from broker.runtime.child_process import PACKAGE_ROOT, ChildProcess
 from broker.runtime.run_dir import RunDir
-from broker.runtime.supervisor import StartError, Supervisor, Timing, changed_keys, run_node
+from broker.runtime.supervisor import StartError, Supervisor, Timing, changed_keys, put_aside, run_node
 
 NODE = "node1@127.0.0.1"
 
@@ -581,6 +582,20 @@ def test_children_end_when_their_supervisor_is_killed(tmp_path: Path) -> None:
 
 def child_processes(parent: int) -> list[str]:
     return Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+
+
+def test_a_store_that_can_not_be_put_aside_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def rename(*_: str) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), "LEFT")
+
+    log = RecordingLog()
+    (tmp_path / "store").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr("os.rename", rename)
+        assert put_aside(config_for(tmp_path), log) == 1
+    assert f"{NODE} has left its cluster, but its store can't be put aside: [Errno 30] Read-only" in log.lines[-1]
+    assert put_aside(config_for(tmp_path), log) == 0
+    assert not (tmp_path / "store").exists()
 
 
 def test_run_node_logs_to_the_data_dir(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
