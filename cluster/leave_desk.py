@@ -9,6 +9,7 @@ Theory of operation
       LEFT, or the node is no member any more     --> Done
       FAILED_WITH_QUEUES                          --> its failure
       IDLE                                        --> it was aborted
+      no LEAVE_ANSWER for UNANSWERED_S            --> the node runs and can't take an order: its store may be failing
       the node does not run for PATIENCE_S        --> its leave goes on when it runs again
 
 A command follows and does nothing else: one that is lost changes nothing. An order is numbered, and its node answers
@@ -48,8 +49,12 @@ from cluster.moving import Moving
 from cluster.removal import Removal, losses, persistent_sessions, refusal
 
 ANSWER_S: Final = 1.0
+# A node that runs answers sooner, unless its store takes no writes.
+UNANSWERED_S: Final = 10.0
 # How long a node may be down before who follows its leave is told.
 PATIENCE_S: Final = 60.0
+# The exit code of a command that is answered by nobody.
+TIMED_OUT: Final = 4
 # Who follows hears something at least so often, so that nobody takes a quiet leave for a node that hangs.
 STILL_THERE_S: Final = 5.0
 _TICK_S: Final = 0.2
@@ -82,6 +87,7 @@ class Follower:
     __slots__ = (
         "asked_at",
         "asks",
+        "begun_at",
         "command",
         "down_since",
         "is_taken",
@@ -96,6 +102,7 @@ class Follower:
 
     def __init__(self, command: int, number: int, node: str, order: Order, asks: bool, now: float) -> None:
         self.asks = asks
+        self.begun_at = now
         self.removal: Removal | None = None
         self.command = command
         self.number = number
@@ -296,7 +303,13 @@ class LeaveDesk:
             return
         follower.down_since = math.inf
         if not follower.is_taken:
-            if now >= follower.asked_at + ANSWER_S:
+            if now >= follower.begun_at + UNANSWERED_S:
+                text = (
+                    f"{node} runs, but has not answered within {UNANSWERED_S:g} s, as when its store can't be written: "
+                    "its console.log says so. It may take the order yet; --status shows whether it did"
+                )
+                self._finish(follower, TIMED_OUT, text)
+            elif now >= follower.asked_at + ANSWER_S:
                 follower.asked_at = now
                 self._mesh.tell(node, pack_order(follower.number, follower.order))
             return

@@ -227,7 +227,10 @@ class OwnerProcess:
         if command == "cluster join":
             self._join(number, message["arguments"], now)
         elif command == "cluster leave":
-            self._leaves.command(number, message["arguments"]["node"], message["flags"], now)
+            if self._gate.failing_reason and not message["flags"].get("status"):
+                self._refuse(number, f"this node can take no order now: {self._gate.failing_reason}", 1)
+            else:
+                self._leaves.command(number, message["arguments"]["node"], message["flags"], now)
         elif command == "cluster check":
             self._check(number, bool(message["flags"].get("repair")), now)
         elif command == "cluster show":

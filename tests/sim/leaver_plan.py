@@ -20,6 +20,7 @@ from broker.core.routes import NoInterest
 from broker.core.session_store import SessionStore
 from broker.core.stored_message import Clock
 from cluster.donor import stored_state
+from cluster.leave_desk import TIMED_OUT
 from cluster.leave_frames import Verb
 from cluster.leaver import BUSY
 from cluster.leaving import State
@@ -137,8 +138,9 @@ class LeaverPlan:
             command = yield from self._give(Verb.ABORT)
             if command is not None and command.exit_code == 0:
                 self.world.count("leaves aborted")
-                # An order that was given before, elsewhere, may be taken only now.
-                is_last = all(other.is_over() or other.progress for other in self.operators.commands)
+                # An order that was given before, elsewhere, may be taken only now, also one that was waited for in vain.
+                others = self.operators.commands
+                is_last = all((other.is_over() and other.exit_code != TIMED_OUT) or other.progress for other in others)
                 accepts = not self.node.up or not is_last or self.node.core.leaver.job.accepts()
                 self.world.check(accepts, f"{self.node.name} accepts nobody after an abort")
             yield rng.uniform(0.2, 4.0)

@@ -180,6 +180,20 @@ def test_one_leave_at_a_time():
     assert test.leave_and_wait(node, one, Verb.STOP_LISTENERS).exit_code == 0
 
 
+@pytest.mark.parametrize("verb", [Verb.STOP_LISTENERS, Verb.MOVE, Verb.DRY_RUN, Verb.ABORT])
+def test_a_node_that_runs_and_answers_no_order_is_not_waited_for_without_end(verb):
+    test = LeaveWorld(seed=4)
+    node, one, _two = test.nodes
+    test.world.network.lose_frame = lambda frame: frame[1] == FrameType.LEAVE_ORDER
+    begun = test.world.now
+    command = test.leave_and_wait(one, node, verb)
+    assert command.exit_code == 4
+    assert "node1@h runs, but has not answered within 10 s" in command.text
+    assert test.world.now - begun < 11.0
+    test.world.network.lose_frame = None
+    assert test.leave_and_wait(one, node, Verb.DRY_RUN).exit_code == 0
+
+
 def test_of_a_leave_whose_node_does_not_run_it_is_said_what_can_be_done():
     test = LeaveWorld(seed=4)
     node, one, two = test.nodes

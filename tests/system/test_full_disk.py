@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 from clients import V4, V5, Client, accepts
-from nodes import Node, wait_until
+from leaves import leave
+from nodes import COOKIE, Node, join_all, start_all, wait_until
 from paho.mqtt import client as mqtt
 
 DISK = "16m"
 PAYLOAD = "x" * 50_000
 QUOTA_EXCEEDED = 0x97
+DISK_FULL = "No space left on device"
 
 
 class Publisher(Client):
@@ -41,9 +43,9 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(directory)], check=True)
 
 
-def node_on(disk: Path, make_node: Callable[..., Node]) -> Node:
+def node_on(disk: Path, make_node: Callable[..., Node], number: int = 1, cookie: str = "") -> Node:
     """A node whose data is on the disk."""
-    node = make_node(settings=[f"node.data_dir={disk / 'data'}"])
+    node = make_node(number, cookie, [f"node.data_dir={disk / 'data'}"])
     node.data_dir = disk / "data"
     return node
 
@@ -85,7 +87,7 @@ def test_a_full_disk_stops_acknowledgements_and_nothing_else(disk: Path, make_no
         while status(node)["store"] == "ok":
             wait_until(lambda: sent[-1] in first.reasons or status(node)["store"] != "ok", "an answer")
             sent.append(first.publish_later("orders/first", PAYLOAD))
-        assert "No space left on device" in status(node)["store"]
+        assert DISK_FULL in status(node)["store"]
         waiting = three.publish_later("orders/three", "three")
         refused = five.publish_later("orders/five", "five")
         assert wait_until(lambda: five.reasons.get(refused), "the refusal") == QUOTA_EXCEEDED
@@ -113,6 +115,28 @@ def test_a_full_disk_stops_acknowledgements_and_nothing_else(disk: Path, make_no
         assert keeper.nothing_waits()
 
 
+def test_a_node_on_a_full_disk_says_so_to_who_wants_it_to_leave(disk: Path, make_node: Callable[..., Node]) -> None:
+    one, node = make_node(1, COOKIE), node_on(disk, make_node, 2, COOKIE)
+    start_all([one, node])
+    join_all([one, node])
+    with Client(node, "keeper", V5, persistent=True) as keeper, Publisher(node, "first", V5) as first:
+        keeper.subscribe("orders/#")
+        filler = fill(disk)
+        # The store has reserved some room, which has to be used up first.
+        while status(node)["store"] == "ok":
+            mid = first.publish_later("orders/first", PAYLOAD)
+            wait_until(lambda mid=mid: mid in first.reasons or status(node)["store"] != "ok", "an answer")  # type: ignore[misc]
+        code, said, _ = leave(node, node, "-k")
+        assert (code, "this node can take no order now: " in said, DISK_FULL in said) == (1, True, True)
+        assert node.admin("cluster", "leave", f"node={node.name}", "--status").returncode == 0
+        code, said, _ = leave(one, node, "--dry-run")
+        assert (code, "runs, but has not answered within 10 s" in said) == (4, True)
+        filler.unlink()
+        wait_until(lambda: status(node)["store"] == "ok", "a store that works")
+        assert leave(one, node, "-k", "--force")[:2] == (0, "Done")
+    assert node.wait_end() == 0
+
+
 def test_a_disk_that_is_full_at_the_start_is_told(disk: Path, make_node: Callable[..., Node]) -> None:
     node = node_on(disk, make_node)
     os.mkdir(disk / "data")
@@ -120,4 +144,4 @@ def test_a_disk_that_is_full_at_the_start_is_told(disk: Path, make_node: Callabl
     fill(disk)
     node.launch()
     assert node.wait_end() == 1
-    assert "No space left on device" in node.said()
+    assert DISK_FULL in node.said()
