@@ -552,3 +552,40 @@ def test_what_a_removed_node_had_is_recovered_though_an_older_message_to_a_group
     test.wait(lambda: node.name in test.gone, "the end of the donation")
     test.come_back(clients, [one, two])
     test.judge(clients)
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_what_a_donor_has_is_not_for_a_session_that_ends_with_its_connection(is_killed):
+    """Its home hears that the donor has an older one when that is offered, before it knows the donor's rows."""
+    test = LeaveWorld(seed=680)
+    node, one, two = test.nodes
+    client = test.make_sessions(node, 1)[0]
+    publisher = test.publisher(two)
+    test.publish(publisher, [client], 3)
+    dead(test, node)
+    assert test.leave_and_wait(one, node, targets=(one.name,)).exit_code == 0
+    client.home = one
+    client.persistent = False
+    client.comes_back = True
+    client.connect(True)
+    test.wait(lambda: client.subscribed, "a new session")
+    node.start()
+    test.wait(lambda: node.name in test.gone, "the news of its removal")
+    rows = (FrameType.TABLE_DELTA, FrameType.TABLE_ROWS, FrameType.TABLE_DONE)
+    arrives = test.world.network.frame_arrives
+
+    def unless_of_donor(receiver, sender, connection, frame):
+        if sender != node.name or frame[1] not in rows:
+            arrives(receiver, sender, connection, frame)
+
+    test.world.network.frame_arrives = unless_of_donor
+    test.recover(node)
+    test.world.run(5.0)
+    if is_killed:
+        one.kill()
+        one.start()
+        test.wait(lambda: client.subscribed, "a new session")
+    test.world.network.frame_arrives = arrives
+    test.wait(lambda: node.name in test.gone, "the end of the donation")
+    test.world.run(1.0)
+    assert not client.inbox.copies
