@@ -7,6 +7,10 @@ What waits in shared groups goes to the members elsewhere.
 
 What the cluster has taken over by itself goes: retained messages, which may have been deleted since, and wills.
 Messages for other members that had not reached them stay, and are sent.
+
+Such a message may be for a session that is there by now, and in its queue here as well. So a member is sent nothing
+before it has said that it knows which sessions are here, and has answered (DONOR): it leaves those out. What they have
+queued follows when everything that was sent is taken; till then none of their rows goes.
 """
 
 from typing import Final

@@ -14,14 +14,12 @@ from typing import Final, final
 
 from broker.core.epoch import NO_EPOCH, Epoch
 from broker.core.legacies import is_bare
-from broker.core.message import Delivery, Message
+from broker.core.message import Delivery
 from broker.core.owner import QueueOwner
-from broker.core.subscription import NO_LOCAL, QOS_MASK, RETAIN_AS_PUBLISHED, Subscription
-from broker.core.topic_tree import TopicTree
-from broker.mqtt.topics import SHARE_PREFIX
 from cluster.mesh import Mesh
 from cluster.moving import Moving
 from cluster.outbox import Outbox, Stored
+from cluster.wanted import Wanted
 
 # How much of an estate is read in a turn, and how long the next one waits.
 CHUNK_BYTES: Final = 256 * 1024
@@ -31,39 +29,15 @@ _OTHER_HOME_S: Final = 0.5
 
 @final
 class Estate:
-    """The outbox for a store that is no member any more, and the subscriptions of its sessions."""
+    """The outbox for a store that is no member any more, and what its sessions wanted."""
 
-    def __init__(self, store_id: bytes, outbox: Outbox, wishes: list[tuple[str, int, bytes, Subscription]]) -> None:
+    def __init__(self, store_id: bytes, outbox: Outbox, wanted: Wanted) -> None:
         self.store_id = store_id
         self.outbox = outbox
         # It is stored from which of this node's messages on they are given to others.
         self.is_told = False
-        self.tree: TopicTree[str, Subscription] = TopicTree()
-        # Client id -> the counter of the epoch by which the session was there.
-        self.counters: dict[str, int] = {}
+        self.wanted = wanted
         self.given = 0
-        for client_id, counter, topic_filter, subscription in wishes:
-            self.counters[client_id] = counter
-            # What is for a group says so itself.
-            if not topic_filter.startswith(SHARE_PREFIX):
-                self.tree.set(topic_filter, client_id, subscription)
-
-    def wanted_by(self, message: Message) -> dict[str, tuple[int, bool, bytes]]:
-        """Return (QoS, RETAIN, identifiers) for each session that gets a message."""
-        found: dict[str, tuple[int, bool, bytes]] = {}
-        for client_id, subscription in self.tree.match(message.topic):
-            options = subscription.options
-            if options & NO_LOCAL and client_id == message.publisher:
-                continue
-            qos = min(message.qos, options & QOS_MASK)
-            retain = message.retain and options & RETAIN_AS_PUBLISHED != 0
-            before = found.get(client_id, (0, False, b""))
-            found[client_id] = (
-                max(qos, before[0]),
-                retain or before[1],
-                before[2] + subscription.encoded,
-            )
-        return found
 
 
 @final
@@ -81,8 +55,8 @@ class Estates:
     def begin(self, now: float) -> None:
         """Begin a turn: go on, if everything that was written is committed."""
         for store_id in self._mesh.take_estates():
-            wishes = self._mesh.estate_wishes(store_id)
-            self._open[store_id] = Estate(store_id, self._mesh.estate_outbox(store_id), wishes)
+            wanted = Wanted(self._mesh.estate_wishes(store_id))
+            self._open[store_id] = Estate(store_id, self._mesh.estate_outbox(store_id), wanted)
             self._work_at = 0.0
         if not self._open or now < self._work_at:
             return
@@ -108,7 +82,7 @@ class Estates:
         outbox = estate.outbox
         own = self._mesh.membership.own().store_id
         for stored in outbox.read(outbox.first, outbox.last, CHUNK_BYTES):
-            wanted = estate.wanted_by(stored.message) if stored.plain else {}
+            wanted = estate.wanted.by(stored.message) if stored.plain else {}
             if any(self._is_busy(client_id) for client_id in wanted):
                 return False
             if not estate.is_told and stored.plain and stored.message.origin == own:
@@ -121,7 +95,7 @@ class Estates:
             behind = outbox.messages - 1
             for client_id, (qos, retain, identifiers) in wanted.items():
                 if qos:
-                    old_epoch = Epoch(estate.counters[client_id], 0, NO_EPOCH.store_id)
+                    old_epoch = Epoch(estate.wanted.counters[client_id], 0, NO_EPOCH.store_id)
                     delivery = Delivery(0, stored.message, qos, retain, identifiers)
                     self._give(client_id, old_epoch, delivery, behind, now)
             self._give_to_groups(stored, now)

@@ -141,6 +141,9 @@ class Leaver:
     def tick(self, now: float) -> None:
         """Go on with the job; call it once a turn."""
         job = self.job
+        if job.state == State.DONATING:
+            for name, peer in self._mesh.peers.items():
+                peer.outgoing.held = name not in self._heard
         if now >= self._look_at:
             self._look_at = now + LOOK_S if job.state != State.IDLE else math.inf
             self._look(now)
@@ -337,8 +340,16 @@ class Leaver:
         return target
 
     def may_give(self) -> bool:
-        """Say whether sessions may be read that leave this node; a donor asks first what others have given already."""
-        return self.job.state != State.DONATING or self._heard >= set(self._mesh.peers)
+        """Say whether sessions may be read that leave this node.
+
+        A donor asks first what others have given already, and has them take what it had for their own sessions: that is
+        not for those sessions of which they know that they are here as well.
+        """
+        if self.job.state != State.DONATING:
+            return True
+        peers = self._mesh.peers
+        sent = not any(peer.running and peer.outgoing.outbox.messages for peer in peers.values())
+        return sent and self._heard >= set(peers)
 
     def donor_heard(self, node: str, store_id: bytes, number: int) -> None:
         """A member says from which number on it has given its messages for this donor to others."""
@@ -350,12 +361,11 @@ class Leaver:
         """See what of this donor's sessions has not been taken; those that have no other home stay in the store."""
         mesh = self._mesh
         registry = mesh.registry
-        if not mesh.peers or not mesh.is_complete():
-            self._given = 0
-            return
-        if not self.may_give():
-            for name in mesh.peers:
+        for name in mesh.peers:
+            # Who does not know yet which sessions are here does not know for whom the messages are that it gets.
+            if name not in self._heard and mesh.knows_tables(name):
                 mesh.tell(name, pack_donor(mesh.former_store()))
+        if not mesh.peers or not mesh.is_complete() or not self.may_give():
             self._given = 0
             return
         draining = self._owner.draining

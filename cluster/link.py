@@ -101,6 +101,8 @@ class OutgoingLink:
         self._spill_after_s = spill_after_s
         self.session = 0
         self.open = False
+        # Nothing is sent, though it is open.
+        self.held = False
         self.acked = first - 1
         # In memory, on the way, and in the outbox alone.
         self.bytes_pending = 0
@@ -389,7 +391,7 @@ class OutgoingLink:
     def take_frames(self, now: float) -> list[bytes]:
         """Return the frames that the window lets go now."""
         self.wants_turn = False
-        if not self.open:
+        if not self.open or self.held:
             return []
         frames: list[bytes] = []
         while len(self._sent) < FRAMES_IN_FLIGHT_MAX and (self._waiting or self._refill()):

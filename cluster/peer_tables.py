@@ -31,6 +31,7 @@ from cluster.retained_view import RetainedView, value_in
 from cluster.table_rows import MemoryRows, StoredRows
 from cluster.tables import Replica
 from cluster.turn import Turn
+from cluster.wanted import Wanted
 
 # What the interest view makes something of.
 WISHED: Final = (RowKind.INTEREST, RowKind.GROUP)
@@ -100,6 +101,7 @@ class PeerTables:
         # Whether the replicas were then exactly what it said.
         self.agrees: dict[int, bool] = {}
         self.asked_at: dict[int, float] = {}
+        self._wanted: Wanted | None = None
 
     def restore(self, filters: list[bytes]) -> None:
         """Begin with what the store holds of the peer, and with the persistent filters that are remembered."""
@@ -182,6 +184,15 @@ class PeerTables:
                     counters[subject] = unpack_session(known[0][1]).epoch.counter if known else 0
                 options, identifier = unpack_subscription(value)
                 yield subject.decode(), counters[subject], row_rest(row), subscription(options, identifier)
+
+    def wanted(self) -> Wanted:
+        """Return what the persistent sessions of the peer wanted when this was asked first.
+
+        It is asked of donors, whose sessions want nothing new.
+        """
+        if self._wanted is None:
+            self._wanted = Wanted(self.subscriptions())
+        return self._wanted
 
     def head_of(self, client_id: str) -> SessionHead | None:
         """Return what is known of a persistent session of the peer, as it is committed here."""

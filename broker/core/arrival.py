@@ -453,6 +453,10 @@ class Arrival:
             donor.rival = self.places.new_range(first_place_of(seq >> PLACE_BITS) == self.first_seq)
         return place_in_range(donor.rival, seq, self.first_seq)
 
+    def is_apart(self) -> bool:
+        """Say whether nobody at the old homes knew of the session here: everything counts that either side has."""
+        return self.direct_from == NOWHERE
+
     def has_present_donor(self) -> bool:
         """Say whether an old home that is there has not said its last word."""
         return any(donor.present for donor in self.donors.values())

@@ -430,7 +430,7 @@ class Transfers:
 
         A client that was told here that it had no session knows nothing of those of another one.
         """
-        if arrival.direct_from == NOWHERE:
+        if arrival.is_apart():
             return False
         wants_more = False
         came_late = []

@@ -12,11 +12,11 @@ from broker.core.arrival import Arrival
 from broker.core.draining import Draining
 from broker.core.storage import PUT
 from broker.core.transfer import Transfers
-from cluster.estates import Estate
 from cluster.leaver import Leaver
 from cluster.leaving import LeaveJob
 from cluster.mesh_store import MeshStore
 from cluster.registrar import Registrar
+from cluster.wanted import Wanted
 
 LEAVING = [seed for seed in range(200) if workload.leaves(seed)]
 
@@ -41,7 +41,7 @@ def test_a_node_that_leaves_with_a_stub_is_caught(monkeypatch):
 
 @interpreted
 def test_what_was_kept_for_a_removed_node_and_is_discarded_is_caught(monkeypatch):
-    monkeypatch.setattr(Estate, "wanted_by", lambda self, message: {})
+    monkeypatch.setattr("cluster.estates.Wanted", lambda wishes: Wanted(()))
     assert "never arrived" in caught(seeds=LEAVING)
 
 

@@ -589,3 +589,69 @@ def test_what_a_donor_has_is_not_for_a_session_that_ends_with_its_connection(is_
     test.wait(lambda: node.name in test.gone, "the end of the donation")
     test.world.run(1.0)
     assert not client.inbox.copies
+
+
+@pytest.mark.parametrize("crashes", [False, True])
+@pytest.mark.parametrize("late", ["nothing", "rows", "messages"])
+def test_what_a_donor_has_for_a_session_and_for_its_new_home_comes_to_the_session_once(late, crashes):
+    """It is on its way to others at the new home, where nothing is remembered of the old one by then.
+
+    So it is if the client had it there. What the session wants since it is here it gets as the others do, and as one
+    that began anew here, and does not outlive its connection.
+    """
+    test = LeaveWorld(seed=690)
+    node, one, two = test.nodes
+    client = test.make_sessions(node, 1, qos=2)[0]
+    anew = Client(test.world, test.ledger, "anew", node, 4, True, {TOPIC % 0: 2})
+    settled = Client(test.world, test.ledger, "settled", node, 4, True, {TOPIC % 0: 2})
+    others = [Client(test.world, test.ledger, f"other{each}", one, 4, True, {TOPIC % each: 2}) for each in (0, 1)]
+    for each in (settled, anew, *others):
+        each.connect()
+    test.wait(lambda: test.known(one, others) and test.known(node, [settled]), "their interest")
+    anew.comes_back = False
+    anew.disconnect(False)
+    publisher = test.publisher(node)
+    for other in (one, two):
+        test.world.network.partition(node.name, other.name, True)
+    test.wait(lambda: not any(other.core.mesh.peers[node.name].running for other in (one, two)), "its absence")
+    for topic in (TOPIC % 0, TOPIC % 1):
+        for _ in range(3):
+            publisher.publish(topic, 2)
+    test.wait(lambda: publisher.is_idle() and len(settled.inbox.copies) == 3, "the acknowledgements")
+    assert len(node.core.owner.session(client.name).queue) == 3
+    test.world.run(0.5)
+    settled.disconnect(False)
+    assert test.leave_and_wait(one, node, targets=(one.name,)).exit_code == 0
+    for each in (client, settled):
+        each.home = one
+        each.come_back()
+    test.wait(lambda: client.state == settled.state == ONLINE, "their new home")
+    client.subscribe(TOPIC % 1, 2)
+    anew.home = one
+    anew.persistent = False
+    anew.connect(True)
+    test.wait(lambda: TOPIC % 1 in client.subscribed and anew.subscribed, "more interest")
+    for other in (one, two):
+        test.world.network.heal(node.name, other.name)
+    test.wait(lambda: node.name in test.gone, "the news of its removal")
+    test.world.run(REMOVED_S + 1.0)
+    assert not one.core.owner.transfers.arriving()
+    test.recover(node)
+    rows = (FrameType.TABLE_DELTA, FrameType.TABLE_ROWS, FrameType.TABLE_DONE)
+    lost = {
+        "nothing": lambda frame: False,
+        "rows": lambda frame: frame[1] in rows,
+        "messages": lambda frame: frame[1] == FrameType.FORWARDS and TOPIC[:-2] in frame,
+    }
+    test.world.network.lose_frame = lost[late]
+    test.world.later(5.0, setattr, test.world.network, "lose_frame", None)
+    if crashes:
+        test.wait(lambda: node.name in one.core.mesh.peers, "its return")
+        test.world.run(0.5)
+        for each in (node, one):
+            each.kill()
+            each.start()
+    test.wait(lambda: node.name in test.gone, "the end of the donation")
+    test.world.run(1.0)
+    for each, count in ((client, 6), (settled, 3), (others[0], 3), (others[1], 3), (anew, 0 if crashes else 3)):
+        assert list(each.inbox.copies.values()) == [1] * count, each.name

@@ -108,6 +108,18 @@ def test_nothing_is_sent_before_the_positions_and_everything_after():
     assert stream.incoming.commit_due
 
 
+def test_nothing_is_sent_while_the_link_is_held_and_everything_afterwards():
+    stream = Stream()
+    stream.outgoing.held = True
+    stream.connect()
+    stream.send(b"1", waits=True)
+    stream.mark(b"a mark")
+    assert stream.frames() == []
+    stream.outgoing.held = False
+    stream.exchange()
+    assert stream.received == [b"1", b"a mark"]
+
+
 def test_a_qos_0_message_alone_commits_nothing_but_is_acknowledged():
     stream = Stream()
     stream.connect()

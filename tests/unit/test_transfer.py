@@ -772,3 +772,31 @@ def test_packet_ids_begin_elsewhere_in_a_session_that_comes_back(start: Callable
     assert session.inflight.next_id == 701
     back = old.restart().owner.session("mover")
     assert back is not None and back.inflight.next_id == 701
+
+
+@pytest.mark.parametrize("arrives", [None, "apart", "as it was"])
+def test_what_an_old_home_gives_is_left_out_of_what_it_forwards_unless_the_arrival_knows_better(
+    start: Callable[..., Node], arrives: str | None
+) -> None:
+    old, new = start(store_id=HERE), start(store_id=THERE)
+    others = new.persistent("other")
+    others.subscribe(b"t", 1)
+    if arrives == "as it was":
+        client = old.persistent("mover")
+        client.subscribe(b"t", 1)
+        client.drop()
+        session = Move(old, new).begin()
+        new.owner.transfers.set_cut(session, ELSEWHERE, 1, new.now)
+    else:
+        client = new.persistent("mover")
+        client.subscribe(b"t", 1)
+        client.drop()
+        session = new.owner.session("mover")
+        assert session is not None
+        if arrives is not None:
+            new.owner.transfers.add_donor(session, HERE, 1, new.now)
+    message = Message(b"t", b"forwarded", qos=1, origin=ELSEWHERE, number=7)
+    new.owner.receive_forwarded(message, new.now, ("mover",))
+    new.settle()
+    assert payloads(others) == [b"forwarded"]
+    assert len(session.queue) == (1 if arrives == "as it was" else 0)
