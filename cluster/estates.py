@@ -7,6 +7,13 @@ for a group goes to another member, if it has one.
 
 What those sessions wanted is remembered in the store (`MeshStore`), since the tables of a node go with it. Nothing is
 given before all members and their tables are known: a session whose new home is not known here would seem to be over.
+
+A new home leaves to the old one what is published here before it has this node's mark (see `broker.core.arrival`). It
+may be down or cut off when the old one is removed, or this node may have started since it put the mark into the stream:
+then nobody else would have that. So an estate grows by what is published here for its sessions, as what waits for a
+member does, until the home of each has the mark in its stream. An estate that grows is not given.
+
+Invariant: an estate grows exactly while it has `heirs`.
 """
 
 import math
@@ -19,25 +26,53 @@ from broker.core.owner import QueueOwner
 from cluster.mesh import Mesh
 from cluster.moving import Moving
 from cluster.outbox import Outbox, Stored
+from cluster.peers import grows_by
 from cluster.wanted import Wanted
 
 # How much of an estate is read in a turn, and how long the next one waits.
 CHUNK_BYTES: Final = 256 * 1024
 PAUSE_S: Final = 0.02
 _OTHER_HOME_S: Final = 0.5
+# How long the next look for new homes waits for each session for which an estate grows.
+_LOOK_S: Final = 5e-5
 
 
 @final
 class Estate:
     """The outbox for a store that is no member any more, and what its sessions wanted."""
 
-    def __init__(self, store_id: bytes, outbox: Outbox, wanted: Wanted) -> None:
+    def __init__(self, store_id: bytes, outbox: Outbox, wanted: Wanted, grows: bool) -> None:
         self.store_id = store_id
         self.outbox = outbox
         # It is stored from which of this node's messages on they are given to others.
         self.is_told = False
         self.wanted = wanted
+        # The sessions for which it grows: client id -> the home, the generation of its wishes, and the mark of which is
+        # awaited that the home has it.
+        self.heirs: dict[str, tuple[bytes, int, int]] = {}
+        # Client id -> the number of the last message in it for a session for which it grows no more.
+        self.last: dict[str, int] = {}
         self.given = 0
+        if grows:
+            for topic_filter, client_id, subscription in wanted.plain():
+                if grows_by(topic_filter, subscription):
+                    self.heirs[client_id] = (NO_EPOCH.store_id, 0, 0)
+
+    def growing_by(self) -> list[bytes]:
+        """Return the filters of the sessions for which it grows."""
+        return [
+            topic_filter
+            for topic_filter, client_id, subscription in self.wanted.plain()
+            if client_id in self.heirs and grows_by(topic_filter, subscription)
+        ]
+
+    def wanted_by(self, stored: Stored) -> dict[str, tuple[int, bool, bytes]]:
+        """Return (QoS, RETAIN, identifiers) for each session that gets a message."""
+        return {
+            client_id: wanted
+            for client_id, wanted in self.wanted.by(stored.message).items()
+            if stored.number <= self.last.get(client_id, stored.number)
+        }
 
 
 @final
@@ -56,11 +91,21 @@ class Estates:
         """Begin a turn: go on, if everything that was written is committed."""
         for store_id in self._mesh.take_estates():
             wanted = Wanted(self._mesh.estate_wishes(store_id))
-            self._open[store_id] = Estate(store_id, self._mesh.estate_outbox(store_id), wanted)
+            grows = self._mesh.is_growing(store_id)
+            self._open[store_id] = Estate(store_id, self._mesh.estate_outbox(store_id), wanted, grows)
             self._work_at = 0.0
         if not self._open or now < self._work_at:
             return
         self._work_at = now + PAUSE_S
+        growing = [estate for estate in self._open.values() if estate.heirs]
+        if growing:
+            # What is added last has to be committed before it is read.
+            self._work_at = 0.0
+            for estate in growing:
+                self._grow(estate, now)
+                if estate.heirs:
+                    self._work_at = max(self._work_at, now + PAUSE_S + len(estate.heirs) * _LOOK_S)
+            return
         if not self._mesh.is_complete():
             return
         for store_id, estate in list(self._open.items()):
@@ -71,18 +116,43 @@ class Estates:
                 self._mesh.end_estate(store_id)
                 if not self._open:
                     self._moving.arrivals.end_own(now)
-                self._mesh.note(f"{estate.given} messages for a node that is gone go to its sessions' new homes")
+                if estate.given:
+                    self._mesh.note(f"{estate.given} messages for a node that is gone go to its sessions' new homes")
 
     def next_deadline(self) -> float:
         """Return when `begin` has something to do."""
         return self._work_at if self._open else math.inf
+
+    def _grow(self, estate: Estate, now: float) -> None:
+        """See for which sessions an estate need not grow any more."""
+        marks = self._mesh.marks()
+        own = self._mesh.membership.own().store_id
+        done = []
+        for client_id, awaited in estate.heirs.items():
+            home = self._mesh.registry.find(client_id)
+            store_id = NO_EPOCH.store_id if home is None else home.epoch.store_id
+            stream = marks.get(store_id)
+            if stream is not None:
+                if awaited[:2] != (store_id, stream.generation):
+                    awaited = (store_id, stream.generation, stream.last)
+                    estate.heirs[client_id] = awaited
+                if stream.acked >= awaited[2]:
+                    done.append(client_id)
+            elif store_id == own or (home is None and len(marks) == len(self._mesh.peers)):
+                # It is here, or nobody has it.
+                done.append(client_id)
+        if done:
+            for client_id in done:
+                del estate.heirs[client_id]
+            self._mesh.grow_less(estate.store_id, estate.growing_by(), now)
+            estate.last.update(dict.fromkeys(done, estate.outbox.last))
 
     def _settle(self, estate: Estate, now: float) -> bool:
         """Give a part of an estate away; false if the next message has to wait."""
         outbox = estate.outbox
         own = self._mesh.membership.own().store_id
         for stored in outbox.read(outbox.first, outbox.last, CHUNK_BYTES):
-            wanted = estate.wanted.by(stored.message) if stored.plain else {}
+            wanted = estate.wanted_by(stored) if stored.plain else {}
             if any(self._is_busy(client_id) for client_id in wanted):
                 return False
             if not estate.is_told and stored.plain and stored.message.origin == own:

@@ -10,7 +10,11 @@ known whether members will come back; who was connected comes to nothing when th
 
 There may be very many filters, so the tree is all that is kept of them; to forget a peer is to look through it.
 
-Invariants: the trees hold exactly the filters and groups of all peers; each peer's `count` is that of its own filters.
+What the sessions wanted of a node that is no member any more may be wanted for a while yet, by its estate (see
+`estates`). That has another name than any node, and nothing of its filters is in the store here.
+
+Invariants: the trees hold exactly the filters and groups of all peers, and the filters of estates; each peer's `count`
+is that of its own filters.
 """
 
 from typing import final
@@ -45,10 +49,11 @@ class PeerInterest:
         self._tree: TopicTree[str, bool] = TopicTree()
         self._groups: dict[bytes, GroupParts] = {}
         self._group_tree: TopicTree[GroupParts, bool] = TopicTree()
+        self._estates: dict[str, dict[bytes, bool]] = {}
         self._running: set[str] = set()
 
     def match(self, topic: bytes) -> list[tuple[str, bool]]:
-        """Return (node, persistent) of every other node that wants the topic now or when it is back."""
+        """Return (node, persistent) of every other node that wants the topic now or when it is back, and of estates."""
         found: dict[str, bool] = {}
         for node, persistent in self._tree.match(topic):
             if persistent:
@@ -183,6 +188,19 @@ class PeerInterest:
         """Return the peer's persistent filters, those of its groups not among them, after a look through all."""
         return [wanted for wanted, of, persistent in self._tree.items() if of == node and persistent]
 
+    def set_estate(self, estate: str, filters: list[bytes]) -> None:
+        """Say what an estate wants from now on."""
+        known = self._estates.pop(estate, {})
+        wanted = dict.fromkeys(filters, True)
+        for topic_filter in known:
+            if topic_filter not in wanted:
+                self._tree.remove(topic_filter, estate)
+        for topic_filter in wanted:
+            self._tree.set(topic_filter, estate, True)
+        if wanted:
+            self._estates[estate] = wanted
+        self._turn.routes_changed = True
+
     def forget(self, node: str) -> None:
         """Drop everything of a node that is no member any more."""
         self._running.discard(node)
@@ -196,7 +214,8 @@ class PeerInterest:
 
     def validate(self) -> None:
         """Check the invariants."""
-        assert len(self._tree) == sum([peer.count for peer in self._peers.values()])
+        wanted = sum([len(filters) for filters in self._estates.values()])
+        assert len(self._tree) == wanted + sum([peer.count for peer in self._peers.values()])
         assert len(self._group_tree) == len(self._groups)
         parts = 0
         for group in self._groups.values():

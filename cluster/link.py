@@ -104,6 +104,8 @@ class OutgoingLink:
         # Nothing is sent, though it is open.
         self.held = False
         self.acked = first - 1
+        # The number of the last mark of this life, 0 for none.
+        self.marked = 0
         # In memory, on the way, and in the outbox alone.
         self.bytes_pending = 0
         self.bytes_in_flight = 0
@@ -236,6 +238,7 @@ class OutgoingLink:
         if self._count == 0:
             self._packed_at = now
         pack_mark(self._writer, Mark(body, durable, self._sender))
+        self.marked = self._next_number + self._count
         if durable:
             self._durable = True
         self._count += 1
@@ -639,6 +642,8 @@ class OutgoingLink:
         first = self._first_waiting()
         by = position + 1 - first
         if by > 0:
+            if self.marked >= first:
+                self.marked += by
             for each in (*self._waiting, *self._behind):
                 each.first += by
                 if isinstance(each, Run):

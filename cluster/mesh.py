@@ -27,6 +27,7 @@ Invariants: those of the parts.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final, final
 
 from broker.core.effects import InterestChange, Ticket
@@ -51,7 +52,7 @@ from cluster.commands import (
     SendBulk,
 )
 from cluster.conversation import Conversation
-from cluster.forwards import Forwards, Mark
+from cluster.forwards import MESSAGE_OVERHEAD_BYTES, Forwards, Mark
 from cluster.frames import FrameType, frame_type, unpack_hello
 from cluster.interest import PeerInterest
 from cluster.joining import Joining, JoinResult
@@ -69,7 +70,7 @@ from cluster.replication import Replication
 from cluster.retained_view import RetainedView
 from cluster.statuses import NodeStatus, Statuses
 from cluster.turn import Turn
-from cluster.wire import FrameError
+from cluster.wire import NUMBER_MAX, FrameError
 
 # What the queue-owner has to do with.
 _MOVES: Final = (
@@ -98,6 +99,16 @@ _FORWARDS: Final = bytes([FrameType.FORWARDS])
 _HEARD_WHILE_FROZEN: Final = (bytes([FrameType.HEARTBEAT]), bytes([FrameType.STOPPING]))
 
 __all__ = ["MemberView", "Mesh", "MeshSettings"]
+
+
+@final
+@dataclass(slots=True, frozen=True)
+class Marks:
+    """A stream to a member: the last mark says which wishes of this generation are known; up to what it has all."""
+
+    generation: int
+    last: int
+    acked: int
 
 
 @final
@@ -239,7 +250,10 @@ class Mesh:
     def has_room(self, node: str, message: Message) -> bool:
         """Say whether the link to a node, or its outbox, takes a message that the node has to have."""
         peer = self.peers.get(node)
-        return peer is None or peer.outgoing.has_room(message, peer.running)
+        if peer is not None:
+            return peer.outgoing.has_room(message, peer.running)
+        estate = self._peers.growing.get(node)
+        return estate is None or not estate.is_full(MESSAGE_OVERHEAD_BYTES + message.size())
 
     def forward(
         self,
@@ -250,11 +264,16 @@ class Mesh:
         persistent: bool = True,
         address: bytes = NO_ADDRESS,
     ) -> None:
-        """Send a message to a node that wants it, now or, with `persistent`, when it is back."""
+        """Send a message to a node that wants it, now or, with `persistent`, when it is back; or add it to an estate.
+
+        What was routed to a member is handed in before it is forgotten, and no route leads to it afterwards.
+        """
         peer = self.peers.get(node)
-        # What was routed to a member is handed in before it is forgotten, and no route leads to it afterwards.
-        assert peer is not None
-        peer.outgoing.forward(message, ticket, persistent, peer.running, now, address)
+        if peer is None:
+            self._peers.keep(node, message, ticket)
+            self._deadline = 0.0
+        else:
+            peer.outgoing.forward(message, ticket, persistent, peer.running, now, address)
 
     def change_interest(self, changes: list[InterestChange]) -> None:
         """Note changes of what this node wants; `flush` tells them."""
@@ -379,11 +398,32 @@ class Mesh:
 
     def estate_outbox(self, store_id: bytes) -> Outbox:
         """Return what waits for a store that is no member any more."""
-        return self._store.outbox(store_id, 0)
+        return self._peers.estate(store_id)
 
     def estate_wishes(self, store_id: bytes) -> list[tuple[str, int, bytes, Subscription]]:
         """Return (client id, epoch counter, filter, subscription) of what the sessions of such a store wanted."""
         return self._store.estate(store_id)
+
+    def is_growing(self, store_id: bytes) -> bool:
+        """Say whether what is published here is added to an estate."""
+        return store_id.hex() in self._peers.growing
+
+    def marks(self) -> dict[bytes, Marks]:
+        """Return the marks in the streams to those members of which all is known that they said of their wishes."""
+        return {
+            peer.store_id: Marks(peer.confirmed[0], peer.outgoing.marked, peer.outgoing.acked)
+            for peer in self.peers.values()
+            if peer.is_confirmed()
+        }
+
+    def grow_less(self, store_id: bytes, filters: list[bytes], now: float) -> None:
+        """Add from now on only what these filters match to an estate, without any nothing; what was routed is in it."""
+        self._peers.hand_in(now)
+        self._peers.set_estate_interest(store_id, filters)
+        if not filters:
+            del self._peers.growing[store_id.hex()]
+            # No message has such a number: it says after a restart that the estate grows no more.
+            self.put_rerouted(store_id, min(self.rerouted(store_id), NUMBER_MAX - 1))
 
     def rerouted(self, store_id: bytes) -> int:
         """Return from which number on this node's messages for a store went to others; NUMBER_MAX for none."""

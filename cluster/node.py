@@ -128,6 +128,8 @@ class NodeCore:
                 self.moving.departures.held = not self.leaver.may_give()
                 self.moving.load(now)
                 self.estates.begin(now)
+                # No route leads any more to an estate that does not grow.
+                self._see_routes()
                 self.leaver.begin(now)
 
     def receive_event(self, event: Event, now: float) -> None:
@@ -314,13 +316,16 @@ class NodeCore:
         except FrameError as error:
             self.mesh.note_malformed("a member", error)
 
+    def _see_routes(self) -> None:
+        if self.mesh.take_routes_changed():
+            self.owner.interest_changed()
+
     def _collect(self, now: float) -> None:
         """Hand over to the owner what the mesh has for it."""
         self._now = now
         mesh = self.mesh
         owner = self.owner
-        if mesh.take_routes_changed():
-            owner.interest_changed()
+        self._see_routes()
         for shared_filter in mesh.take_groups_changed():
             owner.others_changed(shared_filter)
         owner.retained.shared = bool(mesh.peers)

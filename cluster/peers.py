@@ -1,7 +1,8 @@
 """Peers: the other members as this node deals with them, each with its connection, its liveness and its two links.
 
-Owns which peers there are, in line with the membership that it merges and stores, and whether each runs. It knows
-nothing of what is said on a connection (`conversation`) or of who may become a member (`admission`).
+Owns which peers there are, in line with the membership that it merges and stores, and whether each runs; and what is
+kept for those that are none any more until `estates` ends that. It knows nothing of what is said on a connection
+(`conversation`) or of who may become a member (`admission`).
 
 Invariants: the peers are exactly the other members that have not left, with their store ids; a link is open only
 while the connection that carries it is up; the store holds what finds the members again after a restart.
@@ -12,7 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, final
 
+from broker.core.effects import Ticket
+from broker.core.message import Message
 from broker.core.storage import Storage
+from broker.core.subscription import QOS_MASK, Subscription
 from cluster.commands import Admit, ConnectPeer, DisconnectPeer, Reply, Revoke, SendControl
 from cluster.frames import (
     MESH_VERSION_NEWEST,
@@ -24,15 +28,17 @@ from cluster.frames import (
     pack_refused,
 )
 from cluster.incoming_link import IncomingLink
-from cluster.interest import PeerInterest
+from cluster.interest import PeerInterest, is_shared
 from cluster.link import OutgoingLink, first_number
 from cluster.membership import Liveness, Member, Membership, State, removed_text
 from cluster.mesh_store import MeshStore
+from cluster.outbox import Outbox
 from cluster.peer_tables import PeerTables, Views
 from cluster.readiness import ALL, Readiness
 from cluster.registry import Registry
 from cluster.retained_view import RetainedView
 from cluster.turn import Turn
+from cluster.wire import NUMBER_MAX
 
 # A failure timeout has so many heartbeats.
 HEARTBEATS_PER_TIMEOUT: Final = 5
@@ -114,6 +120,10 @@ class Peer:
         self.refusals = 0
         self.retry_at = math.inf
 
+    def is_confirmed(self) -> bool:
+        """Say whether all is known that it said last of its wishes, and the stream to it says that."""
+        return self.running and self.tables.is_current() and self.confirmed == self.tables.wishes_version()
+
 
 @final
 class Peers:
@@ -150,6 +160,9 @@ class Peers:
         self._registry = registry
         # When a member was forgotten last that is none any more.
         self.forgot_at: float = -math.inf
+        # By the name under which interest knows the estate: what waits for a store that is no member any more, for as
+        # long as what is published here is added to it.
+        self.growing: dict[str, Outbox] = {}
         self._views = Views(interest, registry, retained)
         self._turn = turn
         # When this node heard that a member was removed, which it does not do before it knows who has its sessions.
@@ -167,7 +180,11 @@ class Peers:
         for name, store_id in self._store.removed():
             self.membership.merge_removed(name, store_id)
         self.cluster_id = self._store.cluster_id(fresh_cluster_id)
-        self._turn.estates.extend(self._store.estates())
+        for store_id in self._store.estates():
+            self._turn.estates.append(store_id)
+            if self._store.rerouted(store_id) == NUMBER_MAX:
+                # Nothing of it was given yet. No member has a mark of this life.
+                self._grow(store_id, [(each[2], each[3]) for each in self._store.estate(store_id)])
         self._restoring = True
         self._update(now)
         self._restoring = False
@@ -351,6 +368,26 @@ class Peers:
             counts[f"link_drop_not_running{{node={peer.name}}}"] = peer.outgoing.dropped_not_running
         return counts
 
+    # Estates.
+
+    def estate(self, store_id: bytes) -> Outbox:
+        """Return what waits for a store that is no member any more."""
+        return self._store.outbox(store_id, self._outbox_bytes_max)
+
+    def set_estate_interest(self, store_id: bytes, filters: list[bytes]) -> None:
+        """Say what of all that is published here is added to an estate."""
+        self.interest.set_estate(store_id.hex(), filters)
+
+    def keep(self, estate: str, message: Message, ticket: Ticket | None) -> None:
+        """Add a message to an estate."""
+        if message.qos:
+            outbox = self.growing[estate]
+            outbox.last += 1
+            outbox.put(outbox.last, message)
+        if ticket is not None:
+            # What it waits for is written in this turn.
+            self._turn.acknowledged.append(ticket)
+
     def validate(self) -> None:
         """Check the invariants."""
         assert sorted(self.all) == [member.name for member in self.membership.others()]
@@ -431,16 +468,24 @@ class Peers:
             self._turn.note(
                 f"{outbox.messages} messages for {peer.name} ({outbox.bytes} bytes) wait for its sessions' new homes"
             )
+        grows = not all(
+            other.is_confirmed() and other.outgoing.acked >= other.outgoing.marked for other in self.all.values()
+        )
+        wishes: list[tuple[bytes, Subscription]] = []
+        if outbox.messages or grows:
             for client_id, counter, topic_filter, wanted in peer.tables.subscriptions():
                 ended = self._registry.ended(client_id)
                 if ended is None or ended.counter <= counter:
                     # Else its client began anew elsewhere, or it is over.
                     self._store.put_estate(peer.store_id, client_id, counter, topic_filter, wanted)
+                    wishes.append((topic_filter, wanted))
             self._turn.estates.append(peer.store_id)
         _add_link_counts(self._link_counts, peer)
         self._turn.acknowledged.extend(peer.outgoing.take_tickets())
         peer.tables.forget()
         self.interest.forget(peer.name)
+        if grows:
+            self._grow(peer.store_id, wishes)
         if peer.connection:
             # It may run and hear this node, though not who removed it. Its connection stands, so that its key is not
             # asked for again: without a word it would go on serving clients, of whom nobody takes notice any more.
@@ -448,8 +493,19 @@ class Peers:
         self._turn.commands.append(Revoke(peer.name))
         self._turn.commands.append(DisconnectPeer(peer.name))
 
+    def _grow(self, store_id: bytes, wishes: list[tuple[bytes, Subscription]]) -> None:
+        filters = [topic_filter for topic_filter, wanted in wishes if grows_by(topic_filter, wanted)]
+        if filters:
+            self.growing[store_id.hex()] = self.estate(store_id)
+            self.set_estate_interest(store_id, filters)
+
     def _tell_state(self, peer: Peer) -> None:
         self.membership.tell(peer.name, peer.liveness.state)
+
+
+def grows_by(topic_filter: bytes, wanted: Subscription) -> bool:
+    """Say whether what a subscription matches is added to an estate: neither is QoS 0, nor what is for groups."""
+    return not is_shared(topic_filter) and wanted.options & QOS_MASK != 0
 
 
 def _nothing_routed(now: float) -> None:

@@ -4,7 +4,7 @@ Owns the plain subscriptions of those sessions as a topic tree. What is for a sh
 nothing of where the sessions are by now.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final, final
 
 from broker.core.message import Message
@@ -25,6 +25,10 @@ class Wanted:
             self.counters[client_id] = counter
             if not topic_filter.startswith(SHARE_PREFIX):
                 self._tree.set(topic_filter, client_id, subscription)
+
+    def plain(self) -> Iterator[tuple[bytes, str, Subscription]]:
+        """Iterate (filter, client id, subscription) of all that are not for groups."""
+        return self._tree.items()
 
     def by(self, message: Message) -> dict[str, tuple[int, bool, bytes]]:
         """Return (QoS, RETAIN, identifiers) for each session that gets a message."""

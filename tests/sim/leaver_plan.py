@@ -138,7 +138,7 @@ class LeaverPlan:
             command = yield from self._give(Verb.ABORT)
             if command is not None and command.exit_code == 0:
                 self.world.count("leaves aborted")
-                # An order that was given before, elsewhere, may be taken only now, also one that was waited for in vain.
+                # One that was given before, elsewhere, may be taken only now, also one that was waited for in vain.
                 others = self.operators.commands
                 is_last = all((other.is_over() and other.exit_code != TIMED_OUT) or other.progress for other in others)
                 accepts = not self.node.up or not is_last or self.node.core.leaver.job.accepts()

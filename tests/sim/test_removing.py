@@ -655,3 +655,95 @@ def test_what_a_donor_has_for_a_session_and_for_its_new_home_comes_to_the_sessio
     test.world.run(1.0)
     for each, count in ((client, 6), (settled, 3), (others[0], 3), (others[1], 3), (anew, 0 if crashes else 3)):
         assert list(each.inbox.copies.values()) == [1] * count, each.name
+
+
+@pytest.mark.parametrize("restarts", [(), ("before",), ("after",), ("before", "after")])
+def test_what_is_published_for_a_new_home_that_did_not_hear_that_it_is_known_comes_there(restarts):
+    """It leaves to the old home what comes before it has heard, and that is removed meanwhile."""
+    test = LeaveWorld(seed=690)
+    node, one, two = test.nodes
+    clients = test.make_sessions(node, 3, qos=2)
+    publisher = test.publisher(two)
+    dead(test, node)
+    _have_adopted_unheard(test, node, one, two)
+    if "before" in restarts:
+        _restart(test, two, publisher)
+    assert test.leave_and_wait(two, node, targets=(two.name,)).exit_code == 0
+    test.publish(publisher, clients, 2, qos=2)
+    if "after" in restarts:
+        _restart(test, two, publisher)
+        test.publish(publisher, clients, 2, qos=2)
+    test.world.network.lose_frame = None
+    one.start()
+    test.wait(test.whole, "the rest of the cluster")
+    test.publish(publisher, clients, 2, qos=2)
+    test.wait(lambda: not two.storage.snapshot()["outbox"], "the end of the estate")
+    test.come_back(clients, [one, two])
+    test.judge(clients)
+
+
+def test_what_is_published_for_a_new_home_that_is_away_for_long_comes_to_the_one_after_it():
+    """Nor does that one hear of it: the new home is removed as well."""
+    test = LeaveWorld(seed=691, count=4)
+    node, one, two, three = test.nodes
+    clients = test.make_sessions(node, 3, qos=2)
+    publisher = test.publisher(two)
+    dead(test, node)
+    test.world.network.partition(two.name, three.name, True)
+    _have_adopted_unheard(test, node, one, two)
+    assert test.leave_and_wait(two, node, targets=(two.name,)).exit_code == 0
+    test.world.network.lose_frame = None
+    test.publish(publisher, clients, 2, qos=2)
+    test.world.run(UNHEARD_S + 5.0)
+    assert test.leave_and_wait(two, one, targets=(two.name,)).exit_code == 0
+    test.publish(publisher, clients, 2, qos=2)
+    test.world.network.heal(two.name, three.name)
+    test.wait(test.whole, "the rest of the cluster")
+    test.wait(lambda: not two.storage.snapshot()["outbox"], "the end of the estates")
+    test.come_back(clients, [three, two])
+    test.judge(clients)
+
+
+def test_what_is_published_for_new_homes_of_which_nobody_told_comes_there():
+    """Who was away forgets the removed node after a while, though it does not know all that have its sessions."""
+    test = LeaveWorld(seed=692, count=4)
+    node, away, one, two = test.nodes
+    clients = test.make_sessions(node, 4, qos=2)
+    publisher = test.publisher(away)
+    dead(test, node)
+    for other in (one, two):
+        test.world.network.partition(away.name, other.name, True)
+    test.wait(lambda: not any(other.core.mesh.peers[away.name].running for other in (one, two)), "its absence")
+    assert test.leave_and_wait(one, node, targets=(one.name, two.name)).exit_code == 0
+    two.kill()
+    test.world.network.heal(away.name, one.name)
+    test.wait(lambda: node.name not in away.core.mesh.peers, "the removal")
+    test.wait(lambda: away.core.mesh.peers[one.name].is_confirmed(), "the marks")
+    test.world.run(1.0)
+    test.publish(publisher, clients, 2, qos=2)
+    kept = {each.message.topic for each in away.core.estates._open[node.store_id].outbox.read(0, 1 << 62, 1 << 62)}
+    there = {next(iter(client.ever_wanted)) for client in clients if client.name in test.queued(one)}
+    assert len(there) == len(kept) == 2 and not there & kept, "what who is there has heard of is kept as well"
+    test.world.network.heal(away.name, two.name)
+    two.start()
+    test.wait(test.whole, "the rest of the cluster")
+    test.wait(lambda: not away.storage.snapshot()["outbox"], "the end of the estate")
+    test.come_back(clients, [one, two])
+    test.judge(clients)
+
+
+def _have_adopted_unheard(test, node, one, two):
+    """Have a node take the sessions of a dead one, and die before it hears that another one knows that."""
+    test.world.network.lose_frame = lambda frame: frame[1] == FrameType.FORWARDS
+    test.leave(one, node, targets=(one.name,))
+    clients = {client.name for client in test.clients if client.persistent}
+    registry = two.core.mesh.registry
+    test.wait(lambda: clients <= {client_id for client_id, _ in registry.clients_of(one.name)}, "the new homes")
+    dead(test, one)
+
+
+def _restart(test, node, publisher):
+    """Start a node anew, whose publisher comes back."""
+    node.kill()
+    node.start()
+    test.wait(lambda: publisher.state == ONLINE, "the publisher's return")

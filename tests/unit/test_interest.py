@@ -98,6 +98,23 @@ def test_only_persistent_wishes_count_for_a_peer_that_is_down(node):
     assert not node.changed()
 
 
+def test_an_estate_wants_what_it_said_last(node):
+    node.want(b"a", True)
+    node.interest.set_estate("estate", [b"a", b"b", b"a"])
+    assert node.changed()
+    assert sorted(node.interest.match(b"a")) == [("estate", True), ("s", True)]
+    assert node.interest.match(b"b") == [("estate", True)]
+    node.interest.validate()
+    node.interest.set_estate("estate", [b"b"])
+    assert node.changed()
+    assert node.interest.match(b"a") == [("s", True)]
+    assert node.interest.match(b"b") == [("estate", True)]
+    node.interest.validate()
+    node.interest.forget("s")
+    node.interest.set_estate("estate", [])
+    assert node.interest.match(b"b") == []
+
+
 def test_what_is_told_again_changes_nothing(node):
     node.want(b"a", True)
     assert node.changed() and node.commit() == 1

@@ -348,6 +348,21 @@ def test_the_position_of_a_durable_mark_is_committed(durable):
     assert stream.incoming.commit_due == durable
 
 
+def test_it_is_known_whether_the_receiver_has_the_last_mark():
+    stream = Stream(position=7)
+    stream.send(b"1")
+    stream.mark(b"a", True)
+    assert stream.outgoing.marked > stream.outgoing.acked
+    # It has heard of another life of the sender, by whose numbers it would have the mark.
+    stream.connect()
+    assert stream.outgoing.marked > stream.outgoing.acked
+    stream.frames()
+    stream.connect()
+    assert stream.outgoing.marked > stream.outgoing.acked
+    stream.exchange()
+    assert stream.outgoing.marked == stream.outgoing.acked == stream.incoming.position
+
+
 def test_marks_keep_their_place_while_the_link_spills():
     stream = Stream()
     stream.send(b"1", waits=True)
