@@ -191,8 +191,9 @@ class Registration:
         self._numbers: dict[int, Request] = {}
         # Those that were not granted at once, in the order of their deadlines; what is over or held is passed over.
         self._deadlines: deque[Request] = deque()
-        # By node name, the newest round of each keeper that this node has heard of.
+        # By node name, the newest round of each keeper that this node has heard of, and the store that counts them.
         self._rounds: dict[str, int] = {}
+        self._stores: dict[str, bytes] = {}
         self._results: list[TurnResult] = []
         self._outbound = Outbound()
         self._tick_at = math.inf
@@ -233,7 +234,11 @@ class Registration:
 
     def member_started(self, name: str, store_id: bytes, incarnation: int, now: float) -> None:
         """Another member runs: its Hello came, and named this incarnation, the count of the openings of its store."""
-        self._rounds[name] = max(self._rounds.get(name, 0), incarnation << ROUND_BITS)
+        if self._stores.get(name) != store_id:
+            # Who has left, and is back under its name with another store, counts from the beginning.
+            self._stores[name] = store_id
+            self._rounds[name] = 0
+        self._rounds[name] = max(self._rounds[name], incarnation << ROUND_BITS)
         if self._view.started(name, store_id, incarnation):
             self._view_changed(True, name, now)
 

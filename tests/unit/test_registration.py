@@ -692,6 +692,22 @@ def test_a_late_survey_is_not_answered():
     assert registration.take_frames() == []
 
 
+def test_a_keeper_that_is_back_with_another_store_counts_its_rounds_from_the_beginning():
+    registration = alone()
+    registration.member_started("b@b", STORES[1], 1, 1.0)
+    registration.receive("b@b", pack_turn_survey((1 << ROUND_BITS) + 9), 1.1)
+    registration.member_stopped("b@b", 1.2)
+    registration.member_started("b@b", STORES[2], 1, 1.3)
+    registration.take_frames()
+    registration.receive("b@b", pack_turn_survey((1 << ROUND_BITS) + 1), 1.4)
+    assert kinds(registration.take_frames()) == [("b@b", "TURNS_HELD")]
+    client_id = next(name for name in map(str, range(99)) if registration.keeper(name) == "b@b")
+    registration.request(client_id, 1, 1.5)
+    number = unpack_turn_requests(registration.take_frames()[-1][1])[-1].number
+    registration.receive("b@b", grant_frame((1 << ROUND_BITS) + 1, number, client_id, NO_EPOCH), 1.6)
+    assert [result.token for result in registration.take_results()] == [1]
+
+
 def test_a_claim_that_waits_longer_than_any_asker_is_forgotten():
     registration, client_id = keeper_of_b()
     registration.request(client_id, 1, 4.0)
