@@ -132,8 +132,9 @@ class LeaveDesk:
         self._followers: list[Follower] = []
         # Of nodes that do not answer, by name.
         self._removals: dict[str, Removal] = {}
-        # By member: (number of an order, whether it was taken, what was said).
-        self._answered: dict[str, deque[tuple[int, bool, str]]] = {}
+        # By the store of a member, as one that is back with another counts from the beginning: (number of an order,
+        # whether it was taken, what was said).
+        self._answered: dict[bytes, deque[tuple[int, bool, str]]] = {}
         self._said: list[Said] = []
         self._tick_at = math.inf
         # That of this node's leave when it was told last: when it has left it is gone at once.
@@ -211,7 +212,7 @@ class LeaveDesk:
 
     def _receive_order(self, node: str, frame: bytes, now: float) -> None:
         number, order = unpack_order(frame)
-        answered = self._answered.setdefault(node, deque(maxlen=_ANSWERS_MAX))
+        answered = self._answered.setdefault(self._mesh.peers[node].store_id, deque(maxlen=_ANSWERS_MAX))
         for known, taken, text in answered:
             if known == number:
                 self._mesh.tell(node, pack_answer(number, taken, text))

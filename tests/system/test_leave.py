@@ -10,7 +10,7 @@ import pytest
 from clients import V5, Client, accepts, wait_known
 from crowd import Crowd
 from leaves import leave, leave_on_terminal, leaving
-from nodes import COOKIE, NOTICE_LIMIT_S, Node, join_all, start_all, wait_until
+from nodes import COOKIE, NOTICE_LIMIT_S, Node, join_all, start_all, wait_until, wait_whole
 from wire_clients import DISCONNECT, Will, Wire, connect_packet
 
 STEP_1 = "Done! Use -k to teardown and migrate existing sessions!"
@@ -128,6 +128,31 @@ def test_a_live_node_leaves_in_two_steps_and_comes_back_only_when_asked_to(three
     node.join(one)
     assert not (data / "LEFT").exists()
     wait_until(lambda: len(two.cluster()) == 3, "the return")
+
+
+def test_a_node_that_is_back_with_a_new_store_is_no_less_than_it_was(members: list[Node]) -> None:
+    """Its orders are taken, and clients connect whose turns it keeps: it counts both from the beginning."""
+    one, two, node = members
+    for flags in ((), ("--abort",)):
+        assert leave(node, one, *flags)[0] == 0
+    two.stop()
+    two.start()
+    wait_whole(members)
+    assert leave(one, node, "-k", "--force")[:2] == (0, "Done")
+    assert node.wait_end() == 0
+    node.start()
+    node.join(one)
+    wait_whole(members)
+    with ExitStack() as open_wires:
+        for number in range(30):
+            wire = Wire(members[number % 3])
+            open_wires.callback(wire.close)
+            # Connects at once, or is refused in the end.
+            assert wire.attach(connect_packet(f"there{number}", V5, expiry_s=0), V5) is False
+    assert leave(node, one)[:2] == (0, STEP_1)
+    wait_until(lambda: not accepts(one), "closed listeners")
+    assert leave(node, one, "--abort")[:2] == (0, "Done")
+    wait_until(lambda: accepts(one), "open listeners")
 
 
 @pytest.mark.parametrize("how", ["interrupted", "put back", "marker removed"])
