@@ -128,7 +128,7 @@ class Membership:
 
     def merge_removed(self, name: str, store_id: bytes) -> bool:
         """Remember that the pair was removed; true if that is news."""
-        if (name, store_id) in self.removed or name == self.name:
+        if (name, store_id) in self.removed or (name == self.name and store_id == self.own().store_id):
             return False
         self.removed.add((name, store_id))
         known = self.members.get(name)

@@ -440,9 +440,11 @@ class Peers:
         return Peer(member, outgoing, incoming, tables, self._failure_timeout_s, now)
 
     def _remove(self, name: str, store_id: bytes) -> bool:
+        member = self.membership.members.get(name)
         if not self.membership.merge_removed(name, store_id):
             return False
-        self._turn.note(f"{name} is no member of the cluster any more")
+        if member is not None and member.store_id == store_id:
+            self._turn.note(f"{name} is no member of the cluster any more")
         self._store.put_removed(name, store_id)
         return True
 

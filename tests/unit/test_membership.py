@@ -57,6 +57,21 @@ def test_removed_pairs_are_remembered_and_refused():
     assert view.refusal("b@b", STORES[2]) == "", "a new store under the old name is a new member"
 
 
+def test_a_node_that_is_back_under_its_name_knows_its_former_store_as_removed_as_the_others_do():
+    view = membership()
+    view.merge(member())
+    other = Membership("b@b", STORES[1], 1, "b:1")
+    other.merge(view.own())
+    other.merge(member())
+    for each in (view, other):
+        assert each.merge_removed("a@a", STORES[2])
+    assert not view.merge_removed("a@a", STORES[0]), "that is this node"
+    assert "a@a" in view.members
+    other.members["b@b"] = view.members["b@b"]
+    assert other.merge_removed("c@c", STORES[2]) and view.merge_removed("c@c", STORES[2])
+    assert view.digest() == other.digest()
+
+
 def test_a_second_store_under_a_name_is_refused_while_the_first_is_a_member():
     view = membership()
     view.merge(member())
