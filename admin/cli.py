@@ -9,6 +9,7 @@ Owns the arguments, the look-up of the node and the exit codes: 0 done, 1 refuse
 import os
 import secrets
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any
@@ -28,6 +29,8 @@ COOKIE_BYTES = 32
 
 ANSWER_GRACE_S = 5.0
 """How much longer than the node the client waits, so that the node's own word about its time limit arrives."""
+
+HELP_WIDTH = 100
 
 VALUE_GLOBALS = ("config", "data-dir", "format", "url", "api-key")
 PLAIN_GLOBALS = ("json", "no-color", "help")
@@ -120,12 +123,10 @@ def help_text(words: Sequence[str]) -> str:
     shown = [command for name, command in COMMANDS.items() if name == said or name.startswith(f"{said} ".lstrip())]
     if not shown:
         raise UsageError(f"no such command: {said}{near(said, COMMANDS)}")
-    usages = [f"{command.words} {command.usage}".rstrip() for command in shown]
-    width = max(map(len, usages))
-    lines = [
-        f"  {usage:<{width}}  {command.summary}{'' if command.served else ' *'}"
-        for usage, command in zip(usages, shown, strict=True)
-    ]
+    if len(shown) == 1 and shown[0].words == said:
+        return "\n".join([*_lines_of(shown[0]), "", GLOBAL_HELP])
+    width = max(len(command.words) for command in shown)
+    lines = [f"  {command.words:<{width}}  {command.summary}{'' if command.served else ' *'}" for command in shown]
     return "\n".join(
         [
             "Usage: vmq-admin COMMAND [key=value ...] [--flag ...]",
@@ -134,9 +135,27 @@ def help_text(words: Sequence[str]) -> str:
             "",
             "  * not served by this version",
             "",
+            "COMMAND --help says what a command takes.",
+            "",
             GLOBAL_HELP,
         ]
     )
+
+
+def _lines_of(command: Command) -> list[str]:
+    """The help of one command."""
+    usage = f"Usage: vmq-admin {command.words} {command.usage}".rstrip()
+    lines = textwrap.wrap(usage, HELP_WIDTH, subsequent_indent=" " * 8, break_on_hyphens=False, break_long_words=False)
+    lines += ["", f"{command.summary[0].upper()}{command.summary[1:]}."]
+    if not command.served:
+        lines.append("It is not served by this version.")
+    if command.explained:
+        width = max(len(written) for written, _ in command.explained)
+        indent = " " * (width + 4)
+        lines.append("")
+        for written, text in command.explained:
+            lines += textwrap.wrap(f"  {written:<{width}}  {text}", HELP_WIDTH, subsequent_indent=indent)
+    return lines
 
 
 def _run_command(invocation: Invocation, environ: Mapping[str, str], output: IO[str], errors: IO[str]) -> int:

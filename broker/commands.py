@@ -23,7 +23,8 @@ class Command:
 
     `flags` maps each flag to whether it takes a value, `short` the one-letter flags to flags. With `keys` the words
     behind the command are names, which go with the arguments as `keys`. `goes_on` is what to say to whoever interrupts
-    the command, if that does not end what the node does.
+    the command, if that does not end what the node does. `explained` says of arguments and flags, as they are written,
+    what they are for.
     """
 
     words: str
@@ -36,6 +37,7 @@ class Command:
     keys: bool = False
     time_limit_s: float = 10.0
     goes_on: str = ""
+    explained: tuple[tuple[str, str], ...] = ()
 
     def check(self, arguments: dict[str, Any], flags: dict[str, Any]) -> None:
         """Raise UsageError or NotServedError unless this can be carried out with these arguments and flags."""
@@ -66,6 +68,7 @@ _ALL = (
         served=True,
         flags={"verbose": False},
         short={"v": "verbose"},
+        explained=(("-v, --verbose", "also their addresses, links, outboxes and versions"),),
     ),
     Command(
         "cluster join",
@@ -76,6 +79,9 @@ _ALL = (
             "discovery-node": "You have to provide a discovery node (example discovery-node=node1@127.0.0.1)",
         },
         time_limit_s=35.0,
+        explained=(
+            ("discovery-node=NAME@HOST[:PORT]", "a member of the cluster, and its mesh port if that is another"),
+        ),
     ),
     Command(
         "cluster leave",
@@ -102,6 +108,20 @@ _ALL = (
         # Of silence: while a node leaves it says something every few seconds.
         time_limit_s=60.0,
         goes_on="interrupted: the leave goes on without this command; --status shows how far it is, --abort ends it",
+        explained=(
+            ("node=NAME@HOST", "the node that leaves; without a flag its MQTT listeners stop accepting, and no more"),
+            ("-k", "disconnect its clients too, and wait until their queues are claimed at other nodes"),
+            ("", "given again after that failed, it waits once more and then moves the rest to the other nodes"),
+            ("-i SECONDS", "between two lines of progress (5)"),
+            ("-t SECONDS", "how long to wait for the queues to be claimed (60)"),
+            ("--force", "move the queues at once rather than wait"),
+            ("--rate=N", "disconnect at most N clients a second"),
+            ("--force-targets=NODE,...", "move the queues to these members only; others may be down then"),
+            ("--yes", "do not ask before a node that does not run is removed"),
+            ("--dry-run", "say what would go where, and what would be lost"),
+            ("--abort", "end the leave, and put the node back in service"),
+            ("--status", "show how far the leave of each member is"),
+        ),
     ),
     Command(
         "cluster check",
@@ -110,6 +130,7 @@ _ALL = (
         served=True,
         flags={"repair": False},
         time_limit_s=60.0,
+        explained=(("--repair", "have the nodes that differ ask for what they lack"),),
     ),
     Command("cluster cookie", "", "print a fresh random cookie", served=True),
     Command("node status", "", "counts of this node", served=True),
@@ -121,6 +142,7 @@ _ALL = (
         served=True,
         required={"directory": "You have to provide a directory (example directory=/var/backups/node1)"},
         time_limit_s=600.0,
+        explained=(("directory=DIR", "where the copy goes; it must not be there yet"),),
     ),
     Command("session show", "[--COLUMN[=VALUE] ...]", "sessions of the cluster"),
     Command("session disconnect", "client-id=ID [--cleanup]", "disconnect a client"),
@@ -139,6 +161,7 @@ _ALL = (
         served=True,
         flags={"with-descriptions": False},
         short={"d": "with-descriptions"},
+        explained=(("-d, --with-descriptions", "also what each of them counts"),),
     ),
     Command("trace client", "client-id=ID", "packets of a client, live"),
     Command("show", "KEY ...", "settings of this node", served=True, keys=True),

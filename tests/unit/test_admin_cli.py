@@ -193,8 +193,21 @@ def test_help_lists_every_command_and_needs_no_node() -> None:
     assert all(f"\n  {words}" in output for words in COMMANDS)
     code, output, _ = admin("cluster", "join", "-h")
     assert code == 0 and "discovery-node=" in output and "session show" not in output
+    assert max(map(len, output.splitlines())) <= 100
     code, _, errors = admin()
     assert code == 2 and "Usage" in errors
+
+
+def test_help_explains_every_flag_of_a_command_in_lines_that_fit() -> None:
+    code, output, _ = admin("cluster", "leave", "--help")
+    assert code == 0
+    assert output.startswith("Usage: vmq-admin cluster leave node=NAME@HOST [-k]")
+    assert max(map(len, output.splitlines())) <= 100
+    said = output.split("\n\n")[2]
+    for name in COMMANDS["cluster leave"].flags:
+        short = [f"-{letter}" for letter, flag in COMMANDS["cluster leave"].short.items() if flag == name]
+        assert name == "ask" or any(f"\n  {written}" in said for written in [*short, f"--{name}"]), name
+    assert "disconnect its clients too" in said
 
 
 def test_a_cookie_is_fresh_long_and_needs_no_node() -> None:
