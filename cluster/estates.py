@@ -123,6 +123,10 @@ class Estates:
         """Return when `begin` has something to do."""
         return self._work_at if self._open else math.inf
 
+    def messages(self) -> int:
+        """Return how many messages are not given to anybody yet."""
+        return sum(estate.outbox.messages for estate in self._open.values())
+
     def _grow(self, estate: Estate, now: float) -> None:
         """See for which sessions an estate need not grow any more."""
         marks = self._mesh.marks()

@@ -20,6 +20,7 @@ from typing import Final, final
 
 from broker.core.owner import QueueOwner
 from broker.core.session import Session
+from cluster.estates import Estates
 from cluster.handover import HandOver
 from cluster.leave_frames import Order, Orphan, Report, Verb, pack_adopts, pack_donor, pack_report
 from cluster.leaving import Census, LeaveJob, State, counted, how_without
@@ -63,6 +64,7 @@ class Leaver:
         owner: QueueOwner,
         mesh: Mesh,
         moving: Moving,
+        estates: Estates,
         reports: dict[str, Report],
     ) -> None:
         self.job = LeaveJob(mesh.membership.name)
@@ -73,6 +75,7 @@ class Leaver:
         self._owner = owner
         self._mesh = mesh
         self._moving = moving
+        self._estates = estates
         self._reports = reports
         self._name: Final = mesh.membership.name
         self._store_id: Final = mesh.membership.own().store_id
@@ -241,11 +244,11 @@ class Leaver:
         moving = self._departing() if self.job.order.targets else draining.moving()
         unfinished = 0
         if not online + offline + moving:
-            unfinished = draining.wills() + draining.stubs_in_groups()
-            unfinished += draining.groups_to_give(not self.job.order.targets)
-            is_bare, self._was_bare = self._was_bare, not unfinished
+            here = draining.wills() + draining.stubs_in_groups() + self._estates.messages()
+            here += draining.groups_to_give(not self.job.order.targets)
+            is_bare, self._was_bare = self._was_bare, not here
             # What the last of them changed is told at the end of this turn, so nobody knows it yet.
-            unfinished += self._mesh.unacknowledged() if is_bare else 1
+            unfinished = here or (self._mesh.unacknowledged() if is_bare else 1)
         return Census(
             online,
             offline,

@@ -74,8 +74,9 @@ _OVER: Final = (State.LEAVING, State.LEFT, State.REMOVED, State.DONATING)
 class Census:
     """What is still at a node: sessions with and without a client, sessions on their way, and messages of all.
 
-    `unfinished` counts what else holds the node back: wills, forwards that are not acknowledged, members that do not
-    know its tables. `missing` are members that are down, `targets` those that queues may go to.
+    `unfinished` counts what else holds the node back: wills, forwards that are not acknowledged, messages that are kept
+    for a member that is gone, members that do not know its tables. `missing` are members that are down, `targets` those
+    that queues may go to.
     """
 
     online: int
@@ -284,7 +285,7 @@ class LeaveJob:
             done = f"{migrated}/{queues} queues and {messages - census.messages}/{messages} messages"
             said = f"Migrated {done}; {said}"
         if census.unfinished and not census.queues():
-            said += f"; wills, forwards and messages of shared subscriptions that are not done yet: {census.unfinished}"
+            said += f"; wills, forwards and messages of groups or removed members not done yet: {census.unfinished}"
         return said
 
     def validate(self) -> None:

@@ -103,7 +103,7 @@ class NodeCore:
         owner.register_with(self.moving.registrar)
         self.estates = Estates(owner, mesh, self.moving)
         reports: dict[str, Report] = {}
-        self.leaver = Leaver(owner, mesh, self.moving, reports)
+        self.leaver = Leaver(owner, mesh, self.moving, self.estates, reports)
         self.leave_desk = LeaveDesk(mesh, self.moving, self.leaver, reports, server_reference)
         # Why this node is no member any more, "" while it is one.
         self.removed = ""

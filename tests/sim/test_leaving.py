@@ -1244,6 +1244,29 @@ def test_what_was_handed_over_twice_is_had_once():
     test.judge(clients)
 
 
+def test_what_a_node_that_leaves_keeps_for_the_sessions_of_a_dead_one_is_waited_for():
+    """It can't be given while a member is down that may have the sessions."""
+    test = LeaveWorld(seed=515, count=4)
+    node, gone, one, two = test.nodes
+    clients = test.make_sessions(gone, 4)
+    publisher = test.publisher(node)
+    dead(test, gone)
+    test.publish(publisher, clients, 3)
+    publisher.comes_back = False
+    dead(test, two)
+    assert test.leave_and_wait(one, gone, targets=(one.name,)).exit_code == 0
+    test.wait(lambda: gone.name not in node.core.mesh.peers, "the removal")
+    command = test.leave(one, node, targets=(one.name,), force=True)
+    test.world.run(20.0)
+    assert not command.is_over()
+    assert "not done yet: 12" in node.core.leaver.job.line
+    two.start()
+    test.wait(command.is_over, "the leave")
+    assert command.exit_code == 0
+    test.come_back(clients, [one, two])
+    test.judge(clients)
+
+
 def test_what_is_not_handed_over_yet_when_its_member_is_back_is_waited_for():
     test = LeaveWorld(seed=514)
     node, one, two = test.nodes
