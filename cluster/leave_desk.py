@@ -297,7 +297,10 @@ class LeaveDesk:
             if not follower.is_taken:
                 self._remove(follower, now)
                 return
-            follower.down_since = min(follower.down_since, now)
+            if follower.down_since == math.inf:
+                follower.down_since = now
+                text = f"{node} does not run any more: waiting {PATIENCE_S:.0f} s for it to start again"
+                self._said.append(Said(follower.command, False, 0, text))
             if now >= follower.down_since + PATIENCE_S:
                 text = f"{node} does not run any more; its leave goes on when it does: see --status"
                 self._finish(follower, 1, text)

@@ -161,6 +161,33 @@ def test_no_session_goes_to_a_node_that_asked_for_it_and_has_left_meanwhile():
     assert not client.inbox.arrivals
 
 
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_whoever_follows_a_leave_hears_that_its_node_does_not_run(comes_back):
+    test = LeaveWorld(seed=8)
+    node, one, two = test.nodes
+    clients = test.make_sessions(node, 4)
+    command = test.leave(one, node, timeout_s=5, interval_s=1)
+    test.world.run(2.0)
+    dead(test, node)
+    test.wait(lambda: "does not run any more: waiting 60 s" in command.progress[-1], "the news", 5.0)
+    if comes_back:
+        node.start()
+        test.wait(command.is_over, "the failure")
+        assert "4 queues with 0 messages remain on node1@h" in command.text
+        return
+    test.world.run(55.0)
+    assert not command.is_over()
+    test.wait(command.is_over, "the end of its patience", 10.0)
+    assert (command.exit_code, command.text) == (
+        1,
+        "node1@h does not run any more; its leave goes on when it does: see --status",
+    )
+    node.start()
+    test.wait(test.whole, "its return")
+    assert test.leave_and_wait(one, node, force=True).exit_code == 0
+    test.come_back(clients, [one, two])
+
+
 def test_one_leave_at_a_time():
     test = LeaveWorld(seed=4)
     node, one, two = test.nodes
