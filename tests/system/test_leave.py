@@ -239,6 +239,26 @@ def test_connections_are_closed_at_a_rate_and_every_interval_says_how_many_are_l
     assert [line for line in progress if line not in logged] == []
 
 
+def test_a_terminal_shows_a_bar_with_a_rate_and_the_logs_of_who_left_stay_in_place(
+    make_node: Callable[..., Node],
+) -> None:
+    one, node = [make_node(number, COOKIE, ["log.console=both"]) for number in (1, 2)]
+    start_all([one, node])
+    node.join(one)
+    with ExitStack() as open_clients:
+        for number in range(5):
+            away = open_clients.enter_context(Client(node, f"away{number}", V5, persistent=True))
+            away.subscribe(f"to/{number}")
+    code, shown = leave_on_terminal(one, node, "-k", "-i", "1", "-t", "2", "--force")
+    assert code == 0
+    assert re.search(r"5/5.*\d/s", shown) and "\u2501" in shown, "a bar, how many of how many, and a rate"
+    assert shown.rstrip().endswith("Done")
+    assert node.wait_end() == 0
+    logged = (node.data_dir / "log" / "console.log").read_text()
+    assert "leave: Migrated 5/5 queues" in logged and "joining the cluster" in logged
+    assert not list(node.data_dir.glob("left-*/log"))
+
+
 def test_a_leave_is_a_job_that_survives_its_command_and_its_node(members: list[Node]) -> None:
     one, two, node = members
     with Client(node, "away", V5, persistent=True) as away, Client(node, "there") as there:
