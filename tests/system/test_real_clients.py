@@ -256,8 +256,8 @@ def test_mosquitto_clients(node: Node, version: str, wait_known_filter: Callable
     wait_known_filter(1)
     for qos in ("0", "1", "2"):
         output_of(mosquitto("mosquitto_pub", node, version, "-t", "m/x", "-m", qos, "-q", qos))
-    output_of(mosquitto("mosquitto_pub", node, version, "-t", "m/kept", "-m", "kept", "-q", "1", "-r"))
-    assert output_of(subscriber).splitlines() == ["m/x 0 0", "m/x 1 1", "m/x 2 2", "m/kept kept 1"]
+    output_of(mosquitto("mosquitto_pub", node, version, "-t", "m/kept", "-m", "kept", "-q", "2", "-r"))
+    assert output_of(subscriber).splitlines() == ["m/x 0 0", "m/x 1 1", "m/x 2 2", "m/kept kept 2"]
     kept = output_of(mosquitto("mosquitto_sub", node, version, "-t", "m/kept", "-C", "1", "-F", "%p %r"))
     assert kept == "kept 1\n"
 
