@@ -287,7 +287,11 @@ class Mesh:
 
     def is_current(self, since: float) -> bool:
         """Say whether this node knows the tables of every running member as they were at that time or later."""
-        return self._replication.is_current(since)
+        return not self.behind(since)
+
+    def behind(self, since: float) -> list[str]:
+        """Return the running members whose tables this node does not know as they were at that time or later."""
+        return self._replication.behind(since)
 
     def join(self, node: str, address: str, now: float) -> None:
         """Begin to join the cluster of `node`; `take_join_result` has the outcome within JOIN_TIMEOUT_S."""

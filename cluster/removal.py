@@ -10,10 +10,10 @@ Theory of operation
       who was down when a session began may know nothing of it: the next one is asked after a while
       nobody has taken one since all were asked: it fails
     ADOPT(nobody) --> all, who adopt the sessions of which only they know, at most ASKED_MAX at a time
-      <-- ADOPT_LEFT, until each says that it knows another home of every one; no fewer for a while: it fails
+      <-- ADOPT_LEFT, until each says that it knows another home of every one
       also until the wills are published that no session took along, for WILLS_S at most
     this node knows what those that run said of their sessions since: then the node is removed, and its other sessions
-    with it
+    with it; no progress in this for a while, as with a member that runs and takes nothing: it fails
 
 A session that its client claims meanwhile is one less. Nothing is stored: whoever gives the order again goes on where
 this one ended. A node that runs again before it is removed ends the removal.
@@ -81,7 +81,7 @@ class Removal:
         elif peer.running:
             self.progress.is_over = True
             self.progress.failure = f"{self.node} runs again and stays a member; give the order again to have it leave"
-        elif self._adopt(now) and self._have_others_adopted(now) and self._mesh.is_current(self._others_at):
+        elif self._adopt(now) and self._have_others_adopted(now):
             self._mesh.remove(self.node, now)
             self.progress.is_over = True
 
@@ -99,7 +99,7 @@ class Removal:
         left = persistent_sessions(self._mesh, self.node)
         targets = running_targets(self._mesh, self.node, self.order)
         if left and not targets:
-            self._fail(len(left), "none of its targets runs")
+            self._fail(f"{len(left)} sessions of {self.node} have no new home: none of its targets runs")
             return False
         if not self._assigned or targets != self._targets:
             self._targets = targets
@@ -111,7 +111,8 @@ class Removal:
         if len(left) != self._left:
             self._left, self._left_at = len(left), now
         if left and now >= self._left_at + ASK_AGAIN_S * (len(targets) + 1):
-            self._fail(len(left), f"none of {', '.join(targets)} could take them")
+            names = ", ".join(targets)
+            self._fail(f"{len(left)} sessions of {self.node} have no new home: none of {names} could take them")
             return False
         counts = dict.fromkeys(targets, 0)
         orphans: dict[str, list[Orphan]] = {}
@@ -137,9 +138,9 @@ class Removal:
         return not left
 
     def _have_others_adopted(self, now: float) -> bool:
-        """Have all members adopt what only they know of, and publish the wills that are left; say whether that is done.
+        """Have all members adopt what only they know of, and publish the wills that are left.
 
-        The latter are those of clients whose sessions end.
+        Say whether that is done, and this node knows of it. The wills are those of clients whose sessions end.
         """
         running = [name for name, peer in self._mesh.peers.items() if peer.running]
         if running != list(self._others_left):
@@ -153,21 +154,30 @@ class Removal:
             for name in running:
                 for frame in pack_adopts(self.store_id, True, []):
                     self._mesh.tell(name, frame)
-        unable = [name for name, left in self._others_left.items() if left > 0]
-        if unable and now >= self._others_at + ASK_AGAIN_S * 2:
-            self._fail(max(self._others_left.values()), f"{', '.join(unable)} could not take them")
+        behind = self._mesh.behind(self._others_at)
+        if now >= self._others_at + ASK_AGAIN_S * 2 and (why := self._hindrance(behind)):
+            self._fail(why)
             return False
         are_wills_published = now >= self._wills_until or not self._moving.claims.unspent(self.node)
-        return are_wills_published and not any(self._others_left.values())
+        return are_wills_published and not any(self._others_left.values()) and not behind
 
-    def _fail(self, count: int, why: str) -> None:
-        """Say that nobody takes what is left."""
+    def _hindrance(self, behind: list[str]) -> str:
+        """Return why not every session is known to have a new home, "" if it is; `behind` did not tell of theirs."""
+        unable = [name for name, left in self._others_left.items() if left > 0]
+        if unable:
+            count = max(self._others_left.values())
+            return f"{count} sessions of {self.node} have no new home: {', '.join(unable)} could not take them"
+        silent = [name for name, left in self._others_left.items() if left < 0] or behind
+        if silent:
+            names = ", ".join(silent)
+            return f"{names} does not say whether it knows of more sessions of {self.node}, as when its disk is full"
+        return ""
+
+    def _fail(self, why: str) -> None:
+        """Say that the node is not removed."""
         self.progress.is_over = True
         again = "without --force-targets" if self.order.targets else "once more"
-        self.progress.failure = (
-            f"{count} sessions of {self.node} have no new home: {why}. "
-            f"{self.node} stays a member; give the order {again}"
-        )
+        self.progress.failure = f"{why}. {self.node} stays a member; give the order {again}"
 
 
 def persistent_sessions(mesh: Mesh, node: str) -> dict[str, Home]:

@@ -100,13 +100,13 @@ class Replication:
         """Say whether every member runs, and this node knows the sessions and wishes of each."""
         return all(peer.running and peer.tables.is_current() for peer in self._peers.all.values())
 
-    def is_current(self, since: float) -> bool:
-        """Say whether this node knows the tables of every running member as they were then or later."""
-        return all(
-            peer.tables.told_at >= since and peer.tables.is_current()
+    def behind(self, since: float) -> list[str]:
+        """Return the running members whose tables this node does not know as they were then or later."""
+        return [
+            peer.name
             for peer in self._peers.all.values()
-            if peer.running
-        )
+            if peer.running and not (peer.tables.told_at >= since and peer.tables.is_current())
+        ]
 
     def is_known_to(self, peer: Peer) -> bool:
         """Say whether a peer said last that it knows all tables of this node as they are now."""

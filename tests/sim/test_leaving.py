@@ -731,6 +731,39 @@ def test_a_removal_fails_if_a_member_can_not_take_what_only_it_knows_of():
     assert sum(len(test.queued(other)) for other in (one, two)) == 4
 
 
+@pytest.mark.parametrize("is_frozen", [True, False], ids=["frozen", "unheard"])
+def test_a_removal_fails_while_a_member_runs_and_does_not_tell(is_frozen):
+    """What only it knows of would be forgotten: its disk is full, or what it says of its sessions does not come."""
+    test = LeaveWorld(seed=676)
+    node, one, two = test.nodes
+    test.make_sessions(node, 4)
+    restless = test.publisher(two)
+    dead(test, node)
+    lost = set()
+
+    def fails_at_the_order(frame):
+        if frame[1] == FrameType.ADOPT and is_frozen:
+            two.core.mesh.freeze(True)
+        elif frame[1] == FrameType.ADOPT_LEFT and not lost:
+            lost.update((FrameType.TABLE_DELTA, FrameType.TABLE_ROWS, FrameType.TABLE_DONE))
+            restless.subscribe(b"more", 0)
+        return frame[1] in lost
+
+    test.world.network.lose_frame = fails_at_the_order
+    said = test.leave_and_wait(one, node, targets=(one.name,))
+    assert bool(lost) != is_frozen
+    assert (said.exit_code, said.text.splitlines()[-1]) == (
+        1,
+        "node3@h does not say whether it knows of more sessions of node1@h, as when its disk is full. "
+        "node1@h stays a member; give the order without --force-targets",
+    )
+    two.core.mesh.freeze(False)
+    test.world.network.lose_frame = None
+    test.wait(test.whole, "a quiet cluster")
+    assert test.leave_and_wait(one, node).exit_code == 0
+    assert sum(len(test.queued(other)) for other in (one, two)) == 4
+
+
 def test_a_removal_fails_whose_only_target_dies():
     test = LeaveWorld(seed=674)
     node, one, two = test.nodes
