@@ -339,8 +339,9 @@ class Arrivals:
         asked = self._asked.get(client_id)
         session = self._owner.session(client_id)
         is_passing = session is not None and not session.persistent and session.epoch > item.old_epoch
-        if is_passing or self._registry.own_end(client_id.encode()) > pack_epoch(item.old_epoch):
-            # Its client began anew here, or what it had here is over. A session that ends with its connection ends all
+        is_over = self._registry.is_over(client_id, home_counter(item.old_epoch))
+        if is_passing or is_over or self._registry.own_end(client_id.encode()) > pack_epoch(item.old_epoch):
+            # Its client began anew since, or what it had is over. A session that ends with its connection ends all
             # before it, whether they are in the registry yet or not: it can have nothing of them.
             self._answer(node, item, DISCARDED)
             return

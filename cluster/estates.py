@@ -193,7 +193,8 @@ class Estates:
 
     def _give(self, client_id: str, old_epoch: Epoch, delivery: Delivery, behind: int, now: float) -> None:
         home = self._mesh.registry.find(client_id)
-        if home is None or not home.persistent:
+        if home is None or not home.persistent or self._mesh.registry.is_over(client_id, old_epoch.counter):
+            # Or its client has begun anew since.
             self._owner.counters.drop("session_ended")
             return
         place = self._owner.legacies.place(old_epoch, behind)

@@ -281,7 +281,7 @@ class Mesh:
 
     def change_rows(self, changes: list[RowChange]) -> None:
         """Note changes of this node's sessions and groups; `flush` writes and tells them."""
-        self.own.change(changes)
+        self.own.change(changes, self._replication.may_have_estates(self._ticked_at))
         if any(change.row[0] == RowKind.GROUP for change in changes):
             self._reclaiming.soon(self._ticked_at)
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, final
 
 from broker.core.effects import InterestChange
+from broker.core.epoch import FIRST_EPOCH, unpack_epoch
 from broker.core.rows import (
     BUCKETS,
     SUM_MASK,
@@ -105,8 +106,11 @@ class OwnTables:
             value = pack_interest(change.persistent) if change.wanted else None
             table.change(bucket, row, 0 if known is None else row_hash(row, known), value)
 
-    def change(self, changes: list[RowChange]) -> None:
-        """Note changes as the queue-owner reports them; the writes belong into the batch of what they follow from."""
+    def change(self, changes: list[RowChange], untold: bool = False) -> None:
+        """Note changes as the queue-owner reports them; the writes belong into the batch of what they follow from.
+
+        `untold` says that others may have something of older sessions of which no row tells.
+        """
         for change in changes:
             row = change.row
             subject = row_subject(row)
@@ -119,8 +123,12 @@ class OwnTables:
             if change.value is not None:
                 self._registry.set_row(self._node, change.table, bucket, row, change.value)
                 continue
-            if row[0] == RowKind.SESSION and not change.moved and not self._registry.is_alone(bucket, subject):
-                self._end_if_older(subject, change.table == Table.LASTING)
+            if row[0] == RowKind.SESSION and not change.moved:
+                stored = change.table == Table.LASTING
+                if not self._registry.is_alone(bucket, subject):
+                    self._end_if_older(subject, stored)
+                if untold and stored:
+                    self._end_untold(subject)
             self._registry.remove_row(self._node, change.table, bucket, row)
 
     def end(self, subject: bytes, epoch: bytes) -> None:
@@ -214,6 +222,12 @@ class OwnTables:
         """If another node has an older session than this one's, say that it is over."""
         epoch = self._registry.own_epoch(subject, stored)
         if epoch and self._registry.has_older_elsewhere(subject, epoch):
+            self.end(subject, epoch)
+
+    def _end_untold(self, subject: bytes) -> None:
+        """Say that a session of this node is over, unless it is the first of its client id: there was none before."""
+        epoch = self._registry.own_epoch(subject, True)
+        if epoch and unpack_epoch(epoch, 0).counter > FIRST_EPOCH.counter:
             self.end(subject, epoch)
 
     def _forget_end(self, subject: bytes) -> None:

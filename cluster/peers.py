@@ -179,6 +179,8 @@ class Peers:
                 self.membership.merge(member)
         for name, store_id in self._store.removed():
             self.membership.merge_removed(name, store_id)
+            # Nothing says how long ago that was: others may hear of it only now, and give what they kept.
+            self.forgot_at = now
         self.cluster_id = self._store.cluster_id(fresh_cluster_id)
         for store_id in self._store.estates():
             self._turn.estates.append(store_id)
@@ -476,9 +478,8 @@ class Peers:
         wishes: list[tuple[bytes, Subscription]] = []
         if outbox.messages or grows:
             for client_id, counter, topic_filter, wanted in peer.tables.subscriptions():
-                ended = self._registry.ended(client_id)
-                if ended is None or ended.counter <= counter:
-                    # Else its client began anew elsewhere, or it is over.
+                # What is over is for nobody: its client may have begun anew elsewhere.
+                if not self._registry.is_over(client_id, counter):
                     self._store.put_estate(peer.store_id, client_id, counter, topic_filter, wanted)
                     wishes.append((topic_filter, wanted))
             self._turn.estates.append(peer.store_id)

@@ -12,7 +12,8 @@ the one with the latest epoch is the home, and the owner of an older row removes
 A row that is gone needs no tombstone, for nobody but its owner brings it back. What ended a session elsewhere does: a
 session that is discarded at one node while its old home is away would rise when that comes back. So whoever ends a
 session, or holds one that does not survive a restart, while another node has an older one keeps an ENDED row: it says
-before which epoch sessions are over, and goes when no other node has such a row any more.
+before which epoch sessions are over, and goes when no other node has such a row any more. So does whoever ends a
+session while others may have something for an older one that was at a node which is no member any more (see `estates`).
 
 There are very many homes, so they are kept packed, those of one client id behind one another (nearly all have one), and
 epochs are compared as they are packed:
@@ -155,6 +156,11 @@ class Registry:
         """Return before which epoch all sessions of a client id are over."""
         last = self._last_end(client_id.encode())
         return unpack_epoch(last, 0) if last else None
+
+    def is_over(self, client_id: str, counter: int) -> bool:
+        """Say whether the session that a client id had by an epoch of this counter is over."""
+        ended = self.ended(client_id)
+        return ended is not None and ended.counter > counter
 
     def take_superseded(self) -> list[str]:
         """Return the client ids, once, whose session at this node is over because of a later epoch elsewhere."""

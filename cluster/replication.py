@@ -91,10 +91,13 @@ class Replication:
         Who hears late that a member was removed has to know it then: what it kept for that one is not for them.
         """
         is_complete = self.is_complete()
-        self._ended_until = max(self._ended_until, self._peers.forgot_at + ENDED_S)
-        if not is_complete and now < self._ended_until:
+        if not is_complete and self.may_have_estates(now):
             self._ended_until = now + ENDED_S
-        return is_complete and now >= self._ended_until
+        return is_complete and not self.may_have_estates(now)
+
+    def may_have_estates(self, now: float) -> bool:
+        """Say whether members may have yet to give what they kept for one that was forgotten."""
+        return now < max(self._ended_until, self._peers.forgot_at + ENDED_S)
 
     def is_complete(self) -> bool:
         """Say whether every member runs, and this node knows the sessions and wishes of each."""

@@ -1090,6 +1090,83 @@ def test_what_was_kept_for_a_dead_node_does_not_go_to_sessions_that_began_anew(s
         assert sorted(client.inbox.copies.values()) == [1] * heard, f"{client.name} heard what it gave up, or twice"
 
 
+@pytest.mark.parametrize("how", ["at its home", "elsewhere", "and goes on elsewhere", "and its home restarts"])
+def test_what_was_kept_for_a_removed_node_does_not_go_to_sessions_that_begin_anew(how):
+    """Nothing is given while a member is away, and the client comes (seed 7235). No node has an older session then."""
+    test = LeaveWorld(seed=458, count=4)
+    node, one, two, away = test.nodes
+    clients = test.make_sessions(node, 4, qos=2)
+    publishers = [test.publisher(other, f"publisher of {other.name}") for other in (one, two, away)]
+    dead(test, node)
+    for publisher in publishers:
+        test.publish(publisher, clients, 3, qos=2)
+    away.kill()
+    test.wait(lambda: not one.core.mesh.peers[away.name].running, "its absence")
+    assert test.leave_and_wait(one, node, targets=(one.name,)).exit_code == 0
+    anew = clients[:2]
+    for client in anew:
+        client.home = two if how == "elsewhere" else one
+        client.connect(True)
+    test.wait(lambda: all(set(client.subscribed) == set(client.wanted) for client in anew), "clean starts")
+    for client in anew:
+        client.disconnect(False)
+    test.world.run(0.5)
+    if how == "and goes on elsewhere":
+        for client in anew:
+            client.home = two
+            client.come_back()
+        test.wait(lambda: all(client.state == ONLINE for client in anew), "another home")
+    if how == "and its home restarts":
+        one.kill()
+        one.start()
+    away.start()
+    test.wait(test.whole, "the return of who was away")
+    test.wait(lambda: not any(each.storage.snapshot()["outbox"] for each in (one, two, away)), "the end of the estates")
+    test.come_back(clients, [one, two])
+    for client in clients:
+        heard = 0 if client in anew else 9
+        assert sorted(client.inbox.copies.values()) == [1] * heard, f"{client.name} heard what it gave up, or twice"
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_what_was_kept_and_is_on_its_way_does_not_go_to_a_session_that_begins_anew(goes_on):
+    """The client may have gone on to another node, which is offered that though it was not the one to begin anew."""
+    test = LeaveWorld(seed=459, count=4)
+    node, one, two, away = test.nodes
+    clients = test.make_sessions(node, 4, qos=2)
+    publisher = test.publisher(away)
+    dead(test, node)
+    test.publish(publisher, clients, 3, qos=2)
+    arrives = test.world.network.frame_arrives
+
+    def unless_move(receiver, sender, connection, frame):
+        if sender != away.name or frame[1] != FrameType.MOVE:
+            arrives(receiver, sender, connection, frame)
+
+    test.world.network.frame_arrives = unless_move
+    assert test.leave_and_wait(one, node, targets=(one.name,)).exit_code == 0
+    test.wait(lambda: not away.storage.snapshot()["outbox"], "the end of the estate")
+    assert len(away.core.owner.transfers.departures) == len(clients)
+    anew = clients[:2]
+    for client in anew:
+        client.home = one
+        client.connect(True)
+    test.wait(lambda: all(set(client.subscribed) == set(client.wanted) for client in anew), "clean starts")
+    if goes_on:
+        for client in anew:
+            client.disconnect(False)
+        test.world.run(0.5)
+        for client in anew:
+            client.home = two
+            client.come_back()
+        test.wait(lambda: all(client.state == ONLINE for client in anew), "another home")
+    test.world.network.frame_arrives = arrives
+    test.come_back(clients, [one, two])
+    for client in clients:
+        heard = 0 if client in anew else 3
+        assert sorted(client.inbox.copies.values()) == [1] * heard, f"{client.name} heard what it gave up"
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_what_was_kept_for_a_dead_node_goes_to_its_sessions(seed):
     test = LeaveWorld(seed=400 + seed, count=3 if seed % 4 else 2)

@@ -238,3 +238,27 @@ def test_a_later_end_replaces_an_earlier_one():
     assert node.marker() == 5
     node.own.end(b"x", pack_epoch(Epoch(3, 0, STORES["a"])))
     assert node.marker() == 5
+
+
+@pytest.mark.parametrize(
+    ("counter", "table", "moved", "untold", "marker"),
+    [
+        (2, LASTING, False, True, 2),
+        (2, LASTING, False, False, 0),
+        (2, LASTING, True, True, 0),
+        # Nothing was kept for a session that is not stored, and there was none before the first.
+        (2, PASSING, False, True, 0),
+        (1, LASTING, False, True, 0),
+    ],
+)
+def test_a_session_that_ends_while_others_may_have_something_of_older_ones_leaves_a_row(
+    counter, table, moved, untold, marker
+):
+    node = Node()
+    node.session(counter, table == LASTING)
+    value = session_value("a", counter, table == LASTING)
+    node.own.change([RowChange(table, X, row_hash(X, value), None, moved)], untold)
+    node.own.settle(False)
+    assert node.marker() == marker
+    node.own.settle(True)
+    assert node.marker() == 0
