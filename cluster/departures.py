@@ -188,16 +188,20 @@ class Departures:
                 self._put(node, pack_moved(take.client_id, take.epoch, leaving.epoch))
             return True
         old_epoch = NO_EPOCH if session is None else session.epoch
+        drained = NO_EPOCH.store_id
         if leaving is not None and session is not None:
-            if not self._make_way(leaving, now):
+            if not self._owner.transfers.is_drained(leaving.departure):
                 return False
+            # It makes way when the session goes, and not before: while that waits or stays, members may still send what
+            # was for the stub, and directly the session does not get that.
+            drained = self._site.store_id()
             leaving = None
         held = leaving.departure.session if leaving is not None else session
         if held is not None and held.user_name and held.user_name != take.user_name:
             # [MQTT-3.1.3-8] [MQTT311-3.1.3-9] Nobody reads, ends or takes over what belongs to another user.
             self._put(node, pack_no(REFUSED, take.client_id, take.epoch))
             return True
-        if held is not None and _is_arriving(held) and now - since < PATIENCE_S:
+        if held is not None and _is_arriving(held, drained) and now - since < PATIENCE_S:
             # It has to come here as a whole before it goes on; later, what has not come comes by itself.
             return False
         elsewhere = leaving is not None and leaving.home not in (node, self._site.store_id())
@@ -209,8 +213,9 @@ class Departures:
         if elsewhere:
             self.notices.append(f"session of {take.client_id!r} goes elsewhere while its new home is away")
         if take.clean_start:
-            if leaving is not None:
-                self._end(leaving, now)
+            stub = self.leavings.get(take.client_id)
+            if stub is not None:
+                self._end(stub, now)
             self._owner.discard(take.client_id, now)
             self._put(node, pack_no(NOTHING, take.client_id, take.epoch))
         elif leaving is not None:
@@ -627,5 +632,5 @@ class Departures:
         self._destination(home).items.append(item)
 
 
-def _is_arriving(session: Session) -> bool:
-    return session.arrival is not None and session.arrival.has_present_donor()
+def _is_arriving(session: Session, besides: bytes) -> bool:
+    return session.arrival is not None and session.arrival.has_present_donor(besides)

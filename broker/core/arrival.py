@@ -457,9 +457,9 @@ class Arrival:
         """Say whether nobody at the old homes knew of the session here: everything counts that either side has."""
         return self.direct_from == NOWHERE
 
-    def has_present_donor(self) -> bool:
-        """Say whether an old home that is there has not said its last word."""
-        return any(donor.present for donor in self.donors.values())
+    def has_present_donor(self, besides: bytes) -> bool:
+        """Say whether an old home that is there, another one than that, has not said its last word."""
+        return any(donor.present for store_id, donor in self.donors.items() if store_id != besides)
 
     def waits_for(self) -> list[Cuts]:
         """Return the cuts below which an old home has to pass on everything before what came directly goes out."""

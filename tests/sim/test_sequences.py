@@ -17,6 +17,7 @@ from broker.mqtt.reasons import Reason
 from cluster.frames import FrameType
 from cluster.move_frames import DELIVERIES, HEAD, unpack_move
 from cluster.running_view import keeper_among
+from cluster.turn_keeper import AGREEMENT_TIMEOUT_S
 
 TABLES = (FrameType.TABLE_DELTA, FrameType.TABLE_ROWS, FrameType.TABLE_DONE)
 
@@ -1074,3 +1075,53 @@ def a_session_that_came_back_goes_on_to_a_third_node():
 
 def test_a_session_that_came_back_loses_nothing_when_it_goes_on():
     a_session_that_came_back_goes_on_to_a_third_node()
+
+
+def is_move(frame, takes):
+    """Say whether a frame is an old home's word; what a new one asks for is noted."""
+    kind = frame[1] if len(frame) > 1 else None
+    if kind == FrameType.MOVE_TAKE:
+        takes.append(frame)
+    return kind == FrameType.MOVE
+
+
+def a_session_is_asked_for_that_began_where_its_stub_is():
+    """Its stub has given all it had, and waits for a member that is away; the session itself can't go yet.
+
+    What that member had kept for the first home comes there before it knows of the session: it is for the stub.
+    """
+    scene = Scene()
+    first, second, away = scene.nodes
+    client = scene.comes("client", first, {b"a/b": 1})
+    publisher = scene.comes("publisher", away)
+    scene.goes(client)
+    scene.split([first], [away])
+    scene.until(lambda: not away.core.mesh.peers[first.name].running)
+    payloads = scene.publish(publisher, b"a/b", 1, 3)
+    scene.connect(client, second)
+    scene.goes(client)
+    scene.split([first], [second])
+    scene.until(lambda: not first.core.mesh.peers[second.name].running)
+    scene.connect(client, first)
+    scene.goes(client)
+    # The second home does not give what it has. It has to wait until it need not agree with all others who runs.
+    takes = []
+    scene.world.network.lose_frame = lambda frame: is_move(frame, takes)
+    scene.world.network.heal(first.name, second.name)
+    scene.until(lambda: second.core.mesh.is_current(0.0))
+    scene.run(AGREEMENT_TIMEOUT_S)
+    client.home = second
+    client.connect()
+    scene.until(lambda: bool(takes))
+    scene.goes(client, True)
+    assert [node.core.owner.session("client") is not None for node in scene.nodes] == [True, False, False]
+    scene.heal()
+    lose(scene)
+    scene.connect(client, second)
+    scene.until(lambda: scene.payloads(client) == payloads)
+    scene.until(lambda: not any(node.core.moving.departures.leavings for node in scene.nodes))
+    assert scene.copies(client) == 1
+
+
+def test_a_stub_does_not_make_way_before_its_session_goes():
+    a_session_is_asked_for_that_began_where_its_stub_is()

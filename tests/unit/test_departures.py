@@ -8,6 +8,7 @@ from core_helpers import Node, started_nodes
 
 from broker.core.arrival import Arrival
 from broker.core.epoch import NO_EPOCH, Epoch
+from broker.core.session import Session
 from broker.core.transfer import SessionHead
 from cluster.departures import PATIENCE_S, WAIT_POLL_S, Departures
 from cluster.leaving_session import RETRY_S
@@ -18,6 +19,7 @@ from cluster.move_frames import (
     MOVED,
     NOTHING,
     OVER,
+    REFUSED,
     STATE,
     SWITCHED,
     Item,
@@ -432,6 +434,55 @@ def test_a_session_whose_rest_does_not_come_goes_without_it(start: Callable[...,
         waited_s += RETRY_S
     assert items[0].kind == HEAD
     assert PATIENCE_S <= waited_s <= PATIENCE_S + 2 * RETRY_S
+
+
+def begun_again(home: Home, user_name: str | None = None) -> Session:
+    """The session of `mover`, which left for THERE, has begun here once more; its stub is here still."""
+    home.leave("mover", VERSION)
+    head = SessionHead("mover", user_name, 3600)
+    transfers = home.node.owner.transfers
+    session = transfers.begin_arrival(head, Epoch(3, 0, HERE), THERE, False, (HERE, 1), home.now)
+    transfers.add_donor(session, HERE, 1, home.now)
+    home.departures.follow(session, home.now)
+    assert home.departures.take_untaken(home.now) == []
+    return session
+
+
+def test_a_stub_makes_way_when_its_session_goes_and_not_before(start: Callable[..., Node]) -> None:
+    """What members still have for it, the session does not get directly."""
+    home = Home(start(store_id=HERE))
+    session = begun_again(home)
+    stub = home.departures.leavings["mover"]
+    take = Take("mover", Epoch(4, 0, ELSEWHERE), False, None)
+    home.departures.take(ELSEWHERE, take, home.now)
+    home.pass_time(2 * WAIT_POLL_S)
+    assert home.departures.leavings["mover"] is stub
+    # It does not wait for the stub, which has nothing.
+    home.node.owner.transfers.end_donor(session, THERE, home.now)
+    items = home.pass_time(2 * WAIT_POLL_S)
+    assert [(item.kind, item.epoch) for item in items] == [(HEAD, take.epoch)]
+    assert home.departures.leavings["mover"].departure.session is session
+    home.departures.validate()
+
+
+def test_a_stub_does_not_make_way_to_another_user(start: Callable[..., Node]) -> None:
+    home = Home(start(store_id=HERE))
+    begun_again(home, "ann")
+    stub = home.departures.leavings["mover"]
+    home.departures.take(ELSEWHERE, Take("mover", Epoch(4, 0, ELSEWHERE), False, "bob"), home.now)
+    assert REFUSED in [item.kind for item in home.turn()]
+    assert home.departures.leavings["mover"] is stub
+
+
+def test_a_clean_start_ends_a_session_and_its_stub(start: Callable[..., Node]) -> None:
+    home = Home(start(store_id=HERE))
+    session = begun_again(home)
+    home.node.owner.transfers.end_donor(session, THERE, home.now)
+    home.departures.take(ELSEWHERE, Take("mover", Epoch(4, 0, ELSEWHERE), True, None), home.now)
+    assert NOTHING in [item.kind for item in home.turn()]
+    assert home.node.owner.session("mover") is None
+    assert not home.departures.leavings
+    home.departures.validate()
 
 
 def test_a_take_is_forgotten_when_who_asked_has_given_up(start: Callable[..., Node]) -> None:
