@@ -534,7 +534,12 @@ class Arrivals:
             session = self._owner.session(client_id)
             if session is None or session.arrival is None:
                 self._forget(client_id)
-            elif session.arrival.overlaps() or self._registry.has_rival_homes(client_id):
+            elif (
+                session.arrival.overlaps()
+                or self._registry.has_rival_homes(client_id)
+                # Of a stub that is here as well, nothing is told to others.
+                or client_id in transfers.departures
+            ):
                 self._alone_since.pop(client_id, None)
             elif not session.arrival.donors or now >= self._alone_since.setdefault(client_id, now) + GONE_S:
                 # An old home that has nothing of it any more, as one that restarted, says no last word.

@@ -186,6 +186,27 @@ def test_an_old_home_without_the_session_is_not_waited_for(start: Callable[..., 
     node.settle()
 
 
+def test_a_stub_of_a_session_that_is_here_is_waited_for(start: Callable[..., Node]) -> None:
+    """The tables tell of no home but this one. What a member sends on a slow link comes to the stub alone."""
+    node = start(store_id=HERE)
+    arrivals = Arrivals(node.owner, OtherSite(THERE), Registry("a"))
+    client = node.persistent("mover")
+    client.drop()
+    stub = node.owner.depart("mover", node.now)
+    assert stub is not None
+    node.begin()
+    session = arrivals.revive(SessionHead("mover", None, 3600), EPOCH, THERE, node.now)
+    arrivals.receive(HERE, [head(HERE, 0)], node.now)
+    arrivals.tick(node.now)
+    arrivals.tick(node.now + 2 * GONE_S)
+    assert session.arrival is not None
+    node.owner.transfers.end_departure(stub, node.now)
+    arrivals.tick(node.now + 3 * GONE_S)
+    arrivals.tick(node.now + 4 * GONE_S + 0.5)
+    assert session.arrival is None
+    node.settle()
+
+
 def test_what_was_confirmed_and_lost_with_the_power_is_not_waited_for(start: Callable[..., Node]) -> None:
     """The old home has it no more, and goes on behind it for ever (seed 761)."""
     node = start(store_id=HERE)
