@@ -275,8 +275,9 @@ class Departures:
         self._enter(leaving, False)
 
     def has_stub(self, client_id: str) -> bool:
-        """Say whether a session of the client id leaves this node."""
-        return client_id in self.leavings
+        """Say whether a session of the client id that was here leaves this node."""
+        leaving = self.leavings.get(client_id)
+        return leaving is not None and not is_bare(leaving.departure)
 
     def is_untaken(self, client_id: str) -> bool:
         """Say whether nobody is known to be the new home of a session that leaves."""
@@ -294,9 +295,12 @@ class Departures:
         return True
 
     def come_back(self, client_id: str, epoch: Epoch) -> bool:
-        """The client is back at this node, and nobody else is known to have its session; false if there is no stub."""
+        """The client is back at this node, and nobody else is known to have its session; false if there is no stub.
+
+        One that has only what was kept for a home that is gone is no session: that follows what begins or comes here.
+        """
         leaving = self.leavings.get(client_id)
-        if leaving is None:
+        if leaving is None or is_bare(leaving.departure):
             return False
         self._forget(leaving)
         self._owner.transfers.come_back(leaving.departure, epoch)

@@ -187,9 +187,18 @@ class Estates:
             self._owner.counters.drop("group_ended", len(stored.groups) - len(groups))
 
     def _is_busy(self, client_id: str) -> bool:
-        """Say whether a session leaves this node that has been here: then its deliveries are not to be mixed."""
-        departure = self._owner.transfers.departures.get(client_id)
-        return departure is not None and not is_bare(departure)
+        """Say whether a stub here has deliveries of a session that are not to be mixed with those of an estate.
+
+        That is so of a session that has been here and leaves. What was kept for one that has come or begun here since
+        goes in front of what is given to that itself.
+        """
+        transfers = self._owner.transfers
+        departure = transfers.departures.get(client_id)
+        if departure is None:
+            return False
+        if is_bare(departure):
+            return self._owner.session(client_id) is not None and not transfers.is_drained(departure)
+        return True
 
     def _give(self, client_id: str, old_epoch: Epoch, delivery: Delivery, behind: int, now: float) -> None:
         home = self._mesh.registry.find(client_id)
@@ -203,7 +212,7 @@ class Estates:
             self._owner.legacies.give(session, old_epoch, place, delivery, now)
             self._moving.arrivals.watch_on(client_id)
             return
-        known = self._moving.departures.has_stub(client_id)
+        known = client_id in self._owner.transfers.departures
         departure = self._owner.legacies.stub(client_id, old_epoch, place)
         self._owner.legacies.leave(departure, delivery)
         self._moving.departures.bequeath(departure, old_epoch, home.epoch, known)

@@ -7,6 +7,7 @@ from leave_world import TOPIC, LeaveWorld
 from test_leaving import dead
 from virtual_clients import ONLINE, Client
 
+from broker.core.events import Detach
 from cluster.arrivals import REMOVED_S
 from cluster.estates import CHUNK_BYTES
 from cluster.frames import FrameType
@@ -306,6 +307,74 @@ def test_what_a_stub_has_for_a_removed_node_is_for_the_session_that_begins_where
     assert test.leave_and_wait(one, node, targets=(one.name,)).exit_code == 0
     test.come_back(clients, [one])
     test.judge(clients)
+
+
+@pytest.mark.parametrize("stays", [True, False])
+def test_a_session_that_comes_where_a_stub_is_of_what_was_kept_for_it_comes_as_it_was(stays):
+    """The stub has only messages: it is not the session, which would end with its connection (seed 22215)."""
+    test = LeaveWorld(seed=693)
+    node, away, two = test.nodes
+    clients = test.make_sessions(node, 1, qos=2)
+    publisher = test.publisher(away)
+    dead(test, node)
+    _publish_in_turns(test, publisher, clients[0], 60)
+    test.world.network.partition(away.name, two.name, True)
+    test.wait(lambda: not two.core.mesh.peers[away.name].running, "its absence")
+    assert test.leave_and_wait(two, node, targets=(two.name,)).exit_code == 0
+    test.world.network.heal(away.name, two.name)
+    # It is asked for before its home hears of the stub.
+    test.world.network.lose_frame = lambda frame: frame[1] == FrameType.MOVE
+    test.wait(lambda: away.core.owner.transfers.departures, "the stub")
+    clients[0].home = away
+    clients[0].connect()
+    if not stays:
+        clients[0].disconnect(True)
+    test.wait(lambda: two.core.owner.transfers.departures, "its leave")
+    test.world.network.lose_frame = None
+    # The estate is given faster than the stub.
+    away.slow_until, away.turn_s = test.world.now + 20.0, 0.03
+    test.wait(lambda: test.queued(away), "the session")
+    test.wait(lambda: not isfinite(away.core.estates.next_deadline()), "the end of the estate")
+    test.wait(lambda: not two.core.owner.transfers.departures, "the end of the move")
+    if not stays:
+        away.kill()
+        away.start()
+    test.come_back(clients, [away])
+    test.judge(clients)
+
+
+def test_a_session_that_is_over_is_not_back_by_what_was_kept_for_it():
+    """The stub of that stands as long as a member is down which may send to it, and is no session."""
+    test = LeaveWorld(seed=694)
+    node, away, two = test.nodes
+    clients = test.make_sessions(node, 1)
+    client = clients[0]
+    publisher = test.publisher(away)
+    dead(test, node)
+    test.publish(publisher, clients, 2)
+    test.world.network.partition(away.name, two.name, True)
+    test.wait(lambda: not two.core.mesh.peers[away.name].running, "its absence")
+    assert test.leave_and_wait(two, node, targets=(two.name,)).exit_code == 0
+    test.world.network.heal(away.name, two.name)
+    test.world.network.lose_frame = lambda frame: frame[1] == FrameType.MOVE
+    stubs = away.core.owner.transfers.departures
+    test.wait(lambda: stubs, "the stub")
+    dead(test, two)
+    client.home = away
+    client.connect()
+    test.wait(lambda: client.state == ONLINE, "its return")
+    test.wait(lambda: len(client.inbox.copies) == 2, "the messages")
+    # Its session expires with this connection.
+    client.send(Detach, 0, 0)
+    client.disconnect(False)
+    client.session_exists = False
+    test.wait(lambda: away.core.owner.session(client.name) is None, "the end of the session")
+    assert client.name in stubs
+    client.home = away
+    client.connect()
+    test.wait(lambda: client.state == ONLINE, "its return")
+    assert not client.session_present
+    assert client.name not in stubs
 
 
 def _publish_in_turns(test, publisher, client, count):
