@@ -210,6 +210,10 @@ class Departures:
             if leaving.head_taken:
                 self._put(node, pack_moved(take.client_id, take.epoch, leaving.epoch))
             return leaving.head_taken
+        if leaving is not None and elsewhere and take.clean_start:
+            # That home may have it. Who asks is to begin as if it had heard of that, and say for when both are over.
+            self._put(node, pack_moved(take.client_id, take.epoch, leaving.epoch))
+            return True
         if elsewhere:
             self.notices.append(f"session of {take.client_id!r} goes elsewhere while its new home is away")
         if take.clean_start:
@@ -311,6 +315,12 @@ class Departures:
         leaving = self.leavings.get(client_id)
         if leaving is not None and epoch > leaving.epoch:
             self._retarget(leaving, epoch, False)
+
+    def end(self, client_id: str, epoch: Epoch, now: float) -> None:
+        """What sessions of a client id were before this epoch is over, and there is none that is later."""
+        leaving = self.leavings.get(client_id)
+        if leaving is not None and leaving.epoch < epoch:
+            self._end(leaving, now)
 
     def follow(self, session: Session, now: float) -> None:
         """A session began at this node: if its stub stands here as well, that goes to it, or ends if it began anew."""

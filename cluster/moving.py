@@ -317,6 +317,8 @@ class Moving:
             if session is None:
                 if home is not None:
                     self.departures.retarget(client_id, home.epoch)
+                elif (ended := self._mesh.registry.ended(client_id)) is not None:
+                    self.departures.end(client_id, ended, now)
             elif home is None or not session.persistent:
                 # It ended elsewhere, or has nothing that could be moved.
                 self._owner.discard(client_id, now)
@@ -325,9 +327,9 @@ class Moving:
             ):
                 self._mesh.registry.look_again(client_id)
 
-    def _end_older(self, client_id: str, epoch: Epoch, told: bytes) -> None:
+    def _end_older(self, client_id: str, epoch: Epoch, told: bytes, is_away: bool) -> None:
         known = (self._mesh.membership.name, self.site.name_of(told))
-        if any(home.node not in known for home in self._mesh.registry.homes(client_id)):
+        if is_away or any(home.node not in known for home in self._mesh.registry.homes(client_id)):
             self._mesh.own.end(client_id.encode(), pack_epoch(epoch))
 
     def _remembered(self, client_id: str, store_id: bytes) -> SessionHead | None:

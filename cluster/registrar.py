@@ -88,12 +88,13 @@ class Registrar:
         departures: Departures,
         claims: Claims,
         remembered: Callable[[str, bytes], SessionHead | None],
-        end_older: Callable[[str, Epoch, bytes], None],
+        end_older: Callable[[str, Epoch, bytes, bool], None],
         stamp: Callable[[], int],
     ) -> None:
         """`remembered` makes a head of the rows that a node that is away has of a client id.
 
-        `end_older` says that what nodes have of a client id is over before an epoch; the node that is named was told.
+        `end_older` says that what nodes have of a client id is over before an epoch; the node that is named was told,
+        and one that is away may have something of which nobody knows.
         `stamp` is the hybrid clock.
         """
         self._owner = owner
@@ -297,10 +298,13 @@ class Registrar:
                 self._refuse(waiting, Reason.SERVER_UNAVAILABLE, now)
                 return
         # The home was asked if it was not missed yet, and nobody knows whether it heard that.
-        self._finish(waiting, b"", now)
+        self._finish(waiting, b"", now, True)
 
-    def _finish(self, waiting: Waiting, told: bytes, now: float) -> None:
-        """Attach the client, and give the turn back; `told` is the old home that was asked and has answered, if any."""
+    def _finish(self, waiting: Waiting, told: bytes, now: float, is_away: bool = False) -> None:
+        """Attach the client, and give the turn back; `told` is the old home that was asked and has answered, if any.
+
+        `is_away`: its home is another, and does not run.
+        """
         assert waiting.epoch is not None
         event = waiting.event
         epoch = NO_EPOCH
@@ -312,7 +316,7 @@ class Registrar:
             epoch = session.epoch
             if event.clean_start:
                 # Otherwise what waits for the client at a node that is away would come with that.
-                self._end_older(event.client_id, epoch, told)
+                self._end_older(event.client_id, epoch, told, is_away)
             self._departures.follow(session, now)
         del self._waiting[event.connection]
         del self._by_client[event.client_id]

@@ -147,7 +147,7 @@ def test_a_stub_that_acknowledges_what_it_does_not_store_is_caught():
 
 @interpreted
 def test_a_clean_start_that_forgets_older_sessions_elsewhere_is_caught(monkeypatch):
-    monkeypatch.setattr(Moving, "_end_older", lambda self, client_id, epoch, told: None)
+    monkeypatch.setattr(Moving, "_end_older", lambda self, client_id, epoch, told, is_away: None)
     fails(sequences.a_session_began_anew_while_its_old_home_was_away)
 
 
