@@ -726,6 +726,30 @@ def test_what_a_donor_has_for_a_session_and_for_its_new_home_comes_to_the_sessio
         assert list(each.inbox.copies.values()) == [1] * count, each.name
 
 
+def test_a_donor_ends_though_a_session_that_it_was_offering_is_over():
+    """The client began anew with a session that ended with its node; the donor died as well, and remembers no home."""
+    test = LeaveWorld(seed=698)
+    node, one, two = test.nodes
+    client = test.make_sessions(node, 1)[0]
+    test.publish(test.publisher(two), [client], 3)
+    dead(test, node)
+    assert test.leave_and_wait(one, node, targets=(one.name,)).exit_code == 0
+    client.home = one
+    client.persistent = False
+    client.connect(True)
+    test.wait(lambda: client.subscribed, "a new session")
+    node.start()
+    test.wait(lambda: node.name in test.gone, "the news of its removal")
+    test.world.network.lose_frame = lambda frame: frame[1] == FrameType.MOVE
+    test.recover(node)
+    test.wait(lambda: node.core.owner.transfers.departures, "its offer")
+    for each in (node, one):
+        each.kill()
+        each.start()
+    test.world.network.lose_frame = None
+    test.wait(lambda: node.name in test.gone, "the end of the donation")
+
+
 @pytest.mark.parametrize("restarts", [(), ("before",), ("after",), ("before", "after")])
 def test_what_is_published_for_a_new_home_that_did_not_hear_that_it_is_known_comes_there(restarts):
     """It leaves to the old home what comes before it has heard, and that is removed meanwhile."""
