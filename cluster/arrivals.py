@@ -365,7 +365,8 @@ class Arrivals:
             if item.head.will is not None and not self._site.is_current(node):
                 # Whether it still has that will is known when it offers the session again.
                 return
-            transfers.come_again(session, item.old_epoch.store_id, node, now)
+            if item.head.expiry_s:
+                transfers.come_again(session, item.old_epoch.store_id, node, now)
             if transfers.add_donor(session, node, home_counter(item.old_epoch), now):
                 self._forget_spent(item.head, node)
                 if not self._site.has_will(node, client_id):

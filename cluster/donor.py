@@ -6,20 +6,29 @@ front, and what was there before is known by its id. A session that has no other
 What waits in shared groups goes to the members elsewhere.
 
 What the cluster has taken over by itself goes: retained messages, which may have been deleted since, and wills.
-Messages for other members that had not reached them stay, and are sent.
+Messages for other members that had not reached them stay, and are given.
 
-Such a message may be for a session that is there by now, and in its queue here as well. So a member is sent nothing
-before it has said that it knows which sessions are here, and has answered (DONOR): it leaves those out. What they have
-queued follows when everything that was sent is taken; till then none of their rows goes.
+They are for the sessions that were at those members as far as this node knew when it was one, and for no others: a
+session that came to a member since had the same messages at the home that it had then, or has them in its queue here.
+So which sessions those are, and what they wanted, is remembered (`kept`), and each gets what is for it at the home that
+it has by now, as from a member that keeps messages for a home that is gone (see `estates`); what the home that it had
+then has taken is told by that as any stream's position. A session of which this node knew a later home, or that was
+here itself, is left out: it gets the same from there.
 """
 
+from collections.abc import Iterator
 from typing import Final
 
+from broker.core.epoch import pack_epoch
 from broker.core.retained_rows import FAMILY as RETAINED
+from broker.core.rows import RowKind, Table, row_subject, session_epoch, unpack_ended
 from broker.core.storage import Storage, WriteBatch, ensure_store_id, put_store_id
+from broker.core.subscription import Subscription
 from cluster.leaving import LeaveJob, State
 from cluster.membership import State as MemberState
-from cluster.mesh_store import KEY_FORMER, KEY_LEAVE, MeshStore, forget_cluster
+from cluster.mesh_store import KEY_FORMER, KEY_LEAVE, MeshStore, forget_cluster, put_kept
+from cluster.peer_tables import subscriptions_in
+from cluster.table_rows import StoredRows
 from cluster.turn import Turn
 from cluster.wire import Reader, pack_text, pack_u16
 
@@ -40,8 +49,12 @@ def stored_state(storage: Storage, name: str) -> State:
 def become_donor(storage: Storage, name: str, fresh: bytes) -> None:
     """Make the store of a removed node that of a donor; `fresh` is a random store id."""
     assert stored_state(storage, name) == State.REMOVED
-    fellows = [member for member in MeshStore(storage, Turn()).members() if member.state < MemberState.LEFT]
+    store = MeshStore(storage, Turn())
+    fellows = [member for member in store.members() if member.state < MemberState.LEFT]
     batch = WriteBatch()
+    if not store.former_store():
+        # Else it was a donor, and has published nothing since.
+        _keep(storage, store, [member.store_id for member in fellows], batch)
     packed = _VERSION + pack_u16(len(fellows))
     for member in fellows:
         packed += pack_text(member.name) + pack_text(member.address)
@@ -64,3 +77,39 @@ def fellows(storage: Storage) -> list[tuple[str, str]]:
         return []
     reader = Reader(value, 1)
     return [(reader.node_name(), reader.address()) for _ in range(reader.u16())]
+
+
+def _keep(storage: Storage, store: MeshStore, fellows: list[bytes], batch: WriteBatch) -> None:
+    """Remember which sessions of these members the messages are for that wait for the members."""
+    own_id = ensure_store_id(storage, b"")
+    latest = _latest_epochs(storage, [own_id, *fellows])
+    own = {row_subject(row) for _, row, _ in _lasting(storage, own_id).scan() if row[0] == RowKind.SESSION}
+    for store_id in fellows:
+        messages = store.outbox(store_id, 0).messages
+        if messages:
+            put_kept(batch, store_id, messages, _wishes(_lasting(storage, store_id), latest, own))
+
+
+def _latest_epochs(storage: Storage, members: list[bytes]) -> dict[bytes, bytes]:
+    """Return by client id the packed epoch before which sessions were over, or had gone to another of these members."""
+    latest: dict[bytes, bytes] = {}
+    for store_id in members:
+        for _bucket, row, value in _lasting(storage, store_id).scan():
+            if row[0] in (RowKind.SESSION, RowKind.ENDED):
+                epoch = session_epoch(value) if row[0] == RowKind.SESSION else unpack_ended(value)
+                subject = row_subject(row)
+                latest[subject] = max(latest.get(subject, b""), epoch)
+    return latest
+
+
+def _wishes(
+    lasting: StoredRows, latest: dict[bytes, bytes], own: set[bytes]
+) -> Iterator[tuple[str, int, bytes, Subscription]]:
+    for client_id, epoch, topic_filter, wanted in subscriptions_in(lasting):
+        subject = client_id.encode()
+        if subject not in own and pack_epoch(epoch) >= latest.get(subject, b""):
+            yield client_id, epoch.counter, topic_filter, wanted
+
+
+def _lasting(storage: Storage, store_id: bytes) -> StoredRows:
+    return StoredRows(storage, Turn(), store_id, Table.LASTING)

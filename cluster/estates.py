@@ -13,6 +13,8 @@ may be down or cut off when the old one is removed, or this node may have starte
 then nobody else would have that. So an estate grows by what is published here for its sessions, as what waits for a
 member does, until the home of each has the mark in its stream. An estate that grows is not given.
 
+What a donor has for members it gives to their sessions in the same way (see `donor`).
+
 Invariant: an estate grows exactly while it has `heirs`.
 """
 
@@ -84,6 +86,8 @@ class Estates:
         self._mesh = mesh
         self._moving = moving
         self._open: dict[bytes, Estate] = {}
+        # By store id, of a donor: which sessions of a member the messages are for that it kept for that.
+        self._kept: dict[bytes, Wanted] = {}
         self._work_at = 0.0
         owner.legacies.restore(mesh.started_at)
 
@@ -118,6 +122,30 @@ class Estates:
                     self._moving.arrivals.end_own(now)
                 if estate.given:
                     self._mesh.note(f"{estate.given} messages for a node that is gone go to its sessions' new homes")
+
+    def give_kept(self, node: str, now: float) -> bool:
+        """Give a part of what a donor kept for a member to its sessions; true when all is given.
+
+        Call it when everything that was written is committed.
+        """
+        peer = self._mesh.peers[node]
+        left = self._mesh.kept_left(peer.store_id)
+        if not left:
+            return True
+        messages = peer.outgoing.withdraw() if self._mesh.is_complete() else None
+        if messages is None:
+            return False
+        wanted = self._kept.get(peer.store_id)
+        if wanted is None:
+            wanted = Wanted(self._mesh.kept(peer.store_id))
+            self._kept[peer.store_id] = wanted
+        for stored in messages:
+            # Not by how many are in the outbox: others may be added.
+            left -= 1
+            self._give_to_all(wanted, wanted.by(stored.message), stored, left, peer.store_id, now)
+        if messages:
+            self._mesh.put_kept_left(peer.store_id, left)
+        return not messages
 
     def next_deadline(self) -> float:
         """Return when `begin` has something to do."""
@@ -166,12 +194,7 @@ class Estates:
                 first = min(self._mesh.rerouted(estate.store_id), stored.message.number)
                 self._mesh.put_rerouted(estate.store_id, first)
             # Not by their numbers: a restart of this node leaves a gap in these, wider than a range of places.
-            behind = outbox.messages - 1
-            for client_id, (qos, retain, identifiers) in wanted.items():
-                if qos:
-                    old_epoch = Epoch(estate.wanted.counters[client_id], 0, NO_EPOCH.store_id)
-                    delivery = Delivery(0, stored.message, qos, retain, identifiers)
-                    self._give(client_id, old_epoch, delivery, behind, now)
+            self._give_to_all(estate.wanted, wanted, stored, outbox.messages - 1, NO_EPOCH.store_id, now)
             self._give_to_groups(stored, now)
             estate.given += 1
             outbox.delete([stored.number], stored.size)
@@ -199,6 +222,25 @@ class Estates:
         if is_bare(departure):
             return self._owner.session(client_id) is not None and not transfers.is_drained(departure)
         return True
+
+    def _give_to_all(
+        self,
+        wanted: Wanted,
+        clients: dict[str, tuple[int, bool, bytes]],
+        stored: Stored,
+        behind: int,
+        home: bytes,
+        now: float,
+    ) -> None:
+        """Give a message to the sessions of these clients, as their old home would have.
+
+        That is named if it is a member: the session of one that is there still is to take it as from nowhere else.
+        """
+        for client_id, (qos, retain, identifiers) in clients.items():
+            if qos:
+                old_epoch = Epoch(wanted.counters[client_id], 0, home)
+                delivery = Delivery(0, stored.message, qos, retain, identifiers)
+                self._give(client_id, old_epoch, delivery, behind, now)
 
     def _give(self, client_id: str, old_epoch: Epoch, delivery: Delivery, behind: int, now: float) -> None:
         home = self._mesh.registry.find(client_id)

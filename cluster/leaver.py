@@ -20,7 +20,7 @@ from typing import Final, final
 
 from broker.core.owner import QueueOwner
 from broker.core.session import Session
-from cluster.estates import Estates
+from cluster.estates import PAUSE_S, Estates
 from cluster.handover import HandOver
 from cluster.leave_frames import Order, Orphan, Report, Verb, pack_adopts, pack_donor, pack_report
 from cluster.leaving import Census, LeaveJob, State, counted, how_without
@@ -94,8 +94,10 @@ class Leaver:
         self._handed = False
         self._hand_at = 0.0
         self._donate_at = 0.0
-        # Who has said what it gave instead of this donor.
+        # Who has said what it gave instead of this donor, and for whom the donor has nothing more that it had kept.
         self._heard: set[str] = set()
+        self._given_to: set[str] = set()
+        self._give_at = 0.0
         # Whether no session, will or group was here when that was looked at last.
         self._was_bare = False
         # How often nothing was left to be given away, one after the other.
@@ -140,13 +142,19 @@ class Leaver:
             self._hand_at = now + LOOK_S
             targets = self._targets(self.job.order)
             self._handed = bool(targets) and self.handover.begin(targets, now)
+        if self.job.state == State.DONATING and now >= self._give_at:
+            self._give_at = now + PAUSE_S
+            for name in self._mesh.peers:
+                if name not in self._given_to and self._estates.give_kept(name, now):
+                    self._given_to.add(name)
 
     def tick(self, now: float) -> None:
         """Go on with the job; call it once a turn."""
         job = self.job
         if job.state == State.DONATING:
             for name, peer in self._mesh.peers.items():
-                peer.outgoing.held = name not in self._heard
+                # What it kept for sessions there is not sent, but given to these.
+                peer.outgoing.held = name not in self._given_to
         if now >= self._look_at:
             self._look_at = now + LOOK_S if job.state != State.IDLE else math.inf
             self._look(now)
@@ -345,14 +353,9 @@ class Leaver:
     def may_give(self) -> bool:
         """Say whether sessions may be read that leave this node.
 
-        A donor asks first what others have given already, and has them take what it had for their own sessions: that is
-        not for those sessions of which they know that they are here as well.
+        A donor asks first what others have given already.
         """
-        if self.job.state != State.DONATING:
-            return True
-        peers = self._mesh.peers
-        sent = not any(peer.running and peer.outgoing.outbox.messages for peer in peers.values())
-        return sent and self._heard >= set(peers)
+        return self.job.state != State.DONATING or self._heard >= set(self._mesh.peers)
 
     def donor_heard(self, node: str, store_id: bytes, number: int) -> None:
         """A member says from which number on it has given its messages for this donor to others."""
@@ -365,8 +368,7 @@ class Leaver:
         mesh = self._mesh
         registry = mesh.registry
         for name in mesh.peers:
-            # Who does not know yet which sessions are here does not know for whom the messages are that it gets.
-            if name not in self._heard and mesh.knows_tables(name):
+            if name not in self._heard:
                 mesh.tell(name, pack_donor(mesh.former_store()))
         if not mesh.peers or not mesh.is_complete() or not self.may_give():
             self._given = 0

@@ -41,6 +41,9 @@ head on, and `reclaim` takes back what somebody else can have. Whatever is for a
 has to be had. What was taken back leaves nothing in the outbox, in memory a mark that says nothing; if the message was
 for others of the peer as well, it stays, without those groups. A peer that had it all the same has it twice.
 
+What is for sessions of the peer a donor takes back by `withdraw`, when it knows what the peer has, to give it to them
+where they are by now (see `donor`). It sends nothing before.
+
 Bounds: WINDOW_BYTES_MAX and FRAMES_IN_FLIGHT_MAX sent and unacknowledged, MEMORY_BYTES_MAX kept in memory. Beyond it
 what nobody has to have is dropped and counted. The outbox has its own bound, which is asked about before (`has_room`):
 the messages of one turn, which all saw the same room, may go over it, and so may what is spilled.
@@ -153,6 +156,8 @@ class OutgoingLink:
         self._trim_due = False
         # Where the way through the outbox stands that takes back what is for groups; 0 for none.
         self._reclaim_from = 0
+        # The same of the one that takes back what is for sessions.
+        self._withdraw_from = 0
 
     def has_room(self, message: Message, running: bool) -> bool:
         """Say whether a message that the peer has to have is taken; false is counted, each time it is asked."""
@@ -308,6 +313,7 @@ class OutgoingLink:
         self.open = True
         self._start = True
         self._reclaim_from = 0
+        self._withdraw_from = 0
         self._last_sent = position
         self._progress_at = now
         return tickets
@@ -381,14 +387,34 @@ class OutgoingLink:
             if moved:
                 found.append(Addressed(stored.message, moved, False, stored.waited))
                 kept = [each for each in stored.groups if each not in moved]
-                left = pack_address(kept, stored.plain, stored.waited, stored.stood)
+                left = pack_address(kept, stored.plain, stored.waited, stored.stood) if kept or stored.plain else None
                 self._take_back(stored, left, changed)
         self._reclaim_from = 0 if stored is None else stored.number + 1
-        for batch, addresses in changed.items():
-            more = repack(batch, self._sender, addresses)
-            self.bytes_pending += more
-            if batch in self._sent:
-                self.bytes_in_flight += more
+        self._repack(changed)
+        return found
+
+    def withdraw(self) -> list[Stored] | None:
+        """Take back the next messages for sessions of the peer; none: there are no more. What is for groups stays.
+
+        What was handed over stays as well: where it stood says the peer what it has. None while it is not known how
+        much the peer has. Everything that was written must be committed.
+        """
+        if not self.open or self._trim_due or self._tickets_waiting:
+            return None
+        self._seal()
+        found: list[Stored] = []
+        changed: dict[Batch, dict[int, bytes | None]] = {}
+        while not found:
+            first = max(self._withdraw_from, self.acked + 1)
+            stored = self.outbox.read(first, self._next_number - 1, _BODY_BYTES_MAX)
+            if not stored:
+                break
+            self._withdraw_from = stored[-1].number + 1
+            found = [each for each in stored if each.plain and each.stood is None]
+        for each in found:
+            left = pack_address(each.groups, False, each.waited) if each.groups else None
+            self._take_back(each, left, changed)
+        self._repack(changed)
         return found
 
     def take_frames(self, now: float) -> list[bytes]:
@@ -538,15 +564,15 @@ class OutgoingLink:
                 return
         self._behind.append(Run(number, number, 1, size))
 
-    def _take_back(self, stored: Stored, left: bytes, changed: dict[Batch, dict[int, bytes | None]]) -> None:
-        """Leave in the outbox what of a message is for others of the peer, if anything is, with the address `left`.
+    def _take_back(self, stored: Stored, left: bytes | None, changed: dict[Batch, dict[int, bytes | None]]) -> None:
+        """Leave in the outbox what of a message is for others of the peer, with the address `left`, None for nothing.
 
         `changed` is told the batch in which it is in memory, with the new address, None for nothing.
         """
         number = stored.number
-        is_gone = not left and not stored.plain
+        is_gone = left is None
         self.outbox.delete([number], stored.size)
-        size = 0 if is_gone else self.outbox.put(number, stored.message, left)
+        size = 0 if left is None else self.outbox.put(number, stored.message, left)
         for each in (*self._sent, *self._waiting, *self._behind):
             if isinstance(each, Run):
                 if each.first <= number <= each.last:
@@ -558,8 +584,16 @@ class OutgoingLink:
                 each.stored_bytes += size - stored.size
                 if is_gone:
                     each.stored.remove(number)
-                changed.setdefault(each, {})[number] = None if is_gone else left
+                changed.setdefault(each, {})[number] = left
                 return
+
+    def _repack(self, changed: dict[Batch, dict[int, bytes | None]]) -> None:
+        """Give what is in memory the addresses that it has in the outbox by now."""
+        for batch, addresses in changed.items():
+            more = repack(batch, self._sender, addresses)
+            self.bytes_pending += more
+            if batch in self._sent:
+                self.bytes_in_flight += more
 
     def _refill(self) -> bool:
         """Have something waiting of what is in memory; false when there is nothing to be had in this turn."""

@@ -356,23 +356,6 @@ class Mesh:
         self._turn.count("frames_malformed")
         self._turn.note_once(f"frame of {node}", f"malformed frame from {node}: {error}")
 
-    def given_by_donor(self, message: Message) -> tuple[str, ...]:
-        """Return the clients whose sessions are given a forwarded message by a donor that has it for others as well.
-
-        It was published at the node that the donor was, and is in their queues there.
-        """
-        name = self._peers.formers.get(message.origin)
-        if name is None:
-            return ()
-        wanted = self.peers[name].tables.wanted().by(message)
-        return tuple(
-            [client_id for client_id, (qos, _, _) in wanted.items() if qos and self.registry.has_at(client_id, name)]
-        )
-
-    def knows_tables(self, node: str) -> bool:
-        """Say whether a member said last that it knows all that this node says of its sessions and wishes."""
-        return self._replication.is_known_to(self.peers[node])
-
     def mark(self, store_id: bytes, body: bytes, now: float) -> None:
         """Append a mark to the stream to a member, behind all that was forwarded so far."""
         for peer in self.peers.values():
@@ -440,6 +423,18 @@ class Mesh:
     def end_estate(self, store_id: bytes) -> None:
         """Nothing waits any more for a store that is no member."""
         self._store.end_estate(store_id)
+
+    def kept(self, store_id: bytes) -> list[tuple[str, int, bytes, Subscription]]:
+        """Return (client id, epoch counter, filter, subscription) of a member's sessions for which a donor has any."""
+        return self._store.kept(store_id)
+
+    def kept_left(self, store_id: bytes) -> int:
+        """Return how many messages a donor had for a member, less those that it has given; 0 if none were kept."""
+        return self._store.kept_left(store_id)
+
+    def put_kept_left(self, store_id: bytes, left: int) -> None:
+        """Store that, in this turn's batch."""
+        self._store.put_kept_left(store_id, left)
 
     def note(self, text: str) -> None:
         """Say something to the operator."""

@@ -11,10 +11,12 @@ start; writes go into the turn's batch, which is committed before anything of th
               "leave"                          the leave of this node, see `leaving`
               "position/<sender store_id>"     u64: the last message of that stream that this node has
               "handed/<sender store_id>"       u64: the last of that stream that came from who had taken it over
+              "kept/<store_id>"                u64: how many messages a donor had for a member, less those that it gave
     registry  "interest/<store_id><filter>"    a peer's persistent filter, a shared one if it is of a group, so that
                                                after a restart messages for its sessions wait even for a peer that is
                                                down
               "estate/<store_id><client id><filter>"   what a session wanted of a node that is gone, see `estates`
+              "kept/<store_id><client id><filter>"     what a session wanted of a member when a donor was one
               "table/..."                      see `tables`
 
 What waits for a peer on disk is in the family `outbox`, which `outbox` owns.
@@ -23,7 +25,7 @@ Every value begins with a version byte; a newer one is a StorageError, and so is
 not start. What is read is held to the same bounds as what a peer says.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Final, TypeVar, final
 
@@ -51,6 +53,7 @@ KEY_FORMER: Final = b"former"
 KEY_INTEREST: Final = b"interest/"
 KEY_ESTATE: Final = b"estate/"
 KEY_REROUTED: Final = b"rerouted/"
+KEY_KEPT: Final = b"kept/"
 
 
 @final
@@ -176,8 +179,7 @@ class MeshStore:
     ) -> None:
         """Remember what a session, of this epoch counter, of a store that is no member any more wanted."""
         key = KEY_ESTATE + store_id + pack_text(client_id) + topic_filter
-        value = bytes((wanted.options,)) + pack_u32(wanted.identifier) + pack_u32(counter)
-        self._turn.writes.put("registry", key, _VERSION + value)
+        self._turn.writes.put("registry", key, _pack_wish(counter, wanted))
 
     def estates(self) -> list[bytes]:
         """Return the store ids of which there are estates."""
@@ -203,10 +205,35 @@ class MeshStore:
         prefix = KEY_ESTATE + store_id
         self._turn.writes.delete_range("registry", prefix, _after(prefix))
 
+    # What a donor kept for members.
+
+    def kept(self, store_id: bytes) -> list[tuple[str, int, bytes, Subscription]]:
+        """Return (client id, epoch counter, filter, subscription) of the sessions of a member for which it is."""
+        return self._read_all("registry", KEY_KEPT + store_id, _read_estate)
+
+    def kept_left(self, store_id: bytes) -> int:
+        """Return how many messages there were for a member, less those that were given; 0 if none were kept."""
+        stored = self._storage.get("meta", KEY_KEPT + store_id)
+        return 0 if stored is None else int.from_bytes(stored[1:], "big")
+
+    def put_kept_left(self, store_id: bytes, left: int) -> None:
+        """Store that, in the batch that gives some of them."""
+        self._turn.writes.put("meta", KEY_KEPT + store_id, _VERSION + pack_u64(left))
+
     def _read_all(self, family: str, prefix: bytes, read: Callable[[bytes, Reader], T]) -> list[T]:
         """Return what is stored under keys that begin with `prefix`; `read` gets the rest of the key, and the value."""
         rows = self._storage.scan(family, prefix, _after(prefix))
         return [_read(family, key, key[len(prefix) :], stored, read) for key, stored in rows]
+
+
+def put_kept(
+    batch: WriteBatch, store_id: bytes, messages: int, wishes: Iterable[tuple[str, int, bytes, Subscription]]
+) -> None:
+    """Keep for a donor which sessions of a member the messages are for that it has for that."""
+    batch.put("meta", KEY_KEPT + store_id, _VERSION + pack_u64(messages))
+    for client_id, counter, topic_filter, wanted in wishes:
+        key = KEY_KEPT + store_id + pack_text(client_id) + topic_filter
+        batch.put("registry", key, _pack_wish(counter, wanted))
 
 
 def forget_cluster(batch: WriteBatch, keeps_outboxes: bool = False) -> None:
@@ -217,6 +244,8 @@ def forget_cluster(batch: WriteBatch, keeps_outboxes: bool = False) -> None:
     """
     if not keeps_outboxes:
         batch.delete_range(FAMILY, b"", b"\xff" * (STORE_ID_BYTES + 9))
+        for family in ("meta", "registry"):
+            batch.delete_range(family, KEY_KEPT, _after(KEY_KEPT))
     batch.delete("meta", KEY_CLUSTER_ID)
     batch.delete("meta", KEY_LEAVE)
     forget_tables(batch)
@@ -245,6 +274,10 @@ def _read(family: str, key: bytes, name: bytes, stored: bytes, read: Callable[[b
     except FrameError as error:
         raise corrupt(family, key, error) from None
     return found
+
+
+def _pack_wish(counter: int, wanted: Subscription) -> bytes:
+    return _VERSION + bytes((wanted.options,)) + pack_u32(wanted.identifier) + pack_u32(counter)
 
 
 def _read_estate(name: bytes, reader: Reader) -> tuple[str, int, bytes, Subscription]:

@@ -337,12 +337,12 @@ class NodeCore:
             self.moving.joined()
         for message in mesh.take_messages():
             if isinstance(message, Message):
-                owner.receive_forwarded(message, now, mesh.given_by_donor(message))
+                owner.receive_forwarded(message, now)
             elif isinstance(message, Addressed):
                 if not mesh.takes(message):
                     continue
                 if message.plain:
-                    owner.receive_forwarded(message.message, now, mesh.given_by_donor(message.message))
+                    owner.receive_forwarded(message.message, now)
                 owner.receive_for_groups(message.message, message.groups, now, message.waited)
             elif message.body:
                 self._receive_mark(message, now)

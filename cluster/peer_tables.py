@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator
 from typing import Final, final
 
+from broker.core.epoch import NO_EPOCH, Epoch
 from broker.core.left_will import LeftWill, unpack_will_row
 from broker.core.rows import (
     BUCKETS,
@@ -31,7 +32,6 @@ from cluster.retained_view import RetainedView, value_in
 from cluster.table_rows import MemoryRows, StoredRows
 from cluster.tables import Replica
 from cluster.turn import Turn
-from cluster.wanted import Wanted
 
 # What the interest view makes something of.
 WISHED: Final = (RowKind.INTEREST, RowKind.GROUP)
@@ -101,7 +101,6 @@ class PeerTables:
         # Whether the replicas were then exactly what it said.
         self.agrees: dict[int, bool] = {}
         self.asked_at: dict[int, float] = {}
-        self._wanted: Wanted | None = None
 
     def restore(self, filters: list[bytes]) -> None:
         """Begin with what the store holds of the peer, and with the persistent filters that are remembered."""
@@ -175,24 +174,8 @@ class PeerTables:
 
         Each is (client id, epoch counter, filter, subscription).
         """
-        counters: dict[bytes, int] = {}
-        for _bucket, row, value in self._lasting.scan():
-            if row[0] == RowKind.SUBSCRIPTION:
-                subject = row_subject(row)
-                if subject not in counters:
-                    known = self._lasting.read_from(pack_row(RowKind.SESSION, subject))
-                    counters[subject] = unpack_session(known[0][1]).epoch.counter if known else 0
-                options, identifier = unpack_subscription(value)
-                yield subject.decode(), counters[subject], row_rest(row), subscription(options, identifier)
-
-    def wanted(self) -> Wanted:
-        """Return what the persistent sessions of the peer wanted when this was asked first.
-
-        It is asked of donors, whose sessions want nothing new.
-        """
-        if self._wanted is None:
-            self._wanted = Wanted(self.subscriptions())
-        return self._wanted
+        for client_id, epoch, topic_filter, wanted in subscriptions_in(self._lasting):
+            yield client_id, epoch.counter, topic_filter, wanted
 
     def head_of(self, client_id: str) -> SessionHead | None:
         """Return what is known of a persistent session of the peer, as it is committed here."""
@@ -235,3 +218,19 @@ class PeerTables:
         """Check the invariants."""
         for replica in self.replicas.values():
             replica.validate()
+
+
+def subscriptions_in(lasting: StoredRows) -> Iterator[tuple[str, Epoch, bytes, Subscription]]:
+    """Iterate over the persistent sessions in a table that outlives starts, as they are committed.
+
+    Each is (client id, epoch, filter, subscription).
+    """
+    epochs: dict[bytes, Epoch] = {}
+    for _bucket, row, value in lasting.scan():
+        if row[0] == RowKind.SUBSCRIPTION:
+            subject = row_subject(row)
+            if subject not in epochs:
+                known = lasting.read_from(pack_row(RowKind.SESSION, subject))
+                epochs[subject] = unpack_session(known[0][1]).epoch if known else NO_EPOCH
+            options, identifier = unpack_subscription(value)
+            yield subject.decode(), epochs[subject], row_rest(row), subscription(options, identifier)

@@ -141,8 +141,6 @@ class Peers:
         turn: Turn,
     ) -> None:
         self.all: dict[str, Peer] = {}
-        # The store id of a removed member -> its name, if there is one of that name again: a donor, or another node.
-        self.formers: dict[bytes, str] = {}
         self.membership = membership
         self.interest = interest
         self.cluster_id = b""
@@ -421,7 +419,6 @@ class Peers:
                 peer.address = member.address
                 self.disconnected(peer, now)
                 self._turn.commands.append(ConnectPeer(name, member.address))
-        self.formers = {store_id: name for name, store_id in self.membership.removed if name in self.all}
         self._turn.running_changed = True
         self._store.put_members([member for member in self.members() if member.name != self.membership.name])
 

@@ -109,12 +109,6 @@ class Registry:
         subject = client_id.encode()
         return len(self._homes[bucket_of(subject)].get(subject, b"")) > _HOME_BYTES
 
-    def has_at(self, client_id: str, node: str) -> bool:
-        """Say whether a node has a session of a client id that is not over, be it superseded."""
-        subject = client_id.encode()
-        last_end = self._last_end(subject)
-        return any(home.node == node and home.packed >= last_end for home in self._of(subject))
-
     def clients_of(self, node: str) -> Iterator[tuple[str, Home]]:
         """Iterate (client id, home) over the sessions whose home is the node, except those that are superseded.
 

@@ -46,6 +46,9 @@ of what its other home has left only those deliveries count that it got from her
 another comes that began elsewhere, in the other half of a partition or in a node that joined: but of that everything
 counts, since nobody there knew of the one here.
 
+Who kept something for the present home itself, which it could not send there while it was a member, gives what was to
+come directly: that counts as what does, and is placed behind what did before.
+
 What a stub had directly and gave to its new home it has no more. When the session comes back to it, only what it has
 `kept` came directly here: of each origin everything from a number on.
 
@@ -91,12 +94,13 @@ class Donor:
 
     `heir` says that the session goes on here as it was there, with its packet ids; else it has a life of its own.
     `known_by_row` says that it has, and was made of what the old home had told the others. What has the place `before`
-    or a later one is younger than all that it gives.
+    or a later one is younger than all that it gives. `direct` says that it is none, but has what was to come directly.
     """
 
     __slots__ = (
         "before",
         "counter",
+        "direct",
         "gone",
         "heir",
         "inherited",
@@ -114,6 +118,7 @@ class Donor:
         self.counter: int = 0
         self.low: int = -1
         self.heir = False
+        self.direct = False
         self.known_by_row = False
         self.inherited = False
         self.before: int = NOWHERE
@@ -470,7 +475,8 @@ class Arrival:
         waits_for = self.waits_for()
         gate = min([place + 1 for place in self.places_taken()], default=NOWHERE)
         for donor in self.donors.values():
-            if donor.present and not all(cuts.are_passed(donor.passed) for cuts in waits_for):
+            is_ahead = donor.present and not donor.direct
+            if is_ahead and not all(cuts.are_passed(donor.passed) for cuts in waits_for):
                 gate = min(gate, donor.before, self.first_seq)
         return 0 if gate == NOWHERE else gate
 

@@ -13,6 +13,7 @@ VALUE_VERSION: Final = 2
 _HEIR: Final = 1
 _KNOWN_BY_ROW: Final = 2
 _INHERITED: Final = 4
+_DIRECT: Final = 8
 _HEAD: Final = struct.Struct(">BHHHHHBQQ")
 _COUNT: Final = struct.Struct(">I")
 _CUT: Final = struct.Struct(">16sQ")
@@ -34,7 +35,7 @@ def pack_arrival(arrival: Arrival) -> bytes:
     for store_id, donor in arrival.donors.items():
         numbers = (donor.watermark, donor.low + 1, donor.before, donor.counter)
         flags = (_HEIR if donor.heir else 0) | (_KNOWN_BY_ROW if donor.known_by_row else 0)
-        flags |= _INHERITED if donor.inherited else 0
+        flags |= (_INHERITED if donor.inherited else 0) | (_DIRECT if donor.direct else 0)
         parts.append(_DONOR.pack(store_id, *numbers, flags, donor.rival) + _pack_numbers(donor.passed))
     parts.extend([_GIVEN.pack(*given) for given in places])
     parts.extend([_SKIP.pack(store_id, *skip) for store_id, skip in arrival.skips.items()])
@@ -63,6 +64,7 @@ def unpack_arrival(value: bytes) -> Arrival:
         donor.heir = flags & _HEIR != 0
         donor.known_by_row = flags & _KNOWN_BY_ROW != 0
         donor.inherited = flags & _INHERITED != 0
+        donor.direct = flags & _DIRECT != 0
         donor.before = before
         donor.rival = rival
         arrival.places.note_range(rival)

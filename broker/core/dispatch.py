@@ -135,20 +135,6 @@ class Dispatcher:
                     newcomers.append(session)
         return route.without(newcomers) if newcomers else route
 
-    def without_given(self, route: Route, clients: tuple[str, ...]) -> Route:
-        """Leave out the sessions of these clients, whose old home gives them what it forwards to others here.
-
-        That is so of those with a life of their own. Of others their arrivals know from where they get what.
-        """
-        elsewhere = [
-            session
-            for session in route.sessions
-            if session.persistent
-            and session.client_id in clients
-            and (session.arrival is None or session.arrival.is_apart())
-        ]
-        return route.without(elsewhere) if elsewhere else route
-
     def _deliver_identified(self, message: Message, route: Route, own: Session | None, now: float) -> None:
         """The same when subscriptions have identifiers: those with the same ones share a record."""
         groups: dict[tuple[Outlet, bytes], BytesWriter] = {}

@@ -262,12 +262,9 @@ class QueueOwner:
         """Do what one event asks for while the store takes no writes; false: it has to wait for the store."""
         return self.degraded.receive(event, now)
 
-    def receive_forwarded(self, message: Message, now: float, given: tuple[str, ...] = ()) -> None:
-        """Deliver to sessions what another node forwarded; it is never forwarded again (one hop).
-
-        `given` are clients whose sessions had it before they began here, and are given it by their old home.
-        """
-        self._publishing.receive_forwarded(message, now, given)
+    def receive_forwarded(self, message: Message, now: float) -> None:
+        """Deliver to sessions what another node forwarded; it is never forwarded again (one hop)."""
+        self._publishing.receive_forwarded(message, now)
 
     def receive_for_groups(
         self, message: Message, shared_filters: list[bytes], now: float, waited: bool = False

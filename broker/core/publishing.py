@@ -171,14 +171,9 @@ class Publishing:
         self._dispatcher.deliver(message, route, now)
         self._forward(message, route, choice, None)
 
-    def receive_forwarded(self, message: Message, now: float, given: tuple[str, ...]) -> None:
-        """Deliver what came from elsewhere. It has its id, but for QoS 0; where QoS is upgraded that is stored, too.
-
-        `given` are clients whose sessions are given it by their old home.
-        """
+    def receive_forwarded(self, message: Message, now: float) -> None:
+        """Deliver what came from elsewhere. It has its id, but for QoS 0; where QoS is upgraded that is stored, too."""
         route = self._routes.find(message.topic)
-        if given:
-            route = self._dispatcher.without_given(route, given)
         if not message.qos:
             route = self._dispatcher.without_newcomers(route, message)
         if self._numbers_all and not message.number:

@@ -409,6 +409,8 @@ class Transfers:
             wants_more = self._merge(session, arrival, arrival.donor(donor_id), head, cut, now)
             is_first = not arrival.donor(donor_id).counter
             arrival.introduce(donor_id, home_counter(epoch))
+            its_home = (epoch.counter, epoch.store_id)
+            arrival.donor(donor_id).direct = its_home == (session.epoch.counter, session.epoch.store_id)
             # A node that was removed has had nothing of what was published since, whatever its counter was.
             counter = epoch.counter
             for store_id, watermark in head.taken:
@@ -524,7 +526,10 @@ class Transfers:
             donor.watermark = delivery.seq
             message = delivery.message
             known = arrival.was_given(donor_id, donor, delivery.seq)
-            if not delivery.shared:
+            if donor.direct:
+                cuts = arrival.cuts_of(message.topic, session.subscriptions)
+                known = known or not arrival.takes(cuts, message.origin, message.number)
+            elif not delivery.shared:
                 # What a group gave to the session comes on no other way, whatever its number.
                 cuts = arrival.cuts_of(message.topic, session.subscriptions)
                 known = (
@@ -566,8 +571,10 @@ class Transfers:
         self, session: Session, arrival: Arrival, donor: Donor, deliveries: list[Delivery]
     ) -> tuple[list[int], set[int]]:
         """Return the places here of what an old home gives, and the places there of what is here already."""
-        places = [arrival.place(donor, delivery.seq) for delivery in deliveries]
         here: set[int] = set()
+        if donor.direct:
+            return [session.take_seq() for _ in deliveries], here
+        places = [arrival.place(donor, delivery.seq) for delivery in deliveries]
         if donor.heir or not deliveries:
             return places, here
         for _ in range(RIVALS_MAX):

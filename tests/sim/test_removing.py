@@ -665,8 +665,8 @@ def test_what_a_donor_has_is_not_for_a_session_that_ends_with_its_connection(is_
 def test_what_a_donor_has_for_a_session_and_for_its_new_home_comes_to_the_session_once(late, crashes):
     """It is on its way to others at the new home, where nothing is remembered of the old one by then.
 
-    So it is if the client had it there. What the session wants since it is here it gets as the others do, and as one
-    that began anew here, and does not outlive its connection.
+    So it is if the client had it there. What the session wants since it is here is not for it, as it was published when
+    only the others wanted that; nor is anything for one that began anew here.
     """
     test = LeaveWorld(seed=690)
     node, one, two = test.nodes
@@ -710,7 +710,7 @@ def test_what_a_donor_has_for_a_session_and_for_its_new_home_comes_to_the_sessio
     lost = {
         "nothing": lambda frame: False,
         "rows": lambda frame: frame[1] in rows,
-        "messages": lambda frame: frame[1] == FrameType.FORWARDS and TOPIC[:-2] in frame,
+        "messages": lambda frame: frame[1] == FrameType.MOVE and TOPIC[:-2] in frame,
     }
     test.world.network.lose_frame = lost[late]
     test.world.later(5.0, setattr, test.world.network, "lose_frame", None)
@@ -722,8 +722,146 @@ def test_what_a_donor_has_for_a_session_and_for_its_new_home_comes_to_the_sessio
             each.start()
     test.wait(lambda: node.name in test.gone, "the end of the donation")
     test.world.run(1.0)
-    for each, count in ((client, 6), (settled, 3), (others[0], 3), (others[1], 3), (anew, 0 if crashes else 3)):
+    for each, count in ((client, 3), (settled, 3), (others[0], 3), (others[1], 3), (anew, 0)):
         assert list(each.inbox.copies.values()) == [1] * count, each.name
+
+
+@pytest.mark.parametrize("crashes", [False, True])
+def test_what_a_donor_has_for_others_is_not_for_a_session_that_came_to_their_node_since(crashes):
+    """That had the same at its old home. Its new one forgets what came to it when the donor was a member."""
+    test = LeaveWorld(seed=695)
+    node, one, two = test.nodes
+    clients, publisher = _want_the_same(test, one, two)
+    roamer, other = clients
+    _cut_off(test, node, two)
+    test.publish(publisher, clients[:1], 3, qos=2)
+    test.wait(lambda: test.queued(one) == {"roamer": 3}, "the messages")
+    _remove(test, node, one)
+    _visit(test, [roamer], two)
+    assert list(roamer.inbox.copies.values()) == [1] * 3
+    test.world.run(REMOVED_S + 1.0)
+    assert not two.core.owner.transfers.arriving()
+    _donate(test, node, two if crashes else None)
+    test.come_back(clients, [two])
+    for client in (roamer, other):
+        assert list(client.inbox.copies.values()) == [1] * 3, client.name
+
+
+@pytest.mark.parametrize("crashes", [False, True])
+@pytest.mark.parametrize("waits_s", [0.0, REMOVED_S + 1.0])
+@pytest.mark.parametrize("moves", ["never", "before", "after"])
+def test_what_a_donor_has_for_a_session_comes_to_where_that_is_by_now(moves, waits_s, crashes):
+    """It moves before its old home hears that the donor is removed, or after that, or not at all.
+
+    It comes behind what had come directly before the donor was cut off.
+    """
+    test = LeaveWorld(seed=696)
+    node, one, two = test.nodes
+    clients, publisher = _want_the_same(test, two, one)
+    roamer = clients[0]
+    test.publish(publisher, clients[:1], 2, qos=2)
+    test.wait(lambda: test.queued(two) == {"roamer": 2}, "the first messages")
+    _cut_off(test, node, two)
+    if moves == "before":
+        _cut_off(test, node, one)
+        test.world.network.heal(node.name, one.name)
+        test.wait(lambda: node.core.mesh.peers[one.name].running, "its return")
+    test.publish(publisher, clients[:1], 3, qos=2)
+    test.wait(lambda: test.queued(one)["other"] == 5, "the messages")
+    home = two if moves == "never" else one
+    if moves == "before":
+        _cut_off(test, node, one)
+        _move(test, roamer, one)
+    _remove(test, node, one)
+    if moves == "after":
+        _move(test, roamer, one)
+    assert test.queued(home)["roamer"] == 2
+    test.world.run(waits_s)
+    _donate(test, node, home if crashes else None)
+    test.come_back(clients, [home])
+    test.judge(clients)
+
+
+def test_what_a_donor_has_for_a_session_that_had_just_come_when_it_was_cut_off_comes_there():
+    """The new home knows that it was to get that directly, and from nowhere else.
+
+    The donor has it for the old home as well, for another session there and for the stub that had to wait for it.
+    """
+    test = LeaveWorld(seed=697)
+    node, one, two = test.nodes
+    clients, publisher = _want_the_same(test, one, one)
+    roamer = clients[0]
+    _cut_off(test, node, one)
+    _visit(test, [roamer], two)
+    _cut_off(test, node, two)
+    test.publish(publisher, clients[:1], 3, qos=2)
+    _remove(test, node, one)
+    node.start()
+    test.wait(lambda: node.name in test.gone, "the news of its removal")
+    assert node.store_id in two.core.owner.session("roamer").arrival.cuts.numbers
+    test.recover(node)
+    test.wait(lambda: node.name in test.gone, "the end of the donation")
+    test.come_back(clients, [two])
+    for client in clients:
+        assert list(client.inbox.copies.values()) == [1] * 3, client.name
+
+
+def _want_the_same(test, *homes):
+    """Return a roamer and another client that want the same, at their homes, and a publisher at the first node."""
+    clients = [
+        Client(test.world, test.ledger, name, home, 4, True, {TOPIC % 0: 2})
+        for name, home in zip(("roamer", "other"), homes, strict=True)
+    ]
+    test.clients.extend(clients)
+    for client in clients:
+        client.connect()
+    test.wait(lambda: all(test.known(client.home, [client]) for client in clients), "their interest")
+    for client in clients:
+        client.comes_back = False
+        client.disconnect(False)
+    test.world.run(0.5)
+    return clients, test.publisher(test.nodes[0])
+
+
+def _move(test, client, home):
+    """Have the session of a client move while the client is away."""
+    client.inbox.ack_delay_s = 60.0
+    _visit(test, [client], home)
+    client.inbox.ack_delay_s = 0.0
+
+
+def _cut_off(test, node, other):
+    """Have two nodes hear nothing of each other."""
+    test.world.network.partition(node.name, other.name, True)
+    test.wait(
+        lambda: (
+            not other.core.mesh.peers[node.name].running and not (node.up and node.core.mesh.peers[other.name].running)
+        ),
+        "its absence",
+    )
+
+
+def _remove(test, node, at):
+    """Have a node die, and the others remove it."""
+    dead(test, node)
+    for other in test.nodes:
+        test.world.network.heal(node.name, other.name)
+    assert test.leave_and_wait(at, node).exit_code == 0
+
+
+def _donate(test, node, dies=None):
+    """Start a removed node, and again as a donor; meanwhile it and another one may die."""
+    node.start()
+    test.wait(lambda: node.name in test.gone, "the news of its removal")
+    test.recover(node)
+    if dies is not None:
+        test.wait(lambda: node.name in dies.core.mesh.peers, "its return")
+        test.world.run(0.5)
+        for each in (node, dies):
+            each.kill()
+            each.start()
+    test.wait(lambda: node.name in test.gone, "the end of the donation")
+    test.world.run(1.0)
 
 
 def test_a_donor_ends_though_a_session_that_it_was_offering_is_over():

@@ -377,3 +377,15 @@ def test_of_a_client_that_goes_to_and_fro_the_latest_is_remembered() -> None:
     assert len(arrival.places.given) == GIVEN_MAX
     assert arrival.places.given[-1][1] == 2 * GIVEN_MAX - 1
     assert len(unpack_arrival(pack_arrival(arrival)).places.given) == GIVEN_MAX
+
+
+def test_what_was_to_come_directly_holds_up_nothing() -> None:
+    """Who kept it for the present home is no older one."""
+    arrival = Arrival(first_place_of(9))
+    arrival.set_cut(ORIGIN, 5)
+    donor = arrival.donor(OTHER)
+    assert arrival.gate() == arrival.first_seq
+    donor.direct = True
+    assert arrival.gate() == 0
+    again = unpack_arrival(pack_arrival(arrival))
+    assert again.donors[OTHER].direct and pack_arrival(again) == pack_arrival(arrival)

@@ -620,3 +620,68 @@ def test_a_link_without_groups_looks_at_nothing():
     stream.commit()
     stream.outgoing.begin_reclaim()
     assert not stream.outgoing.is_reclaiming()
+
+
+class Kept(Groups):
+    """The outbox that a donor's former life left, and a link that sends nothing of it yet."""
+
+    def restart(self):
+        self.outgoing.spill()
+        self.commit()
+        outbox = recover(self.storage, self.turn, Clock(0.0, 0))[PEER]
+        self.outgoing = OutgoingLink(STORE, outbox, first_number(1))
+        self.outgoing.held = True
+
+    def withdraw(self):
+        """Return the payloads of everything, a step each, and let the rest be sent."""
+        steps = []
+        while taken := self.outgoing.withdraw():
+            steps.append([each.message.payload for each in taken])
+            self.commit()
+        assert taken == []
+        self.outgoing.held = False
+        return steps
+
+
+@pytest.mark.parametrize("had", [0, 2])
+def test_what_is_for_sessions_of_the_peer_is_withdrawn_unless_it_has_that(had):
+    stream = Kept()
+    for number in range(3):
+        stream.send_to(b"%d" % number, [], plain=True)
+    stream.send_to(b"both", [GROUP], plain=True)
+    stream.send_to(b"group", [GROUP])
+    stream.restart()
+    assert stream.outgoing.withdraw() is None, "nobody knows what the peer has"
+    stream.incoming = IncomingLink(STORE, had)
+    stream.connect()
+    assert stream.outgoing.withdraw() is None, "what it has is still there"
+    assert stream.frames() == []
+    assert stream.withdraw() == [[b"0", b"1", b"2", b"both"][had:]]
+    assert stream.stored() == [(b"both", [GROUP], False), (b"group", [GROUP], False)]
+    assert stream.come_back() == [b"both", b"group"]
+    assert stream.stored() == []
+
+
+def test_what_was_handed_over_is_not_withdrawn():
+    stream = Kept()
+    address = pack_address([], True, stood=(b"l" * 16, 7))
+    stream.outgoing.forward(message(b"handed over"), None, True, True, 0.0, address)
+    stream.restart()
+    stream.connect()
+    stream.frames()
+    assert stream.withdraw() == []
+    assert stream.come_back() == [b"handed over"]
+
+
+def test_a_long_outbox_is_withdrawn_in_steps():
+    stream = Kept()
+    for number in range(3000):
+        stream.send_to(b"%d" % number + b"." * 300, [AGAIN] if number % 3 else [], plain=number % 3 == 0)
+    stream.restart()
+    stream.connect()
+    stream.frames()
+    steps = stream.withdraw()
+    assert 3 < len(steps) < 10
+    payloads = [payload for step in steps for payload in step]
+    assert payloads == [b"%d" % number + b"." * 300 for number in range(0, 3000, 3)]
+    assert len(stream.come_back()) == 2000

@@ -149,18 +149,6 @@ def test_clients_of_a_node_are_those_that_it_is_the_home_of(view):
     assert [client_id for client_id, _ in view.registry.clients_of("c")] == ["client7"]
 
 
-def test_a_superseded_session_is_still_at_its_node_until_it_is_over(view):
-    view.session("b", 1)
-    view.session("c", 2)
-    assert view.registry.has_at("x", "b")
-    assert view.registry.has_at("x", "c")
-    assert not view.registry.has_at("x", "a")
-    assert not view.registry.has_at("y", "b")
-    view.ended("a", 2)
-    assert not view.registry.has_at("x", "b")
-    assert view.registry.has_at("x", "c")
-
-
 def test_the_order_in_which_rows_come_does_not_matter():
     """Any two registries that hold the same rows say the same."""
     for seed in range(50):

@@ -9,11 +9,11 @@ from core_helpers import Client, Node, started_nodes
 from broker.core.arrival import Arrival
 from broker.core.arrival_value import pack_arrival, unpack_arrival
 from broker.core.epoch import Epoch
-from broker.core.message import Message
+from broker.core.message import Delivery, Message
 from broker.core.places import PLACE_BITS, first_place
 from broker.core.session import Session
 from broker.core.settings import OwnerSettings
-from broker.core.transfer import Departure
+from broker.core.transfer import Departure, SessionHead
 from broker.mqtt.packets import Publish, Will
 from broker.mqtt.properties import Property
 
@@ -774,29 +774,30 @@ def test_packet_ids_begin_elsewhere_in_a_session_that_comes_back(start: Callable
     assert back is not None and back.inflight.next_id == 701
 
 
-@pytest.mark.parametrize("arrives", [None, "apart", "as it was"])
-def test_what_an_old_home_gives_is_left_out_of_what_it_forwards_unless_the_arrival_knows_better(
-    start: Callable[..., Node], arrives: str | None
+@pytest.mark.parametrize("home", [HERE, bytes(16)])
+def test_what_was_kept_for_the_present_home_is_taken_as_what_comes_directly(
+    start: Callable[..., Node], home: bytes
 ) -> None:
-    old, new = start(store_id=HERE), start(store_id=THERE)
-    others = new.persistent("other")
-    others.subscribe(b"t", 1)
-    if arrives == "as it was":
-        client = old.persistent("mover")
-        client.subscribe(b"t", 1)
-        client.drop()
-        session = Move(old, new).begin()
-        new.owner.transfers.set_cut(session, ELSEWHERE, 1, new.now)
-    else:
-        client = new.persistent("mover")
-        client.subscribe(b"t", 1)
-        client.drop()
-        session = new.owner.session("mover")
-        assert session is not None
-        if arrives is not None:
-            new.owner.transfers.add_donor(session, HERE, 1, new.now)
-    message = Message(b"t", b"forwarded", qos=1, origin=ELSEWHERE, number=7)
-    new.owner.receive_forwarded(message, new.now, ("mover",))
+    """What was kept for a rival of the same epoch counter is had if it came directly, and is older."""
+    old, new = start(store_id=THERE), start(store_id=HERE)
+    client = old.persistent("mover")
+    client.subscribe(b"t", 1)
+    client.drop()
+    session = Move(old, new).begin()
+    transfers = new.owner.transfers
+    transfers.set_cut(session, ELSEWHERE, 5, new.now)
+    new.owner.receive_forwarded(Message(b"t", b"5", qos=1, origin=ELSEWHERE, number=5), new.now)
     new.settle()
-    assert payloads(others) == [b"forwarded"]
-    assert len(session.queue) == (1 if arrives == "as it was" else 0)
+    epoch = Epoch(2, 0, home)
+    assert transfers.add_donor(session, b"d" * 16, 2, new.now)
+    transfers.introduce(session, b"d" * 16, epoch, SessionHead("mover", None, 0), (HERE, 1), new.now)
+    place = new.owner.legacies.place(epoch, 2)
+    kept = [
+        Delivery(place + number, Message(b"t", b"%d" % number, qos=1, origin=ELSEWHERE, number=number), 1, False, b"")
+        for number in (4, 6)
+    ]
+    transfers.accept(session, b"d" * 16, place, kept, new.now)
+    transfers.end_arrival(session, new.now)
+    new.settle()
+    client = new.persistent("mover")
+    assert payloads(client) == ([b"5", b"6"] if home == HERE else [b"4", b"5"])
