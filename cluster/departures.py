@@ -127,8 +127,12 @@ class Departures:
         self.notices: list[str] = []
         # Nothing is read, and so nothing given but heads.
         self.held = False
+        # Client id -> the epoch counter of the home to which everything was routed in this life of the node, though it
+        # was to older ones as well.
+        self.superseding: dict[str, int] = {}
         self._owner = owner
         self._site = site
+        self._first_number = owner.next_number()
         self._switching = Switching(owner, site)
         self._destinations: dict[bytes, Destination] = {}
         # Leavings about which something has to be said, or may have.
@@ -592,6 +596,10 @@ class Departures:
         leaving.quiet = False
         self._load_due = True
         head = self._owner.transfers.head(leaving.departure)
+        if is_bare(leaving.departure) and leaving.client_id in self.superseding:
+            # It may have been kept for a session that this node had not heard to be over.
+            later_home = self.superseding[leaving.client_id]
+            head.direct.append((later_home, self._site.store_id(), self._first_number))
         client_id = leaving.departure.session.client_id
         self._put(leaving.home, pack_head(client_id, leaving.epoch, leaving.old_epoch, head, now))
 

@@ -888,6 +888,38 @@ def test_a_donor_ends_though_a_session_that_it_was_offering_is_over():
     test.wait(lambda: node.name in test.gone, "the end of the donation")
 
 
+def test_what_was_kept_for_a_session_that_was_over_is_not_given_to_the_home_that_had_it_directly():
+    """Who published it died before it heard that; it found both homes in its store, and nobody told it better."""
+    test = LeaveWorld(seed=699)
+    node, one, two = test.nodes
+    client = test.make_sessions(node, 1, qos=2)[0]
+    publisher = test.publisher(one)
+    arrives = test.world.network.frame_arrives
+    lost = (FrameType.TABLE_DELTA, FrameType.TABLE_ROWS, FrameType.TABLE_DONE, FrameType.HEARTBEAT)
+
+    def unless_lost(receiver, sender, connection, frame):
+        if sender == node.name and receiver is one and frame[1] in lost:
+            return
+        arrives(receiver, sender, connection, frame)
+
+    test.world.network.frame_arrives = unless_lost
+    _visit(test, [client], two)
+    assert not node.core.owner.transfers.departures and not two.core.owner.transfers.arriving()
+    assert len(one.core.mesh.registry.homes(client.name)) == 2
+    one.kill()
+    dead(test, node)
+    test.world.network.frame_arrives = arrives
+    one.start()
+    test.wait(lambda: publisher.state == ONLINE, "the publisher's return")
+    test.publish(publisher, [client], 3, qos=2)
+    test.wait(lambda: test.queued(two) == {client.name: 3}, "the messages")
+    assert one.storage.snapshot()["outbox"]
+    assert test.leave_and_wait(two, node).exit_code == 0
+    test.wait(lambda: not one.storage.snapshot()["outbox"], "the end of the estate")
+    test.come_back([client], [two])
+    test.judge([client])
+
+
 @pytest.mark.parametrize("restarts", [(), ("before",), ("after",), ("before", "after")])
 def test_what_is_published_for_a_new_home_that_did_not_hear_that_it_is_known_comes_there(restarts):
     """It leaves to the old home what comes before it has heard, and that is removed meanwhile."""
