@@ -221,10 +221,7 @@ class Departures:
         if elsewhere:
             self.notices.append(f"session of {take.client_id!r} goes elsewhere while its new home is away")
         if take.clean_start:
-            stub = self.leavings.get(take.client_id)
-            if stub is not None:
-                self._end(stub, now)
-            self._owner.discard(take.client_id, now)
+            self.discard(take.client_id, now)
             self._put(node, pack_no(NOTHING, take.client_id, take.epoch))
         elif leaving is not None:
             self._retarget(leaving, take.epoch, True)
@@ -283,9 +280,9 @@ class Departures:
         self._enter(leaving, False)
 
     def has_stub(self, client_id: str) -> bool:
-        """Say whether a session of the client id that was here leaves this node."""
+        """Say whether a session of the client id that was here leaves this node, and is not over."""
         leaving = self.leavings.get(client_id)
-        return leaving is not None and not is_bare(leaving.departure)
+        return leaving is not None and not is_bare(leaving.departure) and not self._is_over(leaving)
 
     def is_untaken(self, client_id: str) -> bool:
         """Say whether nobody is known to be the new home of a session that leaves."""
@@ -307,9 +304,9 @@ class Departures:
 
         One that has only what was kept for a home that is gone is no session: that follows what begins or comes here.
         """
-        leaving = self.leavings.get(client_id)
-        if leaving is None or is_bare(leaving.departure):
+        if not self.has_stub(client_id):
             return False
+        leaving = self.leavings[client_id]
         self._forget(leaving)
         self._owner.transfers.come_back(leaving.departure, epoch)
         return True
@@ -335,6 +332,19 @@ class Departures:
             self._end(leaving, now)
         else:
             self._retarget(leaving, session.epoch, False)
+
+    def session_ended(self, client_id: str) -> None:
+        """A session of this node ended: so does its stub, if that is here as well."""
+        leaving = self.leavings.get(client_id)
+        if leaving is not None:
+            self._due[client_id] = leaving
+
+    def discard(self, client_id: str, now: float) -> None:
+        """End a client's session at this node, its stub included: it began anew at another one."""
+        leaving = self.leavings.get(client_id)
+        if leaving is not None:
+            self._end(leaving, now)
+        self._owner.discard(client_id, now)
 
     def _make_way(self, leaving: LeavingSession, now: float) -> bool:
         """End a stub whose session has come back and leaves again, if it has given all it had; else it is asked again.
@@ -521,8 +531,11 @@ class Departures:
             return
         due, self._due = self._due, {}
         for client_id, leaving in due.items():
-            is_current = self.leavings.get(client_id) is leaving and not self._waits_for_a_home(leaving)
-            if is_current and self._site.is_running(leaving.home):
+            if self.leavings.get(client_id) is not leaving:
+                continue
+            if self._is_over(leaving):
+                self._end(leaving, now)
+            elif not self._waits_for_a_home(leaving) and self._site.is_running(leaving.home):
                 self._advance(leaving, now)
                 if not leaving.quiet:
                     self._retry_at = min(self._retry_at, now + RETRY_S)
@@ -560,6 +573,10 @@ class Departures:
     def _waits_for_a_home(self, leaving: LeavingSession) -> bool:
         """Say whether nobody is known to have taken the session, not even this node: a restart left only the stub."""
         return leaving.home == self._site.store_id() and self._owner.session(leaving.client_id) is None
+
+    def _is_over(self, leaving: LeavingSession) -> bool:
+        """Say whether a stub went to a session that began or came where it is, and that has ended."""
+        return leaving.epoch != leaving.departure.session.epoch and self._waits_for_a_home(leaving)
 
     def _advance(self, leaving: LeavingSession, now: float) -> None:
         departure = leaving.departure

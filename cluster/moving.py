@@ -16,6 +16,7 @@ from typing import Final, final
 
 from broker.core.epoch import NO_EPOCH, Epoch, pack_epoch
 from broker.core.owner import QueueOwner
+from broker.core.rows import RowChange, RowKind, row_subject
 from broker.core.transfer import SessionHead
 from cluster.arrivals import Arrivals
 from cluster.claims import Claims
@@ -239,6 +240,14 @@ class Moving:
             self.claims.next_deadline(),
         )
 
+    def rows_changed(self, changes: list[RowChange]) -> None:
+        """What others know of this node's sessions has changed: some may have ended."""
+        if not self.departures.leavings:
+            return
+        for change in changes:
+            if change.row[0] == RowKind.SESSION and change.value is None and not change.moved:
+                self.departures.session_ended(row_subject(change.row).decode())
+
     def answer(self, now: float) -> None:
         """Say in the streams, behind all that was published here in this turn, whose wishes are known.
 
@@ -323,7 +332,7 @@ class Moving:
                     self.departures.end(client_id, ended, now)
             elif home is None or not session.persistent:
                 # It ended elsewhere, or has nothing that could be moved.
-                self._owner.discard(client_id, now)
+                self.departures.discard(client_id, now)
             elif home.epoch > session.epoch and not self.departures.leave(
                 client_id, session.epoch, home.epoch, False, now
             ):

@@ -266,6 +266,7 @@ class NodeCore:
         effects: Effects = self.owner.take_effects()
         if effects.rows:
             mesh.change_rows(effects.rows)
+            self.moving.rows_changed(effects.rows)
         if effects.interest:
             mesh.change_interest(effects.interest)
         self._forward(effects.to_peers, now)

@@ -11,7 +11,7 @@ from scene import Scene
 from virtual_clients import OFFLINE, ONLINE
 from world import SimulationError
 
-from broker.core.events import Attach
+from broker.core.events import Attach, Detach
 from broker.core.settings import OwnerSettings
 from broker.mqtt.reasons import Reason
 from cluster.frames import FrameType
@@ -284,6 +284,60 @@ def a_session_ended_while_its_old_home_was_away():
 
 def test_a_session_that_ended_does_not_rise():
     a_session_ended_while_its_old_home_was_away()
+
+
+def _a_session_is_where_its_stub_stands(scene):
+    """Have a session begin where its stub is, as its new home is down; a third node is as well, to which it stands."""
+    old, new, absent = scene.nodes
+    client = scene.comes("client", old, {b"a/b": 1})
+    scene.goes(client)
+    scene.crash(absent)
+    scene.connect(client, new)
+    scene.goes(client)
+    scene.crash(new)
+    scene.connect(client, old)
+    assert "client" in old.core.owner.transfers.departures
+    return client
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_session_that_ended_where_its_stub_stood_ends_with_that(at_once):
+    """Else the stub is taken for the session when the client is back, or never goes."""
+    scene = Scene()
+    old = scene.nodes[0]
+    client = _a_session_is_where_its_stub_stands(scene)
+    if at_once:
+        # In one turn it ends, and the client is back.
+        old.slow_until, old.turn_s = scene.world.now + 0.5, 0.5
+    client.send(Detach, 0, 0)
+    client.disconnect(False)
+    client.session_exists = False
+    if not at_once:
+        scene.run(0.1)
+        assert not old.core.owner.transfers.departures
+    scene.connect(client)
+    assert not client.session_present
+    scene.until(lambda: not old.core.owner.transfers.departures)
+
+
+def test_a_session_that_was_ended_elsewhere_ends_with_the_stub_beside_it():
+    scene = Scene()
+    old, new, absent = scene.nodes
+    client = _a_session_is_where_its_stub_stands(scene)
+    scene.goes(client)
+    scene.split([old], [new, absent])
+    for node in (new, absent):
+        node.start()
+    scene.until(lambda: new.core.mesh.peers[absent.name].running)
+    scene.connect(client, new, True)
+    client.send(Detach, 0, 0)
+    client.disconnect(False)
+    scene.run(0.5)
+    assert scene.homes("client") == [old]
+    scene.world.validate_every = 1
+    scene.heal()
+    scene.until(lambda: not scene.homes("client"))
+    assert not old.core.owner.transfers.departures
 
 
 def an_offer_comes_late(scene, client, old, new):
