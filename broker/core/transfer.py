@@ -230,7 +230,14 @@ class Transfers:
         for delivery in deliveries:
             size += RECORD_BYTES + delivery.size
             departure.read_to = delivery.seq
-            if delivery.seq <= departure.confirmed or self._was_given_by_others(session, delivery):
+            is_there = delivery.seq <= departure.confirmed
+            if not is_there and self._was_given_by_others(session, delivery):
+                if delivery.packet_id and delivery.qos == 2:
+                    # The client may hold the id as taken.
+                    delivery = self._release(session, delivery)
+                else:
+                    is_there = True
+            if is_there:
                 # The new home has had it since before a restart, or from elsewhere.
                 self._remove(session, delivery)
             else:
@@ -245,11 +252,20 @@ class Transfers:
         """Say whether others have given a delivery which they had kept for this node, as far as is known.
 
         What came through an old home they had not kept: who published it may not have heard that the session is here.
+        Nor had they what a group gave to the session, if another node had chosen that.
         """
         message = delivery.message
-        if not self.skips or delivery.packet_id or message.number < self.skips.get(message.origin, message.number + 1):
+        if not self.skips or delivery.shared or message.number < self.skips.get(message.origin, message.number + 1):
             return False
         return session.arrival is None or not session.arrival.is_brought(delivery.seq)
+
+    def _release(self, session: Session, delivery: Delivery) -> Delivery:
+        """Return what is left of a delivery in flight that was read, without its message: the client has that."""
+        held = session.inflight.get(delivery.packet_id)
+        assert held is not None
+        self._store.release_delivery(session.number, held)
+        session.inflight.forget_message(held)
+        return held
 
     def rewind(self, departure: Departure) -> None:
         """Read again from behind what is confirmed: what was sent may have been lost."""

@@ -440,6 +440,48 @@ def test_what_a_removed_node_had_sent_is_not_sent_by_the_donor():
         assert list(client.inbox.copies.values()) == [1]
 
 
+@pytest.mark.parametrize("reads", [False, True])
+@pytest.mark.parametrize("qos", [1, 2])
+def test_what_was_in_flight_at_a_removed_node_is_not_given_by_the_donor_after_others(qos, reads):
+    """The node died before its client heard of that, or had the answer; nothing of it is remembered (seed 22138).
+
+    A packet id that the client may hold is released all the same.
+    """
+    test = LeaveWorld(seed=655)
+    node, one, two = test.nodes
+    client = test.make_sessions(node, 1, qos=qos, online=True)[0]
+    publisher = test.publisher(one)
+    silent = (FrameType.LINK_ACK, FrameType.HEARTBEAT)
+    test.world.network.lose_frame = lambda frame: frame[1] in silent
+    client.inbox.ack_delay_s = 60.0
+    if not reads:
+        client.inbox.stop_reading()
+    test.publish(publisher, [client], 3, qos=qos)
+    test.world.run(0.1)
+    assert len(node.core.owner.session(client.name).inflight) == 3
+    client.comes_back = False
+    node.kill()
+    test.world.run(1.0)
+    test.world.network.lose_frame = None
+    client.inbox.ack_delay_s = 0.0
+    assert len(client.inbox.arrivals) == 3 * reads
+    test.wait(lambda: not any(other.core.mesh.peers[node.name].running for other in (one, two)), "its death")
+    assert test.leave_and_wait(one, node).exit_code == 0
+    test.wait(lambda: not isfinite(one.core.estates.next_deadline()), "the end of the estate")
+    test.come_back([client], [two])
+    test.world.run(REMOVED_S + 1.0)
+    assert not two.core.owner.transfers.arriving()
+    node.start()
+    test.wait(lambda: node.name in test.gone, "the news of its removal")
+    test.recover(node)
+    test.wait(lambda: node.name in test.gone, "the end of the donation")
+    test.come_back([client], [two])
+    test.world.run(1.0)
+    assert len(client.inbox.copies) == 3
+    assert len(client.inbox.arrivals) == 3 + 3 * reads
+    assert not client.inbox.received
+
+
 def test_what_a_session_brought_along_is_recovered_though_who_published_it_gives_it_to_others():
     """It is unacknowledged on the way to the node that is removed, whose session it was not for, and heard of by none.
 

@@ -14,7 +14,7 @@ from broker.core.places import PLACE_BITS, first_place
 from broker.core.session import Session
 from broker.core.settings import OwnerSettings
 from broker.core.transfer import Departure, SessionHead
-from broker.mqtt.packets import Publish, Will
+from broker.mqtt.packets import Publish, Pubrel, Will
 from broker.mqtt.properties import Property
 
 HERE = b"a" * 16
@@ -632,6 +632,36 @@ def test_what_a_group_gave_to_the_session_comes_on_no_other_way(start: Callable[
     assert not session.arrival.overlaps()
     move.end(ELSEWHERE)
     assert payloads(again) == [b"plain"]
+
+
+def test_of_what_others_have_given_a_packet_id_is_left(start: Callable[..., Node]) -> None:
+    """The client may hold that of QoS 2. What a group gave, another node may have chosen: others had kept that."""
+    old, new = start(store_id=HERE), start(store_id=THERE)
+    client = old.persistent("mover", 4)
+    client.subscribe(b"t", 2)
+    client.subscribe(b"$share/g/u", 1)
+    direct(old, ELSEWHERE, 1, b"before")
+    direct(old, ELSEWHERE, 2, b"given")
+    direct(old, ELSEWHERE, 3, b"3" * 10_000, qos=2)
+    message = Message(b"u", b"of a group", qos=1, origin=ELSEWHERE, number=4)
+    old.owner.receive_for_groups(message, [b"$share/g/u"], old.now)
+    old.settle()
+    before, _given, twice, of_group = client.take_publishes()
+    old.owner.transfers.skips[ELSEWHERE] = 2
+    move = Move(old, new)
+    move.old.begin()
+    move.old.owner.transfers.read(move.departure, 100_000)
+    old.settle()
+    assert not old.stored("message")
+    move.old.owner.transfers.rewind(move.departure)
+    session = move.begin()
+    assert list(session.inflight.deliveries) == [before.packet_id, twice.packet_id, of_group.packet_id]
+    again = new.persistent("mover", 4)
+    answers = again.take()
+    assert [packet.packet_id for packet in answers if isinstance(packet, Pubrel)] == [twice.packet_id]
+    assert [packet.payload for packet in answers if isinstance(packet, Publish)] == [b"before", b"of a group"]
+    move.end()
+    assert not old.stored("queue")
 
 
 def test_what_a_stub_gave_away_comes_back_from_there(start: Callable[..., Node]) -> None:
