@@ -19,6 +19,7 @@ from ledger import matches, shared_part
 from virtual_node import FAILURE_TIMEOUT_S
 
 from broker.core.group_choice import LOCAL_ONLY
+from broker.core.subscription import QOS_MASK
 
 QUEUE_FULL = "queue_full"
 # What two pipes and a turn take at most, in seconds.
@@ -117,12 +118,16 @@ def _is_new_on_its_way(client):
 
 
 def _knows_session(node, client):
-    """Say whether a node knows what the session wants, and not only that somebody at its home wants the same."""
+    """Say whether a node knows what the session wants, and not only that somebody at its home wants the same.
+
+    What is known to be wanted at QoS 0 alone is kept for nobody who is away, wherever the session goes.
+    """
     mesh = node.core.mesh
     peer = mesh.peers.get(client.home.name)
     head = peer and peer.tables.head_of(client.client_id)
-    wanted = {topic_filter for topic_filter, _, _ in head.subscriptions} if head else set()
-    return set(client.subscribed) <= wanted & set(mesh.interest.persistent_filters(client.home.name))
+    kept = {topic_filter: options & QOS_MASK != 0 for topic_filter, options, _ in head.subscriptions} if head else {}
+    knows_all = all(kept.get(topic_filter) == (qos != 0) for topic_filter, qos in client.subscribed.items())
+    return knows_all and set(client.subscribed) <= set(mesh.interest.persistent_filters(client.home.name))
 
 
 def check_delivery(world, clients, ledger):

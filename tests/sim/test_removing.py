@@ -2,6 +2,7 @@
 
 from math import isfinite
 
+import checkers
 import pytest
 from leave_world import TOPIC, LeaveWorld
 from test_leaving import dead
@@ -83,6 +84,40 @@ def test_who_was_away_sends_to_the_new_homes_when_it_knows_them(readiness):
     test.publish(publisher, clients, 1)
     test.come_back(clients, [one, two])
     test.judge(clients)
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_what_a_client_asked_for_where_nobody_heard_it_is_not_owed_if_its_home_is_removed(comes_back):
+    """All others know the filter at QoS 0, at which nobody who is away gets anything; a donor had not heard of it."""
+    test = LeaveWorld(seed=31)
+    node, one, two = test.nodes
+    (client,) = test.make_sessions(node, 1, qos=0)
+    client.emigrates = True
+    publisher = test.publisher(two)
+    for other in (one, two):
+        test.world.network.partition(node.name, other.name, True)
+    client.wanted = {TOPIC % 0: 1}
+    client.subscribed = {}
+    client.connect()
+    test.wait(lambda: client.subscribed == client.wanted, "subscribing")
+    client.disconnect(False)
+    test.wait(lambda: not any(other.core.mesh.peers[node.name].running for other in (one, two)), "its absence")
+    test.publish(publisher, [client], 1)
+    assert test.leave_and_wait(one, node, targets=(one.name,)).exit_code == 0
+    test.publish(publisher, [client], 1)
+    if comes_back:
+        for other in (one, two):
+            test.world.network.heal(node.name, other.name)
+        test.wait(lambda: node.name in test.gone, "its end")
+        test.recover(node)
+        test.wait(lambda: not node.up, "the donor")
+    client.home = one
+    client.come_back()
+    test.wait(lambda: client.state == ONLINE, "its return")
+    test.world.run(5.0)
+    assert client.session_present
+    assert not client.inbox.arrivals
+    checkers.check_delivery(test.world, test.clients, test.ledger)
 
 
 def test_a_removal_survives_the_loss_of_power():
