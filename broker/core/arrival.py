@@ -27,6 +27,10 @@ below the cut (`passed`). An old home that is not there holds up nobody. What an
 for one before it, and for one of which only that has told, as it was still to give something (`inherited`). What it
 gives behind that which a later one had taken of it is younger than that, and waits for that one to give it.
 
+An origin may reach a later one of the old homes and not the one before it, nor yet this node, of which there is no cut
+then. What the later one had of it directly waits until the one before it has passed on anything of that origin: it has
+all by then that was sent there before.
+
 Each old home (a donor) numbers its deliveries by their places, so its `watermark` is the last place that was taken.
 Several old homes may have the same delivery: a stub deletes what the next home has committed when it hears of it, which
 it may not have. So the next home says how far it had taken from others (`skips`); that counts for none of those that
@@ -62,8 +66,9 @@ there (`touched`), the latest home's first; for all others an older home knows m
 what the others had heard of it. What only filters match that came in this way (`late`) did not come directly before:
 such filters have cuts of their own.
 
-Invariant: the gate is closed exactly while a donor that is there has not passed on everything below a cut, and at the
-first place that a home after it gave; or has not given what it had taken of another one, and behind that.
+Invariant: the gate is closed exactly while a donor that is there has not passed on everything below a cut, or anything
+of an origin of which it is awaited, and at the first place that a home after it gave; or has not given what it had
+taken of another one, and behind that.
 """
 
 from collections.abc import Iterable
@@ -95,6 +100,7 @@ class Donor:
     `heir` says that the session goes on here as it was there, with its packet ids; else it has a life of its own.
     `known_by_row` says that it has, and was made of what the old home had told the others. What has the place `before`
     or a later one is younger than all that it gives. `direct` says that it is none, but has what was to come directly.
+    Of an origin that it has `passed` on below 0 it is awaited, as a later old home gave something of that already.
     """
 
     __slots__ = (
@@ -444,6 +450,16 @@ class Arrival:
             self.ids.setdefault(origin, set()).add(number)
         return False
 
+    def await_older(self, cuts: Cuts, origin: bytes, number: int, place: int) -> None:
+        """An old home gave a delivery with a place here: older ones are to pass on first what they have of its origin.
+
+        Where these cuts, which count for it, have one of the origin, that says already what is waited for.
+        """
+        if number and origin not in cuts.numbers:
+            for donor in self.donors.values():
+                if place >= donor.before:
+                    donor.passed.setdefault(origin, 0)
+
     def is_own(self, donor: Donor, seq: int) -> bool:
         """Say whether a place at an old home is one that it gave itself."""
         return seq >> PLACE_BITS == donor.counter and not is_legacy(seq)
@@ -475,9 +491,13 @@ class Arrival:
         waits_for = self.waits_for()
         gate = min([place + 1 for place in self.places_taken()], default=NOWHERE)
         for donor in self.donors.values():
-            is_ahead = donor.present and not donor.direct
-            if is_ahead and not all(cuts.are_passed(donor.passed) for cuts in waits_for):
+            if not donor.present or donor.direct:
+                continue
+            if not all(cuts.are_passed(donor.passed) for cuts in waits_for):
                 gate = min(gate, donor.before, self.first_seq)
+            elif 0 in donor.passed.values():
+                # Only as long as what one old home gives waits for another one.
+                gate = min(gate, donor.before)
         return 0 if gate == NOWHERE else gate
 
     def places_taken(self) -> list[int]:
@@ -492,7 +512,7 @@ class Arrival:
                 # It has other places here.
                 continue
             for donor in self.donors.values():
-                waits = donor.present and donor.before != NOWHERE and not donor.passed
+                waits = donor.present and donor.before != NOWHERE and not any(donor.passed.values())
                 if waits and donor.counter == counter and donor.watermark < place:
                     taken.append(place)
         return taken

@@ -544,12 +544,11 @@ class Transfers:
             donor.watermark = delivery.seq
             message = delivery.message
             known = arrival.was_given(donor_id, donor, delivery.seq)
+            cuts = arrival.cuts_of(message.topic, session.subscriptions)
             if donor.direct:
-                cuts = arrival.cuts_of(message.topic, session.subscriptions)
                 known = known or not arrival.takes(cuts, message.origin, message.number)
             elif not delivery.shared:
                 # What a group gave to the session comes on no other way, whatever its number.
-                cuts = arrival.cuts_of(message.topic, session.subscriptions)
                 known = (
                     known
                     or arrival.direct.gives_later(donor_id, message.origin, message.number, delivery.seq)
@@ -574,6 +573,8 @@ class Transfers:
             if message.expires_at and message.expires_at <= now:
                 self._dispatcher.counters.drop("expired")
                 continue
+            if not donor.direct and not delivery.shared:
+                arrival.await_older(cuts, message.origin, message.number, place)
             self._store.put_delivery(session.number, delivery)
             queue.insert(delivery.seq, delivery.size)
             self._dispatcher.counters.queue_message_in += 1

@@ -92,6 +92,13 @@ def test_an_old_home_that_does_not_wait_for_what_another_took_of_it_is_caught(mo
 
 
 @interpreted
+@pytest.mark.parametrize("is_late", [False, True])
+def test_a_new_home_that_awaits_an_older_one_for_its_own_cuts_alone_is_caught(monkeypatch, is_late):
+    monkeypatch.setattr(Arrival, "await_older", lambda self, cuts, origin, number, place: None)
+    fails(lambda: sequences.an_origin_reaches_the_second_of_two_old_homes_alone(is_late))
+
+
+@interpreted
 @pytest.mark.parametrize("is_known", [True, False])
 def test_a_new_home_that_expects_nothing_of_whom_it_has_not_heard_is_caught(monkeypatch, is_known):
     monkeypatch.setattr(Arrivals, "_may_have_others", lambda self, client_id, donor: False)

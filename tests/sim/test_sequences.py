@@ -1066,6 +1066,48 @@ def test_what_an_old_home_has_behind_what_another_took_does_not_come_first():
     an_old_home_has_more_than_the_next_one_took_when_the_session_moves_on()
 
 
+def an_origin_reaches_the_second_of_two_old_homes_alone(is_late):
+    """It has something for the first one since before, and the third home does not hear it either.
+
+    With `is_late` it is there when the session has left the second one, which gives that when it looks at all again.
+    """
+    scene = Scene(count=4)
+    first, second, third, origin = scene.nodes
+    client = scene.comes(kept_by(scene, second, third), first, {b"a/b": 1})
+    publisher = scene.comes("publisher", origin)
+    scene.goes(client)
+    deaf = [first, second, third] if is_late else [first, third]
+    scene.split([origin], deaf)
+    sent = scene.publish(publisher, b"a/b", 1, 2)
+    scene.until(lambda: not any(node.core.mesh.peers[origin.name].running for node in deaf))
+    scene.connect(client, second)
+    scene.run(1.0)
+    scene.goes(client)
+    if is_late:
+        scene.connect(client, third)
+        scene.world.network.heal(second.name, origin.name)
+        scene.until(lambda: origin.core.mesh.peers[second.name].running)
+        scene.until(lambda: b"a/b" in origin.core.mesh.interest.persistent_filters(second.name))
+    sent += scene.publish(publisher, b"a/b", 1, 2)
+    scene.run(0.5)
+    if is_late:
+        scene.split([first], [second])
+        scene.until(lambda: not second.core.mesh.peers[first.name].running)
+    else:
+        scene.connect(client, third)
+    scene.until(lambda: second.core.owner.transfers.departures[client.client_id].confirmed)
+    scene.run(0.5)
+    scene.heal()
+    scene.until(lambda: len(scene.payloads(client)) == len(sent))
+    assert scene.payloads(client) == sent
+    assert scene.copies(client) == 1
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_what_one_old_home_has_of_an_origin_comes_before_what_a_later_one_had_directly(is_late):
+    an_origin_reaches_the_second_of_two_old_homes_alone(is_late)
+
+
 def a_session_goes_to_and_fro_before_any_move_is_over(times):
     """A node is down, so all stubs last. The first home gives once more what it had given, got back and still has."""
     scene = Scene(count=4, settings=OwnerSettings(max_inflight_messages=1))

@@ -208,6 +208,41 @@ def test_what_a_later_home_had_waits_for_an_older_one_of_which_it_told() -> None
     assert not third.donors[OTHER].inherited, "it was heard of itself"
 
 
+def test_what_a_later_home_gives_of_an_origin_waits_for_what_an_older_one_has_of_it() -> None:
+    """The origin reached the later one alone, and not this node either, which has no cut of it (seed 30119)."""
+    third = Arrival(first_place_of(3))
+    third.introduce(OTHER, 1)
+    third.introduce(OLD, 2)
+    third.await_older(third.cuts, ORIGIN, 0, first_place_of(2) + 1)
+    assert third.gate() == 0, "it has no order"
+    third.await_older(third.cuts, ORIGIN, 7, first_place_of(1) + 1)
+    assert third.gate() == 0, "the older one had given it to the later one"
+    third.await_older(third.cuts, ORIGIN, 7, first_place_of(2) + 2)
+    third = unpack_arrival(pack_arrival(third))
+    other = third.donors[OTHER]
+    assert third.gate() == first_place_of(2) and not third.donors[OLD].passed
+    other.present = False
+    assert third.gate() == 0
+    other.present = True
+    other.passed[ORIGIN] = 5
+    assert third.gate() == 0
+    third.await_older(third.cuts, ORIGIN, 9, first_place_of(2) + 3)
+    assert third.gate() == 0, "it has passed on what it had"
+    third.await_older(third.cuts, THIRD, 5, first_place_of(2) + 4)
+    assert third.gate() == first_place_of(2) and third.hold_new_only() == []
+    assert third.gate() == 0, "that took too long"
+    third.introduce(OTHER, 1)
+    third.set_cut(THIRD, 6)
+    assert third.gate() == first_place_of(2)
+    other.passed[THIRD] = 6
+    third.donors[OLD].passed[THIRD] = 6
+    assert third.gate() == 0
+    third.await_older(third.cuts, THIRD, 6, first_place_of(2) + 5)
+    third.introduce(b"s" * 16, 1)
+    third.await_older(third.cuts, THIRD, 6, first_place_of(2) + 5)
+    assert third.donors[b"s" * 16].passed == {}, "the cut says what is waited for"
+
+
 def test_old_homes_of_one_epoch_counter_have_places_of_their_own() -> None:
     """Two halves of a partition made them, and a third home meets both: their places look alike."""
     third = Arrival(first_place_of(3))
@@ -319,6 +354,8 @@ def test_what_is_behind_what_another_old_home_had_taken_waits_for_that_one() -> 
     other.watermark = first_place_of(1) + 44
     assert arrival.gate() == 0 and not arrival.holds_old()
     other.watermark = 0
+    other.passed[ORIGIN] = 0
+    assert arrival.gate() == first_place_of(1) + 45, "it is awaited, and has passed on nothing"
     other.passed[ORIGIN] = 1
     assert arrival.gate() == 0, "there was no more of it"
     del other.passed[ORIGIN]
