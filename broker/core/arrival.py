@@ -64,14 +64,14 @@ took by the ids.
 Subscriptions of homes that meet are merged by filter: a home's word counts for those that the client made or ended
 there (`touched`), the latest home's first; for all others an older home knows more than a later one that was made of
 what the others had heard of it. What only filters match that came in this way (`late`) did not come directly before:
-such filters have cuts of their own.
+such filters have cuts of their own. So have those that came from QoS 0, at which nothing is kept for a client that is
+away: what one had then, connected, it may have once more.
 
 Invariant: the gate is closed exactly while a donor that is there has not passed on everything below a cut, or anything
 of an origin of which it is awaited, and at the first place that a home after it gave; or has not given what it had
 taken of another one, and behind that.
 """
 
-from collections.abc import Iterable
 from typing import Final, final
 
 from broker.core.cuts import Cuts
@@ -87,6 +87,7 @@ from broker.core.places import (
     is_legacy,
     place_in_range,
 )
+from broker.core.subscription import QOS_MASK, Subscription
 from broker.mqtt.topics import SHARE_PREFIX, matches
 
 # A client that makes and ends other subscriptions all the time, while an old home is away, is not remembered for ever.
@@ -196,17 +197,24 @@ class Arrival:
         if len(self.touched) > TOUCHED_MAX:
             del self.touched[next(iter(self.touched))]
 
-    def cuts_of(self, topic: bytes, filters: Iterable[bytes]) -> Cuts:
-        """Return the cuts that count for a topic; `filters` are all of the session."""
+    def come_late(self, filters: list[bytes], origin: bytes, number: int) -> None:
+        """An old home has these filters, for which nothing that is kept came directly; `origin` is this node."""
+        for cuts in self.late:
+            cuts.filters = [each for each in cuts.filters if each not in filters]
+        self.late.append(Cuts(filters))
+        self.set_cut(origin, number)
+
+    def cuts_of(self, topic: bytes, subscriptions: dict[bytes, Subscription]) -> Cuts:
+        """Return the cuts that count for a topic; `subscriptions` are all of the session."""
         if not self.late:
             return self.cuts
         came_late = [cuts for cuts in self.late if any(matches(topic_filter, topic) for topic_filter in cuts.filters)]
         if not came_late:
             return self.cuts
         late = {topic_filter for cuts in self.late for topic_filter in cuts.filters}
-        for topic_filter in filters:
+        for topic_filter, wanted in subscriptions.items():
             is_own = topic_filter not in late and not topic_filter.startswith(SHARE_PREFIX)
-            if is_own and matches(topic_filter, topic):
+            if is_own and wanted.options & QOS_MASK and matches(topic_filter, topic):
                 return self.cuts
         return came_late[0]
 
@@ -405,6 +413,10 @@ class Arrival:
         is gone gives it as that home, whatever it had itself.
         """
         return cuts is self.cuts and self.direct.is_after(donor.counter, origin, number)
+
+    def gives_later(self, store_id: bytes, cuts: Cuts, origin: bytes, number: int, seq: int) -> bool:
+        """Say whether another old home had what one gives directly, for which these cuts count, and gives it."""
+        return cuts is self.cuts and self.direct.gives_later(store_id, origin, number, seq)
 
     def was_given(self, store_id: bytes, donor: Donor, seq: int) -> bool:
         """Say whether a delivery of a donor, by its place there, came from another one, or is to come from there."""

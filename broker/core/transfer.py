@@ -27,7 +27,6 @@ from collections import deque
 from typing import Final, final
 
 from broker.core.arrival import Arrival, Donor
-from broker.core.cuts import Cuts
 from broker.core.dispatch import Dispatcher
 from broker.core.epoch import Epoch, home_counter
 from broker.core.inflight import first_packet_id
@@ -40,7 +39,7 @@ from broker.core.session_rows import SessionRows
 from broker.core.session_store import RECORD_BYTES, SessionStore
 from broker.core.settings import OwnerSettings
 from broker.core.subscribing import Subscribing
-from broker.core.subscription import subscription
+from broker.core.subscription import QOS_MASK, subscription
 from broker.core.wills import Wills
 from broker.mqtt.topics import SHARE_PREFIX
 
@@ -463,13 +462,15 @@ class Transfers:
                 continue
             self._subscribing.set(session, topic_filter, wanted, now)
             wants_more = True
-            if before is None and not topic_filter.startswith(SHARE_PREFIX):
+            # Of what came directly at QoS 0 nothing was kept.
+            had_all = before is not None and (before.options & QOS_MASK != 0 or wanted.options & QOS_MASK == 0)
+            if not had_all and not topic_filter.startswith(SHARE_PREFIX):
                 came_late.append(topic_filter)
         # Who has heard others may have what this old home knew nothing of.
         ended_there = set(head.touched)
         if donor.known_by_row:
-            ended_there.update(session.subscriptions)
-            ended_there.difference_update([each for cuts in arrival.late for each in cuts.filters])
+            from_others = {each for cuts in arrival.late for each in cuts.filters}
+            ended_there.update(set(session.subscriptions) - from_others)
         for topic_filter in ended_there.intersection(session.subscriptions):
             if topic_filter not in known_there and topic_filter not in arrival.touched:
                 self._subscribing.end(session, topic_filter, now)
@@ -477,8 +478,7 @@ class Transfers:
             if topic_filter not in arrival.touched:
                 arrival.touch(topic_filter)
         if came_late:
-            arrival.late.append(Cuts(came_late))
-            arrival.set_cut(*cut)
+            arrival.come_late(came_late, *cut)
         return wants_more
 
     def inherit_will(self, session: Session, head: SessionHead, now: float) -> None:
@@ -551,7 +551,7 @@ class Transfers:
                 # What a group gave to the session comes on no other way, whatever its number.
                 known = (
                     known
-                    or arrival.direct.gives_later(donor_id, message.origin, message.number, delivery.seq)
+                    or arrival.gives_later(donor_id, cuts, message.origin, message.number, delivery.seq)
                     or arrival.came_later(donor, cuts, message.origin, message.number)
                     or arrival.has_had(cuts, message.origin, message.number, delivery.seq)
                     or arrival.comes_again(message.origin, message.number, others)

@@ -1,5 +1,6 @@
 """Homes of one session that meet: what the client made or ended at either of them holds, filter by filter."""
 
+import pytest
 from scene import Scene
 from test_sequences import TABLES, lose
 
@@ -116,3 +117,44 @@ def test_what_comes_for_a_late_filter_comes_once_and_in_order():
     assert scene.payloads(client) == amid
     assert scene.copies(client) == 1
     assert not session_at(new, client).arrival
+
+
+@pytest.mark.parametrize("other_filter", [b"", b"c/+"])
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_what_was_wanted_at_qos_0_alone_where_a_session_went_is_had_from_its_old_home(goes_on, other_filter):
+    """The client asked for more where only its old home heard it, by the same filter or by another one.
+
+    Where it went the messages came as well, and none was kept: QoS 0 waits for nobody who is away (seed 30076).
+    """
+    scene = Scene(count=4)
+    old, new, third, fourth = scene.nodes
+    client = scene.comes("client", old, {b"c/d": 0})
+    publisher = scene.comes("publisher", third)
+    scene.split([old], [new, third, fourth])
+    client.subscribe(other_filter or b"c/d", 2)
+    scene.run(0.5)
+    assert 2 in client.subscribed.values()
+    scene.goes(client)
+    scene.until(lambda: not any(each.core.mesh.peers[old.name].running for each in (new, third, fourth)))
+    scene.connect(client, new)
+    assert client.session_present
+    scene.run(1.0)
+    scene.goes(client)
+    sent = scene.publish(publisher, b"c/d", 1, 3)
+    if goes_on:
+        scene.connect(client, fourth)
+        scene.run(1.0)
+        scene.goes(client)
+        sent += scene.publish(publisher, b"c/d", 1, 3)
+    home = client.home
+    assert session_at(home, client).subscriptions[b"c/d"].options == 0
+    scene.heal()
+    for _ in range(20):
+        sent += scene.publish(publisher, b"c/d", 1, 1)
+        scene.run(0.05)
+    scene.run(10.0)
+    scene.connect(client)
+    scene.run(2.0)
+    assert scene.payloads(client) == sent
+    assert scene.copies(client) == 1
+    assert not session_at(home, client).arrival

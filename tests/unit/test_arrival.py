@@ -8,6 +8,7 @@ from broker.core.cuts import Cuts
 from broker.core.direct_homes import DIRECT_MAX
 from broker.core.epoch import Epoch
 from broker.core.places import ANYBODY, GIVEN_MAX, LEGACY_BITS, PLACE_BITS, first_place_of, is_legacy
+from broker.core.subscription import subscription
 
 OLD, OTHER, ORIGIN, THIRD = b"o" * 16, b"p" * 16, b"q" * 16, b"r" * 16
 
@@ -108,6 +109,27 @@ def test_what_older_homes_had_directly_is_told_but_not_of_filters_that_came_late
     arrival.set_cut(ORIGIN, 30)
     assert not arrival.came_later(arrival.donor(OLD), late, ORIGIN, 7)
     assert arrival.told_direct(9) == [(9, ORIGIN, 30)]
+
+
+def test_what_another_old_home_had_directly_it_does_not_give_for_filters_that_came_late() -> None:
+    arrival = Arrival(9 << PLACE_BITS)
+    arrival.direct.add_giver(OTHER, 4, ORIGIN, 5)
+    arrival.come_late([b"late"], THIRD, 1)
+    late = arrival.cuts_of(b"late", {b"late": subscription(1)})
+    place = (1 << PLACE_BITS) + 1
+    assert arrival.gives_later(OLD, arrival.cuts, ORIGIN, 7, place)
+    assert not arrival.gives_later(OLD, late, ORIGIN, 7, place)
+
+
+def test_what_is_wanted_at_qos_0_alone_came_directly_for_no_filter_that_came_late() -> None:
+    arrival = Arrival(9 << PLACE_BITS)
+    subscriptions = {b"a/#": subscription(0), b"a/b": subscription(1)}
+    arrival.come_late([b"a/b"], THIRD, 1)
+    (late,) = arrival.late
+    assert arrival.cuts_of(b"a/b", subscriptions) is late
+    assert arrival.cuts_of(b"a/b", {**subscriptions, b"a/+": subscription(1)}) is arrival.cuts
+    arrival.come_late([b"a/b"], THIRD, 7)
+    assert arrival.cuts_of(b"a/b", subscriptions) is arrival.late[1], "what counts is since when more is wanted"
 
 
 def test_of_homes_that_had_everything_directly_not_all_are_remembered_for_ever() -> None:

@@ -863,3 +863,61 @@ def test_a_home_is_not_told_that_it_had_something_of_which_it_knows_better(
     transfers.end_arrival(session, new.now)
     new.settle()
     assert payloads(new.persistent("mover")) == ([b"3", b"4"] if arrives else [b"3"])
+
+
+@pytest.mark.parametrize("qos", [0, 1])
+def test_what_the_client_ended_at_a_later_home_stays_ended_though_an_older_one_has_it(
+    start: Callable[..., Node], qos: int
+) -> None:
+    """Nobody had heard of either, and the older home is heard first: it has a filter that was not, or at QoS 0."""
+    new = start(store_id=HERE)
+    transfers = new.owner.transfers
+    told = SessionHead("mover", None, 3600)
+    told.subscriptions = [(b"t", 0, 0)] if qos == 0 else []
+    session = transfers.begin_arrival(told, Epoch(3, 0, HERE), THERE, False, (HERE, 1), new.now)
+    older = SessionHead("mover", None, 3600)
+    older.subscriptions = [(b"t", 2, 0), (b"u", 1, 0)]
+    transfers.add_donor(session, ELSEWHERE, 1, new.now)
+    transfers.introduce(session, ELSEWHERE, Epoch(1, 0, ELSEWHERE), older, (HERE, 1), new.now)
+    assert set(session.subscriptions) == {b"t", b"u"}
+    later = SessionHead("mover", None, 3600)
+    later.touched = [b"t"]
+    transfers.introduce(session, THERE, Epoch(2, 0, THERE), later, (HERE, 1), new.now)
+    assert set(session.subscriptions) == {b"u"}
+    new.settle()
+
+
+@pytest.mark.parametrize("qos", [0, 1])
+def test_what_came_directly_at_qos_0_is_had_from_an_old_home_where_more_was_wanted(
+    start: Callable[..., Node], qos: int
+) -> None:
+    """Only what was kept here counts as had; from a filter on which everything was, nothing comes twice."""
+    new = start(store_id=HERE)
+    transfers = new.owner.transfers
+    told = SessionHead("mover", None, 3600)
+    told.subscriptions = [(b"t", qos, 0)]
+    session = transfers.begin_arrival(told, Epoch(2, 0, HERE), THERE, False, (HERE, 1), new.now)
+    transfers.set_cut(session, ELSEWHERE, 5, new.now)
+    direct(new, ELSEWHERE, 5, b"5")
+    head = SessionHead("mover", None, 3600)
+    head.subscriptions = [(b"t", 2, 0)]
+    transfers.introduce(session, THERE, Epoch(1, 0, THERE), head, (HERE, 1), new.now)
+    # It goes on to send to the old home as well until it has heard what is wanted here.
+    direct(new, ELSEWHERE, 6, b"6")
+    transfers.set_cut(session, ELSEWHERE, 7, new.now)
+    direct(new, ELSEWHERE, 7, b"7")
+    kept = [
+        Delivery(
+            first_place(Epoch(1, 0, THERE)) + number,
+            Message(b"t", b"%d" % number, qos=1, origin=ELSEWHERE, number=number),
+            1,
+            False,
+            b"",
+        )
+        for number in (5, 6, 7)
+    ]
+    transfers.accept(session, THERE, first_place(Epoch(1, 0, THERE)), kept, new.now)
+    transfers.end_donor(session, THERE, new.now)
+    transfers.end_arrival(session, new.now)
+    new.settle()
+    assert payloads(new.persistent("mover")) == [b"5", b"6", b"7"]
