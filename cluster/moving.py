@@ -330,12 +330,13 @@ class Moving:
                     self.departures.retarget(client_id, home.epoch)
                 elif (ended := self._mesh.registry.ended(client_id)) is not None:
                     self.departures.end(client_id, ended, now)
+            elif session.epoch >= self._mesh.registry.highest_epoch(client_id):
+                # It began in this turn: the registry knows what it ended, and itself when the turn's rows are told.
+                continue
             elif home is None or not session.persistent:
                 # It ended elsewhere, or has nothing that could be moved.
                 self.departures.discard(client_id, now)
-            elif home.epoch > session.epoch and not self.departures.leave(
-                client_id, session.epoch, home.epoch, False, now
-            ):
+            elif not self.departures.leave(client_id, session.epoch, home.epoch, False, now):
                 self._mesh.registry.look_again(client_id)
 
     def _end_older(self, client_id: str, epoch: Epoch, told: bytes, is_away: bool) -> None:

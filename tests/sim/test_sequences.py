@@ -286,14 +286,22 @@ def test_a_session_that_ended_does_not_rise():
     a_session_ended_while_its_old_home_was_away()
 
 
-def _a_session_is_where_its_stub_stands(scene):
-    """Have a session begin where its stub is, as its new home is down; a third node is as well, to which it stands."""
+def _a_stub_stands(scene, client_id="client"):
+    """Have a session go to another node while a third one is down, for which its stub stays where it was."""
     old, new, absent = scene.nodes
-    client = scene.comes("client", old, {b"a/b": 1})
+    client = scene.comes(client_id, old, {b"a/b": 1})
     scene.goes(client)
     scene.crash(absent)
     scene.connect(client, new)
     scene.goes(client)
+    assert client_id in old.core.owner.transfers.departures
+    return client
+
+
+def _a_session_is_where_its_stub_stands(scene):
+    """Have a session begin where its stub is, as its new home is down."""
+    old, new, _absent = scene.nodes
+    client = _a_stub_stands(scene)
     scene.crash(new)
     scene.connect(client, old)
     assert "client" in old.core.owner.transfers.departures
@@ -338,6 +346,28 @@ def test_a_session_that_was_ended_elsewhere_ends_with_the_stub_beside_it():
     scene.heal()
     scene.until(lambda: not scene.homes("client"))
     assert not old.core.owner.transfers.departures
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+@pytest.mark.parametrize("is_missed", [True, False])
+def test_a_session_that_begins_anew_where_its_stub_stands_is_not_among_those_that_it_ends(is_missed, persistent):
+    """The registry knows that older ones are over before it knows this one (seed 30274)."""
+    scene = Scene()
+    old, new, absent = scene.nodes
+    client = _a_stub_stands(scene, kept_by(scene, old, new))
+    if is_missed:
+        scene.crash(new)
+    else:
+        new.kill()
+    client.persistent = persistent
+    scene.connect(client, old, clean=True)
+    for node in (new, absent):
+        node.start()
+    scene.until(scene.is_whole)
+    scene.until(lambda: not any(node.core.mesh.registry.own_ended() for node in scene.nodes))
+    assert scene.connected(client.client_id) == [old]
+    payloads = scene.publish(scene.comes("publisher", new), b"a/b")
+    scene.until(lambda: scene.payloads(client) == payloads)
 
 
 def an_offer_comes_late(scene, client, old, new):
