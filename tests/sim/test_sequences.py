@@ -3,6 +3,7 @@
 Each scene is also what a planted bug has to fail (see `test_mutations_of_moves`).
 """
 
+from itertools import permutations
 from types import SimpleNamespace
 
 import checkers
@@ -15,6 +16,7 @@ from broker.core.events import Attach, Detach
 from broker.core.settings import OwnerSettings
 from broker.mqtt.reasons import Reason
 from cluster.frames import FrameType
+from cluster.leaving_session import RETRY_S
 from cluster.move_frames import DELIVERIES, HEAD, unpack_move
 from cluster.running_view import keeper_among
 from cluster.turn_keeper import AGREEMENT_TIMEOUT_S
@@ -91,6 +93,29 @@ def a_publishers_node_has_not_heard_of_a_move(wanted_before=False):
 
 def test_a_stub_outlasts_all_who_have_not_switched():
     a_publishers_node_has_not_heard_of_a_move()
+
+
+def test_a_stub_relays_what_a_member_sends_that_does_not_hear_the_new_home():
+    """It is not to wait until the partition is over."""
+    scene = Scene()
+    old, new, origin = scene.nodes
+    client = scene.comes("client", old, {b"a/b": 1})
+    publisher = scene.comes("publisher", origin)
+    scene.goes(client)
+    scene.split([new], [origin])
+    scene.until(lambda: not any(one.core.mesh.peers[other.name].running for one, other in permutations((new, origin))))
+    scene.run(AGREEMENT_TIMEOUT_S)
+    scene.connect(client, new)
+    scene.run(3.0)
+    payloads = scene.publish(publisher, b"a/b", 1, 3)
+    scene.until(lambda: scene.payloads(client) == payloads, 2 * RETRY_S)
+    payloads += scene.publish(publisher, b"a/b", 1, 3)
+    scene.until(lambda: scene.payloads(client) == payloads, 2 * RETRY_S)
+    scene.heal()
+    scene.until(lambda: not old.core.moving.departures.leavings)
+    payloads += scene.publish(publisher, b"a/b", 1, 3)
+    scene.until(lambda: scene.payloads(client) == payloads)
+    assert scene.copies(client) == 1
 
 
 def test_what_is_sent_for_others_is_not_for_a_session_that_comes():
