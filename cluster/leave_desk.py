@@ -13,7 +13,9 @@ Theory of operation
       the node does not run for PATIENCE_S        --> its leave goes on when it runs again
 
 A command follows and does nothing else: one that is lost changes nothing. An order is numbered, and its node answers
-the same number the same way, so that one that is sent twice is taken once.
+the same number the same way, so that one that is sent twice is taken once. An order that is not answered is given up
+when its contrary is ordered here: sent once more it might be taken after that. What is ordered at different members may
+be taken in any order.
 """
 
 import math
@@ -57,6 +59,7 @@ PATIENCE_S: Final = 60.0
 TIMED_OUT: Final = 4
 # Who follows hears something at least so often, so that nobody takes a quiet leave for a node that hangs.
 STILL_THERE_S: Final = 5.0
+_LEAVES: Final = (Verb.STOP_LISTENERS, Verb.MOVE)
 _TICK_S: Final = 0.2
 # Numbers of orders that are remembered with their answers, of each member.
 _ANSWERS_MAX: Final = 64
@@ -164,6 +167,7 @@ class LeaveDesk:
                 members = ", ".join(sorted([*self._mesh.peers, self._name]))
                 self._end(command, 1, f"{name} is not a member of this cluster; the members are {members}")
                 return
+        self._give_up_contraries(node, order)
         self._number = (self._number + 1) & 0xFFFFFFFF
         follower = Follower(command, self._number, node, order, asks, now)
         self._followers.append(follower)
@@ -272,6 +276,15 @@ class LeaveDesk:
     def _receive_donor_heard(self, node: str, frame: bytes, now: float) -> None:
         store_id, number = unpack_donor_heard(frame)
         self._leaver.donor_heard(node, store_id, number)
+
+    def _give_up_contraries(self, node: str, order: Order) -> None:
+        """Have the last word count: an abort after a leave that was ordered before, or the leave after an abort."""
+        contraries = _LEAVES if order.verb == Verb.ABORT else (Verb.ABORT,) if order.verb in _LEAVES else ()
+        for follower in list(self._followers):
+            is_unanswered = follower.node == node and not follower.is_taken and follower.removal is None
+            if is_unanswered and follower.order.verb in contraries:
+                text = f"the contrary was ordered before {node} answered: --status shows what it does"
+                self._finish(follower, TIMED_OUT, text)
 
     def _answer(self, follower: Follower, taken: bool, text: str) -> None:
         """The node has answered the order."""

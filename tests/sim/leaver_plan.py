@@ -20,7 +20,6 @@ from broker.core.routes import NoInterest
 from broker.core.session_store import SessionStore
 from broker.core.stored_message import Clock
 from cluster.donor import stored_state
-from cluster.leave_desk import TIMED_OUT
 from cluster.leave_frames import Verb
 from cluster.leaver import BUSY
 from cluster.leaving import State
@@ -138,10 +137,8 @@ class LeaverPlan:
             command = yield from self._give(Verb.ABORT)
             if command is not None and command.exit_code == 0:
                 self.world.count("leaves aborted")
-                # One that was given before, elsewhere, may be taken only now, also one that was waited for in vain.
-                others = self.operators.commands
-                is_last = all((other.is_over() and other.exit_code != TIMED_OUT) or other.progress for other in others)
-                accepts = not self.node.up or not is_last or self.node.core.leaver.job.accepts()
+                # One that was given before, elsewhere, may be taken after it, also one that was waited for in vain.
+                accepts = not self.node.up or not command.is_last() or self.node.core.leaver.job.accepts()
                 self.world.check(accepts, f"{self.node.name} accepts nobody after an abort")
             yield rng.uniform(0.2, 4.0)
             if not self.node.is_gone:

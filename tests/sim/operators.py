@@ -5,6 +5,7 @@ A process whose node has left, or was removed, ends and does not begin again by 
 
 from broker.core.storage import ensure_store_id
 from cluster.donor import become_donor, fellows
+from cluster.leave_desk import TIMED_OUT
 from cluster.leave_frames import Order, Verb
 from cluster.leaving import State
 
@@ -14,8 +15,10 @@ WATCH_S = 0.02
 class Command:
     """A command of an operator at a node, and what was said to it."""
 
-    def __init__(self, number, node):
+    def __init__(self, number, node, unsettled):
         self.number = number
+        # Those that were given before, and might have been taken by nobody yet.
+        self.unsettled = unsettled
         self.node = node
         self.life = node.life
         self.progress = []
@@ -24,6 +27,17 @@ class Command:
 
     def is_over(self):
         return self.exit_code is not None
+
+    def is_settled(self):
+        """Say whether it was taken, or never is, as far as can be seen where it was given."""
+        return bool(self.progress) or (self.is_over() and self.exit_code != TIMED_OUT)
+
+    def is_last(self):
+        """Say whether none of those that were given before it can have been taken after it.
+
+        Those of one node are taken in their order. One that was given elsewhere was taken before an abort that ends it.
+        """
+        return all(other.node is self.node or "was aborted" in other.text for other in self.unsettled)
 
     def is_lost(self):
         """Say whether the node has died to which it was given."""
@@ -72,7 +86,8 @@ class Operators:
 
     def order(self, at, node, verb=Verb.MOVE, **order):
         """Give an order at one node about another; the result is the command."""
-        command = Command(len(self.commands) + 1, at)
+        unsettled = [command for command in self.commands if not command.is_settled()]
+        command = Command(len(self.commands) + 1, at, unsettled)
         self.commands.append(command)
         at.core.leave_desk.command(command.number, node.name, Order(verb, **order), at.clocks.monotonic())
         at.wake(0.0)

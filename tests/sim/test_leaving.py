@@ -10,7 +10,8 @@ from virtual_clients import OFFLINE, ONLINE, Client
 from cluster.arrivals import REMOVED_S
 from cluster.departures import PATIENCE_S
 from cluster.frames import FrameType
-from cluster.leave_frames import Order, Verb
+from cluster.leave_desk import TIMED_OUT
+from cluster.leave_frames import Order, Verb, unpack_answer
 from cluster.leaver import ASKED_MAX
 from cluster.leaving import STEP_1_DONE, State
 from cluster.node import AWAITED_S
@@ -567,6 +568,60 @@ def test_an_abort_puts_the_node_back_in_service(state):
     assert node.core.leaver.job.accepts()
     test.come_back(clients, [node, one, two])
     test.judge(clients)
+
+
+@pytest.mark.parametrize("first", [Verb.STOP_LISTENERS, Verb.MOVE, Verb.ABORT])
+def test_an_order_that_came_to_nobody_is_not_taken_after_its_contrary(first):
+    """It was sent once more a second later: the node left though its abort was done (seed 32323)."""
+    test = LeaveWorld(seed=9)
+    node, one, _two = test.nodes
+    test.make_sessions(node, 3)
+    begun = test.leave(one, node, timeout_s=100)
+    test.wait(lambda: node.core.leaver.job.state == State.WAITING, "the begin")
+    if first != Verb.ABORT:
+        assert test.leave_and_wait(one, node, Verb.ABORT).exit_code == 0
+        test.wait(begun.is_over, "the end of the first leave")
+    test.world.network.lose_frame = lambda frame: frame[1] == FrameType.LEAVE_ORDER
+    overtaken = test.leave(one, node, first, timeout_s=100)
+    test.world.run(0.1)
+    assert not overtaken.is_over()
+    test.world.network.lose_frame = None
+    last = test.leave(one, node, Verb.MOVE if first == Verb.ABORT else Verb.ABORT, timeout_s=100)
+    test.world.run(3.0)
+    assert last.exit_code == (None if first == Verb.ABORT else 0)
+    assert node.core.leaver.job.state == (State.WAITING if first == Verb.ABORT else State.IDLE)
+    assert (overtaken.exit_code, overtaken.text) == (
+        TIMED_OUT,
+        "the contrary was ordered before node1@h answered: --status shows what it does",
+    )
+
+
+def test_an_order_that_was_given_elsewhere_may_be_taken_after_an_abort_though_its_progress_is_heard_before():
+    """Nobody who knows of one of them knows of the other, so this is nothing that a plan may find fault with."""
+    test = LeaveWorld(seed=9)
+    node, one, two = test.nodes
+    test.make_sessions(node, 3)
+    test.world.network.lose_frame = lambda frame: frame[1] == FrameType.LEAVE_ORDER
+    before = test.leave(one, node, timeout_s=100, interval_s=1)
+    test.world.run(0.1)
+    test.world.network.lose_frame = lambda frame: (
+        frame[1] == FrameType.LEAVE_ANSWER and unpack_answer(frame)[2] == "Done" and not before.progress
+    )
+    abort = test.leave(two, node, Verb.ABORT)
+    test.wait(abort.is_over, "the end of the abort")
+    assert (abort.exit_code, bool(before.progress), before.is_over()) == (0, True, False)
+    assert not node.core.leaver.job.accepts()
+    assert not abort.is_last()
+
+
+def test_an_abort_is_the_last_order_when_those_before_were_taken_or_are_over():
+    test = LeaveWorld(seed=9)
+    node, one, two = test.nodes
+    test.make_sessions(node, 3)
+    assert test.leave_and_wait(one, node, Verb.STOP_LISTENERS).exit_code == 0
+    heard = test.leave(one, node, timeout_s=100, interval_s=1)
+    test.wait(lambda: heard.progress, "progress")
+    assert test.leave(two, node, Verb.ABORT).is_last()
 
 
 def test_an_order_of_a_node_that_has_restarted_is_another_one_than_before():
