@@ -38,7 +38,7 @@ has been the home again since, as it may have got back what it gave. And what co
 stub has given already (`low` to `watermark`, or in `places` before that and when it is over) is left out. What was
 skipped it has not given: that comes from the one that had taken it, in the same places. What an origin sends to two old
 homes, since it has heard of nothing yet, has a place of its own at each: while there are several, or may be such of
-which nothing was heard yet, the ids of what they gave are remembered, until a restart.
+which nothing was heard yet, the ids of what they gave are remembered; after a restart, of what is still here of that.
 
 What an old home had directly (`givers`) and has not given away it gives itself: what has a place of an older home is
 left out. When it has given that away, or is not heard of any more, a still older home and who kept something for that
@@ -458,9 +458,14 @@ class Arrival:
         numbers = self.ids.get(origin)
         if numbers is not None and number in numbers:
             return True
-        if (others or len(self.donors) > 1) and number:
-            self.ids.setdefault(origin, set()).add(number)
+        if others or len(self.donors) > 1:
+            self.note_id(origin, number)
         return False
+
+    def note_id(self, origin: bytes, number: int) -> None:
+        """An old home gave a delivery, which another one may give as well."""
+        if number:
+            self.ids.setdefault(origin, set()).add(number)
 
     def await_older(self, cuts: Cuts, origin: bytes, number: int, place: int) -> None:
         """An old home gave a delivery with a place here: older ones are to pass on first what they have of its origin.

@@ -31,7 +31,7 @@ from broker.core.arrival_value import pack_arrival, unpack_arrival
 from broker.core.delivery_queue import DeliveryQueue
 from broker.core.epoch import COUNTER_MAX, EPOCH_BYTES, FIRST_EPOCH, pack_epoch, unpack_epoch
 from broker.core.inflight import first_packet_id
-from broker.core.message import NO_MESSAGE, Delivery
+from broker.core.message import NO_MESSAGE, ORIGIN_BYTES, Delivery
 from broker.core.places import first_place
 from broker.core.session import Session
 from broker.core.shared import SharedGroup
@@ -341,6 +341,18 @@ class SessionStore:
         for key, _value in self._storage.scan_reverse("queue", _number(owner), _queue_key(owner, place)):
             return _seq(key)
         return 0
+
+    def ids_before(self, owner: int, place: int) -> list[tuple[bytes, int]]:
+        """Return (origin, number) of the deliveries below a place, but for what was released, and what a group gave.
+
+        What was written must be committed.
+        """
+        ids = []
+        for _key, value in self._storage.scan("queue", _number(owner), _queue_key(owner, place)):
+            if not value[1] & (_RELEASED | _SHARED):
+                key = _message_key(value)
+                ids.append((key[:ORIGIN_BYTES], int.from_bytes(key[ORIGIN_BYTES:], "big")))
+        return ids
 
     def trim(self, owner: int, queue: DeliveryQueue, messages_max: int, bytes_max: int) -> int:
         """Remove the oldest of a LIFO queue's tail until the queue keeps its limits; return how many they were.

@@ -144,6 +144,8 @@ class Transfers:
                 session.gate = arrival.gate()
             if arrival is not None:
                 self._note_places(session, arrival)
+                for origin, number in self._store.ids_before(session.number, arrival.first_seq):
+                    arrival.note_id(origin, number)
 
     def write(self) -> None:
         """Write what changed of arrivals; whoever ends a turn calls it before the batch is taken."""

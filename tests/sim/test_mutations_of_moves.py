@@ -11,6 +11,7 @@ from broker.core.arrival import Arrival
 from broker.core.direct_homes import DirectHomes
 from broker.core.lifetimes import Lifetimes
 from broker.core.retained import RetainedStore
+from broker.core.session_store import SessionStore
 from broker.core.storage import PUT
 from broker.core.transfer import Transfers
 from cluster.arrivals import Arrivals
@@ -103,6 +104,12 @@ def test_a_new_home_that_awaits_an_older_one_for_its_own_cuts_alone_is_caught(mo
 def test_a_new_home_that_expects_nothing_of_whom_it_has_not_heard_is_caught(monkeypatch, is_known):
     monkeypatch.setattr(Arrivals, "_may_have_others", lambda self, client_id, donor: False)
     fails(lambda: sequences.an_old_home_gives_what_another_one_had_that_is_not_heard_yet(2, is_known))
+
+
+@interpreted
+def test_a_home_that_forgets_with_a_restart_what_old_homes_gave_is_caught(monkeypatch):
+    monkeypatch.setattr(SessionStore, "ids_before", lambda self, owner, place: [])
+    fails(lambda: sequences.a_home_restarts_between_what_two_old_homes_give(1))
 
 
 @interpreted

@@ -952,6 +952,43 @@ def test_what_is_given_before_another_old_home_is_heard_is_not_taken_from_that(q
     an_old_home_gives_what_another_one_had_that_is_not_heard_yet(qos, is_known)
 
 
+def a_home_restarts_between_what_two_old_homes_give(qos):
+    """A session began at two nodes while its old home was away; what is published at the one both have, it and the old.
+
+    The old home passes that on to the other one, which starts again before it hears the one.
+    """
+    scene = Scene()
+    old, one, other = scene.nodes
+    client = scene.comes("client", old, {b"a/b": qos})
+    publisher = scene.comes("publisher", one)
+    scene.goes(client)
+    scene.split([old], [one], [other])
+    scene.until(lambda: not any(peer.running for node in scene.nodes for peer in node.core.mesh.peers.values()))
+    for home in (one, other):
+        scene.connect(client, home)
+        scene.goes(client)
+    sent = scene.publish(publisher, b"a/b", qos, 3)
+    scene.world.network.heal(old.name, other.name)
+    scene.until(lambda: scene.homes("client") == [one, other])
+    scene.world.network.heal(old.name, one.name)
+    scene.until(lambda: len(other.core.owner.session("client").queue) == 3)
+    assert one.core.moving.counts()["moves_left"] == 0
+    scene.crash(other)
+    scene.world.network.heal_all()
+    scene.start(other)
+    scene.until(lambda: scene.homes("client") == [other])
+    scene.until(lambda: not any(node.core.moving.counts()["moves_leaving"] for node in scene.nodes))
+    scene.connect(client, other)
+    scene.until(lambda: scene.payloads(client) == sent)
+    scene.run(2.0)
+    assert scene.copies(client) == 1
+
+
+@pytest.mark.parametrize("qos", [1, 2])
+def test_what_an_old_home_gave_before_a_restart_is_not_taken_from_another(qos):
+    a_home_restarts_between_what_two_old_homes_give(qos)
+
+
 def a_session_moves_on_before_its_first_home_has_given_all():
     """Its second home has lost sight of the first one; the third sees both."""
     scene = Scene()

@@ -308,6 +308,22 @@ def test_a_released_delivery_is_its_packet_id():
         assert keys(after._storage, "queue") == []
 
 
+def test_the_ids_of_what_is_below_a_place():
+    """But for what a group gave, which may come on another way as well; of what was released nobody has the id."""
+    store = store_on()
+    session = session_in(store)
+    put(store, session_in(store, 2, "d"), message_of(9))
+    put(store, session, message_of(1), identifiers=b"\x0b\x07")
+    put(store, session, message_of(2, LARGE), packet_id=4)
+    shared = Delivery(session.take_seq(), message_of(3), 1)
+    shared.shared = b"$share/g/t"
+    store.put_delivery(1, shared)
+    store.release_delivery(1, put(store, session, message_of(4), packet_id=5, qos=2))
+    last = put(store, session, message_of(5))
+    commit(store)
+    assert store.ids_before(1, last.seq) == [(ORIGIN, 1), (ORIGIN, 2)]
+
+
 @pytest.mark.parametrize("committed", [True, False])
 def test_a_session_that_ends_takes_everything_with_it(committed):
     """Also bodies that only records in the tail point to, whether those are committed or of the same turn."""
