@@ -4,7 +4,8 @@ They look at the nodes through public methods and at what clients saw; they neve
 
 The promise of delivery holds for persistent sessions whose interest was known at the publisher's node when the publish
 began: interest spreads asynchronously. What a full queue dropped is counted by its node, and only so much may be
-missing there.
+missing there. That somebody at a session's home wants the same is enough, unless the publisher's node leaves: removed
+without its leave it gives what it kept, as a donor, only to those sessions of which it knew themselves.
 
 QoS 2 is exactly once, at every node and whoever dies. A session that began at another node while its old home was away
 may get more than once what was on its way at that time, and what its old home still has when that is back. One whose
@@ -73,11 +74,37 @@ def _owed(world, clients, home, message):
                 promised.add(client.name)
             continue
         local = client.home is home
+        knows = known[client.home.name]
+        if home is world.leaver and not local:
+            knows = knows & _known_to_donor(world, home, client)
         for topic_filter, qos in client.subscribed.items():
-            if qos and (local or topic_filter in known[client.home.name]) and matches(topic_filter, message.topic):
+            if qos and (local or topic_filter in knows) and matches(topic_filter, message.topic):
                 promised.add(client.name)
                 break
     return promised, groups
+
+
+def _known_to_donor(world, node, client):
+    """Return by which filters of a client a node keeps messages for its session, and not only for others at its home.
+
+    If it is removed and gives them as a donor, it gives them to the sessions that it knew, and to nobody else.
+    """
+    home = node.core.mesh.registry.find(client.client_id)
+    registries = [each.core.mesh.registry for each in world.running_nodes()]
+    if home is None or any(registry.is_over(client.client_id, home.epoch.counter) for registry in registries):
+        # The client has begun anew where this node did not hear it.
+        return set()
+    return {topic_filter for topic_filter, is_kept in _wishes(node, client).items() if is_kept}
+
+
+def _wishes(node, client):
+    """Return what a node knows of the filters of a client's session, and whether it keeps anything by each.
+
+    What is known to be wanted at QoS 0 alone is kept for nobody who is away, wherever the session goes.
+    """
+    peer = node.core.mesh.peers.get(client.home.name)
+    head = peer and peer.tables.head_of(client.client_id)
+    return {topic_filter: options & QOS_MASK != 0 for topic_filter, options, _ in head.subscriptions} if head else {}
 
 
 def _promise_group(client, home, message, groups):
@@ -118,16 +145,10 @@ def _is_new_on_its_way(client):
 
 
 def _knows_session(node, client):
-    """Say whether a node knows what the session wants, and not only that somebody at its home wants the same.
-
-    What is known to be wanted at QoS 0 alone is kept for nobody who is away, wherever the session goes.
-    """
-    mesh = node.core.mesh
-    peer = mesh.peers.get(client.home.name)
-    head = peer and peer.tables.head_of(client.client_id)
-    kept = {topic_filter: options & QOS_MASK != 0 for topic_filter, options, _ in head.subscriptions} if head else {}
+    """Say whether a node knows what the session wants, and not only that somebody at its home wants the same."""
+    kept = _wishes(node, client)
     knows_all = all(kept.get(topic_filter) == (qos != 0) for topic_filter, qos in client.subscribed.items())
-    return knows_all and set(client.subscribed) <= set(mesh.interest.persistent_filters(client.home.name))
+    return knows_all and set(client.subscribed) <= set(node.core.mesh.interest.persistent_filters(client.home.name))
 
 
 def check_delivery(world, clients, ledger):

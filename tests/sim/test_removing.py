@@ -882,6 +882,42 @@ def test_what_a_donor_has_for_a_session_that_had_just_come_when_it_was_cut_off_c
         assert list(client.inbox.copies.values()) == [1] * 3, client.name
 
 
+@pytest.mark.parametrize("unheard", ["a subscription", "a higher QoS", "clean starts"])
+def test_what_a_donor_has_for_others_is_not_owed_to_a_session_of_which_it_had_not_heard(unheard):
+    """The donor knew that another client at the same home wants the same, and that one has it (seed 3595)."""
+    test = LeaveWorld(seed=699)
+    node, one, two = test.nodes
+    test.world.leaver = node
+    clients, publisher = _want_the_same(test, two, one)
+    wanted = {"a subscription": {TOPIC % 1: 2}, "a higher QoS": {TOPIC % 0: 0}, "clean starts": {TOPIC % 0: 2}}
+    unknown = Client(test.world, test.ledger, "unknown", two, 4, True, wanted[unheard])
+    test.clients.append(unknown)
+    unknown.connect()
+    test.wait(lambda: unknown.subscribed == unknown.wanted, "subscribing")
+    test.world.run(1.0)
+    for other in (one, two):
+        _cut_off(test, node, other)
+    assert test.leave_and_wait(one, node).exit_code == 0
+    for _ in range(2 if unheard == "clean starts" else 0):
+        unknown.comes_back = False
+        unknown.disconnect(False)
+        unknown.connect(True)
+        test.wait(lambda: unknown.subscribed == unknown.wanted, "a clean start")
+    unknown.subscribed = {}
+    unknown.subscribe(TOPIC % 0, 2)
+    test.wait(lambda: TOPIC % 0 in unknown.subscribed, "what the donor does not hear")
+    test.publish(publisher, clients[:1], 3, qos=2)
+    for other in (one, two):
+        test.world.network.heal(node.name, other.name)
+    test.wait(lambda: node.name in test.gone, "the news of its removal")
+    test.recover(node)
+    test.wait(lambda: node.name in test.gone, "the end of the donation")
+    test.come_back(clients, [two, one])
+    for client, count in ((clients[0], 3), (clients[1], 3), (unknown, 0)):
+        assert list(client.inbox.copies.values()) == [1] * count, client.name
+    checkers.check_delivery(test.world, test.clients, test.ledger)
+
+
 def _want_the_same(test, *homes):
     """Return a roamer and another client that want the same, at their homes, and a publisher at the first node."""
     clients = [
