@@ -201,6 +201,9 @@ class Peers:
 
         A member that others removed stays one here until this node has heard of its sessions' new homes: till then it
         would know of nobody who wants what it publishes. What it has for the member in that time goes to those homes.
+
+        So long a new store under its name, as a donor has, is no member here, or it would take the old one's place.
+        Who tells of it tells again as long as this node does not know the same.
         """
         changed = False
         for name, store_id in removed:
@@ -210,7 +213,8 @@ class Peers:
             elif self._remove(name, store_id):
                 changed = True
         for member in members:
-            if self.membership.merge(member):
+            has_to_wait = member.name in self._heard_removed and member.store_id != self.all[member.name].store_id
+            if not has_to_wait and self.membership.merge(member):
                 changed = True
         if changed:
             self._update(now)

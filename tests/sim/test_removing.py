@@ -157,6 +157,39 @@ def test_a_removed_node_is_forgotten_although_somebody_stays_away():
     test.wait(lambda: node.name not in away.core.mesh.peers, "the removal", UNHEARD_S)
 
 
+def test_a_session_of_a_removed_node_is_known_where_its_donor_is_heard_of_first():
+    """A new store under the name comes with the news of the removal; who has the sessions comes later (seed 2328)."""
+    test = LeaveWorld(seed=4)
+    node, one, away = test.nodes
+    clients = test.make_sessions(node, 1)
+    for other in (node, away):
+        test.world.network.partition(one.name, other.name, True)
+    test.wait(lambda: not any(peer.running for peer in one.core.mesh.peers.values()), "their absence")
+    assert test.leave_and_wait(one, node, targets=(one.name,)).exit_code == 0
+    test.world.network.heal(one.name, node.name)
+    test.wait(lambda: node.name in test.gone, "the news of its removal")
+    removed = node.store_id
+    test.recover(node)
+    test.wait(lambda: node.name in one.core.mesh.peers, "the donor")
+    assert node.store_id < removed, "of two stores under one name the first one in this order is the member"
+    # Nobody has missed the old one here: the session is asked for there.
+    clients[0].home = away
+    clients[0].come_back()
+    tables = (FrameType.TABLE_DELTA, FrameType.TABLE_ROWS, FrameType.TABLE_DONE)
+    test.world.network.lose_frame = lambda frame: frame[1] in tables
+    test.world.network.heal(one.name, away.name)
+    test.wait(lambda: away.core.mesh.peers[one.name].running, "who removed it")
+    test.world.run(1.0)
+    assert away.core.mesh.peers[node.name].store_id == removed
+    test.world.network.lose_frame = None
+    test.wait(lambda: clients[0].state == ONLINE, "its return")
+    assert clients[0].session_present
+    test.wait(lambda: node.name in test.gone, "the end of the donation")
+    test.publish(test.publisher(one), clients, 1)
+    test.come_back(clients, [away])
+    test.judge(clients)
+
+
 def test_what_was_kept_for_a_dead_node_and_came_to_a_later_home_is_not_given_once_more():
     """The session began elsewhere, got the messages there, and went on before its first home was removed."""
     test = LeaveWorld(seed=460)
