@@ -7,8 +7,8 @@ Grammar
 Integers, text and bytes16 are as in `wire`; an epoch is as in `broker.core.epoch`. An item begins with the client id
 (bytes16) and the epoch of the new home, which together name the move.
 
-    MOVE_TAKE     u32 count, (client id, epoch, u8 flags: 1 clean start, 2 user name, bytes16 user name)*
-                                                                                 control, to the old home
+    MOVE_TAKE     u32 count, (client id, epoch, u8 flags: 1 clean start, 2 user name, 4 nobody has connected,
+                  bytes16 user name)*                                            control, to the old home
     MOVE          (u8 kind, client id, epoch, body)*                            bulk, to the new home
       HEAD        1  epoch of the old home, u32 length, head
       DELIVERIES  2  u64 last place before, u32 count, delivery*
@@ -62,6 +62,7 @@ REFUSED: Final = 5
 MOVED: Final = 6
 CLEAN_START: Final = 1
 NAMED: Final = 2
+ADOPTED: Final = 4
 HEAD_TAKEN: Final = 1
 OVER: Final = 2
 DISCARDED: Final = 4
@@ -97,15 +98,18 @@ def relative_clock(now: float) -> Clock:
 
 @final
 class Take:
-    """Give me this client's session: I am to be its home."""
+    """Give me this client's session: I am to be its home. `is_adoption`: its client has not connected to me."""
 
-    __slots__ = ("clean_start", "client_id", "epoch", "user_name")
+    __slots__ = ("clean_start", "client_id", "epoch", "is_adoption", "user_name")
 
-    def __init__(self, client_id: str, epoch: Epoch, clean_start: bool, user_name: str | None) -> None:
+    def __init__(
+        self, client_id: str, epoch: Epoch, clean_start: bool, user_name: str | None, is_adoption: bool = False
+    ) -> None:
         self.client_id = client_id
         self.epoch = epoch
         self.clean_start = clean_start
         self.user_name = user_name
+        self.is_adoption = is_adoption
 
 
 @final
@@ -198,6 +202,7 @@ def _read_name(reader: Reader) -> tuple[str, Epoch]:
 def pack_take(take: Take) -> bytes:
     """Pack one item of a MOVE_TAKE."""
     flags = (CLEAN_START if take.clean_start else 0) | (0 if take.user_name is None else NAMED)
+    flags |= ADOPTED if take.is_adoption else 0
     return _name(take.client_id, take.epoch) + bytes((flags,)) + pack_bytes16((take.user_name or "").encode())
 
 
@@ -209,7 +214,8 @@ def unpack_takes(data: bytes) -> list[Take]:
         client_id, epoch = _read_name(reader)
         flags = reader.u8()
         user_name = reader.text()
-        takes.append(Take(client_id, epoch, flags & CLEAN_START != 0, user_name if flags & NAMED else None))
+        name = user_name if flags & NAMED else None
+        takes.append(Take(client_id, epoch, flags & CLEAN_START != 0, name, flags & ADOPTED != 0))
     reader.end()
     return takes
 

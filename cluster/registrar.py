@@ -268,7 +268,8 @@ class Registrar:
         assert waiting.epoch is not None
         waiting.old_home = home
         event = waiting.event
-        self._arrivals.ask(Take(event.client_id, waiting.epoch, event.clean_start, event.user_name), home, now)
+        take = Take(event.client_id, waiting.epoch, event.clean_start, event.user_name, waiting.is_adoption())
+        self._arrivals.ask(take, home, now)
 
     def _begin_without(self, waiting: Waiting, latest: Epoch, now: float) -> None:
         """Begin a session without its home, which is away."""

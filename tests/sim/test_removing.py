@@ -9,6 +9,8 @@ from test_leaving import dead
 from virtual_clients import ONLINE, Client
 
 from broker.core.events import Detach
+from broker.core.records import CLOSE
+from broker.mqtt.reasons import Reason
 from cluster.arrivals import REMOVED_S
 from cluster.estates import CHUNK_BYTES
 from cluster.frames import FrameType
@@ -84,6 +86,38 @@ def test_who_was_away_sends_to_the_new_homes_when_it_knows_them(readiness):
     test.publish(publisher, clients, 1)
     test.come_back(clients, [one, two])
     test.judge(clients)
+
+
+def test_a_client_whose_session_is_adopted_is_not_told_that_another_has_its_connection():
+    """Its node is removed where it is not heard, and another member still hears it: the client is to come back.
+
+    That was so in seed 1544, where none of those who had raced for a client id came back.
+    """
+    test = LeaveWorld(seed=1544, suppress_will_on_takeover=True)
+    node, one, two = test.nodes
+    (client,) = test.make_sessions(node, 1)
+    client.will = (b"will", 1, 5)
+    client.comes_back = True
+    client.connect()
+    test.wait(lambda: client.state == ONLINE, "its connection")
+    reasons = []
+    answer = client.answer
+
+    def note(record):
+        if record.kind == CLOSE:
+            reasons.append(record.reason)
+            client.comes_back = False
+        answer(record)
+
+    client.answer = note
+    test.world.network.partition(node.name, two.name, True)
+    test.wait(lambda: not two.core.mesh.peers[node.name].running, "its absence")
+    test.leave(two, node, targets=(one.name,))
+    test.wait(lambda: one.core.owner.session(client.name) is not None, "the adoption")
+    test.wait(lambda: reasons, "the end of its connection")
+    assert reasons == [Reason.SERVER_SHUTTING_DOWN]
+    # It has not gone by its own will, nor to anybody else: its will goes on waiting, and comes along.
+    test.wait(lambda: one.core.owner.wills.get(client.name) is not None, "its will")
 
 
 @pytest.mark.parametrize("comes_back", [True, False])

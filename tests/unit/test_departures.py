@@ -4,13 +4,17 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
+import recorded_frames
 from core_helpers import Node, started_nodes
 
 from broker.core.arrival import Arrival
 from broker.core.epoch import NO_EPOCH, Epoch
 from broker.core.session import Session
 from broker.core.transfer import SessionHead
+from broker.mqtt.packets import Disconnect
+from broker.mqtt.reasons import Reason
 from cluster.departures import PATIENCE_S, WAIT_POLL_S, Departures
+from cluster.frames import FrameType
 from cluster.leaving_session import RETRY_S
 from cluster.move_frames import (
     DELIVERIES,
@@ -26,8 +30,11 @@ from cluster.move_frames import (
     MoveAck,
     Switch,
     Take,
+    frame,
+    pack_take,
     unpack_move,
     unpack_switches,
+    unpack_takes,
 )
 
 HERE, THERE, ELSEWHERE = b"a" * 16, b"b" * 16, b"c" * 16
@@ -356,6 +363,28 @@ def test_a_home_by_an_earlier_epoch_than_it_asked_for_last_is_told_under_that(st
     home.departures.take(THERE, Take("mover", present, False, None), home.now)
     assert [(item.kind, item.epoch) for item in home.turn()] == [(HEAD, present)]
     home.departures.validate()
+
+
+@pytest.mark.parametrize(
+    ("is_adoption", "reason"), [(False, Reason.SESSION_TAKEN_OVER), (True, Reason.SERVER_SHUTTING_DOWN)]
+)
+def test_a_client_hears_whether_another_has_its_connection(
+    start: Callable[..., Node], is_adoption: bool, reason: Reason
+) -> None:
+    home = Home(start(store_id=HERE))
+    client = home.node.persistent("mover")
+    client.take_bytes()
+    (take,) = unpack_takes(
+        frame(FrameType.MOVE_TAKE, [pack_take(Take("mover", EPOCH, False, None, is_adoption))], True)
+    )
+    home.departures.take(THERE, take, home.now)
+    home.node.settle()
+    assert client.take() == [Disconnect(reason)]
+
+
+def test_the_take_of_an_older_program_is_no_adoption() -> None:
+    recorded = bytes.fromhex(dict(recorded_frames.VERSION_1)["MOVE_TAKE"])
+    assert [take.is_adoption for take in unpack_takes(recorded)] == [False, False]
 
 
 def test_an_older_take_that_waited_does_not_undo_what_the_registry_knows(start: Callable[..., Node]) -> None:
