@@ -61,6 +61,9 @@ it may have sent that here alone. Of one whose cut it had not heard it may be se
 nobody else wants stays with the older homes. So it says nothing of what it had directly of that one, and knows what it
 took by the ids.
 
+An origin may not have heard that an old home took what it sent there, and keep that for it when it is removed. So
+it is remembered from which number to which that home gave what it had of an origin (`given`): what is between is all.
+
 Subscriptions of homes that meet are merged by filter: a home's word counts for those that the client made or ended
 there (`touched`), the latest home's first; for all others an older home knows more than a later one that was made of
 what the others had heard of it. What only filters match that came in this way (`late`) did not come directly before:
@@ -77,8 +80,10 @@ from typing import Final, final
 from broker.core.cuts import Cuts
 from broker.core.direct_homes import DirectHomes
 from broker.core.epoch import Epoch
+from broker.core.message import Delivery
 from broker.core.places import (
     ANYBODY,
+    GIVEN_MAX,
     NOWHERE,
     PLACE_BITS,
     UNPLACED,
@@ -151,6 +156,7 @@ class Arrival:
         "direct_from",
         "donors",
         "first_seq",
+        "given",
         "ids",
         "is_stub",
         "kept",
@@ -177,6 +183,8 @@ class Arrival:
         self.skips: dict[bytes, tuple[int, int]] = {}
         # What homes before this one had directly.
         self.direct = DirectHomes()
+        # (old home, its epoch counter, origin) -> the first and last number that it gave of that, in places of its own.
+        self.given: dict[tuple[bytes, int, bytes], tuple[int, int]] = {}
         # Origin -> the numbers that old homes gave while there were several, or may have been.
         self.ids: dict[bytes, set[int]] = {}
         # Origin -> from which number on what came directly is here, not before; None: all of it is.
@@ -466,6 +474,29 @@ class Arrival:
         """An old home gave a delivery, which another one may give as well."""
         if number:
             self.ids.setdefault(origin, set()).add(number)
+
+    def note_given(self, store_id: bytes, delivery: Delivery, seq: int) -> None:
+        """An old home gives a delivery, by its place there.
+
+        A retained message may have come there before what its origin had sent earlier.
+        """
+        donor = self.donors[store_id]
+        message = delivery.message
+        if not message.number or delivery.retain or not self.is_own(donor, seq):
+            return
+        key = (store_id, donor.counter, message.origin)
+        # What was given last is remembered longest.
+        first, last = self.given.pop(key, (message.number, message.number))
+        self.given[key] = (min(first, message.number), max(last, message.number))
+        if len(self.given) > GIVEN_MAX:
+            del self.given[next(iter(self.given))]
+
+    def was_had(self, origin: bytes, number: int, seq: int) -> bool:
+        """Say whether what was kept for a home that is gone, by its place, had come there and was given by that."""
+        return is_legacy(seq) and any(
+            of == origin and counter == seq >> PLACE_BITS and first <= number <= last
+            for (_, counter, of), (first, last) in self.given.items()
+        )
 
     def await_older(self, cuts: Cuts, origin: bytes, number: int, place: int) -> None:
         """An old home gave a delivery with a place here: older ones are to pass on first what they have of its origin.

@@ -8,8 +8,9 @@ from broker.core.cuts import Cuts
 from broker.core.message import ORIGIN_BYTES
 from broker.core.places import ANYBODY
 
-# Version 1 does not say who gave something, and by which epoch counter it was said that something was had.
-VALUE_VERSION: Final = 2
+# Version 1 does not say who gave something, and by which epoch counter it was said that something was had; nor does
+# version 2 say which numbers of each origin an old home gave.
+VALUE_VERSION: Final = 3
 _HEIR: Final = 1
 _KNOWN_BY_ROW: Final = 2
 _INHERITED: Final = 4
@@ -23,6 +24,7 @@ _SKIP: Final = struct.Struct(">16sQI")
 _GIVEN_1: Final = struct.Struct(">IQQ")
 _LATEST_COUNTER: Final = (1 << 32) - 1
 _HAD: Final = struct.Struct(">IQ")
+_SPAN: Final = struct.Struct(">IQQ")
 
 
 def pack_arrival(arrival: Arrival) -> bytes:
@@ -46,6 +48,9 @@ def pack_arrival(arrival: Arrival) -> bytes:
     parts.append(_pack_filters(list(arrival.touched)))
     for cuts in arrival.all_cuts():
         parts.append(_pack_filters(cuts.filters) + _pack_numbers(cuts.numbers) + _pack_numbers(cuts.relayed))
+    parts.append(_COUNT.pack(len(arrival.given)))
+    given = arrival.given.items()
+    parts.extend([store_id + origin + _SPAN.pack(counter, *span) for (store_id, counter, origin), span in given])
     return b"".join(parts)
 
 
@@ -108,7 +113,21 @@ def unpack_arrival(value: bytes) -> Arrival:
             arrival.late.append(cuts)
         else:
             arrival.cuts = cuts
+    if version > 2:
+        arrival.given = _read_given(value, pos)
     return arrival
+
+
+def _read_given(value: bytes, pos: int) -> dict[tuple[bytes, int, bytes], tuple[int, int]]:
+    (count,) = _COUNT.unpack_from(value, pos)
+    pos += _COUNT.size
+    given: dict[tuple[bytes, int, bytes], tuple[int, int]] = {}
+    for _ in range(count):
+        store_id, origin = value[pos : pos + ORIGIN_BYTES], value[pos + ORIGIN_BYTES : pos + 2 * ORIGIN_BYTES]
+        counter, first, last = _SPAN.unpack_from(value, pos + 2 * ORIGIN_BYTES)
+        given[store_id, counter, origin] = first, last
+        pos += 2 * ORIGIN_BYTES + _SPAN.size
+    return given
 
 
 def _pack_numbers(numbers: dict[bytes, int]) -> bytes:

@@ -556,9 +556,11 @@ class Transfers:
                     or arrival.gives_later(donor_id, cuts, message.origin, message.number, delivery.seq)
                     or arrival.came_later(donor, cuts, message.origin, message.number)
                     or arrival.has_had(cuts, message.origin, message.number, delivery.seq)
+                    or arrival.was_had(message.origin, message.number, delivery.seq)
                     or arrival.comes_again(message.origin, message.number, others)
                 )
                 cuts.note_relayed(message.origin, message.number)
+                arrival.note_given(donor_id, delivery, delivery.seq)
             is_here = delivery.seq in here
             delivery.seq = place
             if is_here:

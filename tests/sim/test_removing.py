@@ -250,6 +250,44 @@ def test_what_was_kept_for_a_dead_node_and_came_to_a_later_home_is_not_given_onc
     test.wait(lambda: not any(each.core.owner.transfers.arriving() for each in (one, two)), "the end of all moves")
 
 
+@pytest.mark.parametrize("away", ["nobody", "the home", "the publisher's node"])
+def test_what_a_dead_node_had_passed_on_is_not_given_once_more(away):
+    """It did not come to acknowledge that to who published it, and is removed."""
+    test = LeaveWorld(seed=2209)
+    node, one, two = test.nodes
+    clients = test.make_sessions(node, 3, qos=2)
+    publisher = test.publisher(two)
+    test.world.network.partition(node.name, two.name, False)
+    test.publish(publisher, clients, 3, qos=2)
+    for client in clients:
+        client.home = one
+        client.come_back()
+    test.wait(lambda: all(len(client.inbox.copies) == 3 for client in clients), "the messages")
+    for client in clients:
+        client.comes_back = False
+        client.disconnect(False)
+    test.world.run(0.5)
+    assert two.storage.snapshot()["outbox"], "nothing is kept"
+    dead(test, node)
+    test.world.network.heal_all()
+    if away == "the publisher's node":
+        two.kill()
+        command = test.leave(one, node)
+        test.world.run(REMOVED_S + 5.0)
+        two.start()
+        test.wait(command.is_over, "the removal")
+    else:
+        if away == "the home":
+            _restart(test, one, publisher)
+        assert test.leave_and_wait(two, node).exit_code == 0
+    test.wait(lambda: publisher.state == ONLINE, "the publisher")
+    test.publish(publisher, clients, 2, qos=2)
+    test.wait(lambda: not two.storage.snapshot()["outbox"], "the end of the estate")
+    test.come_back(clients, [one])
+    test.judge(clients)
+    test.wait(lambda: not any(each.core.owner.transfers.arriving() for each in (one, two)), "the end of all moves")
+
+
 @pytest.mark.parametrize("last", [1, 3])
 @pytest.mark.parametrize("is_removed", [True, False])
 def test_what_came_to_a_home_before_the_last_is_not_given_once_more(last, is_removed):

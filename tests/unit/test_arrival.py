@@ -7,6 +7,7 @@ from broker.core.arrival_value import pack_arrival, unpack_arrival
 from broker.core.cuts import Cuts
 from broker.core.direct_homes import DIRECT_MAX
 from broker.core.epoch import Epoch
+from broker.core.message import Delivery, Message
 from broker.core.places import ANYBODY, GIVEN_MAX, LEGACY_BITS, PLACE_BITS, first_place_of, is_legacy
 from broker.core.subscription import subscription
 
@@ -406,6 +407,26 @@ def test_an_arrival_of_an_earlier_program_can_be_read() -> None:
     assert read.skips[OTHER][0] == 77
     assert b"a/b" in read.touched
     assert unpack_arrival(pack_arrival(read)).places.given == read.places.given
+
+
+def test_what_was_kept_for_a_home_that_gave_what_is_before_and_behind_it_had_come_there() -> None:
+    """What has a place of an older home, or was retained, may have come there on another way, and before."""
+    arrival = Arrival(first_place_of(3))
+    own, legacy = first_place_of(1) + 1, first_place_of(1) + (1 << LEGACY_BITS)
+    gives = [(OLD, 5, own, False), (OLD, 7, own + 1, False), (OLD, 8, legacy, False), (OLD, 9, own + 2, True)]
+    gives += [(OLD, 10, 2, False), (OTHER, 20, own, False)]
+    for store_id, number, place, retain in gives:
+        arrival.introduce(store_id, 1)
+        delivery = Delivery(place, Message(b"a/b", b"", origin=ORIGIN, number=number), 1, retain)
+        arrival.note_given(store_id, delivery, place)
+    arrival.end(OLD)
+    for state in (arrival, unpack_arrival(pack_arrival(arrival))):
+        assert [number for number in range(4, 22) if state.was_had(ORIGIN, number, legacy + 5)] == [5, 6, 7, 20]
+        assert not state.was_had(THIRD, 6, legacy + 5)
+        assert not state.was_had(ORIGIN, 6, legacy + (1 << PLACE_BITS)), "it was kept for another home"
+        assert not state.was_had(ORIGIN, 6, own + 1), "the home itself gives it"
+    arrival.given.clear()
+    assert not unpack_arrival(b"\x02" + pack_arrival(arrival)[1:-4]).given
 
 
 def test_a_removed_home_goes_on_under_another_identity() -> None:
