@@ -201,7 +201,8 @@ class Departures:
             drained = self._site.store_id()
             leaving = None
         held = leaving.departure.session if leaving is not None else session
-        if held is not None and held.user_name and held.user_name != take.user_name:
+        is_strange = held is not None and held.user_name not in (None, "", take.user_name)
+        if is_strange and not take.is_adoption:
             # [MQTT-3.1.3-8] [MQTT311-3.1.3-9] Nobody reads, ends or takes over what belongs to another user.
             self._put(node, pack_no(REFUSED, take.client_id, take.epoch))
             return True

@@ -283,8 +283,10 @@ class Registrar:
         if not waiting.revives or is_claimed:
             self._forget(waiting, now)
             return
-        if head is not None and head.user_name and head.user_name != event.user_name:
-            # [MQTT-3.1.3-8] [MQTT311-3.1.3-9] Nobody reads, ends or takes over what belongs to another user.
+        is_strange = head is not None and head.user_name not in (None, "", event.user_name)
+        if is_strange and not waiting.is_adoption():
+            # [MQTT-3.1.3-8] [MQTT311-3.1.3-9] Nobody reads, ends or takes over what belongs to another user. Who adopts
+            # it keeps it for that user.
             self._refuse(waiting, Reason.CLIENT_IDENTIFIER_NOT_VALID, now)
             return
         if not event.clean_start and self._owner.session(event.client_id) is None:

@@ -2,11 +2,14 @@
 
 from itertools import pairwise
 from math import isfinite
+from types import SimpleNamespace
 
 import pytest
 from leave_world import FAR_S, LeaveWorld
 from virtual_clients import OFFLINE, ONLINE, Client
 
+from broker.core.events import Attach
+from broker.mqtt.reasons import Reason
 from cluster.arrivals import REMOVED_S
 from cluster.departures import PATIENCE_S
 from cluster.frames import FrameType
@@ -766,6 +769,36 @@ def test_the_sessions_of_a_dead_node_live_of_which_not_all_members_know(is_known
     test.publish(test.publisher(two), clients, 3)
     test.come_back(clients, [two, one])
     test.judge(clients)
+
+
+@pytest.mark.parametrize("is_heard", [False, True], ids=["dead", "heard_by_another"])
+def test_a_session_of_a_removed_node_goes_on_belonging_to_its_user(is_heard):
+    """No user orders an adoption: the one whose session it is need not be known to who has it adopted."""
+    test = LeaveWorld(seed=677)
+    node, one, two = test.nodes
+    assert connects(test, node, "ann") == Reason.SUCCESS
+    test.wait(lambda: one.core.mesh.registry.find("client"), "its home")
+    if is_heard:
+        test.world.network.partition(node.name, one.name, True)
+        test.wait(lambda: not one.core.mesh.peers[node.name].running, "its absence")
+    else:
+        dead(test, node)
+    said = test.leave_and_wait(one, node, targets=(two.name,))
+    assert (said.exit_code, said.text) == (0, "Done")
+    assert two.core.owner.session("client").user_name == "ann"
+    assert connects(test, one, "bob") == Reason.CLIENT_IDENTIFIER_NOT_VALID
+    assert connects(test, one, "ann") == Reason.SUCCESS
+    assert two.core.owner.session("client") is None
+
+
+def connects(test, node, user_name):
+    """Return the reason with which a node answers the CONNECT of a user."""
+    heard = []
+    listener = node.listeners[0]
+    number = listener.open(SimpleNamespace(answer=heard.append, connection_lost=lambda: None))
+    listener.send(Attach(listener.key(number), "client", 5, False, 3600, 65535, user_name=user_name))
+    test.wait(lambda: bool(heard), "its answer")
+    return heard[0].reason
 
 
 def test_a_removal_fails_if_a_member_can_not_take_what_only_it_knows_of():
