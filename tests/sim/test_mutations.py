@@ -215,7 +215,8 @@ def test_a_packet_id_that_is_never_freed_is_caught():
     def forget(node, effects):
         without(effects, lambda kind, family, key, value: kind != PUT and is_incoming(family, key))
 
-    assert "packet ids for ever" in caught(lambda world: world.mutations.append(forget))
+    # Where a session began without its home this is not judged, and so in most seeds.
+    assert "packet ids for ever" in caught(lambda world: world.mutations.append(forget), range(40, 100))
 
 
 @compiled
