@@ -234,9 +234,8 @@ class Arrivals:
         for session in self._owner.transfers.arriving():
             self._owner.transfers.set_present(session, node, runs, now)
             assert session.arrival is not None
-            if not runs and node in session.arrival.donors and self._missing(session, node):
-                # What is newer does not wait for what it still has, whether that comes directly here by now or not.
-                self.notices.append(f"session of {session.client_id!r} goes on while its old home is away")
+            if not runs and node in session.arrival.donors:
+                self._note_away(session, node)
 
     def _end_strangers(self, now: float) -> None:
         """End the donors that are no members: nothing more comes from them.
@@ -389,7 +388,10 @@ class Arrivals:
         assert session.arrival is not None
         for node, donor in session.arrival.donors.items():
             if donor.inherited:
+                was_present = donor.present
                 self._owner.transfers.set_present(session, node, self._site.is_running(node), now)
+                if was_present and not donor.present:
+                    self._note_away(session, node)
         if session.arrival.holds_old() and session.client_id not in self._held:
             self._held[session.client_id] = now + HELD_S
             self._held_at = min(self._held_at, now + HELD_S)
@@ -480,6 +482,11 @@ class Arrivals:
         known = (self._site.store_id(), donor)
         homes = self._registry.homes(client_id)
         return any(home.epoch.store_id not in known for home in homes) or not self._site.is_complete()
+
+    def _note_away(self, session: Session, node: bytes) -> None:
+        """Tell that what is newer does not wait for what an old home still has, be it that this is sent here by now."""
+        if self._missing(session, node):
+            self.notices.append(f"session of {session.client_id!r} goes on while its old home is away")
 
     def _missing(self, session: Session, node: bytes) -> list[bytes]:
         """Return the members of which not everything below their cut has come."""

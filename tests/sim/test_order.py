@@ -115,3 +115,25 @@ def test_nobody_waits_for_an_old_home_that_went_before_an_origin_was_heard():
     assert scene.copies(client) == 1
     assert scene.world.revived[client.client_id] == 1, "nobody was told"
     checkers.check_order(scene.world, scene.clients, scene.ledger)
+
+
+def test_nobody_waits_for_an_old_home_of_which_only_another_has_told_and_that_is_away():
+    """The home between could hear both, and had something directly of the origin that the old one could not hear."""
+    scene = Scene()
+    old, between, third = scene.nodes
+    client = scene.comes(kept_by(scene, between, third), old, {b"a/b": 1})
+    publisher = scene.comes("publisher", third)
+    scene.goes(client)
+    scene.split([old], [third])
+    scene.until(lambda: not third.core.mesh.peers[old.name].running and not old.core.mesh.peers[third.name].running)
+    missed = scene.publish(publisher, b"a/b")
+    scene.connect(client, between)
+    scene.goes(client)
+    seen = scene.publish(publisher, b"a/b")
+    scene.connect(client, third)
+    scene.until(lambda: scene.payloads(client) == seen)
+    scene.heal()
+    scene.until(lambda: scene.payloads(client) == [*seen, *missed])
+    assert scene.copies(client) == 1
+    assert scene.world.revived[client.client_id] == 1, "nobody was told"
+    checkers.check_order(scene.world, scene.clients, scene.ledger)
