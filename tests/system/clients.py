@@ -24,7 +24,9 @@ _numbers = itertools.count(1)
 class Client:
     """One client of one node. Use it in a `with`: leaving disconnects."""
 
-    def __init__(self, node: Node, client_id: str = "", version: int = V5, persistent: bool = False) -> None:
+    def __init__(
+        self, node: Node, client_id: str = "", version: int = V5, persistent: bool = False, user: str = ""
+    ) -> None:
         self.version = version
         self.present: bool | None = None
         """Whether the broker had the session, from the last CONNACK."""
@@ -45,6 +47,8 @@ class Client:
             protocol=mqtt.MQTTProtocolVersion(version),
             **clean,
         )
+        if user:
+            self.paho.username_pw_set(user)
         self.paho.reconnect_delay_set(1, 1)
         self.paho.on_connect = self._on_connect
         self.paho.on_disconnect = self._on_disconnect

@@ -316,10 +316,16 @@ def test_a_leave_is_a_job_that_survives_its_command_and_its_node(members: list[N
 
 def test_a_dead_node_is_removed_and_hears_of_it_when_it_comes_back(members: list[Node]) -> None:
     one, two, node = members
+    # Whoever takes them knows their users from the registry alone.
+    users = {number: "" if number % 2 else f"user{number}" for number in range(10)}
+
+    def away(number: int, at: Node) -> Client:
+        return Client(at, f"away{number}", V5, persistent=True, user=users[number])
+
     with Client(one) as publisher:
         for number in range(10):
-            with Client(node, f"away{number}", V5, persistent=True) as away:
-                away.subscribe(f"to/{number}")
+            with away(number, node) as client:
+                client.subscribe(f"to/{number}")
         wire = Wire(node)
         will = Will("to/3", "will", WILL_DELAY_S)
         assert wire.attach(connect_packet("mortal", V5, will=will, expiry_s=WILL_DELAY_S), V5) is False
@@ -344,11 +350,11 @@ def test_a_dead_node_is_removed_and_hears_of_it_when_it_comes_back(members: list
         wait_until(lambda: two.cluster() == one.cluster(), "the news")
         assert (queues(one)[0], queues(two)[0]) == (7, 5), "five each, and the publisher and the eleventh"
         publisher.publish("to/7", "new")
-    with Client(two, "away7", V5, persistent=True) as back:
+    with away(7, two) as back:
         assert back.present
         assert back.message() == ("to/7", "new")
         assert back.nothing_waits()
-    with Client(one, "away9", V5, persistent=True) as back:
+    with away(9, one) as back:
         assert back.message() == ("to/9", "kept for it")
     node.launch()
     assert node.wait_end() == 3
@@ -360,12 +366,12 @@ def test_a_dead_node_is_removed_and_hears_of_it_when_it_comes_back(members: list
     assert node.wait_end() == 0
     assert "queues are given back; 0 messages are left" in node.said()
     wait_until(lambda: len(one.cluster()) == 2, "the end of the donor")
-    with Client(one, "away7", V5, persistent=True) as back, Client(two, "away8", V5, persistent=True) as other:
+    with away(7, one) as back, away(8, two) as other:
         assert back.message() == ("to/7", "old")
         assert other.message() == ("to/8", "old")
         assert back.nothing_waits() and other.nothing_waits()
     wait_until(lambda: queues(one)[0] + queues(two)[0] == 10, "the end of the session that was to end")
-    with Client(two, "away3", V5, persistent=True) as heir, Client(one, "away9", V5, persistent=True) as back:
+    with away(3, two) as heir, away(9, one) as back:
         assert heir.message() == ("to/3", "will")
         assert heir.nothing_waits() and back.nothing_waits()
 
