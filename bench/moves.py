@@ -9,6 +9,7 @@ moves. `--profile` shows where the time goes (of interpreted cores alone; compil
 
 import argparse
 import cProfile
+import gc
 import json
 import pstats
 import sys
@@ -37,6 +38,7 @@ from broker.core.owner import QueueOwner
 from broker.core.owner_records import Answer, OwnerBatch, unpack_owner_records
 from broker.core.records import CONNACK
 from broker.core.settings import OwnerSettings
+from broker.runtime.owner_process import GC_THRESHOLD
 from broker.runtime.rocks_storage import OpenedStore, open_store
 from cluster.commands import (
     ConnectPeer,
@@ -277,6 +279,9 @@ def measure(options: argparse.Namespace, sessions: int, queued: int) -> Row:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark."""
     options = parser().parse_args(arguments)
+    # As in the owner's process.
+    gc.freeze()
+    gc.set_threshold(GC_THRESHOLD)
     rows = [measure(options, sessions, queued) for sessions in options.sessions for queued in options.queued]
     if options.json:
         print(json.dumps({"moves": rows}))

@@ -124,7 +124,10 @@ class Client:
         world.note(f"{self.name} connects to {self.home.name} listener {self._listener.index} as {self._number}")
         maximum = self.receive_maximum or 65535
         will = self._leave_will()
-        self._listener.send(Attach(self._key(), self.client_id, self.version, clean, expiry_s, maximum, will=will))
+        user_name = world.user_of(self.client_id)
+        self._listener.send(
+            Attach(self._key(), self.client_id, self.version, clean, expiry_s, maximum, user_name=user_name, will=will)
+        )
         world.later(10.0, self._give_up, self.connects)
         if self.aborts and world.rng.random() < 0.15:
             world.later(world.rng.uniform(0.0, 0.03), self._abort, self.connects)

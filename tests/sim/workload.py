@@ -154,6 +154,7 @@ class Workload:
         # The store loses its last second now and then: then nothing is promised but that all goes on.
         world.power_loss = seed % 16 == 9
         # Nodes that serve nobody without the others, or without most of them.
+        world.has_users = True
         world.readiness = ALL if seed % 5 == 2 else MAJORITY if seed % 10 == 9 else AVAILABLE
         allowed = {f"allow_{what}_during_netsplit": rng.random() < 0.2 for what in SWITCHES} if waits(world) else {}
         if allowed:

@@ -7,6 +7,7 @@ a seed is a history. What a node is `virtual_node` says, what is between nodes `
 import hashlib
 import heapq
 import random
+import zlib
 from collections import Counter
 
 from network import Network
@@ -55,6 +56,8 @@ class World:
         self.leaver = None
         self.leaves_since = 0.0
         self.refuge = lambda client: None
+        # Whether half of the client ids belong to a user each.
+        self.has_users = False
         # By shared filter and payload, how often a message was taken from a dead node for other members.
         self.moved = Counter()
         self.stats = Counter()
@@ -72,6 +75,11 @@ class World:
         self._trace = trace
         self._heap = []
         self._order = 0
+
+    def user_of(self, client_id):
+        """Return the user to whom a client id belongs, None for nobody."""
+        has_user = self.has_users and zlib.crc32(f"{self.seed} {client_id}".encode()) & 1
+        return f"user of {client_id}" if has_user else None
 
     def add_node(self, name, settings=None, listeners=2, discovery=()):
         """Add a node that is not started yet."""
