@@ -253,13 +253,17 @@ class LeaveDesk:
         home, revives, orphans = unpack_adopt(frame)
         if not orphans:
             left: list[str] = []
+            knows_all = False
             for name, peer in self._mesh.peers.items():
                 if peer.store_id == home:
                     self._moving.claims.claim_now(name)
                     left = sorted(persistent_sessions(self._mesh, name))
+                    knows_all = self._mesh.is_complete(name)
             self._mesh.tell(node, pack_adopt_left(home, len(left)))
-            # Who removes it may have been down when these began.
-            orphans = [Orphan(client_id, None) for client_id in left[:ASKED_MAX]]
+            if knows_all:
+                # Who removes it may have been down when these began. While a member is not heard here they may be there
+                # by now, and would be lost to sessions that know nothing of what their clients have sent.
+                orphans = [Orphan(client_id, None) for client_id in left[:ASKED_MAX]]
         for orphan in orphans:
             self._moving.registrar.adopt(orphan.client_id, orphan.user_name, home, revives, now)
 

@@ -530,9 +530,9 @@ class Mesh:
         """Say whether every running member has confirmed this (generation, version) of this node's wishes."""
         return all(peer.knows_wishes >= version for peer in self.peers.values() if peer.running)
 
-    def is_complete(self) -> bool:
-        """Say whether every member runs, and this node knows all that each said of its sessions and wishes."""
-        return self._replication.is_complete()
+    def is_complete(self, besides: str = "") -> bool:
+        """Say whether every member but `besides` runs, and this node knows the sessions and wishes of each."""
+        return self._replication.is_complete(besides)
 
     def is_lasting_known(self, version: int) -> bool:
         """Say whether every running member has said that it knows this version of what outlives a start here."""

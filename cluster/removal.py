@@ -10,6 +10,7 @@ Theory of operation
       who was down when a session began may know nothing of it: the next one is asked after a while
       nobody has taken one since all were asked: it fails
     ADOPT(nobody) --> all, who adopt the sessions of which only they know, at most ASKED_MAX at a time
+      who does not hear all the others may only not have heard where these went: it adopts none before it does
       <-- ADOPT_LEFT, until each says that it knows another home of every one
       also until the wills are published that no session took along, for WILLS_S at most
     this node knows what those that run said of their sessions since: then the node is removed, and its other sessions
@@ -166,7 +167,11 @@ class Removal:
         unable = [name for name, left in self._others_left.items() if left > 0]
         if unable:
             count = max(self._others_left.values())
-            return f"{count} sessions of {self.node} have no new home: {', '.join(unable)} could not take them"
+            names = ", ".join(unable)
+            return (
+                f"{count} sessions of {self.node} have no new home: {names} could not take them, "
+                "as while another member is not heard there"
+            )
         silent = [name for name, left in self._others_left.items() if left < 0] or behind
         if silent:
             names = ", ".join(silent)

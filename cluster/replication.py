@@ -99,9 +99,11 @@ class Replication:
         """Say whether members may have yet to give what they kept for one that was forgotten."""
         return now < max(self._ended_until, self._peers.forgot_at + ENDED_S)
 
-    def is_complete(self) -> bool:
-        """Say whether every member runs, and this node knows the sessions and wishes of each."""
-        return all(peer.running and peer.tables.is_current() for peer in self._peers.all.values())
+    def is_complete(self, besides: str = "") -> bool:
+        """Say whether every member but `besides` runs, and this node knows the sessions and wishes of each."""
+        return all(
+            peer.running and peer.tables.is_current() for name, peer in self._peers.all.items() if name != besides
+        )
 
     def behind(self, since: float) -> list[str]:
         """Return the running members whose tables this node does not know as they were then or later."""

@@ -154,6 +154,41 @@ def test_what_a_client_asked_for_where_nobody_heard_it_is_not_owed_if_its_home_i
     checkers.check_delivery(test.world, test.clients, test.ledger)
 
 
+def test_a_member_that_does_not_hear_the_new_home_of_a_session_does_not_adopt_it():
+    """It was cut off when the session went there from the node that is removed, and may only not have heard of it.
+
+    That was so in seed 9587: the new home had to leave the session to one that was made of the registry alone, and knew
+    nothing of the QoS 2 PUBLISHes that its client had sent. One was published once more.
+    """
+    test = LeaveWorld(seed=9587, count=4)
+    node, one, away, home = test.nodes
+    (client,) = test.make_sessions(node, 1, qos=2)
+    for other in (node, one, home):
+        test.world.network.partition(away.name, other.name, True)
+    test.wait(lambda: not home.core.mesh.peers[away.name].running, "its absence")
+    client.home = home
+    client.come_back()
+    test.wait(lambda: client.state == ONLINE, "the move")
+    dead(test, node)
+    test.world.network.heal(away.name, one.name)
+    test.wait(lambda: all(peer.running for peer in one.core.mesh.peers.values() if peer.name != node.name), "the rest")
+    connects = client.connects
+    command = test.leave(one, node)
+    test.wait(lambda: command.is_over() or away.core.owner.session(client.name), "the failure")
+    assert (command.exit_code, command.text) == (
+        1,
+        "1 sessions of node1@h have no new home: node3@h could not take them, as while another member is not heard "
+        "there. node1@h stays a member; give the order once more",
+    )
+    test.world.network.heal_all()
+    test.wait(test.whole, "the rest of the cluster")
+    assert test.leave_and_wait(one, node).exit_code == 0
+    assert (client.state, client.connects, client.home) == (ONLINE, connects, home)
+    test.publish(test.publisher(one), [client], 2, qos=2)
+    test.come_back([client], [home])
+    test.judge([client])
+
+
 def test_a_removal_survives_the_loss_of_power():
     """Whoever ordered it was told, and nobody else is there who knows."""
     test = LeaveWorld(seed=30)
