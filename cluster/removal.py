@@ -169,8 +169,8 @@ class Removal:
             count = max(self._others_left.values())
             names = ", ".join(unable)
             return (
-                f"{count} sessions of {self.node} have no new home: {names} could not take them, "
-                "as while another member is not heard there"
+                f"{count} sessions of {self.node} have no new home: {names} could not take them; "
+                "a member takes none while it does not hear all others"
             )
         silent = [name for name, left in self._others_left.items() if left < 0] or behind
         if silent:

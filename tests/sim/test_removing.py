@@ -177,8 +177,8 @@ def test_a_member_that_does_not_hear_the_new_home_of_a_session_does_not_adopt_it
     test.wait(lambda: command.is_over() or away.core.owner.session(client.name), "the failure")
     assert (command.exit_code, command.text) == (
         1,
-        "1 sessions of node1@h have no new home: node3@h could not take them, as while another member is not heard "
-        "there. node1@h stays a member; give the order once more",
+        "1 sessions of node1@h have no new home: node3@h could not take them; a member takes none while it "
+        "does not hear all others. node1@h stays a member; give the order once more",
     )
     test.world.network.heal_all()
     test.wait(test.whole, "the rest of the cluster")
