@@ -449,6 +449,17 @@ class Departures:
         self._due.update(self.leavings)
         self._look_for_homes()
 
+    def homes_removed(self) -> None:
+        """Members were removed: of what was routed to a home there from which nobody goes on, nobody has anything.
+
+        A session that goes on from before that home may get its epoch counter once more.
+        """
+        self.superseding = {
+            client_id: counter
+            for client_id, counter in self.superseding.items()
+            if self._site.home(client_id).counter >= counter
+        }
+
     def _look_for_homes(self) -> None:
         """Sessions that were on their way to a node which is no member any more go where they are known to be.
 

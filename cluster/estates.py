@@ -13,6 +13,9 @@ may be down or cut off when the old one is removed, or this node may have starte
 then nobody else would have that. So an estate grows by what is published here for its sessions, as what waits for a
 member does, until the home of each has the mark in its stream. An estate that grows is not given.
 
+Whoever removed a node may not have heard of a session that had begun there while its home was down, and that home goes
+on with what it has. To that it is given as what was kept for a rival, of no later epoch.
+
 What a donor has for members it gives to their sessions in the same way (see `donor`).
 
 Invariant: an estate grows exactly while it has `heirs`.
@@ -248,6 +251,8 @@ class Estates:
             # Or its client has begun anew since.
             self._owner.counters.drop("session_ended")
             return
+        # Where a stub of a later epoch than the home's is, that would seem to have the session.
+        old_epoch = min(old_epoch, Epoch(home.epoch.counter, 0, old_epoch.store_id))
         place = self._owner.legacies.place(old_epoch, behind)
         session = self._owner.session(client_id)
         if session is not None:

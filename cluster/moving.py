@@ -317,6 +317,7 @@ class Moving:
                 self.departures.home_is_back(peer.store_id)
         if gone:
             self.arrivals.members_changed(now)
+            self.departures.homes_removed()
             self._switches = {pair: version for pair, version in self._switches.items() if not set(pair) & set(gone)}
         self._ran = {peer.store_id: peer.running for peer in self._mesh.peers.values()}
         self.departures.members_changed()

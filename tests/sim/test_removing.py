@@ -551,6 +551,60 @@ def test_a_session_that_is_over_is_not_back_by_what_was_kept_for_it():
     assert client.name not in stubs
 
 
+def test_what_was_kept_for_a_session_of_which_nobody_else_had_heard_comes_to_the_older_one():
+    """It began at the removed node without its home, which goes on with it, and is not to give it up (seed 13955)."""
+    test = LeaveWorld(seed=700)
+    node, one, away = test.nodes
+    publisher = test.publisher(away)
+    _cut_off(test, one, away)
+    client = Client(test.world, test.ledger, "roamer", one, 4, True, {TOPIC % 0: 2})
+    test.clients.append(client)
+    _visit(test, [client], one)
+    _begin_without_home(test, client, one, node)
+    test.publish(publisher, [client], 3, qos=2)
+    away.kill()
+    test.world.network.heal(one.name, away.name)
+    _have_removed_unheard(test, node, one, away)
+    assert test.queued(one) == {client.name: 3}
+    test.come_back([client], [away])
+    test.judge([client])
+
+
+def test_what_an_older_session_got_is_not_taken_for_what_the_removed_home_had():
+    """Who gives what it kept for that had both in its store when it started, and sent to both from the first on."""
+    test = LeaveWorld(seed=703)
+    node, one, away = test.nodes
+    client = test.make_sessions(one, 1, qos=2)[0]
+    publisher = test.publisher(away)
+    _begin_without_home(test, client, one, node)
+    test.publish(publisher, [client], 1, qos=2)
+    away.kill()
+    _have_removed_unheard(test, node, one, away)
+    test.wait(lambda: publisher.state == ONLINE, "the publisher's return")
+    test.publish(publisher, [client], 3, qos=2)
+    test.come_back([client], [away])
+    # The first was for both, of which neither knew of the other.
+    assert list(client.inbox.copies.values()) == [2, 1, 1, 1]
+
+
+def _begin_without_home(test, client, home, node):
+    """Have the session of a client begin at a node while its home is down, and the node die."""
+    dead(test, home)
+    _visit(test, [client], node)
+    test.wait(lambda: test.known(node, [client]), "its interest")
+    dead(test, node)
+
+
+def _have_removed_unheard(test, node, one, away):
+    """Have a node removed by one that knows less of its sessions than another one, which is down, and starts then."""
+    one.start()
+    assert test.leave_and_wait(one, node, targets=(one.name,)).exit_code == 0
+    away.start()
+    test.wait(lambda: node.name not in away.core.mesh.peers, "the news of the removal")
+    test.wait(lambda: not away.storage.snapshot()["outbox"], "the end of the estate")
+    test.wait(lambda: not away.core.owner.transfers.departures, "the end of the stub")
+
+
 def _publish_in_turns(test, publisher, client, count):
     """Publish messages to a client of which no two are given in one turn when they were kept for a dead node."""
     for _ in range(count):
