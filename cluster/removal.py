@@ -11,7 +11,8 @@ Theory of operation
       nobody has taken one since all were asked: it fails
     ADOPT(nobody) --> all, who adopt the sessions of which only they know, at most ASKED_MAX at a time
       who does not hear all the others may only not have heard where these went: it adopts none before it does
-      <-- ADOPT_LEFT, until each says that it knows another home of every one
+      <-- ADOPT_LEFT, until each says that it knows another home of every one; who dies meanwhile is waited for, unless
+      targets are named
       also until the wills are published that no session took along, for WILLS_S at most
     this node knows what those that run said of their sessions since: then the node is removed, and its other sessions
     with it; no progress in this for a while, as with a member that runs and takes nothing: it fails
@@ -64,8 +65,8 @@ class Removal:
         self._left = 0
         self._left_at = 0.0
         self._targets: list[str] = []
-        # How many sessions are left by what each member that runs knows, -1 before it has said that; and since when it
-        # is just so many in all.
+        # How many sessions are left by what each member that is asked knows, -1 before it has said that; and since when
+        # it is just so many in all.
         self._others_left: dict[str, int] = {}
         self._others_at = 0.0
         # When all are asked again, and how long wills are waited for.
@@ -143,16 +144,18 @@ class Removal:
 
         Say whether that is done, and this node knows of it. The wills are those of clients whose sessions end.
         """
-        running = [name for name, peer in self._mesh.peers.items() if peer.running]
-        if running != list(self._others_left):
-            self._others_left = {name: self._others_left.get(name, -1) for name in running}
+        peers = self._mesh.peers
+        # Where no targets are named, nobody else was down when this began: who is now may know of more sessions.
+        others = [name for name in peers if peers[name].running or (not self.order.targets and name != self.node)]
+        if others != list(self._others_left):
+            self._others_left = {name: self._others_left.get(name, -1) for name in others}
             self._others_at = now
         if not self._wills_until:
             self._wills_until = now + WILLS_S
         if now >= self._ask_all_at:
             self._ask_all_at = now + ALL_AGAIN_S
             self._moving.claims.claim_now(self.node)
-            for name in running:
+            for name in others:
                 for frame in pack_adopts(self.store_id, True, []):
                     self._mesh.tell(name, frame)
         behind = self._mesh.behind(self._others_at)
@@ -175,7 +178,8 @@ class Removal:
         silent = [name for name, left in self._others_left.items() if left < 0] or behind
         if silent:
             names = ", ".join(silent)
-            return f"{names} does not say whether it knows of more sessions of {self.node}, as when its disk is full"
+            why = "as when it has died, or its disk is full"
+            return f"{names} does not say whether it knows of more sessions of {self.node}, {why}"
         return ""
 
     def _fail(self, why: str) -> None:

@@ -771,6 +771,37 @@ def test_the_sessions_of_a_dead_node_live_of_which_not_all_members_know(is_known
     test.judge(clients)
 
 
+@pytest.mark.parametrize("is_back", [True, False])
+def test_a_removal_waits_for_a_member_that_dies_and_knows_of_more(is_back):
+    """It was not down when the removal was ordered, and nobody said that what only it knows may go (seed 13955)."""
+    test = LeaveWorld(seed=678)
+    node, one, two = test.nodes
+    dead(test, two)
+    clients = test.make_sessions(node, 4)
+    dead(test, node)
+    two.start()
+    test.wait(test.whole, "the return")
+    test.world.network.lose_frame = lambda frame: frame[1] == FrameType.ADOPT
+    command = test.leave(two, node)
+    dead(test, one)
+    test.world.network.lose_frame = None
+    if not is_back:
+        test.wait(command.is_over, "the end of its patience")
+        assert command.exit_code == 1
+        assert command.text.startswith("node2@h does not say whether it knows of more sessions of node1@h")
+        assert test.leave_and_wait(two, node).text.startswith("besides node1@h, node2@h does not run")
+    one.start()
+    if not is_back:
+        test.wait(test.whole, "the return")
+        command = test.leave(two, node)
+    test.wait(command.is_over, "the removal")
+    assert (command.exit_code, command.text) == (0, "Done")
+    assert sum(len(test.queued(other)) for other in (one, two)) == len(clients)
+    test.publish(test.publisher(two), clients, 3)
+    test.come_back(clients, [two, one])
+    test.judge(clients)
+
+
 @pytest.mark.parametrize("is_heard", [False, True], ids=["dead", "heard_by_another"])
 def test_a_session_of_a_removed_node_goes_on_belonging_to_its_user(is_heard):
     """No user orders an adoption: the one whose session it is need not be known to who has it adopted."""
@@ -842,7 +873,7 @@ def test_a_removal_fails_while_a_member_runs_and_does_not_tell(is_frozen):
     assert bool(lost) != is_frozen
     assert (said.exit_code, said.text.splitlines()[-1]) == (
         1,
-        "node3@h does not say whether it knows of more sessions of node1@h, as when its disk is full. "
+        "node3@h does not say whether it knows of more sessions of node1@h, as when it has died, or its disk is full. "
         "node1@h stays a member; give the order without --force-targets",
     )
     two.core.mesh.freeze(False)
@@ -1166,7 +1197,7 @@ def test_what_was_kept_for_a_dead_node_does_not_go_to_sessions_that_began_anew(s
         test.publish(publisher, clients, 2)
     if away is not None:
         away.kill()
-    assert test.leave_and_wait(one, node).exit_code == 0
+    assert test.leave_and_wait(one, node, targets=(one.name, two.name)).exit_code == 0
     test.world.run(5.0)
     if away is not None:
         away.start()

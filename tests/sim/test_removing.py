@@ -307,7 +307,7 @@ def test_what_a_dead_node_had_passed_on_is_not_given_once_more(away):
     test.world.network.heal_all()
     if away == "the publisher's node":
         two.kill()
-        command = test.leave(one, node)
+        command = test.leave(one, node, targets=(one.name,))
         test.world.run(REMOVED_S + 5.0)
         two.start()
         test.wait(command.is_over, "the removal")
