@@ -8,7 +8,9 @@ Theory of operation
 -------------------
     MIGRATING  ADOPT(client ids) --> the targets, in turn; at most ASKED_MAX of each are not under way yet. Who asks for
                a session by that is its new home, as if its client had connected there.
-    LEAVING    MEMBERS(removed: this node), Hello --> everybody; who answers REFUSED(REMOVED) has it in its store.
+    LEAVING    MEMBERS(removed: this node), Hello --> everybody; who answers REFUSED(REMOVED) has it in its store. What
+               others forward is not taken: who was not waited for has it for sessions that have moved, may be back too
+               late for a stub to give it on, and gives it to their new homes itself when it removes this node.
     REPORT     --> everybody, REPORT_S apart while something happens, else IDLE_REPORT_S
 
 Two leaves that begin at the same time at two nodes hear of each other; the one with the higher stamp ends itself.
@@ -158,6 +160,7 @@ class Leaver:
         if now >= self._look_at:
             self._look_at = now + LOOK_S if job.state != State.IDLE else math.inf
             self._look(now)
+        self._mesh.takes_forwards = job.state not in (State.LEAVING, State.LEFT)
         if job.changed:
             job.changed = False
             self._mesh.put_leave(job.pack())

@@ -127,6 +127,8 @@ class Mesh:
         """Restore what the store knows; `incarnation` counts this store's openings, `new_cluster_id` is random."""
         self.incarnation = incarnation
         self.started_at = now
+        # Whether what others forward is taken; not at a node that has nothing left and is about to be no member.
+        self.takes_forwards = True
         turn = Turn()
         store = MeshStore(storage, turn)
         self._hybrid = HybridClock()
@@ -694,7 +696,8 @@ class Mesh:
         if kind == FrameType.FORWARDS and connection and peer is not None:
             frame_type(frame)
             # It comes on the bulk connection, and names its session.
-            self._turn.messages.extend(peer.incoming.receive(Forwards(frame), now))
+            if self.takes_forwards:
+                self._turn.messages.extend(peer.incoming.receive(Forwards(frame), now))
             return
         if kind == FrameType.TABLE_BULK and connection and peer is not None:
             frame_type(frame)

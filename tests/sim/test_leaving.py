@@ -1578,6 +1578,39 @@ def test_a_node_that_starts_after_the_others_removed_it_has_left():
     test.wait(lambda: node.name in test.gone, "the end of the leave")
 
 
+@pytest.mark.parametrize("restarts", [False, True])
+def test_who_was_not_waited_for_and_is_back_gives_what_it_kept_to_the_new_homes(restarts):
+    """The node that leaves has a stub of each session, which gives nothing on to a home that has removed the node."""
+    test = LeaveWorld(seed=531)
+    node, one, two = test.nodes
+    network = test.world.network
+    clients = test.make_sessions(node, 10)
+    publisher = test.publisher(two)
+    for other in (node, one):
+        network.partition(other.name, two.name, True)
+    test.wait(lambda: not two.core.mesh.peers[node.name].running, "the notice of the partition")
+    test.wait(lambda: not any(other.core.mesh.peers[two.name].running for other in (node, one)), "the same elsewhere")
+    test.publish(publisher, clients, 5)
+    silent = [FrameType.REFUSED]
+    network.lose_frame = lambda frame: frame[1] in silent
+    command = test.leave(one, node, targets=("node2@h",), force=True)
+    test.wait(lambda: node.name not in one.core.mesh.peers, "its removal")
+    assert node.core.leaver.job.state == State.LEAVING
+    silent.append(FrameType.MEMBERS)
+    if restarts:
+        node.kill()
+        node.start()
+    network.heal(node.name, two.name)
+    test.wait(lambda: node.core.mesh.peers[two.name].running, "the return")
+    test.world.run(1.0)
+    assert outbox_messages(two) == 50
+    network.lose_frame = None
+    network.heal(one.name, two.name)
+    test.wait(lambda: command.is_over() and node.name in test.gone and test.whole(), "the end of the leave")
+    test.come_back(clients, [one, two])
+    test.judge(clients)
+
+
 def outbox_messages(node):
     """Return how much waits at a node for members that are down."""
     return sum(view.outbox_messages for view in node.core.members_view()) if node.up else 0
