@@ -102,6 +102,8 @@ class SessionStore:
         # written, with the message key, and those that were deleted, since everything was committed last.
         self._fresh: dict[tuple[int, int], bytes] = {}
         self._gone: dict[tuple[int, int], bool] = {}
+        # (owner, seq) of records that were given away since then: a scan does not know yet that their places are free.
+        self._given: dict[tuple[int, int], bool] = {}
 
     def take_writes(self) -> WriteBatch:
         """Return the turn's batch and begin a new one."""
@@ -111,9 +113,10 @@ class SessionStore:
 
     def committed(self) -> None:
         """Everything that was written is committed: what scans read is all there is."""
-        if self._fresh or self._gone:
+        if self._fresh or self._gone or self._given:
             self._fresh = {}
             self._gone = {}
+            self._given = {}
 
     def take_number(self) -> int:
         """Return a number for a new session or group."""
@@ -243,6 +246,11 @@ class SessionStore:
             self._dereference(owner, delivery)
         delivery.stored = False
 
+    def give_away(self, owner: int, delivery: Delivery) -> None:
+        """Remove the queue record of what another node has now, and may give back before that is committed."""
+        self.delete_delivery(owner, delivery)
+        self._given[owner, delivery.seq] = True
+
     def _dereference(self, owner: int, delivery: Delivery) -> None:
         if delivery.size > INLINE_BYTES_MAX:
             self._fresh.pop((owner, delivery.seq), None)
@@ -331,10 +339,15 @@ class SessionStore:
     def places(self, owner: int, first: int, last: int) -> dict[int, bytes]:
         """Return the places between two, both included, that have a delivery, with its message's key.
 
-        That is b"" where the client has released the message. What was written must be committed.
+        That is b"" where the client has released the message. What was written must be committed, but for what was
+        given away.
         """
         rows = self._storage.scan("queue", _queue_key(owner, first), _queue_key(owner, last + 1))
-        return {_seq(key): b"" if value[1] & _RELEASED else _message_key(value) for key, value in rows}
+        return {
+            _seq(key): b"" if value[1] & _RELEASED else _message_key(value)
+            for key, value in rows
+            if (owner, _seq(key)) not in self._given
+        }
 
     def last_place_before(self, owner: int, place: int) -> int:
         """Return the highest place below another that has a delivery, 0: none. What was written must be committed."""

@@ -358,7 +358,7 @@ class Transfers:
             session.queue.remove(delivery.seq, delivery.size)
         if session.arrival is not None:
             session.arrival.give_away(delivery.message.origin, delivery.message.number)
-        self._store.delete_delivery(session.number, delivery)
+        self._store.give_away(session.number, delivery)
 
     # The new home.
 

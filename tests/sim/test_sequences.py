@@ -1230,6 +1230,30 @@ def test_a_session_that_goes_to_and_fro_loses_nothing(times):
     a_session_goes_to_and_fro_before_any_move_is_over(times)
 
 
+def test_a_session_that_is_given_back_brings_what_it_had_from_here():
+    """Its first home hears that this was taken with the head alone, and gets it back in the same turn."""
+    scene = Scene(settings=OwnerSettings(max_inflight_messages=1))
+    first, second, third = scene.nodes
+    client = scene.comes("client", first, {b"a/b": 1}, version=4)
+    publisher = scene.comes("publisher", third)
+    scene.goes(client)
+    sent = scene.publish(publisher, b"a/b", 1, 6)
+    # It acknowledges nothing, so that the queue moves.
+    client.inbox.ack_delay_s = 5.0
+    lose(scene, FrameType.MOVE_ACK)
+    scene.connect(client, second)
+    scene.until(lambda: len(second.core.owner.session("client").queue) == 5)
+    scene.goes(client, True)
+    client.inbox.ack_delay_s = 0.0
+    assert len(first.core.moving.departures.leavings["client"].departure.session.queue) == 6
+    scene.connect(client, first)
+    lose(scene)
+    scene.until(lambda: not any(node.core.moving.departures.leavings for node in scene.nodes))
+    scene.until(lambda: len(scene.payloads(client)) == len(sent))
+    assert scene.payloads(client) == sent
+    assert scene.copies(client) == 1
+
+
 def a_session_that_came_back_goes_on_to_a_third_node():
     """A node is down, so all stubs last. The one between had taken all of the first home, says so, and gave it back.
 

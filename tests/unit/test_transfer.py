@@ -684,6 +684,32 @@ def test_what_a_stub_gave_away_comes_back_from_there(start: Callable[..., Node])
     assert [arrival.has_had(arrival.cuts, ELSEWHERE, number, place) for number in (3, 4)] == [False, True]
 
 
+@pytest.mark.parametrize("padding_bytes", [0, 1000])
+def test_what_a_stub_gave_away_may_come_back_in_the_same_turn(start: Callable[..., Node], padding_bytes: int) -> None:
+    """What the new home took is heard of with its offer, and what it gives follows that: both have the same places."""
+    old, new = start(store_id=HERE), start(store_id=THERE)
+    client = old.persistent("mover")
+    client.subscribe(b"t", 1)
+    client.drop()
+    sent = [b"%d" % number + bytes(padding_bytes) for number in (1, 2, 3)]
+    for number, payload in enumerate(sent, start=1):
+        direct(old, ELSEWHERE, number, payload)
+    move = Move(old, new)
+    move.begin()
+    old.begin()
+    transfers = old.owner.transfers
+    given = [copy(delivery) for delivery in transfers.read(move.departure, 100_000)]
+    assert len(given) == 3
+    transfers.confirm(move.departure, given[-1].seq)
+    session = transfers.come_back(move.departure, Epoch(3, 0, HERE))
+    assert transfers.add_donor(session, THERE, 2, old.now)
+    transfers.accept(session, THERE, 0, given, old.now)
+    old.settle()
+    assert len(session.queue) == 3
+    old.validate()
+    assert payloads(old.persistent("mover")) == sent
+
+
 def test_the_will_that_waits_at_an_old_home_comes_along(start: Callable[..., Node]) -> None:
     """The session has begun at both, in two halves of a partition; nobody is connected to either."""
     old, new = start(store_id=HERE), start(store_id=THERE)
