@@ -508,6 +508,10 @@ class Arrival:
                 if place >= donor.before:
                     donor.passed.setdefault(origin, 0)
 
+    def others_gave(self) -> bool:
+        """Say whether more than one old home has given something, or may have."""
+        return len(self.donors) > 1 or bool(self.places.given)
+
     def is_own(self, donor: Donor, seq: int) -> bool:
         """Say whether a place at an old home is one that it gave itself."""
         return seq >> PLACE_BITS == donor.counter and not is_legacy(seq)

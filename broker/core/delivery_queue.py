@@ -142,6 +142,11 @@ class DeliveryQueue:
         self.tail_count += 1
         self.bytes += size
 
+    def take_out(self, size: int) -> None:
+        """A record was removed from the store, wherever it stood there, after `rewind`."""
+        self.tail_count -= 1
+        self.bytes -= size
+
     def keep_in_store(self) -> None:
         """From now on nothing that is stored is taken to memory: the queue goes to another node, the oldest first."""
         self.rewind()

@@ -13,8 +13,9 @@ flight first; `confirm` deletes what the new home has committed. `end_departure`
 it is a member of its shared groups, unless its node leaves (see `draining`).
 
 At the new home `begin_arrival` makes the session from the head, and `accept` takes deliveries, whatever comes twice or
-came directly left out. The client is attached when those in flight are there. An `Arrival` says what the session gets
-directly meanwhile; `end_donor` ends it with the last of its old homes.
+came directly left out; but what is in flight at the heir goes on as it is there, in place of what another one gave. The
+client is attached when those in flight are there. An `Arrival` says what the session gets directly meanwhile;
+`end_donor` ends it with the last of its old homes.
 
 Both halves survive a restart: a session's record says that it departs, or what its arrival is. `write` writes what
 changed of that, once in a turn however much it was.
@@ -125,6 +126,8 @@ class Transfers:
         self.skips: dict[bytes, int] = {}
         # Sessions whose arrival changed since it was written last.
         self._changed: dict[Session, bool] = {}
+        # What old homes gave in this turn, by its place: no read of the store finds it yet.
+        self._fresh: dict[Session, dict[int, Delivery]] = {}
         self._settings = settings
         self._store = store
         self._subscribing = subscribing
@@ -152,6 +155,7 @@ class Transfers:
         if not self._changed:
             return
         changed, self._changed = self._changed, {}
+        self._fresh = {}
         for session in changed:
             departure = self.departures.get(session.client_id)
             is_there = self._lifetimes.sessions.get(session.client_id) is session
@@ -540,6 +544,7 @@ class Transfers:
         queue = session.queue
         queue.rewind()
         places, here = self._place(session, arrival, donor, deliveries)
+        held = {each.seq: each for each in session.inflight.deliveries.values()} if here else {}
         for place, delivery in zip(places, deliveries, strict=True):
             if delivery.seq <= donor.watermark:
                 continue
@@ -564,7 +569,9 @@ class Transfers:
             is_here = delivery.seq in here
             delivery.seq = place
             if is_here:
-                continue
+                if not donor.heir or not delivery.packet_id:
+                    continue
+                self._make_way(session, place, held.get(place))
             if delivery.packet_id and self._keeps_id(session, donor, delivery):
                 self._take_in_flight(session, donor, delivery, known)
                 continue
@@ -579,7 +586,7 @@ class Transfers:
                 continue
             if not donor.direct and not delivery.shared:
                 arrival.await_older(cuts, message.origin, message.number, place)
-            self._store.put_delivery(session.number, delivery)
+            self._put(session, delivery)
             queue.insert(delivery.seq, delivery.size)
             self._dispatcher.counters.queue_message_in += 1
         self._update(session, arrival, now)
@@ -598,10 +605,12 @@ class Transfers:
         if donor.direct:
             return [session.take_seq() for _ in deliveries], here
         places = [arrival.place(donor, delivery.seq) for delivery in deliveries]
-        if donor.heir or not deliveries:
+        if not deliveries or (donor.heir and not arrival.others_gave()):
             return places, here
         for _ in range(RIVALS_MAX):
             occupied = self._store.places(session.number, min(places), max(places))
+            for place, delivery in self._fresh.get(session, {}).items():
+                occupied[place] = b"" if delivery.released else delivery.message.key()
             others = set()
             for place, delivery in zip(places, deliveries, strict=True):
                 if delivery.seq in here or place not in occupied:
@@ -633,7 +642,28 @@ class Transfers:
         else:
             # The old home may have had it from an older one, after it gave its head.
             session.inflight.restore_late(delivery)
+        self._put(session, delivery)
+
+    def _put(self, session: Session, delivery: Delivery) -> None:
         self._store.put_delivery(session.number, delivery)
+        self._fresh.setdefault(session, {})[delivery.seq] = delivery
+
+    def _make_way(self, session: Session, place: int, held: Delivery | None) -> None:
+        """Remove what another old home gave of a delivery that is in flight at the heir: it goes on as it is there.
+
+        The client may have it, under the packet id that it has there. `held` is that delivery if it is in flight here.
+        """
+        if held is not None:
+            session.inflight.pop(held.packet_id)
+            self._store.delete_delivery(session.number, held)
+            return
+        copy = self._fresh.get(session, {}).get(place)
+        if copy is None:
+            copy = self._store.read(session.number, place - 1, 1)[0]
+        if not copy.packet_id:
+            # Else the client has acknowledged it in this turn.
+            session.queue.take_out(copy.size)
+            self._store.delete_delivery(session.number, copy)
 
     def _keeps_id(self, session: Session, donor: Donor, delivery: Delivery) -> bool:
         """Say whether a delivery in flight goes on under its packet id: the client may have it, under that."""

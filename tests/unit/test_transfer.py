@@ -55,7 +55,7 @@ class Move:
             watermark = self.chunk()
         return session
 
-    def chunk(self, confirmed: bool = True) -> int:
+    def chunk(self, confirmed: bool = True, settles: bool = True) -> int:
         """The next deliveries go over; the result is the watermark."""
         self.old.begin()
         after = max(self.departure.confirmed, self.departure.sent[-1].seq if self.departure.sent else 0)
@@ -63,7 +63,8 @@ class Move:
         session = self.new.owner.session(self.client_id)
         assert session is not None
         watermark = self.new.owner.transfers.accept(session, self.old.store_id, after, deliveries, self.new.now)
-        self.new.settle()
+        if settles:
+            self.new.settle()
         if confirmed:
             self.old.owner.transfers.confirm(self.departure, watermark)
             self.old.settle()
@@ -813,6 +814,56 @@ def test_what_an_old_home_had_from_here_has_its_place_already(start: Callable[..
     assert [publish.payload for publish in new.persistent("mover").take_publishes()] == [b"1", b"2", b"3"]
     new.validate()
     move.end()
+
+
+@pytest.mark.parametrize("lifo", [False, True])
+@pytest.mark.parametrize("same_turn", [False, True])
+@pytest.mark.parametrize("sent_by", ["nobody", "both", "second"])
+def test_what_is_in_flight_at_the_heir_is_not_here_twice_though_another_gave_it_first(
+    start: Callable[..., Node], sent_by: str, same_turn: bool, lifo: bool
+) -> None:
+    """The client came back to the first home, which the second did not hear: a third one has both (seed 13794)."""
+    settings = OwnerSettings(max_inflight_messages=1, queue_lifo=lifo)
+    first, second, third = [start(store_id=store_id, settings=settings) for store_id in (HERE, THERE, ELSEWHERE)]
+    client = first.persistent("mover", 4)
+    client.subscribe(b"t", 2)
+    if sent_by != "both":
+        client.drop()
+    direct(first, THIRD, 1, b"1" * 10_000, qos=2)
+    to_second = Move(first, second)
+    # Here as below nothing comes along with the head.
+    to_second.head.inflight_seq = 0
+    to_second.begin()
+    to_second.chunk(confirmed=False)
+    if sent_by == "second":
+        assert len(second.persistent("mover", 4).take_publishes()) == 1
+    first.owner.transfers.come_back(to_second.departure, Epoch(2, 700, HERE))
+    first.settle()
+    (sent,) = first.persistent("mover", 4).take_publishes()
+    direct(first, THIRD, 2, b"2" * 10_000, qos=2)
+    heir, other = Move(first, third), Move(second, third)
+    heir.head.inflight_seq = 0
+    session = heir.begin(counter=3)
+    cut = (ELSEWHERE, third.owner.next_number())
+    for move, epoch in ((heir, Epoch(2, 700, HERE)), (other, Epoch(2, 0, THERE))):
+        third.owner.transfers.add_donor(session, move.old.store_id, 2, third.now)
+        third.owner.transfers.introduce(session, move.old.store_id, epoch, move.head, cut, third.now)
+    third.settle()
+    other.chunk(settles=not same_turn)
+    heir.chunk()
+    third.validate()
+    assert list(session.inflight.deliveries) == [sent.packet_id]
+    assert len(session.queue) == 1
+    restarted = third.restart()
+    found = restarted.owner.session("mover")
+    assert found is not None
+    assert (list(found.inflight.deliveries), len(found.queue)) == ([sent.packet_id], 1)
+    again = third.persistent("mover", 4)
+    for payload in (b"1", b"2"):
+        (publish,) = [packet for packet in again.take() if isinstance(packet, Publish)]
+        assert publish.payload[:1] == payload
+        again.receive_qos2(publish.packet_id)
+    assert not third.stored("queue") and not third.stored("message")
 
 
 def test_packet_ids_begin_elsewhere_in_a_session_that_comes_back(start: Callable[..., Node]) -> None:
