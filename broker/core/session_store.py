@@ -102,8 +102,8 @@ class SessionStore:
         # written, with the message key, and those that were deleted, since everything was committed last.
         self._fresh: dict[tuple[int, int], bytes] = {}
         self._gone: dict[tuple[int, int], bool] = {}
-        # (owner, seq) of records that were given away since then: a scan does not know yet that their places are free.
-        self._given: dict[tuple[int, int], bool] = {}
+        # Owner -> place -> what moves have put there since then, None where they took away what was there.
+        self._moved: dict[int, dict[int, Delivery | None]] = {}
 
     def take_writes(self) -> WriteBatch:
         """Return the turn's batch and begin a new one."""
@@ -113,10 +113,10 @@ class SessionStore:
 
     def committed(self) -> None:
         """Everything that was written is committed: what scans read is all there is."""
-        if self._fresh or self._gone or self._given:
+        if self._fresh or self._gone or self._moved:
             self._fresh = {}
             self._gone = {}
-            self._given = {}
+            self._moved = {}
 
     def take_number(self) -> int:
         """Return a number for a new session or group."""
@@ -249,7 +249,12 @@ class SessionStore:
     def give_away(self, owner: int, delivery: Delivery) -> None:
         """Remove the queue record of what another node has now, and may give back before that is committed."""
         self.delete_delivery(owner, delivery)
-        self._given[owner, delivery.seq] = True
+        self._moved.setdefault(owner, {})[delivery.seq] = None
+
+    def put_moved(self, owner: int, delivery: Delivery) -> None:
+        """Write the queue record of what another node gave; one more may give it before that is committed."""
+        self.put_delivery(owner, delivery)
+        self._moved.setdefault(owner, {})[delivery.seq] = delivery
 
     def _dereference(self, owner: int, delivery: Delivery) -> None:
         if delivery.size > INLINE_BYTES_MAX:
@@ -339,15 +344,21 @@ class SessionStore:
     def places(self, owner: int, first: int, last: int) -> dict[int, bytes]:
         """Return the places between two, both included, that have a delivery, with its message's key.
 
-        That is b"" where the client has released the message. What was written must be committed, but for what was
-        given away.
+        That is b"" where the client has released the message. What was written must be committed, but for what moved.
         """
         rows = self._storage.scan("queue", _queue_key(owner, first), _queue_key(owner, last + 1))
-        return {
-            _seq(key): b"" if value[1] & _RELEASED else _message_key(value)
-            for key, value in rows
-            if (owner, _seq(key)) not in self._given
-        }
+        found = {_seq(key): b"" if value[1] & _RELEASED else _message_key(value) for key, value in rows}
+        for place, delivery in self._moved.get(owner, {}).items():
+            if delivery is None:
+                found.pop(place, None)
+            elif first <= place <= last:
+                found[place] = b"" if delivery.released else delivery.message.key()
+        return found
+
+    def at(self, owner: int, place: int) -> Delivery:
+        """Return what is in a place, which must have something. What was written must be committed, as for `places`."""
+        moved = self._moved.get(owner, {}).get(place)
+        return self.read(owner, place - 1, 1)[0] if moved is None else moved
 
     def last_place_before(self, owner: int, place: int) -> int:
         """Return the highest place below another that has a delivery, 0: none. What was written must be committed."""

@@ -126,8 +126,6 @@ class Transfers:
         self.skips: dict[bytes, int] = {}
         # Sessions whose arrival changed since it was written last.
         self._changed: dict[Session, bool] = {}
-        # What old homes gave in this turn, by its place: no read of the store finds it yet.
-        self._fresh: dict[Session, dict[int, Delivery]] = {}
         self._settings = settings
         self._store = store
         self._subscribing = subscribing
@@ -155,7 +153,6 @@ class Transfers:
         if not self._changed:
             return
         changed, self._changed = self._changed, {}
-        self._fresh = {}
         for session in changed:
             departure = self.departures.get(session.client_id)
             is_there = self._lifetimes.sessions.get(session.client_id) is session
@@ -586,7 +583,7 @@ class Transfers:
                 continue
             if not donor.direct and not delivery.shared:
                 arrival.await_older(cuts, message.origin, message.number, place)
-            self._put(session, delivery)
+            self._store.put_moved(session.number, delivery)
             queue.insert(delivery.seq, delivery.size)
             self._dispatcher.counters.queue_message_in += 1
         self._update(session, arrival, now)
@@ -609,8 +606,6 @@ class Transfers:
             return places, here
         for _ in range(RIVALS_MAX):
             occupied = self._store.places(session.number, min(places), max(places))
-            for place, delivery in self._fresh.get(session, {}).items():
-                occupied[place] = b"" if delivery.released else delivery.message.key()
             others = set()
             for place, delivery in zip(places, deliveries, strict=True):
                 if delivery.seq in here or place not in occupied:
@@ -642,11 +637,7 @@ class Transfers:
         else:
             # The old home may have had it from an older one, after it gave its head.
             session.inflight.restore_late(delivery)
-        self._put(session, delivery)
-
-    def _put(self, session: Session, delivery: Delivery) -> None:
-        self._store.put_delivery(session.number, delivery)
-        self._fresh.setdefault(session, {})[delivery.seq] = delivery
+        self._store.put_moved(session.number, delivery)
 
     def _make_way(self, session: Session, place: int, held: Delivery | None) -> None:
         """Remove what another old home gave of a delivery that is in flight at the heir: it goes on as it is there.
@@ -657,9 +648,7 @@ class Transfers:
             session.inflight.pop(held.packet_id)
             self._store.delete_delivery(session.number, held)
             return
-        copy = self._fresh.get(session, {}).get(place)
-        if copy is None:
-            copy = self._store.read(session.number, place - 1, 1)[0]
+        copy = self._store.at(session.number, place)
         if not copy.packet_id:
             # Else the client has acknowledged it in this turn.
             session.queue.take_out(copy.size)
