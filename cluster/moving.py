@@ -174,6 +174,9 @@ class Moving:
             session = owner.session(client_id)
             if session is not None:
                 self.departures.follow(session, now)
+        if mesh.membership.removed:
+            # Nothing says how long ago that was: who has something for its sessions may have yet to give it.
+            self.arrivals.members_changed(now)
 
     def joined(self) -> None:
         """This node adopted a cluster: of the epochs that it gave while it was alone nothing is left."""

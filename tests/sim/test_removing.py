@@ -11,7 +11,7 @@ from virtual_clients import ONLINE, Client
 from broker.core.events import Detach
 from broker.core.records import CLOSE
 from broker.mqtt.reasons import Reason
-from cluster.arrivals import REMOVED_S
+from cluster.arrivals import GONE_S, REMOVED_S
 from cluster.estates import CHUNK_BYTES
 from cluster.frames import FrameType
 from cluster.peers import UNHEARD_S
@@ -641,6 +641,41 @@ def test_what_was_kept_for_a_group_of_a_dead_node_goes_to_another_member():
     test.wait(lambda: len(workers[1].inbox.copies) == 3, "the messages")
     assert set(workers[1].inbox.copies.values()) == {1}
     test.wait(lambda: not one.storage.snapshot()["outbox"], "the end of the estate")
+
+
+@pytest.mark.parametrize("moves", [False, True])
+def test_what_was_sent_to_a_removed_node_as_well_is_not_given_by_the_donor(moves):
+    """Who published it had heard of the session's new home, and not yet of the removal.
+
+    The new home remembers as long after a restart what came directly, or the home after it (seed 14417).
+    """
+    test = LeaveWorld(seed=652)
+    node, one, two = test.nodes
+    clients = test.make_sessions(node, 3, qos=2)
+    publisher = test.publisher(two)
+    for other in (node, two):
+        test.world.network.partition(one.name, other.name, True)
+    test.wait(lambda: not any(peer.running for peer in one.core.mesh.peers.values()), "their absence")
+    assert test.leave_and_wait(one, node, targets=(one.name,)).exit_code == 0
+    test.world.network.lose_frame = lambda frame: frame[1] == FrameType.MEMBERS
+    test.world.network.heal(one.name, two.name)
+    test.wait(lambda: len(set(two.core.mesh.interest.persistent_filters(one.name))) == 3, "the news of the new home")
+    test.world.run(1.0)
+    test.publish(publisher, clients, 3, qos=2)
+    names = [client.name for client in clients]
+    test.wait(lambda: all(test.queued(home) == dict.fromkeys(names, 3) for home in (node, one)), "the messages")
+    test.world.network.lose_frame = None
+    test.wait(lambda: node.name in test.gone and node.name not in two.core.mesh.peers, "the news of its removal")
+    test.world.network.heal_all()
+    _restart(test, one, publisher)
+    test.wait(lambda: one.core.mesh.is_complete(), "the rest of the cluster")
+    test.world.run(GONE_S + 1.0)
+    if moves:
+        _visit(test, clients, two)
+    test.recover(node)
+    test.wait(lambda: node.name in test.gone, "the end of the donation")
+    test.come_back(clients, [two])
+    test.judge(clients)
 
 
 def test_what_a_removed_node_had_sent_is_not_sent_by_the_donor():
