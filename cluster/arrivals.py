@@ -249,6 +249,8 @@ class Arrivals:
             assert session.arrival is not None
             for node in [each for each in session.arrival.donors if each not in members]:
                 session.arrival.donors[node].gone = True
+                # After a restart nobody else says that.
+                self._owner.transfers.set_present(session, node, False, now)
                 gone_at = self._gone.setdefault(node, now)
                 if now >= gone_at + REMOVED_S:
                     self._owner.transfers.end_donor(session, node, now)

@@ -11,6 +11,7 @@ turn's forwards are in the streams, `answer`, and when its tables are told, `flu
 commit of the turn.
 """
 
+import math
 from collections.abc import Callable
 from typing import Final, final
 
@@ -161,6 +162,8 @@ class Moving:
         # And the names by which the registration knows them.
         self._named: set[str] = set()
         self._lives: dict[bytes, int] = {}
+        # Until when a member that was not heard since this node started may be there all the same.
+        self._unheard_until: float = now + mesh.failure_timeout_s
         # (asker, home, generation, version): who is to be told when this node knows a version of a home's wishes.
         self._switches: dict[tuple[bytes, bytes], tuple[int, int]] = {}
         self._frames: Final[dict[int, Callable[[str, bytes, bytes, float], None]]] = {
@@ -215,6 +218,10 @@ class Moving:
             self._mesh.retained.running_changed()
             self.claims.running_changed()
             self._update_running(now)
+        if now >= self._unheard_until:
+            self._unheard_until = math.inf
+            for store_id in [each for each, runs in self._ran.items() if not runs]:
+                self.arrivals.running(store_id, False, now)
         if self._mesh.take_tables_changed():
             self.registration.check_current(now)
             self.arrivals.changed()
@@ -241,6 +248,7 @@ class Moving:
             self.registrar.next_deadline(),
             self.departures.next_deadline(),
             self.claims.next_deadline(),
+            self._unheard_until,
         )
 
     def rows_changed(self, changes: list[RowChange]) -> None:

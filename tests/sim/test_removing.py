@@ -226,6 +226,27 @@ def test_a_removed_node_is_forgotten_although_somebody_stays_away():
     test.wait(lambda: node.name not in away.core.mesh.peers, "the removal", UNHEARD_S)
 
 
+@pytest.mark.parametrize("is_removed", [False, True])
+def test_a_session_that_began_without_its_old_home_does_not_wait_for_that_after_a_restart(is_removed):
+    """Its new home has not heard the old one in this life, and so does not see it go away."""
+    test = LeaveWorld(seed=145)
+    node, one, two = test.nodes
+    clients = test.make_sessions(node, 3)
+    publisher = test.publisher(two)
+    dead(test, node)
+    for client in clients:
+        client.comes_back = True
+    test.come_back(clients, [one])
+    if is_removed:
+        assert test.leave_and_wait(two, node).exit_code == 0
+    _restart(test, one, publisher)
+    test.wait(lambda: all(client.state == ONLINE for client in clients), "their return")
+    test.publish(publisher, clients, 3)
+    assert len(one.core.owner.transfers.arriving()) == len(clients)
+    test.world.run(one.core.mesh.failure_timeout_s + 0.5)
+    test.judge(clients)
+
+
 def test_a_session_of_a_removed_node_is_known_where_its_donor_is_heard_of_first():
     """A new store under the name comes with the news of the removal; who has the sessions comes later (seed 2328)."""
     test = LeaveWorld(seed=4)
