@@ -38,7 +38,7 @@ has been the home again since, as it may have got back what it gave. And what co
 stub has given already (`low` to `watermark`, or in `places` before that and when it is over) is left out. What was
 skipped it has not given: that comes from the one that had taken it, in the same places. What an origin sends to two old
 homes, since it has heard of nothing yet, has a place of its own at each: while there are several, or may be such of
-which nothing was heard yet, the ids of what they gave are remembered; after a restart, of what is still here of that.
+which nothing was heard yet, the ids of what they gave are remembered, as what the client took of that is nowhere else.
 
 What an old home had directly (`givers`) and has not given away it gives itself: what has a place of an older home is
 left out. When it has given that away, or is not heard of any more, a still older home and who kept something for that
@@ -156,7 +156,9 @@ class Arrival:
         "direct_from",
         "donors",
         "first_seq",
+        "fresh_ids",
         "given",
+        "id_rows",
         "ids",
         "is_stub",
         "kept",
@@ -187,6 +189,9 @@ class Arrival:
         self.given: dict[tuple[bytes, int, bytes], tuple[int, int]] = {}
         # Origin -> the numbers that old homes gave while there were several, or may have been.
         self.ids: dict[bytes, set[int]] = {}
+        # Those of them that are not stored yet, and in how many rows the others are.
+        self.fresh_ids: dict[bytes, list[int]] = {}
+        self.id_rows: int = 0
         # Origin -> from which number on what came directly is here, not before; None: all of it is.
         self.kept: dict[bytes, int] | None = None
 
@@ -400,6 +405,8 @@ class Arrival:
             if donor.low >= 0:
                 donor.low = max(donor.low, min(place, donor.watermark))
         self.places.come_back(epoch, place)
+        # What is stored of them may have been given away, and come back.
+        self.fresh_ids = {origin: sorted(numbers) for origin, numbers in self.ids.items() if numbers}
 
     def told_direct(self, counter: int) -> list[tuple[int, bytes, int]]:
         """Return (epoch counter, origin, number) of what this home, of an epoch counter, and older ones had directly.
@@ -468,6 +475,8 @@ class Arrival:
             return True
         if others or len(self.donors) > 1:
             self.note_id(origin, number)
+            if number and not self.is_stub:
+                self.fresh_ids.setdefault(origin, []).append(number)
         return False
 
     def note_id(self, origin: bytes, number: int) -> None:

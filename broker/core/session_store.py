@@ -10,6 +10,8 @@ reads through Storage; when something is written is the owner's decision.
                                           released yet
     session  session u64, "d"             version u8, place u64: the session goes to another node, which has it up to
     session  session u64, "a"             see `arrival`: what the session may still get from other nodes
+    session  session u64, "g", row u32    version u8, {origin (16 bytes), count u32, numbers u64}: what old homes gave
+                                          and others may have as well
     session  group u64, "$", filter       version u8: a shared group with records; filter begins with $share
     queue    owner u64, seq u64           version u8, flags u8 (see below), packet id u16 (0: not sent), size u32,
                                           [identifiers str], [shared filter str], message id (24 bytes), [body]
@@ -70,10 +72,12 @@ PROGRESS_RECORDS: Final = 200_000
 
 _SUBSCRIPTION: Final = ord("/")
 _GROUP: Final = ord("$")
+_GIVEN_IDS: Final = ord("g")
 _KEY_END: Final = b"\xff" * 9
 _SESSION: Final = struct.Struct(">BBIQ")
 _SUBSCRIBED: Final = struct.Struct(">BBI")
 _QUEUE: Final = struct.Struct(">BBHI")
+_U32: Final = struct.Struct(">I")
 _U64: Final = struct.Struct(">Q")
 _QUEUE_KEY_BYTES: Final = 16
 _U16: Final = struct.Struct(">H")
@@ -180,6 +184,22 @@ class SessionStore:
     def delete_arrival(self, session: Session) -> None:
         """The session has everything that it can get from other nodes."""
         self.writes.delete("session", _number(session.number) + b"a")
+
+    def put_given_ids(self, session: Session) -> None:
+        """Write those ids of what old homes gave that are not written yet, in a row of their own."""
+        arrival = session.arrival
+        assert arrival is not None
+        value = bytes([VALUE_VERSION])
+        for origin, numbers in arrival.fresh_ids.items():
+            value += origin + _U32.pack(len(numbers)) + b"".join([_U64.pack(number) for number in numbers])
+        self.writes.put("session", _number(session.number) + b"g" + _U32.pack(arrival.id_rows), value)
+        arrival.id_rows += 1
+        arrival.fresh_ids = {}
+
+    def delete_given_ids(self, session: Session) -> None:
+        """Remove all of those rows."""
+        start = _number(session.number) + b"g"
+        self.writes.delete_range("session", start, start + _KEY_END)
 
     # Shared groups.
 
@@ -489,6 +509,8 @@ class SessionStore:
             session.arrival = unpack_arrival(value)
             if any(not donor.heir for donor in session.arrival.donors.values()):
                 session.inflight.next_id = first_packet_id(session.epoch)
+        elif key[8] == _GIVEN_IDS:
+            _recover_given_ids(sessions[key[:8]], key, value)
         elif is_incoming:
             session = sessions[key[:8]]
             (packet_id,) = _U16.unpack(key[9:])
@@ -614,6 +636,25 @@ def _seq(key: bytes) -> int:
 
 def _incoming_key(session: Session, packet_id: int) -> bytes:
     return _number(session.number) + b"i" + packet_id.to_bytes(2, "big")
+
+
+def _recover_given_ids(session: Session, key: bytes, value: bytes) -> None:
+    """Take ids of what old homes gave out of a row; of a stub's, what is here still says which count."""
+    arrival = session.arrival
+    if arrival is None:
+        raise ValueError("ids of what nobody gave")
+    arrival.id_rows = _U32.unpack(key[9:])[0] + 1
+    pos = 1
+    while pos < len(value):
+        origin = value[pos : pos + ORIGIN_BYTES]
+        pos += ORIGIN_BYTES
+        (count,) = _U32.unpack_from(value, pos)
+        pos += _U32.size
+        for _ in range(count):
+            (number,) = _U64.unpack_from(value, pos)
+            pos += _U64.size
+            if not session.departing:
+                arrival.note_id(origin, number)
 
 
 def _packet_id(value: bytes) -> int:

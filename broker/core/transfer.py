@@ -145,6 +145,8 @@ class Transfers:
                 session.gate = arrival.gate()
             if arrival is not None:
                 self._note_places(session, arrival)
+            if arrival is not None and session.departing:
+                # What a stub has given away it may get back.
                 for origin, number in self._store.ids_before(session.number, arrival.first_seq):
                     arrival.note_id(origin, number)
 
@@ -158,6 +160,8 @@ class Transfers:
             is_there = self._lifetimes.sessions.get(session.client_id) is session
             if session.arrival is not None and (is_there or (departure is not None and departure.session is session)):
                 self._store.put_arrival(session)
+                if session.arrival.fresh_ids:
+                    self._store.put_given_ids(session)
 
     # The old home.
 
@@ -292,6 +296,8 @@ class Transfers:
         session.departing = False
         session.left_to = 0
         self._store.delete_departing(session)
+        if session.arrival is not None and session.arrival.id_rows:
+            self._store.delete_given_ids(session)
         session.queue.keep_in_memory(self._settings.queue_lifo, session.next_seq - 1)
         arrival = session.arrival
         direct = [] if arrival is None else arrival.told_direct(session.epoch.counter)
@@ -704,6 +710,8 @@ class Transfers:
         session.arrival = None
         self._dispatcher.arriving.pop(session, None)
         self._store.delete_arrival(session)
+        if arrival.id_rows:
+            self._store.delete_given_ids(session)
         self._open(session, 0, now)
 
     def _update(self, session: Session, arrival: Arrival, now: float) -> None:

@@ -108,7 +108,7 @@ def test_a_new_home_that_expects_nothing_of_whom_it_has_not_heard_is_caught(monk
 
 @interpreted
 def test_a_home_that_forgets_with_a_restart_what_old_homes_gave_is_caught(monkeypatch):
-    monkeypatch.setattr(SessionStore, "ids_before", lambda self, owner, place: [])
+    monkeypatch.setattr(SessionStore, "put_given_ids", lambda self, session: None)
     fails(lambda: sequences.a_home_restarts_between_what_two_old_homes_give(1))
 
 

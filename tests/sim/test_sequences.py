@@ -952,10 +952,11 @@ def test_what_is_given_before_another_old_home_is_heard_is_not_taken_from_that(q
     an_old_home_gives_what_another_one_had_that_is_not_heard_yet(qos, is_known)
 
 
-def a_home_restarts_between_what_two_old_homes_give(qos):
+def a_home_restarts_between_what_two_old_homes_give(qos, reads=False):
     """A session began at two nodes while its old home was away; what is published at the one both have, it and the old.
 
-    The old home passes that on to the other one, which starts again before it hears the one.
+    The old home passes that on to the other one, which starts again before it hears the one. With `reads` the client
+    has taken it from there.
     """
     scene = Scene()
     old, one, other = scene.nodes
@@ -973,6 +974,10 @@ def a_home_restarts_between_what_two_old_homes_give(qos):
     scene.world.network.heal(old.name, one.name)
     scene.until(lambda: len(other.core.owner.session("client").queue) == 3)
     assert one.core.moving.counts()["moves_left"] == 0
+    if reads:
+        scene.connect(client, other)
+        scene.until(lambda: scene.payloads(client) == sent)
+        scene.goes(client)
     scene.crash(other)
     scene.world.network.heal_all()
     scene.start(other)
@@ -984,9 +989,10 @@ def a_home_restarts_between_what_two_old_homes_give(qos):
     assert scene.copies(client) == 1
 
 
+@pytest.mark.parametrize("reads", [False, True])
 @pytest.mark.parametrize("qos", [1, 2])
-def test_what_an_old_home_gave_before_a_restart_is_not_taken_from_another(qos):
-    a_home_restarts_between_what_two_old_homes_give(qos)
+def test_what_an_old_home_gave_before_a_restart_is_not_taken_from_another(qos, reads):
+    a_home_restarts_between_what_two_old_homes_give(qos, reads)
 
 
 def a_session_moves_on_before_its_first_home_has_given_all():

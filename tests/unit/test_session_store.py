@@ -7,6 +7,7 @@ from core_helpers import STORE_ID, Node
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from broker.core.arrival import Arrival
 from broker.core.delivery_queue import HEAD_MAX
 from broker.core.epoch import COUNTER_MAX, FIRST_EPOCH, Epoch
 from broker.core.message import Delivery, Message
@@ -322,6 +323,30 @@ def test_the_ids_of_what_is_below_a_place():
     last = put(store, session, message_of(5))
     commit(store)
     assert store.ids_before(1, last.seq) == [(ORIGIN, 1), (ORIGIN, 2)]
+
+
+@pytest.mark.parametrize("departing", [False, True])
+def test_the_ids_of_what_old_homes_gave(departing):
+    """Each part in a row of its own, until nobody may give them any more. A stub may have given them away since."""
+    store = store_on()
+    session = session_in(store)
+    session.arrival = Arrival(first_place(Epoch(2, 0, ORIGIN)))
+    for numbers in ((1, 5), (7,)):
+        for number in numbers:
+            assert not session.arrival.comes_again(ORIGIN, number, True)
+        store.put_arrival(session)
+        store.put_given_ids(session)
+        assert not session.arrival.fresh_ids
+    if departing:
+        store.put_departing(session)
+    (found,), _groups, after = recovered(store)
+    assert found.arrival is not None
+    assert found.arrival.ids == ({} if departing else {ORIGIN: {1, 5, 7}})
+    assert (found.arrival.id_rows, found.arrival.fresh_ids) == (2, {})
+    after.delete_given_ids(found)
+    (found,), _groups, _after = recovered(after)
+    assert found.arrival is not None
+    assert (found.arrival.ids, found.arrival.id_rows) == ({}, 0)
 
 
 @pytest.mark.parametrize("committed", [True, False])

@@ -599,6 +599,56 @@ def test_a_session_that_is_back_takes_again_what_it_gave_of_an_older_home(start:
     assert len(session.queue) == 3
 
 
+def given_ids(node: Node) -> list[bytes]:
+    """Return the keys of the rows in which ids are of what old homes gave."""
+    return [key for key, _ in node.storage.scan("session", b"", b"") if key[8:9] == b"g"]
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_a_session_that_is_back_takes_after_a_restart_what_it_gave_away_and_nothing_else(
+    start: Callable[..., Node], restarts: bool
+) -> None:
+    """Of three deliveries that an old home had given, and another may have as well, it has given one away."""
+    old = start(store_id=HERE)
+    client = old.persistent("mover")
+    client.subscribe(b"t", 1)
+    client.drop()
+    for number in range(3):
+        direct(old, ELSEWHERE, number + 1, b"%d" % number)
+    new = Node(store_id=THERE)
+    move = Move(old, new)
+    session = move.begin()
+    old.begin()
+    given = [copy(delivery) for delivery in old.owner.transfers.read(move.departure, 100_000)]
+    again = [copy(delivery) for delivery in given]
+    new.owner.transfers.accept(session, HERE, 0, given, new.now, others=True)
+    new.settle()
+    assert given_ids(new)
+    assert new.owner.depart("mover", new.now) is not None
+    new.settle()
+    departure = new.owner.transfers.departures["mover"]
+    new.begin()
+    sent = new.owner.transfers.read(departure, 100_000)
+    new.owner.transfers.confirm(departure, sent[0].seq)
+    new.settle()
+    if restarts:
+        new = new.restart()
+    new.owner.transfers.come_back(new.owner.transfers.departures["mover"], Epoch(4, 0, THERE))
+    new.settle()
+    new = new.restart()
+    session = new.owner.session("mover")  # type: ignore[assignment]
+    assert session.arrival is not None
+    assert session.arrival.ids == {ELSEWHERE: {2, 3}}
+    new.owner.transfers.add_donor(session, THIRD, 3, new.now)
+    session.arrival.donor(THIRD).counter = 3
+    new.owner.transfers.accept(session, THIRD, 0, again, new.now)
+    new.settle()
+    assert len(session.queue) == 3
+    new.owner.transfers.end_arrival(session, new.now)
+    new.settle()
+    assert not given_ids(new)
+
+
 def test_a_cut_that_is_known_in_time_overlaps_with_nothing() -> None:
     arrival = Arrival(first_place(EPOCH))
     arrival.cuts.note_relayed(ELSEWHERE, 2)
