@@ -27,7 +27,9 @@ node published or dropped. Who knows their end says for that node that they are 
 of the claim. If nobody runs that knows, such a will is published once more.
 
 A node publishes none of its own wills that are claimed. Nor does it publish any while it does not know what those that
-run say of themselves, and whether others do (`Wills.held`): that is so after its start, and when a partition ends.
+run say of themselves, and whether others do (`Wills.held`): that is so after its start, and when a partition ends. Who
+may have been removed claims and publishes none: whoever removed it has seen to that, and what it published alone would
+come to the others when it is a donor.
 
 Bounds: TURNS_AT_ONCE turns are asked for or held.
 
@@ -101,6 +103,7 @@ class Claims:
         # The store ids of others for which this node says what they said.
         self._spoken_for: dict[bytes, bool] = {}
         self._running_changed = True
+        self._may_be_removed = False
         self._deadline: float = 0.0
         for claim in self._wills.claims_of(self._name):
             if claim.claimer != self._store_id:
@@ -167,8 +170,12 @@ class Claims:
         claim = Claim(self._name, client_id, key, will.number, False)
         self._pending[client_id, key] = Pending(claim, result.token, -1, now)
 
-    def look(self, now: float) -> None:
-        """See what others say of this node's wills; call it once a turn, before those that are due are published."""
+    def look(self, now: float, may_be_removed: bool) -> None:
+        """See what others say of this node's wills; call it once a turn, before those that are due are published.
+
+        It is also said whether this node may be no member any more.
+        """
+        self._may_be_removed = may_be_removed
         # Without a will there is nothing to ask for, which would be asked for in every turn.
         self._owner.wills.held = not self._knows_others(now) if len(self._owner.wills) else bool(self._mesh.peers)
         for client_id in self._wills.take_doubtful():
@@ -183,7 +190,8 @@ class Claims:
             return
         self._wills.away_changed = False
         self._note_missing(now)
-        self._ask(now)
+        if not self._may_be_removed:
+            self._ask(now)
         if self._pending and self._knows_others(now):
             for pending in list(self._pending.values()):
                 if pending.version >= 0 and self._mesh.is_lasting_known(pending.version):
@@ -224,6 +232,8 @@ class Claims:
 
     def _knows_others(self, now: float) -> bool:
         """Say whether this node knows what every member says, those apart that have been away for long enough."""
+        if self._may_be_removed:
+            return False
         for name, peer in self._mesh.peers.items():
             if peer.running:
                 if not peer.tables.is_current():
@@ -433,7 +443,8 @@ class Claims:
 
     def _next(self, now: float) -> float:
         """Return when to look again."""
-        if self._pending or self._asked or (self._owner.wills.held and len(self._owner.wills)):
+        is_held = self._may_be_removed or (self._owner.wills.held and len(self._owner.wills) > 0)
+        if self._pending or self._asked or is_held:
             return now + POLL_S
         deadline = self._due[0][0] if self._due else math.inf
         if self._missing or self._spoken_for:

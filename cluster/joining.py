@@ -160,6 +160,10 @@ class Joining:
         """A fellow member refuses this node's key: say Hello to it with the join key."""
         self._introduce[node] = address
 
+    def introduces(self) -> bool:
+        """Say whether this node asks a fellow member that refuses its key, or is about to."""
+        return bool(self._introduce) or (self.state != JoinState.IDLE and self.purpose == Purpose.INTRODUCTION)
+
     def settle(self) -> None:
         """The operator's join is decided."""
         self.operator_target = ""

@@ -459,6 +459,10 @@ class Mesh:
         """Have the others remove this node; `take_removed_by` has those that did."""
         self._conversation.tell_leaving()
 
+    def introduces(self) -> bool:
+        """Say whether members that refuse this node's key have yet to say why."""
+        return self._joining.introduces()
+
     def take_removed_by(self) -> set[str]:
         """Return the members that say that this node is none any more, since the last call."""
         names = self._turn.removed_by

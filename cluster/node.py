@@ -33,6 +33,7 @@ from cluster.joining import JoinResult
 from cluster.leave_desk import LeaveDesk
 from cluster.leave_frames import Report
 from cluster.leaver import Leaver
+from cluster.leaving import State
 from cluster.mesh import MemberView, Mesh
 from cluster.moving import Moving
 from cluster.statuses import NodeStatus
@@ -164,7 +165,7 @@ class NodeCore:
         self._collect(now)
         self._tell_readiness()
         # What others publish, or have published, is not to be published here as well.
-        self.moving.claims.look(now)
+        self.moving.claims.look(now, self._may_be_removed(now))
         self.owner.tick(now)
         self.moving.tick(now)
         self.leaver.tick(now)
@@ -228,12 +229,9 @@ class NodeCore:
     def is_awaited(self, now: float) -> bool:
         """Say whether this node, which has just started and would serve clients, has yet to hear that it is a member.
 
-        It may have been removed while it was down. Where it hears nobody it waits for AWAITED_S, no longer.
+        Where it hears nobody, and nobody refuses it, it waits for AWAITED_S, no longer.
         """
-        mesh = self.mesh
-        if not mesh.peers or now >= mesh.started_at + AWAITED_S or not self.owner.netsplit.lets_connect():
-            return False
-        return not any(peer.running for peer in mesh.peers.values())
+        return self.owner.netsplit.lets_connect() and self._may_be_removed(now)
 
     def members_view(self) -> list[MemberView]:
         """Return every member as this node sees it."""
@@ -301,6 +299,18 @@ class NodeCore:
             if forward.groups:
                 address = pack_address(forward.groups, forward.plain, forward.waited)
             self.mesh.forward(forward.node, forward.message, forward.ticket, now, forward.persistent, address)
+
+    def _may_be_removed(self, now: float) -> bool:
+        """Say whether this node has been removed, or may have been while it was down, and hears nobody who knows.
+
+        Members that refuse its key live, and say why when they are asked.
+        """
+        mesh = self.mesh
+        if self.leaver.job.state == State.REMOVED:
+            return True
+        if now >= mesh.started_at + AWAITED_S and not mesh.introduces():
+            return False
+        return bool(mesh.peers) and not any(peer.running for peer in mesh.peers.values())
 
     def _tell_readiness(self) -> None:
         """Tell the owner whether this node reaches the members that it needs; not while the store takes no writes."""

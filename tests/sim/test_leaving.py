@@ -1000,6 +1000,36 @@ def test_a_removed_node_that_comes_back_is_told_so_and_serves_nobody():
     assert list(one.core.mesh.peers) == [two.name]
 
 
+def test_a_removed_node_publishes_no_wills_while_it_waits_to_be_told_so():
+    """Members that refuse its key live, and take long to say why. As a donor it gives away what it published."""
+    test = LeaveWorld(seed=678, leave_will_grace_s=1)
+    node, one, two = test.nodes
+    (witness,) = test.make_sessions(two, 1, online=True)
+    mortals = [test.publisher(home, f"mortal {home.name}") for home in (node, one)]
+    for mortal in mortals:
+        mortal.will = (next(iter(witness.ever_wanted)), 1, 0)
+        mortal.disconnect(False)
+    test.wait(lambda: all(mortal.state == ONLINE for mortal in mortals), "connections with wills")
+    test.world.run(1.0)
+    for mortal in mortals:
+        mortal.comes_back = False
+    dead(test, node)
+    mortals[1].disconnect(True)
+    assert test.leave_and_wait(one, node).exit_code == 0
+    test.wait(lambda: len(heard_by(witness)) == 2, "both wills")
+    told_at = test.world.now + AWAITED_S + 2.0
+    one.stalled_until = two.stalled_until = told_at
+    node.start()
+    while node.name not in test.gone:
+        assert node.core.is_awaited(node.clocks.monotonic()), "it serves nobody before it knows"
+        test.world.run(0.01)
+    assert test.world.now > told_at
+    test.recover(node)
+    test.wait(lambda: node.name in test.gone, "the donor's end")
+    test.world.run(REMOVED_S)
+    assert len(heard_by(witness)) == 2
+
+
 def test_a_removed_node_that_runs_is_told_so_by_a_member_that_it_hears():
     """It does not hear who removed it, and its connection to the other member stands all the while."""
     test = LeaveWorld(seed=672)
