@@ -290,6 +290,11 @@ class Departures:
         leaving = self.leavings.get(client_id)
         return leaving is not None and not is_bare(leaving.departure) and not self._is_over(leaving)
 
+    def next_epoch(self, client_id: str) -> Epoch:
+        """Return the epoch under which a stub is offered to its home, NO_EPOCH if none is here."""
+        leaving = self.leavings.get(client_id)
+        return NO_EPOCH if leaving is None else leaving.epoch
+
     def is_untaken(self, client_id: str) -> bool:
         """Say whether nobody is known to be the new home of a session that leaves."""
         leaving = self.leavings.get(client_id)

@@ -388,7 +388,8 @@ class Moving:
         """Say whether an old home's word is for this node.
 
         If a stub is here that nobody has taken, or that is meant for the very node that gives the session away, then
-        that is the session which the word is about: two stubs would wait for each other.
+        that is the session which the word is about: two stubs would wait for each other. One that is meant for a third
+        node goes to the session that comes instead, if that has the later epoch: more stubs would wait in a ring.
         """
         if item.kind != HEAD or self._owner.session(item.client_id) is not None:
             return True
@@ -397,7 +398,7 @@ class Moving:
         assert item.head is not None
         given_back = self.departures.is_given_back(item.client_id, node, item.epoch, item.head.taken)
         if not given_back and not self.departures.is_untaken(item.client_id):
-            return False
+            return self.departures.next_epoch(item.client_id) < item.epoch
         self.departures.come_back(item.client_id, item.epoch)
         self.departures.notices.append(f"session of {item.client_id!r} is back before it was all elsewhere")
         self.arrivals.watch(item.client_id)

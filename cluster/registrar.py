@@ -15,7 +15,8 @@ Theory of operation
     an ENDED row.
 
 The node that is asked may be giving the session to another one already, which is away and whose epoch nobody else has
-heard of. It names that, and is asked again under a later epoch: a clock that is ahead decides nothing.
+heard of. It names that, and is asked again under a later epoch: a clock that is ahead decides nothing. Nor does it if
+it is this node that gives the session to that one.
 
 A session is also had for a client that has not connected (`adopt`): its old home wants to be rid of it, or is gone for
 good. That goes the same way, but nothing is attached in the end.
@@ -220,7 +221,9 @@ class Registrar:
                 continue
             if isinstance(result, Granted):
                 latest = max(result.epoch, self._registry.highest_epoch(result.client_id))
-                counter = self._registry.next_counter(result.client_id, latest)
+                # A stub here may go to a home that is away, and of whose epoch nobody else has heard.
+                highest = max(latest, self._departures.next_epoch(result.client_id))
+                counter = self._registry.next_counter(result.client_id, highest)
                 waiting.epoch = Epoch(counter, self._stamp(), self._site.store_id())
                 self._resolve(waiting, latest, now)
             else:

@@ -477,6 +477,75 @@ def test_a_session_goes_elsewhere_though_its_new_home_died_of_which_only_the_old
     assert scene.connected("client") == [new]
 
 
+def a_session_goes_to_a_node_of_which_only_its_old_home_knows(ahead_ms=0):
+    """Another one began in the other half of a partition, later.
+
+    Return the scene, the client and what its sessions are to have: at the old home, at the new and at the third node.
+    """
+    scene = Scene()
+    old, new, third = scene.nodes
+    new.clocks.set_ahead(ahead_ms)
+    publishers = [scene.comes(f"publisher {node.name}", node) for node in scene.nodes]
+    scene.split([old, new], [third])
+    scene.run(5.0)
+    payloads = []
+    for place, name in ((0, "client"), (2, "rival")):
+        client = scene.client(name, scene.nodes[place], {b"a/b": 1}, client_id="client")
+        scene.connect(client)
+        scene.goes(client)
+        payloads += scene.publish(publishers[place], b"a/b", 1, 3)
+    client = scene.clients[-2]
+    lose(scene, FrameType.MOVE_ACK, *TABLES)
+    client.home = new
+    client.connect()
+    scene.goes(client, True)
+    scene.until(lambda: scene.homes("client") == [new, third])
+    scene.split([new], [old])
+    scene.until(lambda: not old.core.mesh.peers[new.name].running)
+    lose(scene)
+    payloads += scene.publish(publishers[1], b"a/b", 1, 3)
+    scene.world.network.heal(old.name, third.name)
+    scene.until(lambda: all(len(node.core.mesh.registry.homes("client")) == 2 for node in (old, third)))
+    return scene, client, payloads
+
+
+def has_all_once(scene, client, home, payloads):
+    """Heal the cluster, and check that a client that is connected stays where it is and gets everything."""
+    scene.heal()
+    scene.until(lambda: not any(node.core.moving.counts()["moves_leaving"] for node in scene.nodes))
+    scene.until(lambda: sorted(scene.payloads(client)) == sorted(payloads))
+    assert scene.copies(client) == 1
+    assert scene.connected("client") == [home]
+
+
+@pytest.mark.parametrize("ahead_ms", [0, 150_000])
+def test_a_session_comes_to_a_node_though_its_stub_there_goes_to_one_that_is_away(ahead_ms):
+    """By a clock that is ahead, that one asked for it later than its client comes to the node of the stub."""
+    scene, client, payloads = a_session_goes_to_a_node_of_which_only_its_old_home_knows(ahead_ms)
+    old = scene.nodes[0]
+    scene.connect(client, old)
+    assert client.session_present
+    has_all_once(scene, client, old, payloads)
+
+
+def test_no_stubs_of_a_session_wait_for_each_other_in_a_ring():
+    """The third node gives to the old home, that to the new one, and that to the third, where the client is now."""
+    scene, client, payloads = a_session_goes_to_a_node_of_which_only_its_old_home_knows()
+    old, new, third = scene.nodes
+    lose(scene, FrameType.MOVE)
+    client.home = old
+    client.connect()
+    scene.until(lambda: third.core.moving.departures.has_stub("client"))
+    scene.goes(client, True)
+    scene.split([old], [third])
+    lose(scene)
+    scene.world.network.heal(new.name, third.name)
+    scene.until(lambda: third.core.mesh.registry.find("client").node == new.name)
+    scene.connect(client, third)
+    assert client.session_present
+    has_all_once(scene, client, third, payloads)
+
+
 def calls(scene, node, client_id, user_name=None, clean=False):
     """Return the reason with which a node answers a CONNECT, and wait until all know of that."""
     heard = []
