@@ -195,6 +195,8 @@ class Departures:
         drained = NO_EPOCH.store_id
         if leaving is not None and session is not None:
             if not self._owner.transfers.is_drained(leaving.departure):
+                # What is routed to the session here comes to the stub as well, and is not read there otherwise.
+                self._due[take.client_id] = leaving
                 return False
             # It makes way when the session goes, and not before: while that waits or stays, members may still send what
             # was for the stub, and directly the session does not get that.

@@ -1366,6 +1366,33 @@ def test_a_session_that_came_back_loses_nothing_when_it_goes_on():
     a_session_that_came_back_goes_on_to_a_third_node()
 
 
+def test_a_session_goes_on_from_where_its_stub_lasts():
+    """It came back while the node to which it had gone is away; what is published since comes to the stub as well."""
+    scene = Scene()
+    old, dead, new = scene.nodes
+    client = scene.comes("client", old, {b"a/b": 1})
+    publisher = scene.comes("publisher", new)
+    scene.goes(client)
+    lose(scene, FrameType.MOVE_ACK)
+    scene.connect(client, dead)
+    scene.goes(client)
+    scene.crash(dead)
+    lose(scene)
+    scene.connect(client, old)
+    scene.run(2.0)
+    scene.goes(client)
+    assert old.core.moving.departures.has_stub("client")
+    payloads = scene.publish(publisher, b"a/b", 1, 3)
+    scene.run(2.0)
+    scene.connect(client, new)
+    scene.until(lambda: scene.payloads(client) == payloads)
+    payloads += scene.publish(publisher, b"a/b", 1, 3)
+    scene.start(dead)
+    scene.until(lambda: not any(node.core.moving.departures.leavings for node in scene.nodes))
+    scene.until(lambda: scene.payloads(client) == payloads)
+    assert scene.copies(client) == 1
+
+
 def is_move(frame, takes):
     """Say whether a frame is an old home's word; what a new one asks for is noted."""
     kind = frame[1] if len(frame) > 1 else None
