@@ -16,6 +16,10 @@ member does, until the home of each has the mark in its stream. An estate that g
 Whoever removed a node may not have heard of a session that had begun there while its home was down, and that home goes
 on with what it has. To that it is given as what was kept for a rival, of no later epoch.
 
+The store that is gone may come back as a donor's. It hears from which number on what is published here is given from
+an estate, if not directly, whether that is given already, or grows yet, and leaves that to it. As it is a member again,
+it has what is older than that and what is newer: whoever had both from it would take all between for given.
+
 What a donor has for members it gives to their sessions in the same way (see `donor`).
 
 Invariant: an estate grows exactly while it has `heirs`.
@@ -33,6 +37,7 @@ from cluster.moving import Moving
 from cluster.outbox import Outbox, Stored
 from cluster.peers import grows_by
 from cluster.wanted import Wanted
+from cluster.wire import NUMBER_MAX
 
 # How much of an estate is read in a turn, and how long the next one waits.
 CHUNK_BYTES: Final = 256 * 1024
@@ -51,6 +56,10 @@ class Estate:
         self.outbox = outbox
         # It is stored from which of this node's messages on they are given to others.
         self.is_told = False
+        # The number of the first of these that is left, or would be the next, NUMBER_MAX for none; 0 until it is looked
+        # up, which has come to the message `seen` in the outbox.
+        self.first = 0
+        self.seen = 0
         self.wanted = wanted
         # The sessions for which it grows: client id -> the home, the generation of its wishes, and the mark of which is
         # awaited that the home has it.
@@ -104,6 +113,9 @@ class Estates:
         if not self._open or now < self._work_at:
             return
         self._work_at = now + PAUSE_S
+        for estate in self._open.values():
+            if not estate.first:
+                self._look_up(estate)
         growing = [estate for estate in self._open.values() if estate.heirs]
         if growing:
             # What is added last has to be committed before it is read.
@@ -154,9 +166,33 @@ class Estates:
         """Return when `begin` has something to do."""
         return self._work_at if self._open else math.inf
 
+    def rerouted(self, store_id: bytes) -> int:
+        """Return from which number on this node's messages for a store went to others, or will; NUMBER_MAX for none.
+
+        0: that is not known yet.
+        """
+        if self._mesh.has_fresh_estate(store_id):
+            return 0
+        estate = self._open.get(store_id)
+        stored = self._mesh.rerouted(store_id)
+        return stored if estate is None else min(stored, estate.first)
+
     def messages(self) -> int:
         """Return how many messages are not given to anybody yet."""
         return sum(estate.outbox.messages for estate in self._open.values())
+
+    def _look_up(self, estate: Estate) -> None:
+        """See which of this node's messages is the first for sessions in an estate, or look at a part of it."""
+        outbox = estate.outbox
+        own = self._mesh.membership.own().store_id
+        found = outbox.read(max(outbox.first, estate.seen + 1), outbox.last, CHUNK_BYTES)
+        for stored in found:
+            estate.seen = stored.number
+            if stored.plain and stored.message.origin == own:
+                estate.first = stored.message.number
+                return
+        if not found:
+            estate.first = self._owner.next_number() if estate.heirs else NUMBER_MAX
 
     def _grow(self, estate: Estate, now: float) -> None:
         """See for which sessions an estate need not grow any more."""

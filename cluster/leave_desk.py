@@ -24,6 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, final
 
+from cluster.estates import Estates
 from cluster.frames import FrameType
 from cluster.leave_frames import (
     Order,
@@ -123,9 +124,18 @@ class Follower:
 class LeaveDesk:
     """The leaves of a cluster as one member sees them."""
 
-    def __init__(self, mesh: Mesh, moving: Moving, leaver: Leaver, reports: dict[str, Report], reference: str) -> None:
+    def __init__(
+        self,
+        mesh: Mesh,
+        moving: Moving,
+        estates: Estates,
+        leaver: Leaver,
+        reports: dict[str, Report],
+        reference: str,
+    ) -> None:
         self._mesh = mesh
         self._moving = moving
+        self._estates = estates
         self._leaver = leaver
         self._reports = reports
         self._reference = reference
@@ -275,7 +285,10 @@ class LeaveDesk:
 
     def _receive_donor(self, node: str, frame: bytes, now: float) -> None:
         store_id = unpack_donor(frame)
-        self._mesh.tell(node, pack_donor_heard(store_id, self._mesh.rerouted(store_id)))
+        number = self._estates.rerouted(store_id)
+        if number:
+            self._mesh.tell(node, pack_donor_heard(store_id, number))
+        # Else it asks again.
 
     def _receive_donor_heard(self, node: str, frame: bytes, now: float) -> None:
         store_id, number = unpack_donor_heard(frame)

@@ -17,7 +17,8 @@ as in `wire`.
     ADOPT_LEFT    16 bytes store_id of the home, u32 how many persistent sessions have no other home, as far as I know
                                                                  the answer to an ADOPT of nobody
     DONOR         16 bytes store_id: I give the queues of this store back                       to all
-    DONOR_HEARD   16 bytes store_id, number from which on mine for that store went to others    the answer
+    DONOR_HEARD   16 bytes store_id, number from which on mine for that store went to others, or will
+                                                                 the answer
 """
 
 from dataclasses import dataclass

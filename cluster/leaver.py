@@ -356,12 +356,12 @@ class Leaver:
     def may_give(self) -> bool:
         """Say whether sessions may be read that leave this node.
 
-        A donor asks first what others have given already.
+        A donor asks first what others give instead of it (see `estates`).
         """
         return self.job.state != State.DONATING or self._heard >= set(self._mesh.peers)
 
     def donor_heard(self, node: str, store_id: bytes, number: int) -> None:
-        """A member says from which number on it has given its messages for this donor to others."""
+        """A member says from which number on its messages for this donor are given to others."""
         if store_id == self._mesh.former_store() and node in self._mesh.peers:
             self._heard.add(node)
             self._owner.transfers.skips[self._mesh.peers[node].store_id] = number

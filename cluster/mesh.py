@@ -385,6 +385,10 @@ class Mesh:
         self._turn.estates = []
         return estates
 
+    def has_fresh_estate(self, store_id: bytes) -> bool:
+        """Say whether a store has an estate here that was not taken yet."""
+        return store_id in self._turn.estates
+
     def estate_outbox(self, store_id: bytes) -> Outbox:
         """Return what waits for a store that is no member any more."""
         return self._peers.estate(store_id)

@@ -70,6 +70,8 @@ class MeshStore:
         # By sender. A member comes at any time, when the store may not be readable.
         self._positions: dict[bytes, int] = dict(self._read_all("meta", KEY_POSITION, _read_position))
         self._handed: dict[bytes, int] = dict(self._read_all("meta", KEY_HANDED, _read_position))
+        # By store. What is told of an estate in the turn in which it ends counts.
+        self._rerouted: dict[bytes, int] = dict(self._read_all("meta", KEY_REROUTED, _read_position))
         self._outboxes: dict[bytes, Outbox] = recover(storage, turn, self.clock)
 
     def cluster_id(self, fresh: bytes) -> bytes:
@@ -193,11 +195,11 @@ class MeshStore:
 
     def rerouted(self, store_id: bytes) -> int:
         """Return from which number on this node's messages for a store went to others; NUMBER_MAX for none."""
-        stored = self._storage.get("meta", KEY_REROUTED + store_id)
-        return NUMBER_MAX if stored is None else int.from_bytes(stored[1:], "big")
+        return self._rerouted.get(store_id, NUMBER_MAX)
 
     def put_rerouted(self, store_id: bytes, number: int) -> None:
         """Remember for ever from which number on this node's messages for a store go to others."""
+        self._rerouted[store_id] = number
         self._turn.writes.put("meta", KEY_REROUTED + store_id, _VERSION + pack_u64(number))
 
     def end_estate(self, store_id: bytes) -> None:

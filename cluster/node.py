@@ -105,7 +105,7 @@ class NodeCore:
         self.estates = Estates(owner, mesh, self.moving)
         reports: dict[str, Report] = {}
         self.leaver = Leaver(owner, mesh, self.moving, self.estates, reports)
-        self.leave_desk = LeaveDesk(mesh, self.moving, self.leaver, reports, server_reference)
+        self.leave_desk = LeaveDesk(mesh, self.moving, self.estates, self.leaver, reports, server_reference)
         # Why this node is no member any more, "" while it is one.
         self.removed = ""
         self._subacks = SubscribeWait(mesh)

@@ -63,6 +63,7 @@ took by the ids.
 
 An origin may not have heard that an old home took what it sent there, and keep that for it when it is removed. So
 it is remembered from which number to which that home gave what it had of an origin (`given`): what is between is all.
+A donor, which had nothing while it was no member, gives of such an origin only what is before all that this kept.
 
 Subscriptions of homes that meet are merged by filter: a home's word counts for those that the client made or ended
 there (`touched`), the latest home's first; for all others an older home knows more than a later one that was made of

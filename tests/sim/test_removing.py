@@ -1226,6 +1226,53 @@ def _donate(test, node, dies=None):
     test.world.run(1.0)
 
 
+@pytest.mark.parametrize("dies", ["nobody", "the donor", "the publisher's node"])
+@pytest.mark.parametrize("before", [0, 2])
+def test_a_donor_leaves_to_others_what_they_kept_for_it_and_have_not_given_yet(before, dies):
+    """Who publishes keeps that for long, as the new home does not hear its mark, and sends to the donor again.
+
+    What the donor had of it before it was removed and what it has had since is not all that is between (seed 14396).
+    """
+    test = LeaveWorld(seed=14396)
+    node, one, two = test.nodes
+    clients = test.make_sessions(node, 3, qos=2)
+    publisher = test.publisher(two)
+    test.publish(publisher, clients, 2, qos=2)
+    dead(test, node)
+    test.publish(publisher, clients, before, qos=2)
+    removed = node.store_id
+    arrives = test.world.network.frame_arrives
+
+    def unless_lost(receiver, sender, connection, frame):
+        if sender == two.name and receiver is one and frame[1] == FrameType.FORWARDS:
+            return
+        arrives(receiver, sender, connection, frame)
+
+    test.world.network.frame_arrives = unless_lost
+    assert test.leave_and_wait(one, node, targets=(one.name,)).exit_code == 0
+    test.wait(lambda: node.name not in two.core.mesh.peers, "the removal")
+    node.start()
+    test.wait(lambda: node.name in test.gone, "the news of its removal")
+    test.recover(node)
+    test.wait(
+        lambda: node.name in two.core.mesh.peers and two.core.mesh.peers[node.name].is_confirmed(), "the donor's wishes"
+    )
+    test.publish(publisher, clients, 2, qos=2)
+    test.world.run(1.0)
+    assert two.core.mesh.is_growing(removed), "nothing more is kept"
+    if dies == "the donor":
+        node.kill()
+        node.start()
+    elif dies == "the publisher's node":
+        _restart(test, two, publisher)
+    test.world.run(1.0)
+    test.world.network.frame_arrives = arrives
+    test.wait(lambda: node.name in test.gone, "the end of the donation")
+    test.wait(lambda: not two.storage.snapshot()["outbox"], "the end of the estate")
+    test.come_back(clients, [one, two])
+    test.judge(clients)
+
+
 def test_a_donor_ends_though_a_session_that_it_was_offering_is_over():
     """The client began anew with a session that ended with its node; the donor died as well, and remembers no home."""
     test = LeaveWorld(seed=698)

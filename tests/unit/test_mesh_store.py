@@ -6,6 +6,7 @@ from broker.core.storage import MemoryStorage, StorageError, WriteBatch
 from cluster.mesh import Mesh, MeshSettings
 from cluster.mesh_store import MeshStore
 from cluster.turn import Turn
+from cluster.wire import NUMBER_MAX
 
 SENDER, OTHER = b"s" * 16, b"o" * 16
 
@@ -35,11 +36,15 @@ def test_positions_are_known_without_the_store() -> None:
     # A member may come back in the turn in which it went.
     assert (store.position(SENDER), store.position(OTHER)) == (7, 0)
     assert (store.handed(SENDER), store.handed(OTHER)) == (9, 0)
+    # A donor may ask for that in the turn in which all is given.
+    store.put_rerouted(SENDER, 5)
+    assert (store.rerouted(SENDER), store.rerouted(OTHER)) == (5, NUMBER_MAX)
     commit(storage, turn)
     again, turn = store_on(storage)
     again._storage = Unreadable()  # type: ignore[assignment]
     assert (again.position(SENDER), again.position(OTHER)) == (7, 0)
     assert (again.handed(SENDER), again.handed(OTHER)) == (9, 0)
+    assert (again.rerouted(SENDER), again.rerouted(OTHER)) == (5, NUMBER_MAX)
     again.put_position(SENDER, 8)
     assert again.position(SENDER) == 8
 
@@ -64,6 +69,7 @@ MEMBER = b"\0\6peer@h" + OTHER + bytes(8) + b"\0\0\3h:1"
         ("meta", b"position/short", b"\1" + bytes(8)),
         ("meta", b"handed/" + SENDER, b"\1\0"),
         ("meta", b"handed/short", b"\1" + bytes(8)),
+        ("meta", b"rerouted/" + SENDER, b"\1\0"),
         ("registry", b"interest/" + OTHER, b"\1"),
         ("registry", b"interest/" + OTHER + b"a\xff", b"\1"),
         ("registry", b"interest/" + OTHER + b"a/#/b", b"\1"),
