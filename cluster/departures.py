@@ -22,6 +22,9 @@ it. One that runs and does not hear the home goes on sending here: for that a st
 A stub of a legacy (see `broker.core.legacies`) may get more after it has said that it has ended. It is not over then,
 whatever its home has answered, but is offered again, with what it has.
 
+A donor may give nothing before all members have answered it, and one that is down may take long. Until then it does not
+offer a session either that goes on elsewhere: what is new there would wait, from the head on, for what it is to give.
+
 A TAKE of a session that can't go yet waits here, and is looked at every WAIT_POLL_S; who asks for it asks again all the
 same, as after a lost frame.
 
@@ -125,7 +128,7 @@ class Departures:
         self.moved: int = 0
         self.discarded: int = 0
         self.notices: list[str] = []
-        # Nothing is read, and so nothing given but heads.
+        # Nothing is read, and so nothing given; but for sessions that are asked for, no heads are sent either.
         self.held = False
         # Client id -> the epoch counter of the home to which everything was routed in this life of the node, though it
         # was to older ones as well.
@@ -611,7 +614,8 @@ class Departures:
         session = departure.session
         again = not leaving.quiet and now >= leaving.spoke_at + RETRY_S
         if not leaving.head_taken:
-            if again:
+            goes_on = self._site.home(leaving.client_id) == leaving.epoch
+            if again and not (self.held and goes_on):
                 self._offer(leaving, now)
             return
         if departure.sent and now >= leaving.sent_at + leaving.patience_s:

@@ -1273,6 +1273,79 @@ def test_a_donor_leaves_to_others_what_they_kept_for_it_and_have_not_given_yet(b
     test.judge(clients)
 
 
+@pytest.mark.parametrize("restarts", [False, True])
+def test_what_is_new_does_not_wait_for_a_donor_that_may_give_nothing_as_a_member_is_down(restarts):
+    """It has to hear from every member what that gives instead; the new home still remembers its old one."""
+    test = LeaveWorld(seed=700, count=4)
+    node, one, two, down = test.nodes
+    clients = test.make_sessions(node, 3, qos=2)
+    publisher = test.publisher(two)
+    test.publish(publisher, clients, 2, qos=2)
+    dead(test, node)
+    assert test.leave_and_wait(one, node, targets=(one.name,)).exit_code == 0
+    for client in clients:
+        client.home = one
+        client.come_back()
+    test.wait(lambda: all(client.state == ONLINE for client in clients), "their new home")
+    node.start()
+    test.wait(lambda: node.name in test.gone, "the news of its removal")
+    dead(test, down)
+    test.recover(node)
+    test.wait(lambda: all(test.queued(node).values()) and node.name in one.core.mesh.peers, "the donor")
+    if restarts:
+        test.wait(lambda: len(node.core.owner.transfers.departures) == len(clients), "its stubs")
+        node.kill()
+        node.start()
+    test.wait(lambda: one.core.mesh.peers[node.name].running, "its return")
+    test.world.run(2.0)
+    assert len(one.core.owner.transfers.arriving()) == len(clients), "the arrivals are over"
+    test.publish(publisher, clients, 2, qos=2)
+    test.wait(lambda: all(len(client.inbox.copies) == 2 for client in clients), "what is new", 1.0)
+    down.start()
+    test.wait(lambda: node.name in test.gone, "the end of the donation")
+    test.publish(publisher, clients, 1, qos=2)
+    test.world.run(1.0)
+    for client in clients:
+        # What was recovered came late, and in order.
+        numbers = [int(each.payload) for each in client.inbox.arrivals]
+        assert numbers == sorted(numbers[:2]) + sorted(numbers[2:4]) + numbers[4:]
+        assert list(client.inbox.copies.values()) == [1] * 5
+
+
+def test_a_session_that_only_a_donor_has_goes_on_though_that_may_give_nothing_yet():
+    """Its client would be refused otherwise, for as long as a member is down that has to answer the donor."""
+    test = LeaveWorld(seed=701, count=4)
+    node, one, _, down = test.nodes
+    for other in test.nodes[1:]:
+        test.world.network.partition(node.name, other.name, True)
+    test.wait(lambda: not any(peer.running for peer in node.core.mesh.peers.values()), "their absence")
+    client = Client(test.world, test.ledger, "client0", node, 4, True, {TOPIC % 0: 2})
+    test.clients.append(client)
+    client.connect()
+    test.wait(lambda: client.subscribed, "a session")
+    client.comes_back = False
+    client.disconnect(False)
+    publisher = test.publisher(node)
+    test.publish(publisher, [client], 2, qos=2)
+    publisher.comes_back = False
+    dead(test, node)
+    test.world.network.heal_all()
+    assert test.leave_and_wait(one, node).exit_code == 0
+    node.start()
+    test.wait(lambda: node.name in test.gone, "the news of its removal")
+    dead(test, down)
+    test.recover(node)
+    test.wait(lambda: one.core.mesh.registry.find(client.name) is not None, "the donor's session")
+    client.home = one
+    client.come_back()
+    test.wait(lambda: client.state == ONLINE, "its return", 5.0)
+    assert client.session_present
+    down.start()
+    test.wait(lambda: node.name in test.gone, "the end of the donation")
+    test.come_back([client], [one])
+    test.judge([client])
+
+
 def test_a_donor_ends_though_a_session_that_it_was_offering_is_over():
     """The client began anew with a session that ended with its node; the donor died as well, and remembers no home."""
     test = LeaveWorld(seed=698)
