@@ -162,8 +162,8 @@ class Moving:
         # And the names by which the registration knows them.
         self._named: set[str] = set()
         self._lives: dict[bytes, int] = {}
-        # Until when a member that was not heard since this node started may be there all the same.
-        self._unheard_until: float = now + mesh.failure_timeout_s
+        # Until when a member that was not heard since this node started may be there all the same, for what arrives.
+        self._unheard_until: float = now + mesh.failure_timeout_s if owner.transfers.arriving() else math.inf
         # (asker, home, generation, version): who is to be told when this node knows a version of a home's wishes.
         self._switches: dict[tuple[bytes, bytes], tuple[int, int]] = {}
         self._frames: Final[dict[int, Callable[[str, bytes, bytes, float], None]]] = {
