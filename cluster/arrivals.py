@@ -17,7 +17,8 @@ commit of what it promises, and says which version of this node's wishes has the
 
 Whoever publishes confirms those versions in its stream to this node, which makes the cuts (see `broker.core.arrival`).
 A session that was made of the registry alone, since its old home was away, is an arrival as well: its old home may come
-back. An arrival is over when no node has anything of the client id but this one, and this node would know.
+back. An arrival is over when no node has anything of the client id but this one, and this node would know; and when
+all others know that as well: who does not may have kept what it sent to an old home, and gives it when that is removed.
 
 There may be thousands at once, so nothing that happens to one makes this look at all: what waits for a mark of a member
 is kept by member, and whether arrivals are over is looked at every CHECK_S.
@@ -117,7 +118,9 @@ class Arrivals:
         # Something has happened that may end arrivals.
         self._check_due = False
         self._check_at: float = -math.inf
-        # Client id -> since when all is known, and no other node has the session, though its old home owes a last word.
+        # Client id -> up to where the members had told of their sessions when no other node was known to have it.
+        self._alone: dict[str, dict[bytes, tuple[int, int]]] = {}
+        # Client id -> since when all that is known to everybody, though its old home owes a last word.
         self._alone_since: dict[str, float] = {}
         # Until when others may still have something for sessions whose home was removed: no arrival is over.
         self._estates_until: float = -math.inf
@@ -533,6 +536,7 @@ class Arrivals:
         """End the arrivals to which nothing can come any more."""
         transfers = self._owner.transfers
         if not self._site.is_complete():
+            self._alone.clear()
             self._alone_since.clear()
             if now < self._estates_until:
                 # Nor does anybody else give anything before.
@@ -540,6 +544,7 @@ class Arrivals:
             return
         if now < self._estates_until:
             return
+        heard, known = self._site.heard(), self._site.known_to_others()
         for client_id in list(self._needs):
             session = self._owner.session(client_id)
             if session is None or session.arrival is None:
@@ -550,7 +555,11 @@ class Arrivals:
                 # Of a stub that is here as well, nothing is told to others.
                 or client_id in transfers.departures
             ):
+                self._alone.pop(client_id, None)
                 self._alone_since.pop(client_id, None)
+            elif any(known.get(node, at) < at for node, at in self._alone.setdefault(client_id, heard).items()):
+                # A member may know less of another one than this node does.
+                continue
             elif not session.arrival.donors or now >= self._alone_since.setdefault(client_id, now) + GONE_S:
                 # An old home that has nothing of it any more, as one that restarted, says no last word.
                 for node in list(session.arrival.donors):
@@ -560,6 +569,7 @@ class Arrivals:
 
     def _forget(self, client_id: str) -> None:
         del self._needs[client_id]
+        self._alone.pop(client_id, None)
         self._alone_since.pop(client_id, None)
         self._untold.pop(client_id, None)
         for uncut in self._uncut.values():

@@ -237,7 +237,7 @@ class Conversation:
         if heartbeat.membership_digest != self._peers.membership.digest():
             self._peers.send_members(peer, now)
         self._peers.update_running(peer)
-        if self._replication.hear(peer, heartbeat.tables, now):
+        if self._replication.hear(peer, heartbeat.tables, heartbeat.lasting_known, now):
             self._heartbeat(peer, now)
 
     def _receive_members(self, peer: Peer, frame: bytes, now: float) -> None:
@@ -301,6 +301,7 @@ class Conversation:
             peer.incoming.session,
             position,
             outgoing.open,
+            self._replication.lasting_known(peer),
             self._replication.positions(peer),
         )
         self._peers.send(peer, pack_heartbeat(heartbeat))

@@ -18,7 +18,8 @@ Integers, number, text and bytes16 are as in `wire`; a pair is text name, 16 byt
     WELCOME           bytes16 cluster id, members, u32 count, text name of a running member*
     REFUSED           u8 reason (Refusal), text
     HEARTBEAT         u64 session, u64 loop counter, u64 membership digest, u64 your session, u64 position,
-                      u8 flags (1 link open), u8 count, position*
+                      u8 flags (1 link open), u64 version plus one of my LASTING table that all others but you know, 0
+                      when that is not so of any, u8 count, position*
     MEMBERS           members
     POSITIONS         u64 your session, number position
     LINK_ACK          u64 your session, number position
@@ -64,7 +65,7 @@ FRAME_BYTES_MAX: Final = 256 * 1024
 # The largest MQTT packet has 256 MiB; what it says takes little more room here.
 ANY_FRAME_BYTES_MAX: Final = 257 * 1024 * 1024
 
-_HEARTBEAT: Final = struct.Struct(">QQQQQBB")
+_HEARTBEAT: Final = struct.Struct(">QQQQQBQB")
 _TABLE: Final = struct.Struct(">BQQQQ")
 
 
@@ -175,7 +176,10 @@ class TablePosition:
 
 @dataclass(slots=True, frozen=True)
 class Heartbeat:
-    """I turn, and this is where I stand. `session` is mine, `your_session` and `position` are of what I received."""
+    """I turn, and this is where I stand. `session` is mine, `your_session` and `position` are of what I received.
+
+    `lasting_known` is the version plus one of what outlives my starts that all other members know wholly but you.
+    """
 
     session: int
     counter: int
@@ -183,6 +187,7 @@ class Heartbeat:
     your_session: int
     position: int
     link_open: bool
+    lasting_known: int
     tables: list[TablePosition]
 
 
@@ -366,6 +371,7 @@ def pack_heartbeat(heartbeat: Heartbeat) -> bytes:
         heartbeat.your_session,
         heartbeat.position,
         1 if heartbeat.link_open else 0,
+        heartbeat.lasting_known,
         len(heartbeat.tables),
     )
     for each in heartbeat.tables:
@@ -389,10 +395,11 @@ def read_table_position(reader: Reader) -> TablePosition:
 def unpack_heartbeat(frame: bytes) -> Heartbeat:
     """Unpack a HEARTBEAT frame."""
     reader = frame_body(frame, FrameType.HEARTBEAT)
-    session, counter, digest, your_session, position, flags, count = _HEARTBEAT.unpack(reader.take(_HEARTBEAT.size))
+    head = _HEARTBEAT.unpack(reader.take(_HEARTBEAT.size))
+    session, counter, digest, your_session, position, flags, lasting_known, count = head
     tables = [read_table_position(reader) for _ in range(count)]
     reader.end()
-    return Heartbeat(session, counter, digest, your_session, position, flags & 1 != 0, tables)
+    return Heartbeat(session, counter, digest, your_session, position, flags & 1 != 0, lasting_known, tables)
 
 
 def read_filter(reader: Reader) -> bytes:

@@ -82,6 +82,14 @@ class MeshSite:
         """Say whether all members run, and all that they say of themselves is known here."""
         return self._mesh.is_complete()
 
+    def heard(self) -> dict[bytes, tuple[int, int]]:
+        """Return up to where each other member has told of its sessions, as far as that is known here."""
+        return {peer.store_id: peer.tables.lasting_at() for peer in self._mesh.peers.values()}
+
+    def known_to_others(self) -> dict[bytes, tuple[int, int]]:
+        """Return up to where all the others know that of each other member, by what that has said last."""
+        return {peer.store_id: peer.tables.known_to_others for peer in self._mesh.peers.values()}
+
     def version(self) -> tuple[int, int]:
         """Return (generation, version) of this node's wishes, as told so far."""
         return self._mesh.own.wishes_version()

@@ -98,6 +98,8 @@ class PeerTables:
         self.told: dict[int, TablePosition] = {}
         self.told_at: float = -math.inf
         self.retained_told_at: float = -math.inf
+        # The (generation, version plus one) of what outlives its starts that all others know, as it said last.
+        self.known_to_others: tuple[int, int] = (0, 0)
         # Whether the replicas were then exactly what it said.
         self.agrees: dict[int, bool] = {}
         self.asked_at: dict[int, float] = {}
@@ -119,6 +121,7 @@ class PeerTables:
         """A new conversation begins; what was said in the last one, and asked for, is void."""
         self.told = {}
         self.told_at = -math.inf
+        self.known_to_others = (0, 0)
         self.asked_at = {}
         self.bulk_bytes = 0
 
@@ -197,8 +200,17 @@ class PeerTables:
 
     def knows_lasting(self, version: int) -> bool:
         """Say whether the peer said last that it knows this version of what outlives a start of this node."""
+        return self.knows_of_lasting() > version
+
+    def knows_of_lasting(self) -> int:
+        """Return the version plus one of that which the peer said last that it knows, 0 if it knows none."""
         told = self.told.get(Table.LASTING)
-        return told is not None and told.known > version
+        return 0 if told is None else told.known
+
+    def lasting_at(self) -> tuple[int, int]:
+        """Return the (generation, version plus one) of what is known here of what outlives the peer's starts."""
+        replica = self.replicas[Table.LASTING]
+        return replica.generation, replica.version + 1
 
     def _covers(self, table: int) -> bool:
         told = self.told.get(table)

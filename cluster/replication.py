@@ -14,6 +14,8 @@ before its row.
 A replica that is not where its owner says that the table stands asks for what differs, and asks again when
 PATIENCE_HEARTBEATS brought neither an answer nor a part of one. Requests are answered at the beginning of the next
 turn, when all that was told is committed; only the newest request of a peer counts.
+
+Members may hear a node that do not hear each other. So each tells the others how far everybody knows what it told.
 """
 
 import math
@@ -118,6 +120,11 @@ class Replication:
         told = peer.tables.told
         return all(number in told and told[number].known > table.version for number, table in self._own.all.items())
 
+    def lasting_known(self, besides: Peer) -> int:
+        """Return the version plus one of what outlives a start here that all members but one said last they know."""
+        others = [peer.tables.knows_of_lasting() for peer in self._peers.all.values() if peer is not besides]
+        return min(others, default=self._own.all[Table.LASTING].version + 1)
+
     def positions(self, peer: Peer) -> list[TablePosition]:
         """Return where this node's tables stand, and what it knows of the peer's; frozen it knows nothing new."""
         return [self._position(peer, table) for table in self._own.all if table != Table.RETAINED]
@@ -145,11 +152,13 @@ class Replication:
             known = min(known, peer.tables.known_retained())
         return known
 
-    def hear(self, peer: Peer, positions: list[TablePosition], now: float) -> bool:
+    def hear(self, peer: Peer, positions: list[TablePosition], lasting_known: int, now: float) -> bool:
         """Take what a heartbeat says; true if this node knows a table now that it did not know."""
         learnt = False
         peer.tables.told_at = now
         for position in positions:
+            if position.table == Table.LASTING and lasting_known:
+                peer.tables.known_to_others = (position.generation, lasting_known)
             if self._hear(peer, position, now):
                 learnt = True
         return learnt

@@ -23,6 +23,12 @@ class Site(Protocol):
     def is_complete(self) -> bool:
         """Say whether all members run, and all that they say of themselves is known here."""
 
+    def heard(self) -> dict[bytes, tuple[int, int]]:
+        """Return up to where each other member has told of its sessions, as far as that is known here."""
+
+    def known_to_others(self) -> dict[bytes, tuple[int, int]]:
+        """Return up to where all the others know that of each other member, by what that has said last."""
+
     def version(self) -> tuple[int, int]:
         """Return (generation, version) of this node's wishes, as told so far."""
 

@@ -1386,7 +1386,7 @@ def test_what_was_kept_for_a_session_that_was_over_is_not_given_to_the_home_that
 
     test.world.network.frame_arrives = unless_lost
     _visit(test, [client], two)
-    assert not node.core.owner.transfers.departures and not two.core.owner.transfers.arriving()
+    assert not node.core.owner.transfers.departures
     assert len(one.core.mesh.registry.homes(client.name)) == 2
     one.kill()
     dead(test, node)
@@ -1400,6 +1400,39 @@ def test_what_was_kept_for_a_session_that_was_over_is_not_given_to_the_home_that
     test.wait(lambda: not one.storage.snapshot()["outbox"], "the end of the estate")
     test.come_back([client], [two])
     test.judge([client])
+
+
+def test_what_a_removed_node_had_taken_is_not_given_once_more_by_who_did_not_hear_so():
+    """Nor had that heard that the session was gone from there with all that it had (seed 139584)."""
+    test = LeaveWorld(seed=700)
+    node, one, two = test.nodes
+    client = test.make_sessions(node, 1, qos=2)[0]
+    publisher = test.publisher(one)
+    arrives = test.world.network.frame_arrives
+    lost = (FrameType.LINK_ACK, FrameType.TABLE_DELTA, FrameType.TABLE_ROWS, FrameType.TABLE_DONE, FrameType.HEARTBEAT)
+
+    def unless_lost(receiver, sender, connection, frame):
+        if sender == node.name and receiver is one and frame[1] in lost:
+            return
+        arrives(receiver, sender, connection, frame)
+
+    test.world.network.frame_arrives = unless_lost
+    test.publish(publisher, [client], 3, qos=2)
+    test.wait(lambda: test.queued(node) == {client.name: 3}, "the messages")
+    _visit(test, [client], two)
+    test.wait(lambda: not node.core.owner.transfers.departures, "the end of the stub")
+    test.world.run(1.0)
+    assert one.storage.snapshot()["outbox"]
+    one.kill()
+    dead(test, node)
+    test.world.network.frame_arrives = arrives
+    one.start()
+    test.wait(lambda: publisher.state == ONLINE and one.core.mesh.peers[two.name].running, "the publisher's return")
+    assert test.leave_and_wait(two, node).exit_code == 0
+    test.wait(lambda: not one.storage.snapshot()["outbox"], "the end of the estate")
+    test.come_back([client], [two])
+    test.judge([client])
+    test.wait(lambda: not two.core.owner.transfers.arriving(), "the end of the arrival", 60.0)
 
 
 @pytest.mark.parametrize("restarts", [(), ("before",), ("after",), ("before", "after")])

@@ -186,6 +186,38 @@ def test_an_old_home_without_the_session_is_not_waited_for(start: Callable[..., 
     node.settle()
 
 
+def test_an_arrival_is_over_when_all_know_that_the_old_home_has_nothing_any_more(start: Callable[..., Node]) -> None:
+    """Who does not may have kept what it sent there, and gives it when the old home is removed (seed 139584)."""
+    node = start(store_id=HERE)
+    arrivals, site = arrived(node)
+    session = node.owner.session("mover")
+    assert session is not None
+    node.owner.transfers.end_donor(session, THERE, node.now)
+    site.positions[THERE] = (2, 7)
+    for now, known, is_over in ((1, (0, 0), False), (2, (1, 9), False), (3, (2, 6), False), (4, (2, 7), True)):
+        # What it tells later is not about this session.
+        site.positions[THERE] = (2, 6 + now)
+        site.known[THERE] = known
+        arrivals.tick(node.now + now)
+        assert (session.arrival is None) == is_over
+    node.settle()
+
+
+def test_who_is_no_member_any_more_is_not_asked_what_others_know(start: Callable[..., Node]) -> None:
+    node = start(store_id=HERE)
+    arrivals, site = arrived(node)
+    session = node.owner.session("mover")
+    assert session is not None
+    node.owner.transfers.end_donor(session, THERE, node.now)
+    site.positions[THERE], site.known[THERE] = (2, 7), (0, 0)
+    arrivals.tick(node.now)
+    assert session.arrival is not None
+    del site.positions[THERE], site.known[THERE]
+    arrivals.tick(node.now + 1)
+    assert session.arrival is None
+    node.settle()
+
+
 def test_a_stub_of_a_session_that_is_here_is_waited_for(start: Callable[..., Node]) -> None:
     """The tables tell of no home but this one. What a member sends on a slow link comes to the stub alone."""
     node = start(store_id=HERE)

@@ -58,6 +58,9 @@ class OtherSite:
         self.homes: dict[str, Epoch] = {}
         self.current = True
         self.wills: list[tuple[bytes, str]] = []
+        # Up to where each has told of its sessions, and all the others know that.
+        self.positions: dict[bytes, tuple[int, int]] = {}
+        self.known: dict[bytes, tuple[int, int]] = {}
 
     def store_id(self) -> bytes:
         return HERE
@@ -70,6 +73,12 @@ class OtherSite:
 
     def is_complete(self) -> bool:
         return True
+
+    def heard(self) -> dict[bytes, tuple[int, int]]:
+        return dict(self.positions)
+
+    def known_to_others(self) -> dict[bytes, tuple[int, int]]:
+        return dict(self.known)
 
     def version(self) -> tuple[int, int]:
         return VERSION

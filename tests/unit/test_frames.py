@@ -41,7 +41,7 @@ MEMBERS = [
 ]
 REMOVED = [("x@x", OTHER)]
 POSITIONS = [frames.TablePosition(1, 4, 5, 2**64 - 1, 0), frames.TablePosition(2, 2**64 - 1, 6, 7, 8)]
-HEARTBEAT = frames.Heartbeat(1, 2, 2**64 - 1, 8, 9, True, POSITIONS)
+HEARTBEAT = frames.Heartbeat(1, 2, 2**64 - 1, 8, 9, True, 10, POSITIONS)
 EPOCH = Epoch(2, 2**40, OTHER)
 INTEREST = (pack_row(RowKind.INTEREST, "ü/+".encode()), pack_interest(True))
 ENTRIES = [

@@ -166,7 +166,7 @@ def every_frame(nodes):
     )
     session = nodes[1].mesh.peers[own.name].outgoing.session
     tables = [frames.TablePosition(1, 1, 1, 5, 1), frames.TablePosition(2, 1, 1, 5, 1)]
-    heartbeat = frames.Heartbeat(link.session, 2, 3, session, 1, True, tables)
+    heartbeat = frames.Heartbeat(link.session, 2, 3, session, 1, True, 1, tables)
     entry = table_frames.pack_entry(*wish(b"a/#"))
     writer = BytesWriter()
     for each in (message(), message(b"", 0, 0)):
@@ -233,8 +233,9 @@ def test_the_largest_numbers_that_a_peer_may_say_can_be_counted_on():
     rumour = frames.Member(own.name, own.store_id, largest, own.address, frames.State.DEAD)
     ours = peer.outgoing.session
     tables = [frames.TablePosition(table, 2**64 - 1, largest, 0, 2**64 - 1) for table in (1, 2)]
+    heartbeat = frames.Heartbeat(2**64 - 1, 2**64 - 1, 2**64 - 1, ours, largest, True, 2**64 - 1, tables)
     for frame in (
-        frames.pack_heartbeat(frames.Heartbeat(2**64 - 1, 2**64 - 1, 2**64 - 1, ours, largest, True, tables)),
+        frames.pack_heartbeat(heartbeat),
         wish_delta(2**64 - 1, largest, b"a"),
         frames.pack_members([rumour], []),
         frames.pack_positions(ours, largest),
@@ -621,7 +622,7 @@ def test_a_long_answer_is_not_asked_for_again_while_it_arrives():
     mesh = nodes[0].mesh
     connection = mesh.peers["node2@h"].connection
     there = [frames.TablePosition(1, 9, 1, 1, 0)]
-    heartbeat = frames.pack_heartbeat(frames.Heartbeat(1, 0, 0, 0, 0, True, there))
+    heartbeat = frames.pack_heartbeat(frames.Heartbeat(1, 0, 0, 0, 0, True, 0, there))
     before = mesh.counters()["table_requests"]
     for part in range(30):
         network.now += 0.5

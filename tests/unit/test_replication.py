@@ -155,6 +155,36 @@ def test_a_member_is_known_although_it_changes_all_the_time():
         assert node.mesh.peers["node2@h"].tables.is_current()
 
 
+def test_a_member_tells_how_far_all_others_know_what_outlives_its_starts():
+    network, nodes = cluster()
+    one, other = nodes[0].mesh, nodes[2].mesh
+
+    def is_known():
+        tables = other.peers["node1@h"].tables
+        return tables.known_to_others >= tables.lasting_at()
+
+    assert network.run(2, is_known)
+    # To the second the deltas are lost.
+    network.lose = lambda command: (
+        isinstance(command, say.SendControl)
+        and command.node == "node2@h"
+        and command.frame[1] in (frames.FrameType.TABLE_DELTA, frames.FrameType.TABLE_ROWS)
+    )
+    one.change_rows([session_row(b"x", nodes[0])])
+    assert network.run(2, lambda: other.registry.find("x") is not None)
+    assert not network.run(3, is_known)
+    network.lose = lambda command: False
+    assert network.run(2, is_known)
+    # Whoever starts again has said nothing of that yet.
+    network.kill("node2@h")
+    nodes[1].start()
+    one.change_rows([session_row(b"y", nodes[0])])
+    assert network.run(2, lambda: other.registry.find("y") is not None)
+    assert nodes[1].mesh.registry.find("y") is not None or not is_known()
+    assert network.run(5, is_known)
+    assert nodes[1].mesh.registry.find("y") is not None
+
+
 def test_a_node_is_current_when_each_running_member_was_heard_since_and_is_known():
     network, nodes = cluster()
     mesh = nodes[0].mesh
