@@ -110,10 +110,19 @@ class MeshSite:
         name = self.name_of(store_id)
         return store_id == self._own or (name != "" and self._mesh.peers[name].tables.is_current())
 
+    def has_session(self, store_id: bytes, client_id: str) -> bool:
+        """Say whether a member tells of a session of a client that it has, or of which it has something left."""
+        name = self._name_of_any(store_id)
+        return name != "" and any(home.node == name for home in self._mesh.registry.homes(client_id))
+
     def has_will(self, store_id: bytes, client_id: str) -> bool:
         """Say whether a member tells of a client's will that it has; this node's own tables count as well."""
-        name = self._mesh.membership.name if store_id == self._own else self.name_of(store_id)
+        name = self._name_of_any(store_id)
         return name != "" and self._mesh.registry.wills.will(name, client_id.encode()) is not None
+
+    def _name_of_any(self, store_id: bytes) -> str:
+        """Return the name of a member, this node included; "" if it is none."""
+        return self._mesh.membership.name if store_id == self._own else self.name_of(store_id)
 
     def home(self, client_id: str) -> Epoch:
         """Return the epoch of the latest home that is known of a client id; NO_EPOCH if there is none."""

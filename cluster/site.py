@@ -41,6 +41,9 @@ class Site(Protocol):
     def is_current(self, store_id: bytes) -> bool:
         """Say whether all that a member says of its sessions and wills is known here; of this node it always is."""
 
+    def has_session(self, store_id: bytes, client_id: str) -> bool:
+        """Say whether a member tells of a session of a client that it has, or of which it has something left."""
+
     def has_will(self, store_id: bytes, client_id: str) -> bool:
         """Say whether a member tells of a client's will that it has; this node's own tables count as well."""
 

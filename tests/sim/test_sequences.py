@@ -15,6 +15,7 @@ from world import SimulationError
 from broker.core.events import Attach, Detach
 from broker.core.settings import OwnerSettings
 from broker.mqtt.reasons import Reason
+from cluster.commands import FrameReceived
 from cluster.frames import FrameType
 from cluster.leaving_session import RETRY_S
 from cluster.move_frames import DELIVERIES, HEAD, unpack_move
@@ -1441,3 +1442,42 @@ def a_session_is_asked_for_that_began_where_its_stub_is():
 
 def test_a_stub_does_not_make_way_before_its_session_goes():
     a_session_is_asked_for_that_began_where_its_stub_is()
+
+
+def an_offer_is_heard_once_more_when_all_is_over(is_ended):
+    """As the last frames of a lost connection may be: what came of it is not remembered any more (seed 20143)."""
+    scene = Scene()
+    old, new, origin = scene.nodes
+    client = scene.comes("client", old, {b"a/b": 2})
+    publisher = scene.comes("publisher", origin)
+    scene.goes(client)
+    sent = scene.publish(publisher, b"a/b", 2, 3)
+    heard = []
+
+    def listen(frame):
+        if len(frame) > 1 and frame[1] == FrameType.MOVE:
+            heard.append(frame)
+
+    scene.world.network.lose_frame = listen
+    scene.connect(client, new)
+    scene.until(lambda: scene.payloads(client) == sent)
+    scene.until(lambda: new.core.owner.session("client").arrival is None)
+    lose(scene)
+    if is_ended:
+        scene.goes(client)
+        client.persistent = False
+        scene.connect(client, clean=True)
+        scene.goes(client)
+        assert not scene.homes("client")
+    assert heard
+    for frame in heard:
+        new.input_arrives(FrameReceived(old.name, b"bulk", frame))
+    scene.run(2.0)
+    assert len(scene.homes("client")) == (0 if is_ended else 1)
+    assert scene.payloads(client) == sent
+    assert scene.copies(client) == 1
+
+
+@pytest.mark.parametrize("is_ended", [False, True])
+def test_an_offer_that_is_heard_once_more_brings_nothing_back(is_ended):
+    an_offer_is_heard_once_more_when_all_is_over(is_ended)

@@ -118,6 +118,50 @@ def test_a_will_comes_along_only_while_its_node_tells_of_it(start: Callable[...,
     assert node.owner.wills.get("mover") is None
 
 
+@pytest.mark.parametrize("is_here", [False, True])
+def test_an_offer_that_nobody_asked_for_waits_until_its_node_tells_of_the_session(
+    start: Callable[..., Node], is_here: bool
+) -> None:
+    """It may be an old one, which is heard once more when all is over that came of it."""
+    node = start(store_id=HERE)
+    site = OtherSite(THERE)
+    arrivals = Arrivals(node.owner, site, Registry("a"))
+    item = head(THERE, 0)
+    if is_here:
+        node.persistent("mover").drop()
+        session = node.owner.session("mover")
+        assert session is not None
+        item.epoch = session.epoch
+
+    def offer() -> list[int]:
+        site.told.clear()
+        node.begin()
+        arrivals.receive(THERE, [item], node.now)
+        arrivals.flush()
+        node.settle()
+        return [ack.flags for _, frame in site.told for ack in unpack_move_acks(frame)]
+
+    site.without.append((THERE, "mover"))
+    assert offer() == []
+    session = node.owner.session("mover")
+    assert (session is not None) == is_here
+    assert session is None or session.arrival is None
+    site.without.clear()
+    assert offer() == [HEAD_TAKEN]
+    session = node.owner.session("mover")
+    assert session is not None
+    assert session.arrival is not None
+    assert list(session.arrival.donors) == [THERE]
+    # It has not said its last word.
+    site.without.append((THERE, "mover"))
+    assert offer() == [HEAD_TAKEN]
+    node.begin()
+    node.owner.transfers.end_donor(session, THERE, node.now)
+    node.settle()
+    # A session that was here already has forgotten what came to it before.
+    assert offer() == ([] if is_here else [HEAD_TAKEN])
+
+
 def test_an_old_home_hears_that_it_is_over_whatever_it_says(start: Callable[..., Node]) -> None:
     """The answer to its last word was lost, and it has got more since: it says no last word any more (seed 12)."""
     node = start(store_id=HERE)

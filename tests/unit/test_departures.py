@@ -61,6 +61,8 @@ class OtherSite:
         # Up to where each has told of its sessions, and all the others know that.
         self.positions: dict[bytes, tuple[int, int]] = {}
         self.known: dict[bytes, tuple[int, int]] = {}
+        # Members that tell of no session of a client.
+        self.without: list[tuple[bytes, str]] = []
 
     def store_id(self) -> bytes:
         return HERE
@@ -91,6 +93,9 @@ class OtherSite:
 
     def is_current(self, store_id: bytes) -> bool:
         return self.current
+
+    def has_session(self, store_id: bytes, client_id: str) -> bool:
+        return (store_id, client_id) not in self.without
 
     def has_will(self, store_id: bytes, client_id: str) -> bool:
         return (store_id, client_id) in self.wills
