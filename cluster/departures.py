@@ -229,7 +229,11 @@ class Departures:
         if take.clean_start:
             self.discard(take.client_id, now)
             self._put(node, pack_no(NOTHING, take.client_id, take.epoch))
-        elif leaving is not None:
+            return True
+        if held is not None:
+            # Until members know its new home they are to send here what is for it.
+            self._owner.transfers.wake(held)
+        if leaving is not None:
             self._retarget(leaving, take.epoch, True)
         else:
             self.leave(take.client_id, old_epoch, take.epoch, True, now, take.is_adoption)

@@ -5,6 +5,13 @@ sessions have later homes by now, at which they are offered as after a partition
 front, and what was there before is known by its id. A session that has no other home is over, and stays where it is.
 What waits in shared groups goes to the members elsewhere.
 
+What is published while it gives does not come to them here: who publishes sends that to their later homes, or keeps it
+for these (see `estates`). They would take it for something else, as they forget what they have had directly. So all
+sessions of a donor are dormant at first: nothing that is published comes to them, and nobody hears that they want it.
+One of which no later home is known wakes when all members have told of theirs, and so does one that is asked for: what
+members send here, until they know its new home, nobody else has. It stays awake, over a restart as well, whatever home
+is heard of afterwards: that one may have begun without what was sent here.
+
 What the cluster has taken over by itself goes: retained messages, which may have been deleted since, and wills.
 Messages for other members that had not reached them stay, and are given.
 
@@ -22,6 +29,7 @@ from typing import Final
 from broker.core.epoch import pack_epoch
 from broker.core.retained_rows import FAMILY as RETAINED
 from broker.core.rows import RowKind, Table, row_subject, session_epoch, unpack_ended
+from broker.core.session_store import make_dormant
 from broker.core.storage import Storage, WriteBatch, ensure_store_id, put_store_id
 from broker.core.subscription import Subscription
 from cluster.leaving import LeaveJob, State
@@ -62,6 +70,7 @@ def become_donor(storage: Storage, name: str, fresh: bytes) -> None:
     batch.put("meta", KEY_FORMER, _VERSION + ensure_store_id(storage, b""))
     put_store_id(batch, fresh)
     batch.put("meta", KEY_FELLOWS, packed)
+    make_dormant(storage, batch)
     for family in (RETAINED, "will"):
         batch.delete_range(family, b"", _END)
     job = LeaveJob(name)

@@ -18,7 +18,7 @@ on with what it has. To that it is given as what was kept for a rival, of no lat
 
 The store that is gone may come back as a donor's. It hears from which number on what is published here is given from
 an estate, if not directly, whether that is given already, or grows yet, and leaves that to it. As it is a member again,
-it has what is older than that and what is newer: whoever had both from it would take all between for given.
+it may have what is older than that and what is newer: whoever had both from it would take all between for given.
 
 What a donor has for members it gives to their sessions in the same way (see `donor`).
 

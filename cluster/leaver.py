@@ -17,7 +17,7 @@ Two leaves that begin at the same time at two nodes hear of each other; the one 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final, final
 
 from broker.core.owner import QueueOwner
@@ -96,6 +96,8 @@ class Leaver:
         self._handed = False
         self._hand_at = 0.0
         self._donate_at = 0.0
+        # Since when a donor has known what all members that run have.
+        self._known_since = math.inf
         # Who has said what it gave instead of this donor, and for whom the donor has nothing more that it had kept.
         self._heard: set[str] = set()
         self._given_to: set[str] = set()
@@ -108,6 +110,9 @@ class Leaver:
         if stored:
             self.job.restore(stored, mesh.started_at)
             self._state = self.job.state
+        if self.job.state == State.IDLE:
+            # It may be a copy of a donor's store.
+            self._wake(owner.draining.everything())
 
     # What operators want.
 
@@ -373,6 +378,7 @@ class Leaver:
         for name in mesh.peers:
             if name not in self._heard:
                 mesh.tell(name, pack_donor(mesh.former_store()))
+        self._wake_homeless(now)
         if not mesh.peers or not mesh.is_complete() or not self.may_give():
             self._given = 0
             return
@@ -387,6 +393,26 @@ class Leaver:
         if count or self._given >= GIVEN_LOOKS:
             messages = sum(len(session.queue) + len(session.inflight) for session in left)
             self.job.donated(self._moving.departures.moved, count, messages, now)
+
+    def _wake_homeless(self, now: float) -> None:
+        """Have what is published come to those of this donor's sessions that have no other home, as far as is known.
+
+        A member that is down may have one. It is not waited for: the client may come before it does.
+        """
+        running = [peer for peer in self._mesh.peers.values() if peer.running]
+        if not running or not all(peer.tables.is_current() for peer in running):
+            self._known_since = math.inf
+            return
+        self._known_since = min(self._known_since, now)
+        if self._mesh.is_complete() or now >= self._known_since + self._mesh.failure_timeout_s:
+            self._wake(session for session in self._owner.draining.all() if self._is_only_here(session))
+
+    def _is_only_here(self, session: Session) -> bool:
+        return all(home.node == self._name for home in self._mesh.registry.homes(session.client_id))
+
+    def _wake(self, sessions: Iterable[Session]) -> None:
+        for session in sessions:
+            self._owner.transfers.wake(session)
 
     # The end.
 

@@ -63,8 +63,7 @@ class Draining:
 
     def leave_groups(self, now: float) -> None:
         """Let no session that is left here be a member: nothing waits for it, and nobody chooses this node for it."""
-        stubs = [departure.session for departure in self._transfers.departures.values()]
-        for session in [*self._sessions.values(), *stubs]:
+        for session in self.everything():
             for group in list(session.groups):
                 self._groups.leave(session, group.shared_filter, now)
 
@@ -86,12 +85,15 @@ class Draining:
 
     def messages(self) -> int:
         """Return how many messages wait in all sessions, those on their way included."""
-        stubs = [departure.session for departure in self._transfers.departures.values()]
-        return sum(len(session.queue) + len(session.inflight) for session in [*self._sessions.values(), *stubs])
+        return sum(len(session.queue) + len(session.inflight) for session in self.everything())
 
     def all(self) -> Iterator[Session]:
         """Iterate over the sessions that are here; they must not change meanwhile."""
         yield from self._sessions.values()
+
+    def everything(self) -> list[Session]:
+        """Return the sessions that are here, and those that are on their way to another node."""
+        return [*self._sessions.values(), *[departure.session for departure in self._transfers.departures.values()]]
 
     def waiting(self) -> Iterator[Session]:
         """Iterate over the sessions without a client; they must not change meanwhile."""

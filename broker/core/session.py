@@ -46,8 +46,10 @@ class Session:
     __slots__ = (
         "arrival",
         "attachment",
+        "awake_from",
         "client_id",
         "departing",
+        "dormant",
         "epoch",
         "expires_at",
         "expiry_s",
@@ -104,6 +106,10 @@ class Session:
         self.gate: int = 0
         # Whether it goes to another node, or has gone: then it is nobody's session here.
         self.departing = False
+        # Whether nothing that is published comes to it, but through its groups: a donor has it, and others may go on.
+        self.dormant = False
+        # From which place on nobody else has what came, since it was dormant till then; 0 if it never was.
+        self.awake_from: int = 0
         # Up to which place another node has what was here.
         self.left_to: int = 0
         self.attachment: Attachment | None = None

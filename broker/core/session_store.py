@@ -12,6 +12,7 @@ reads through Storage; when something is written is the owner's decision.
     session  session u64, "a"             see `arrival`: what the session may still get from other nodes
     session  session u64, "g", row u32    version u8, {origin (16 bytes), count u32, numbers u64}: what old homes gave
                                           and others may have as well
+    session  session u64, "z"             version u8, place u64: the session was dormant before what is there, or is (0)
     session  group u64, "$", filter       version u8: a shared group with records; filter begins with $share
     queue    owner u64, seq u64           version u8, flags u8 (see below), packet id u16 (0: not sent), size u32,
                                           [identifiers str], [shared filter str], message id (24 bytes), [body]
@@ -175,6 +176,11 @@ class SessionStore:
     def delete_departing(self, session: Session) -> None:
         """The session stays."""
         self.writes.delete("session", _number(session.number) + b"d")
+
+    def put_awake(self, session: Session) -> None:
+        """Write that what is published comes to the session again, and from which place on."""
+        value = bytes([VALUE_VERSION]) + session.awake_from.to_bytes(8, "big")
+        self.writes.put("session", _number(session.number) + b"z", value)
 
     def put_arrival(self, session: Session) -> None:
         """Write what the session may still get from other nodes."""
@@ -504,6 +510,9 @@ class SessionStore:
         elif key[8:] == b"d":
             sessions[key[:8]].departing = True
             (sessions[key[:8]].left_to,) = _U64.unpack(value[1:])
+        elif key[8:] == b"z":
+            (sessions[key[:8]].awake_from,) = _U64.unpack(value[1:])
+            sessions[key[:8]].dormant = not sessions[key[:8]].awake_from
         elif key[8:] == b"a":
             session = sessions[key[:8]]
             session.arrival = unpack_arrival(value)
@@ -627,6 +636,13 @@ def _number(number: int) -> bytes:
 
 def _queue_key(owner: int, seq: int) -> bytes:
     return owner.to_bytes(8, "big") + seq.to_bytes(8, "big")
+
+
+def make_dormant(storage: Storage, batch: WriteBatch) -> None:
+    """Make all sessions of a store dormant, those included that go to another node."""
+    for key, _ in storage.scan("session", b"", b""):
+        if len(key) == 8:
+            batch.put("session", key + b"z", bytes([VALUE_VERSION]) + bytes(8))
 
 
 def _seq(key: bytes) -> int:

@@ -124,7 +124,7 @@ class Subscribing:
     def _route(self, session: Session, topic_filter: bytes, wanted: Subscription) -> None:
         if topic_filter.startswith(SHARE_PREFIX):
             self.groups.join(session, topic_filter, wanted)
-        elif self._routes.set(topic_filter, session, wanted):
+        elif not session.dormant and self._routes.set(topic_filter, session, wanted):
             self._count_wish(topic_filter, session, 1)
 
     def unsubscribe(self, attachment: Attachment, event: UnsubscribeReceived, now: float) -> None:
@@ -164,9 +164,19 @@ class Subscribing:
         # in flight is not touched [MQTT-3.10.4-3] [MQTT311-3.10.4-3].
         if topic_filter.startswith(SHARE_PREFIX):
             self.groups.leave(session, topic_filter, now)
-        else:
+        elif not session.dormant:
             self._routes.remove(topic_filter, session)
             self._count_wish(topic_filter, session, -1)
+
+    def wake(self, session: Session) -> None:
+        """Have what is published come to a session from now on, if it is dormant."""
+        if session.dormant:
+            session.dormant = False
+            session.awake_from = session.next_seq
+            self._store.put_awake(session)
+            for topic_filter, wanted in session.subscriptions.items():
+                if not topic_filter.startswith(SHARE_PREFIX):
+                    self._route(session, topic_filter, wanted)
 
     def join_groups(self, session: Session) -> None:
         """Make a session a member of all groups that it subscribes to."""

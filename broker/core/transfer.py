@@ -190,6 +190,10 @@ class Transfers:
         self.departures[session.client_id] = departure
         return departure
 
+    def wake(self, session: Session) -> None:
+        """Nobody is known to go on with a session that a donor has: what is published is to come to it."""
+        self._subscribing.wake(session)
+
     def hide_stub(self, client_id: str) -> None:
         """The client id gets a session at this node again: what others know of it is about that."""
         departure = self.departures.get(client_id)
@@ -258,9 +262,12 @@ class Transfers:
         """Say whether others have given a delivery which they had kept for this node, as far as is known.
 
         What came through an old home they had not kept: who published it may not have heard that the session is here.
-        Nor had they what a group gave to the session, if another node had chosen that.
+        Nor had they what a group gave to the session, if another node had chosen that. And what has come since the
+        session woke they have not kept for a later home of it, as there was none.
         """
         message = delivery.message
+        if session.awake_from and delivery.seq >= session.awake_from:
+            return False
         if not self.skips or delivery.shared or message.number < self.skips.get(message.origin, message.number + 1):
             return False
         return session.arrival is None or not session.arrival.is_brought(delivery.seq)
@@ -294,6 +301,7 @@ class Transfers:
         session = departure.session
         del self.departures[session.client_id]
         session.departing = False
+        self.wake(session)
         session.left_to = 0
         self._store.delete_departing(session)
         if session.arrival is not None and session.arrival.id_rows:

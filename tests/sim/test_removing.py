@@ -10,10 +10,13 @@ from virtual_clients import ONLINE, Client
 
 from broker.core.events import Detach
 from broker.core.records import CLOSE
+from broker.core.storage import WriteBatch
 from broker.mqtt.reasons import Reason
 from cluster.arrivals import GONE_S, REMOVED_S
+from cluster.donor import become_donor
 from cluster.estates import CHUNK_BYTES
 from cluster.frames import FrameType
+from cluster.mesh_store import forget_cluster
 from cluster.peers import UNHEARD_S
 from cluster.readiness import ALL, AVAILABLE
 
@@ -1254,9 +1257,7 @@ def test_a_donor_leaves_to_others_what_they_kept_for_it_and_have_not_given_yet(b
     node.start()
     test.wait(lambda: node.name in test.gone, "the news of its removal")
     test.recover(node)
-    test.wait(
-        lambda: node.name in two.core.mesh.peers and two.core.mesh.peers[node.name].is_confirmed(), "the donor's wishes"
-    )
+    _wait_for_wishes(test, node, two)
     test.publish(publisher, clients, 2, qos=2)
     test.world.run(1.0)
     assert two.core.mesh.is_growing(removed), "nothing more is kept"
@@ -1271,6 +1272,177 @@ def test_a_donor_leaves_to_others_what_they_kept_for_it_and_have_not_given_yet(b
     test.wait(lambda: not two.storage.snapshot()["outbox"], "the end of the estate")
     test.come_back(clients, [one, two])
     test.judge(clients)
+
+
+@pytest.mark.parametrize("crashes", [False, True])
+@pytest.mark.parametrize("waits_s", [0.0, 10.0, REMOVED_S + GONE_S + 1.0])
+@pytest.mark.parametrize("online", [True, False])
+def test_what_is_published_while_a_donor_gives_comes_once_to_sessions_that_go_on_elsewhere(online, waits_s, crashes):
+    """Who publishes knows both homes. The later one has forgotten by then what has come to it directly."""
+    test = LeaveWorld(seed=700)
+    node, one, two = test.nodes
+    clients = test.make_sessions(node, 3, qos=2)
+    publisher = test.publisher(two)
+    test.publish(publisher, clients, 2, qos=2)
+    dead(test, node)
+    assert test.leave_and_wait(one, node, targets=(one.name,)).exit_code == 0
+    if online:
+        test.come_back(clients, [one])
+    test.world.run(waits_s)
+    node.start()
+    test.wait(lambda: node.name in test.gone, "the news of its removal")
+    test.recover(node)
+    _wait_for_wishes(test, node, two)
+    test.publish(publisher, clients, 2, qos=2)
+    if crashes:
+        node.kill()
+        test.publish(publisher, clients, 1, qos=2)
+        node.start()
+        _wait_for_wishes(test, node, two)
+        test.publish(publisher, clients, 1, qos=2)
+    test.wait(lambda: node.name in test.gone, "the end of the donation")
+    test.come_back(clients, [one, two])
+    for client in clients:
+        if online:
+            # What was recovered came late.
+            client.inbox.arrivals.sort(key=lambda arrival: int(arrival.payload))
+    test.judge(clients)
+
+
+@pytest.mark.parametrize("comes", ["soon", "while it is down", "after a restart"])
+@pytest.mark.parametrize("is_held_up", [True, False])
+@pytest.mark.parametrize("keeps", [False, True])
+def test_what_is_published_while_a_donor_gives_comes_to_a_session_that_only_the_donor_has(comes, is_held_up, keeps):
+    """It began there while that was cut off. Another one, which goes on elsewhere, wants the same, and gets it once.
+
+    Who publishes may give to others what it kept for the removed node, and have the donor leave out what is later.
+    """
+    test = LeaveWorld(seed=702, count=4)
+    node, one, two, down = test.nodes
+    known, unknown = [
+        Client(test.world, test.ledger, f"client{number}", node, 4, True, {TOPIC % 0: 2}) for number in range(2)
+    ]
+    third = Client(test.world, test.ledger, "client2", node, 4, True, {TOPIC % 1: 2})
+    test.clients += [known, unknown, third]
+    known.connect()
+    third.connect()
+    test.wait(lambda: known.subscribed and third.subscribed, "two sessions")
+    for other in test.nodes[1:]:
+        _cut_off(test, node, other)
+    unknown.connect()
+    test.wait(lambda: unknown.subscribed, "a session that is not known")
+    for client in (known, unknown, third):
+        client.comes_back = False
+        client.disconnect(False)
+    publisher = test.publisher(node)
+    test.publish(publisher, [unknown], 2, qos=2)
+    publisher.comes_back = False
+    dead(test, node)
+    publisher = test.publisher(two)
+    if keeps:
+        test.publish(publisher, [third], 2, qos=2)
+    test.world.network.heal_all()
+    assert test.leave_and_wait(one, node, targets=(one.name,)).exit_code == 0
+    test.world.run(REMOVED_S + GONE_S)
+    node.start()
+    test.wait(lambda: node.name in test.gone, "the news of its removal")
+    if is_held_up:
+        dead(test, down)
+    test.recover(node)
+    test.wait(lambda: TOPIC % 0 in two.core.mesh.interest.persistent_filters(node.name), "its wishes")
+    test.publish(publisher, [unknown], 2, qos=2)
+    if comes != "soon":
+        node.kill()
+        test.publish(publisher, [unknown], 2, qos=2)
+    if comes == "after a restart":
+        node.start()
+        test.wait(lambda: two.core.mesh.peers[node.name].running, "its return")
+        test.publish(publisher, [unknown], 2, qos=2)
+    unknown.home = one
+    unknown.come_back()
+    test.wait(lambda: unknown.state == ONLINE, "the client", 10.0)
+    test.publish(publisher, [unknown], 2, qos=2)
+    if comes == "while it is down":
+        node.start()
+    test.world.run(1.0)
+    if is_held_up:
+        down.start()
+    test.wait(lambda: node.name in test.gone, "the end of the donation")
+    test.come_back([known, unknown, third], [one])
+    unknown.inbox.arrivals.sort(key=lambda arrival: int(arrival.payload))
+    test.judge([known, unknown, third])
+
+
+def test_what_is_published_while_a_client_takes_its_session_from_a_donor_comes_to_it():
+    """As a member is down, the donor does not know yet that nobody else has it. Who publishes hears of no new home."""
+    test = LeaveWorld(seed=703, count=4)
+    node, one, two, down = test.nodes
+    for other in test.nodes[1:]:
+        _cut_off(test, node, other)
+    client = Client(test.world, test.ledger, "client0", node, 4, True, {TOPIC % 0: 2})
+    test.clients.append(client)
+    client.connect()
+    test.wait(lambda: client.subscribed, "a session")
+    client.comes_back = False
+    client.disconnect(False)
+    dead(test, node)
+    test.world.network.heal_all()
+    assert test.leave_and_wait(one, node).exit_code == 0
+    node.start()
+    test.wait(lambda: node.name in test.gone, "the news of its removal")
+    dead(test, down)
+    test.recover(node)
+    test.wait(lambda: one.core.mesh.registry.find(client.name) is not None, "the donor's session")
+    assert node.core.owner.local_interest() == []
+    tables = (FrameType.TABLE_DELTA, FrameType.TABLE_ROWS, FrameType.TABLE_DONE)
+    arrives = test.world.network.frame_arrives
+
+    def unless_lost(receiver, sender, connection, frame):
+        if not (sender == one.name and receiver is two and frame[1] in tables):
+            arrives(receiver, sender, connection, frame)
+
+    test.world.network.frame_arrives = unless_lost
+    client.home = one
+    client.come_back()
+    test.wait(lambda: client.state == ONLINE, "its return", 5.0)
+    test.wait(lambda: TOPIC % 0 in two.core.mesh.interest.persistent_filters(node.name), "the donor's wishes", 1.0)
+    test.publish(test.publisher(two), [client], 2, qos=2)
+    test.world.network.frame_arrives = arrives
+    down.start()
+    test.wait(lambda: node.name in test.gone, "the end of the donation")
+    test.come_back([client], [one])
+    test.judge([client])
+
+
+def test_a_copy_of_the_store_of_a_donor_is_one_of_sessions_that_get_what_is_published():
+    """It is a member of nothing, and its sessions are its own."""
+    test = LeaveWorld(seed=704)
+    node, one, _two = test.nodes
+    client = test.make_sessions(node, 1, qos=2)[0]
+    dead(test, node)
+    assert test.leave_and_wait(one, node).exit_code == 0
+    node.start()
+    test.wait(lambda: node.name in test.gone, "the news of its removal")
+    test.gone.discard(node.name)
+    become_donor(node.storage, node.name, b"f" * 16)
+    batch = WriteBatch()
+    forget_cluster(batch)
+    node.storage.commit(batch)
+    node.store_id = b"f" * 16
+    node.discovery = ()
+    node.start()
+    test.publish(test.publisher(node), [client], 2, qos=2)
+    client.home = node
+    client.come_back()
+    test.wait(lambda: len(client.inbox.copies) == 2, "what was published")
+
+
+def _wait_for_wishes(test, node, other):
+    """Wait until a node knows what a donor wants, by the donor's own word."""
+    test.wait(
+        lambda: node.name in other.core.mesh.peers and other.core.mesh.peers[node.name].is_confirmed(),
+        "the donor's wishes",
+    )
 
 
 @pytest.mark.parametrize("restarts", [False, True])

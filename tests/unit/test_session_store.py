@@ -14,7 +14,7 @@ from broker.core.message import Delivery, Message
 from broker.core.places import first_place
 from broker.core.retained_rows import stored_key
 from broker.core.session import Session
-from broker.core.session_store import INLINE_BYTES_MAX, LOAD_MAX, NUMBER_MAX, SessionStore
+from broker.core.session_store import INLINE_BYTES_MAX, LOAD_MAX, NUMBER_MAX, SessionStore, make_dormant
 from broker.core.shared import SharedGroup
 from broker.core.storage import MemoryStorage, StorageError, WriteBatch
 from broker.core.stored_message import Clock
@@ -323,6 +323,29 @@ def test_the_ids_of_what_is_below_a_place():
     last = put(store, session, message_of(5))
     commit(store)
     assert store.ids_before(1, last.seq) == [(ORIGIN, 1), (ORIGIN, 2)]
+
+
+def test_dormant_sessions():
+    """All of a store are made dormant, and wake one by one; groups are not touched."""
+    store = store_on()
+    stub, session = session_in(store, 1), session_in(store, 2)
+    store.put_departing(stub)
+    store.put_subscription(session, b"z", subscription(1, 0))
+    store.put_group(SharedGroup(3, b"$share/g/t"))
+    commit(store)
+    batch = WriteBatch()
+    make_dormant(store._storage, batch)
+    store._storage.commit(batch)
+    found, groups, after = recovered(store)
+    assert [(each.dormant, each.departing) for each in found] == [(True, True), (True, False)]
+    assert list(groups) == [b"$share/g/t"] and list(found[1].subscriptions) == [b"z"]
+    found[0].awake_from = 7
+    after.put_awake(found[0])
+    found, _groups, after = recovered(after)
+    assert [(each.dormant, each.awake_from) for each in found] == [(False, 7), (True, 0)]
+    after.delete_session(found[1])
+    commit(after)
+    assert [key[:8] for key in keys(after._storage, "session") if key[8:] == b"z"] == [bytes(7) + b"\x01"]
 
 
 @pytest.mark.parametrize("departing", [False, True])

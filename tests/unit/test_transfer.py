@@ -12,7 +12,9 @@ from broker.core.epoch import Epoch
 from broker.core.message import Delivery, Message
 from broker.core.places import PLACE_BITS, first_place
 from broker.core.session import Session
+from broker.core.session_store import make_dormant
 from broker.core.settings import OwnerSettings
+from broker.core.storage import WriteBatch
 from broker.core.transfer import Departure, SessionHead
 from broker.mqtt.packets import Publish, Pubrel, Will
 from broker.mqtt.properties import Property
@@ -1048,3 +1050,40 @@ def test_what_came_directly_at_qos_0_is_had_from_an_old_home_where_more_was_want
     transfers.end_arrival(session, new.now)
     new.settle()
     assert payloads(new.persistent("mover")) == [b"5", b"6", b"7"]
+
+
+@pytest.mark.parametrize("wakes", ["woken", "back", "over"])
+def test_nothing_that_is_published_comes_to_a_dormant_session_before_it_wakes(
+    start: Callable[..., Node], wakes: str
+) -> None:
+    """Nor do other nodes hear that it wants anything. It wakes for good, at the latest when it is a session again."""
+    node = start(store_id=HERE)
+    client = node.persistent("mover")
+    client.subscribe(b"t", 1)
+    client.drop()
+    direct(node, ELSEWHERE, 1, b"before")
+    batch = WriteBatch()
+    make_dormant(node.storage, batch)
+    node.storage.commit(batch)
+    node = start(store_id=HERE, storage=node.storage.survivor())
+    assert node.owner.local_interest() == []
+    direct(node, ELSEWHERE, 2, b"dormant")
+    node.owner.validate()
+    departure = node.owner.depart("mover", node.now)
+    assert departure is not None
+    if wakes == "over":
+        node.owner.transfers.end_departure(departure, node.now)
+        node.settle()
+        node.owner.validate()
+        return
+    if wakes == "woken":
+        node.owner.transfers.wake(departure.session)
+        assert node.owner.local_interest() == [(b"t", True)]
+        node.settle()
+    node.owner.transfers.come_back(departure, Epoch(2, 0, HERE))
+    node.settle()
+    node = start(store_id=HERE, storage=node.storage.survivor())
+    assert node.owner.local_interest() == [(b"t", True)]
+    direct(node, ELSEWHERE, 3, b"awake")
+    node.owner.validate()
+    assert payloads(node.persistent("mover")) == [b"before", b"awake"]
