@@ -232,6 +232,9 @@ def check_copies(world, clients, ledger):
             # that is so of each publish of a message that was sent several times. So may what came while a node with a
             # session of the same client id was joining.
             homes = 1 + world.twins[client.client_id] + world.revived[client.client_id]
+            if message.sent_at[0] >= world.donates_since:
+                # A donor gives what it had when it was a member, and nothing that others have had directly since.
+                homes -= world.revived_before[client.client_id]
             limit = _copies_again(world, client, message) + homes * (
                 copies_allowed(world, by_name, message)
                 if message.qos

@@ -19,6 +19,7 @@ from broker.core.owner import QueueOwner
 from broker.core.routes import NoInterest
 from broker.core.session_store import SessionStore
 from broker.core.stored_message import Clock
+from cluster.arrivals import GONE_S, REMOVED_S
 from cluster.donor import stored_state
 from cluster.leave_frames import Verb
 from cluster.leaver import BUSY
@@ -43,6 +44,9 @@ DONORS = (DONOR, CUT_OFF_DONOR)
 LOOK_S = 0.1
 # How long a command may take before another operator gives it once more.
 PATIENCE_S = 20.0
+# How often everybody publishes while a late donor gives.
+LATE_ROUNDS = 10
+HUSH_S = 1.0
 EVERYTHING = 1 << 62
 COUNTS = (
     "leave orders",
@@ -54,6 +58,7 @@ COUNTS = (
     "nodes removed",
     "removed nodes told",
     "donors",
+    "late donors",
     "emigrations",
     "lost with a node",
 )
@@ -73,6 +78,8 @@ class LeaverPlan:
         self._hurries = False
         self._is_removed = False
         self._is_over = False
+        # A donor may come when its sessions' new homes have forgotten the old one.
+        self._comes_late = random.Random(f"late donor {world.seed}").random() < 0.4
         self._story = None
         world.leaver = self.node
         world.leaves_since = float("inf")
@@ -200,6 +207,10 @@ class LeaverPlan:
     def _dead(self):
         rng = self._rng
         node = self.node
+        if self._comes_late and self.kind in DONORS:
+            # Nobody has anything for it when it is removed, and so tells its donor from where on others are given that.
+            self.world.is_hushed = True
+            yield HUSH_S
         if self.kind in (CUT_OFF, CUT_OFF_DONOR):
             for other in self._others():
                 self.world.network.partition(node.name, other.name, True)
@@ -210,6 +221,7 @@ class LeaverPlan:
                 yield LOOK_S
         yield rng.uniform(0.0, 5.0)
         yield from self._insist()
+        self.world.is_hushed = False
 
     def _afterwards(self):
         """A node that was removed comes back, or does not."""
@@ -230,6 +242,9 @@ class LeaverPlan:
         self.world.orphans |= {session.client_id for session in sessions_of(restored(node))}
         if self.kind in DONORS or (self.kind in LIVE and rng.random() < 0.5):
             yield rng.uniform(0.0, 4.0)
+            if self._comes_late:
+                self.world.count("late donors")
+                yield REMOVED_S + GONE_S
             self.world.astray |= under_way(node)
             yield from self._donate()
         else:
@@ -240,13 +255,20 @@ class LeaverPlan:
         """Start the node as a donor, and again when it dies."""
         rng = self._rng
         self.world.count("donors")
+        self.world.donates_since = self.world.now
+        self.world.revived_before = self.world.revived.copy()
         self.operators.recover(self.node)
         if rng.random() < 0.4 and not self._hurries:
             yield rng.uniform(0.1, 2.0)
             self.node.crash(rng.choice(self.world.crash_points))
+        rounds = LATE_ROUNDS if self._comes_late else 0
         while self.node.name not in self.operators.gone:
             if not self.node.up:
                 self.node.start()
+            if rounds and any(node.up and self.node.name in node.core.mesh.peers for node in self._others()):
+                rounds -= 1
+                for publisher in self.population.publishers:
+                    publisher.publish(rng.choice(publisher.lines), rng.choice((1, 2)))
             yield LOOK_S
 
     # Orders.

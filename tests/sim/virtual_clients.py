@@ -271,6 +271,8 @@ class Client:
 
     def publish(self, topic, qos, padding_bytes=0):
         """Publish a new message as soon as the window and the connection allow."""
+        if self.world.is_hushed:
+            return
         self.outbox.add(topic, qos, padding_bytes)
 
     def retain(self, topic, qos, padding_bytes, deletes):

@@ -43,6 +43,11 @@ class World:
         self._divided = []
         # By client, how often its session began without its old home.
         self.revived = Counter()
+        # Whether nobody begins to publish anything.
+        self.is_hushed = False
+        # Since when a donor gives, and how often that was by then.
+        self.donates_since = float("inf")
+        self.revived_before = Counter()
         # By client, how many sessions of its client id joined with their nodes.
         self.twins = Counter()
         # Client ids whose home was removed without its leave, and what was lost with it: (client id, payload), or
