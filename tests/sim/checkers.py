@@ -235,10 +235,9 @@ def check_copies(world, clients, ledger):
             if message.sent_at[0] >= world.donates_since:
                 # A donor gives what it had when it was a member, and nothing that others have had directly since.
                 homes -= world.revived_before[client.client_id]
-            limit = _copies_again(world, client, message) + homes * (
-                copies_allowed(world, by_name, message)
-                if message.qos
-                else 1 + sum(node.crashes for node in world.nodes.values())
+            publishes = copies_allowed(world, by_name, message) if message.qos else 1
+            limit = _copies_again(world, client, message, publishes) + homes * (
+                publishes if message.qos else 1 + sum(node.crashes for node in world.nodes.values())
             )
             world.check(
                 copies <= limit,
@@ -248,18 +247,18 @@ def check_copies(world, clients, ledger):
     check_groups(world, clients, ledger)
 
 
-def _copies_again(world, client, message):
-    """Return how many copies that a client had at a node which left may come again.
+def _copies_again(world, client, message, publishes=1):
+    """Return how many copies that a client had at a node which left may come again, of a message published so often.
 
     To an orphan they may have been in flight there. Who has no session beside its connection, or began anew, has
     another session elsewhere, and nothing is known there of what the last one had: what was on its way to that node,
-    for whoever wants it there, is for this session as well: each publish of it at QoS 1.
+    for whoever wants it there, is for this session as well: each publish of it.
     """
     payload = message.payload
     began_anew = not client.persistent or len(client.inbox.sessions[payload]) > 1
     if not began_anew and client.client_id not in world.orphans:
         return 0
-    return min(client.inbox.from_leaver[payload], message.sends if message.qos == 1 and not message.will else 1)
+    return min(client.inbox.from_leaver[payload], publishes)
 
 
 def check_groups(world, clients, ledger):
