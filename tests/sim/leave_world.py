@@ -16,6 +16,16 @@ TOPIC = b"to/%d"
 FAR_S = 120.0
 
 
+def heard_by(*clients):
+    """Return what clients heard, each as often as it was heard."""
+    return sorted([arrival.payload for client in clients for arrival in client.inbox.arrivals])
+
+
+def outbox_messages(node):
+    """Return how much waits at a node for members that are down."""
+    return sum(view.outbox_messages for view in node.core.members_view()) if node.up else 0
+
+
 class LeaveWorld:
     """`count` nodes, joined; sessions are made by `make_sessions`, messages by `publish`."""
 
@@ -61,6 +71,36 @@ class LeaveWorld:
         command = self.leave(at, node, verb, **order)
         self.wait(command.is_over, f"the end of {order}")
         return command
+
+    def crash(self, node):
+        """Kill a node, and have everybody notice; return the others that run."""
+        node.kill()
+        others = [other for other in self.nodes if other is not node and other.up]
+        self.wait(
+            lambda: not any(other.core.mesh.peers[node.name].running for other in others), "the notice of its death"
+        )
+        return others
+
+    def restart(self, node, publisher):
+        """Start a node anew, whose publisher comes back."""
+        node.kill()
+        node.start()
+        self.wait(lambda: publisher.state == ONLINE, "the publisher's return")
+
+    def cut_off(self, node, *others):
+        """Have a node hear nothing of some others, and they nothing of it."""
+        for other in others:
+            self.world.network.partition(node.name, other.name, True)
+        sides = [(one, two) for other in others for one, two in ((node, other), (other, node)) if one.up]
+        self.wait(lambda: not any(one.core.mesh.peers[two.name].running for one, two in sides), "its absence")
+
+    def isolate(self, node):
+        """Have a node hear nothing of all others, and they nothing of it."""
+        self.cut_off(node, *[other for other in self.nodes if other is not node])
+
+    def lose(self, *kinds):
+        """From now on lose the frames of these kinds, and no others."""
+        self.world.network.lose_frame = (lambda frame: frame[1] in kinds) if kinds else None
 
     def crash_later(self, node, seconds):
         """Crash a node at some point of a turn, after a while."""
@@ -140,6 +180,18 @@ class LeaveWorld:
             "everything that is queued",
         )
 
+    def visit(self, clients, home):
+        """Have clients connect to a node for a moment."""
+        for client in clients:
+            client.home = home
+            client.come_back()
+            client.comes_back = False
+        self.wait(lambda: all(client.state == ONLINE for client in clients), "everybody's visit")
+        self.world.run(0.5)
+        for client in clients:
+            client.disconnect(False)
+        self.world.run(0.5)
+
     def judge(self, clients):
         """Everything arrived once and in order."""
         for client in clients:
@@ -157,3 +209,16 @@ class LeaveWorld:
     def recover(self, node):
         """Start a node that was removed as a donor of its queues."""
         self.operators.recover(node)
+
+    def donate(self, node, dies=None):
+        """Start a removed node, and again as a donor, until it has given all; meanwhile it and another one may die."""
+        node.start()
+        self.wait(lambda: node.name in self.gone, "the news of its removal")
+        self.recover(node)
+        if dies is not None:
+            self.wait(lambda: node.name in dies.core.mesh.peers, "its return")
+            self.world.run(0.5)
+            for each in (node, dies):
+                each.kill()
+                each.start()
+        self.wait(lambda: node.name in self.gone, "the end of the donation")
