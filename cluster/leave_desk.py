@@ -30,6 +30,7 @@ from cluster.leave_frames import (
     Order,
     Orphan,
     Report,
+    Revival,
     Verb,
     pack_adopt_left,
     pack_answer,
@@ -260,22 +261,20 @@ class LeaveDesk:
         self._leaver.references[node] = unpack_heard(frame)
 
     def _receive_adopt(self, node: str, frame: bytes, now: float) -> None:
-        home, revives, orphans = unpack_adopt(frame)
+        home, revival, orphans = unpack_adopt(frame)
         if not orphans:
             left: list[str] = []
-            knows_all = False
             for name, peer in self._mesh.peers.items():
                 if peer.store_id == home:
                     self._moving.claims.claim_now(name)
                     left = sorted(persistent_sessions(self._mesh, name))
-                    knows_all = self._mesh.is_complete(name)
             self._mesh.tell(node, pack_adopt_left(home, len(left)))
-            if knows_all:
-                # Who removes it may have been down when these began. While a member is not heard here they may be there
-                # by now, and would be lost to sessions that know nothing of what their clients have sent.
-                orphans = [Orphan(client_id, None) for client_id in left[:ASKED_MAX]]
+            # Who removes it may have been down when these began. While a member is not heard here they may be there by
+            # now, whoever was named as a target.
+            orphans = [Orphan(client_id, None) for client_id in left[:ASKED_MAX]]
+            revival = Revival.IF_WHOLE
         for orphan in orphans:
-            self._moving.registrar.adopt(orphan.client_id, orphan.user_name, home, revives, now)
+            self._moving.registrar.adopt(orphan.client_id, orphan.user_name, home, revival, now)
 
     def _receive_adopt_left(self, node: str, frame: bytes, now: float) -> None:
         store_id, left = unpack_adopt_left(frame)

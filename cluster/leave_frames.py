@@ -10,7 +10,7 @@ as in `wire`.
                   u32 queues moved, u32 queues to be moved, u64 messages that are here
                                                                  from it to all, while it leaves
     LEAVE_HEARD   text host:port where clients are referred to, or nothing                    the answer to a report
-    ADOPT         16 bytes store_id of the home, u8 flags (1 revive), u32 count,
+    ADOPT         16 bytes store_id of the home, u8 flags (1 revive, 2 only while all others are heard), u32 count,
                   (bytes16 client id, u8 flags: 1 user name, bytes16 user name)*
                                                                  to the node that is to be their home; or of nobody, to
                                                                  all: all are adopted, and the home's other wills due
@@ -32,6 +32,7 @@ from cluster.wire import FrameError, Reader, pack_bytes16, pack_text, pack_u16, 
 _FORCE: Final = 1
 _TAKEN: Final = 1
 _REVIVE: Final = 1
+_IF_WHOLE: Final = 2
 _NAMED: Final = 1
 
 
@@ -44,6 +45,16 @@ class Verb(IntEnum):
     MOVE = 1
     ABORT = 2
     DRY_RUN = 3
+
+
+class Revival(IntEnum):
+    """When a session that is adopted begins without what its home has, as that is away."""
+
+    NEVER = 0
+    # Though other members are away as well: an operator has named those that are to take the sessions.
+    ALWAYS = 1
+    # Only where all other members are heard: it may have gone to one that is not.
+    IF_WHOLE = 2
 
 
 @dataclass(slots=True, frozen=True)
@@ -169,7 +180,7 @@ def unpack_heard(frame: bytes) -> str:
     return reference
 
 
-def pack_adopts(home: bytes, revive: bool, orphans: list[Orphan]) -> list[bytes]:
+def pack_adopts(home: bytes, revival: Revival, orphans: list[Orphan]) -> list[bytes]:
     """Pack ADOPT frames, as many as it takes; `home` is the store id of who has the sessions."""
     frames = []
     parts: list[bytes] = []
@@ -178,21 +189,24 @@ def pack_adopts(home: bytes, revive: bool, orphans: list[Orphan]) -> list[bytes]
         part = pack_bytes16(orphan.client_id.encode()) + bytes((0 if orphan.user_name is None else _NAMED,))
         part += pack_bytes16((orphan.user_name or "").encode())
         if size + len(part) > FRAME_BYTES_MAX - 64:
-            frames.append(_adopt(home, revive, parts))
+            frames.append(_adopt(home, revival, parts))
             parts = []
             size = 0
         parts.append(part)
         size += len(part)
     if parts or not frames:
-        frames.append(_adopt(home, revive, parts))
+        frames.append(_adopt(home, revival, parts))
     return frames
 
 
-def unpack_adopt(frame: bytes) -> tuple[bytes, bool, list[Orphan]]:
-    """Return what an ADOPT frame says: the home, whether sessions are revived if that is away, and which."""
+def unpack_adopt(frame: bytes) -> tuple[bytes, Revival, list[Orphan]]:
+    """Return what an ADOPT frame says: the home, when sessions are revived if that is away, and which."""
     reader = frame_body(frame, FrameType.ADOPT)
     home = reader.take(STORE_ID_BYTES)
-    revive = reader.u8() & _REVIVE != 0
+    flags = reader.u8()
+    revival = Revival.NEVER
+    if flags & _REVIVE:
+        revival = Revival.IF_WHOLE if flags & _IF_WHOLE else Revival.ALWAYS
     orphans = []
     for _ in range(reader.u32()):
         client_id = reader.text()
@@ -200,7 +214,7 @@ def unpack_adopt(frame: bytes) -> tuple[bytes, bool, list[Orphan]]:
         user_name = reader.text()
         orphans.append(Orphan(client_id, user_name if named else None))
     reader.end()
-    return home, revive, orphans
+    return home, revival, orphans
 
 
 def pack_adopt_left(home: bytes, count: int) -> bytes:
@@ -244,8 +258,9 @@ def unpack_donor_heard(frame: bytes) -> tuple[bytes, int]:
     return store_id, number
 
 
-def _adopt(home: bytes, revive: bool, parts: list[bytes]) -> bytes:
-    head = frame_head(FrameType.ADOPT) + home + bytes((_REVIVE if revive else 0,)) + pack_u32(len(parts))
+def _adopt(home: bytes, revival: Revival, parts: list[bytes]) -> bytes:
+    flags = (0 if revival == Revival.NEVER else _REVIVE) | (_IF_WHOLE if revival == Revival.IF_WHOLE else 0)
+    head = frame_head(FrameType.ADOPT) + home + bytes((flags,)) + pack_u32(len(parts))
     return bytes(head) + b"".join(parts)
 
 

@@ -24,7 +24,7 @@ from broker.core.owner import QueueOwner
 from broker.core.session import Session
 from cluster.estates import PAUSE_S, Estates
 from cluster.handover import HandOver
-from cluster.leave_frames import Order, Orphan, Report, Verb, pack_adopts, pack_donor, pack_report
+from cluster.leave_frames import Order, Orphan, Report, Revival, Verb, pack_adopts, pack_donor, pack_report
 from cluster.leaving import Census, LeaveJob, State, counted, how_without
 from cluster.mesh import Mesh
 from cluster.moving import Moving
@@ -332,7 +332,7 @@ class Leaver:
             asked[session.client_id] = (target, now)
             orphans.setdefault(target, []).append(Orphan(session.client_id, session.user_name))
         for target, adopted in orphans.items():
-            for frame in pack_adopts(self._store_id, False, adopted):
+            for frame in pack_adopts(self._store_id, Revival.NEVER, adopted):
                 self._mesh.tell(target, frame)
 
     def _homeless(self, client_id: str) -> Session | None:

@@ -24,6 +24,7 @@ from cluster.claims import Claims
 from cluster.departures import Departures
 from cluster.frames import FrameType
 from cluster.interest import is_shared
+from cluster.leave_frames import Revival
 from cluster.mesh import Mesh
 from cluster.move_frames import (
     CONFIRMED,
@@ -78,9 +79,9 @@ class MeshSite:
         name = self.name_of(store_id)
         return store_id == self._own or (name != "" and self._mesh.peers[name].running)
 
-    def is_complete(self) -> bool:
-        """Say whether all members run, and all that they say of themselves is known here."""
-        return self._mesh.is_complete()
+    def is_complete(self, besides: bytes = b"") -> bool:
+        """Say whether all members but `besides` run, and all that they say of themselves is known here."""
+        return self._mesh.is_complete(self.name_of(besides))
 
     def heard(self) -> dict[bytes, tuple[int, int]]:
         """Return up to where each other member has told of its sessions, as far as that is known here."""
@@ -253,7 +254,8 @@ class Moving:
         self.registrar.tick(now)
         self.departures.tick(now)
         for session in self.departures.take_untaken(now):
-            self.registrar.adopt(session.client_id, session.user_name, self.site.store_id(), True, now)
+            own = self.site.store_id()
+            self.registrar.adopt(session.client_id, session.user_name, own, Revival.ALWAYS, now)
 
     def next_deadline(self) -> float:
         """Return when `load` or `tick` has something to do."""

@@ -19,7 +19,8 @@ heard of. It names that, and is asked again under a later epoch: a clock that is
 it is this node that gives the session to that one.
 
 A session is also had for a client that has not connected (`adopt`): its old home wants to be rid of it, or is gone for
-good. That goes the same way, but nothing is attached in the end.
+good. That goes the same way, but nothing is attached in the end. Nor does anybody wait for it: so it does not begin
+without its home while another member is not heard to which it may have gone, unless an operator wants that.
 
 The turn is given back when the client is attached, with the session's epoch. A CONNECT whose client goes meanwhile has
 its session moved all the same, unless that would have to be made or ended. One that waits for CONNECT_TIMEOUT_S is
@@ -42,6 +43,7 @@ from broker.mqtt.reasons import Reason
 from cluster.arrivals import Arrivals
 from cluster.claims import Claims
 from cluster.departures import Departures
+from cluster.leave_frames import Revival
 from cluster.move_frames import MOVED, REFUSED, Take
 from cluster.registration import Granted, Registration
 from cluster.registry import Registry
@@ -56,10 +58,10 @@ _NO_LISTENER: Final = 0x7FFFFFFF
 class Waiting:
     """A CONNECT that waits; `epoch` is the session's new one, None until it has the turn.
 
-    `revives`: the session begins without its home if that is away.
+    `revival`: when the session begins without its home if that is away.
     """
 
-    __slots__ = ("deadline", "epoch", "event", "is_gone", "old_home", "revives")
+    __slots__ = ("deadline", "epoch", "event", "is_gone", "old_home", "revival")
 
     def __init__(self, event: Attach, deadline: float) -> None:
         self.event = event
@@ -68,7 +70,7 @@ class Waiting:
         self.old_home: bytes = b""
         # Its client has gone; the session comes all the same.
         self.is_gone = False
-        self.revives = True
+        self.revival = Revival.ALWAYS
 
     def is_adoption(self) -> bool:
         """Say whether there is no CONNECT."""
@@ -116,10 +118,10 @@ class Registrar:
         # Whether clients may connect; not at a node that has nothing left and is about to be no member.
         self._is_open = True
 
-    def adopt(self, client_id: str, user_name: str | None, home: bytes, revives: bool, now: float) -> None:
+    def adopt(self, client_id: str, user_name: str | None, home: bytes, revival: Revival, now: float) -> None:
         """Have the session of a client come here from its home, unless it has gone from there meanwhile.
 
-        With `revives` it begins here without what its home has, if that is away; else nothing comes of it then.
+        If that is away it begins here without what its home has, as far as `revival` has it; else nothing comes of it.
         """
         if client_id in self._by_client:
             return
@@ -128,7 +130,7 @@ class Registrar:
         event = Attach(number, client_id, clean_start=False, user_name=user_name)
         waiting = Waiting(event, now + CONNECT_TIMEOUT_S)
         waiting.old_home = home
-        waiting.revives = revives
+        waiting.revival = revival
         self._take(waiting, now)
 
     def set_open(self, is_open: bool, now: float) -> None:
@@ -283,7 +285,7 @@ class Registrar:
         if waiting.is_adoption():
             # Its client is not back, so that its will goes on waiting.
             will, is_claimed = self._claims.bequest(event.client_id, latest.store_id, now)
-        if not waiting.revives or is_claimed:
+        if is_claimed or not self._revives(waiting):
             self._forget(waiting, now)
             return
         is_strange = head is not None and head.user_name not in (None, "", event.user_name)
@@ -305,6 +307,13 @@ class Registrar:
                 return
         # The home was asked if it was not missed yet, and nobody knows whether it heard that.
         self._finish(waiting, b"", now, True)
+
+    def _revives(self, waiting: Waiting) -> bool:
+        """Say whether a session may begin without its home, which is away."""
+        if waiting.revival == Revival.IF_WHOLE:
+            # It may have gone to a member that is not heard, which would have to give it up with what it knows of it.
+            return self._site.is_complete(waiting.old_home)
+        return waiting.revival == Revival.ALWAYS
 
     def _finish(self, waiting: Waiting, told: bytes, now: float, is_away: bool = False) -> None:
         """Attach the client, and give the turn back; `told` is the old home that was asked and has answered, if any.

@@ -7,10 +7,12 @@ Theory of operation
 -------------------
     its persistent sessions, in the order of their names, are assigned to the members that run, in turn
     ADOPT(revive) --> each, at most ASKED_MAX at a time, until the registry knows another home of every one
+      who does not hear all the others may only not have heard where these went: it adopts none, unless targets are
+      named, as that may be wanted while members are down
       who was down when a session began may know nothing of it: the next one is asked after a while
       nobody has taken one since all were asked: it fails
     ADOPT(nobody) --> all, who adopt the sessions of which only they know, at most ASKED_MAX at a time
-      who does not hear all the others may only not have heard where these went: it adopts none before it does
+      of these nobody adopts any who does not hear all the others, targets or not
       <-- ADOPT_LEFT, until each says that it knows another home of every one; who dies meanwhile is waited for, unless
       targets are named
       also until the wills are published that no session took along, for WILLS_S at most
@@ -24,7 +26,7 @@ this one ended. A node that runs again before it is removed ends the removal.
 from dataclasses import dataclass
 from typing import Final, final
 
-from cluster.leave_frames import Order, Orphan, Report, Verb, pack_adopts
+from cluster.leave_frames import Order, Orphan, Report, Revival, Verb, pack_adopts
 from cluster.leaver import ASK_AGAIN_S, ASKED_MAX, BUSY, already_leaving
 from cluster.leaving import State, how_without
 from cluster.mesh import Mesh
@@ -35,6 +37,7 @@ from cluster.registry import Home
 WILLS_S: Final = 10.0
 # How often all are asked to adopt what is left: a frame may be lost.
 ALL_AGAIN_S: Final = 1.0
+_TAKES_NONE: Final = "a member takes none while it does not hear all others"
 
 
 @dataclass(slots=True)
@@ -114,7 +117,8 @@ class Removal:
             self._left, self._left_at = len(left), now
         if left and now >= self._left_at + ASK_AGAIN_S * (len(targets) + 1):
             names = ", ".join(targets)
-            self._fail(f"{len(left)} sessions of {self.node} have no new home: none of {names} could take them")
+            why = "" if self.order.targets else f"; {_TAKES_NONE}"
+            self._fail(f"{len(left)} sessions of {self.node} have no new home: none of {names} could take them{why}")
             return False
         counts = dict.fromkeys(targets, 0)
         orphans: dict[str, list[Orphan]] = {}
@@ -130,12 +134,13 @@ class Removal:
                     self._assigned[client_id] = target
                 self._asked_at[client_id] = now
                 orphans.setdefault(target, []).append(Orphan(client_id, None))
+        revival = Revival.ALWAYS if self.order.targets else Revival.IF_WHOLE
         for target, adopted in orphans.items():
             if target == self._mesh.membership.name:
                 for orphan in adopted:
-                    self._moving.registrar.adopt(orphan.client_id, orphan.user_name, self.store_id, True, now)
+                    self._moving.registrar.adopt(orphan.client_id, orphan.user_name, self.store_id, revival, now)
             else:
-                for frame in pack_adopts(self.store_id, True, adopted):
+                for frame in pack_adopts(self.store_id, revival, adopted):
                     self._mesh.tell(target, frame)
         return not left
 
@@ -156,7 +161,7 @@ class Removal:
             self._ask_all_at = now + ALL_AGAIN_S
             self._moving.claims.claim_now(self.node)
             for name in others:
-                for frame in pack_adopts(self.store_id, True, []):
+                for frame in pack_adopts(self.store_id, Revival.IF_WHOLE, []):
                     self._mesh.tell(name, frame)
         behind = self._mesh.behind(self._others_at)
         if now >= self._others_at + ASK_AGAIN_S * 2 and (why := self._hindrance(behind)):
@@ -171,10 +176,7 @@ class Removal:
         if unable:
             count = max(self._others_left.values())
             names = ", ".join(unable)
-            return (
-                f"{count} sessions of {self.node} have no new home: {names} could not take them; "
-                "a member takes none while it does not hear all others"
-            )
+            return f"{count} sessions of {self.node} have no new home: {names} could not take them; {_TAKES_NONE}"
         silent = [name for name, left in self._others_left.items() if left < 0] or behind
         if silent:
             names = ", ".join(silent)

@@ -20,8 +20,8 @@ class Site(Protocol):
     def is_running(self, store_id: bytes) -> bool:
         """Say whether a member runs and can be told something; this node always does."""
 
-    def is_complete(self) -> bool:
-        """Say whether all members run, and all that they say of themselves is known here."""
+    def is_complete(self, besides: bytes = b"") -> bool:
+        """Say whether all members but `besides` run, and all that they say of themselves is known here."""
 
     def heard(self) -> dict[bytes, tuple[int, int]]:
         """Return up to where each other member has told of its sessions, as far as that is known here."""

@@ -598,6 +598,40 @@ def test_a_member_that_does_not_hear_the_new_home_of_a_session_does_not_adopt_it
     test.judge([client])
 
 
+def test_sessions_that_may_have_gone_to_a_member_that_is_not_heard_any_more_are_adopted_by_nobody():
+    """Whoever removes their node is cut off from that one as well, which it notices only after it was told to.
+
+    That was so in seed 9930: the session began twice, and what was published for both afterwards came twice.
+    """
+    test = LeaveWorld(seed=9930, count=4)
+    node, one, two, home = test.nodes
+    # Before they miss it, nobody can have these turns there.
+    kept = [each for each in range(40) if one.core.moving.registration.keeper(f"client{each}") == home.name]
+    clients = [client for number in kept[:4] for client in test.make_sessions(node, 1, qos=2, first=number)]
+    test.cut_off(node, one, two)
+    for other in (one, two):
+        test.world.network.partition(home.name, other.name, True)
+    command = test.leave(one, node)
+    for client in clients:
+        client.home = home
+        client.come_back()
+    test.wait(lambda: all(client.state == ONLINE for client in clients), "the moves")
+    connects = [client.connects for client in clients]
+    test.wait(command.is_over, "the failure")
+    assert (command.exit_code, command.text) == (
+        1,
+        "4 sessions of node1@h have no new home: none of node2@h, node3@h could take them; a member takes none while "
+        "it does not hear all others. node1@h stays a member; give the order once more",
+    )
+    test.world.network.heal_all()
+    test.wait(test.whole, "the rest of the cluster")
+    test.publish(test.publisher(one), clients, 2, qos=2)
+    test.world.run(1.0)
+    assert [client.connects for client in clients] == connects
+    assert list(test.queued(home)) == [client.name for client in clients]
+    test.judge(clients)
+
+
 def test_a_removal_survives_the_loss_of_power():
     """Whoever ordered it was told, and nobody else is there who knows."""
     test = LeaveWorld(seed=30)

@@ -73,7 +73,7 @@ class OtherSite:
     def is_running(self, store_id: bytes) -> bool:
         return store_id not in self.down
 
-    def is_complete(self) -> bool:
+    def is_complete(self, besides: bytes = b"") -> bool:
         return True
 
     def heard(self) -> dict[bytes, tuple[int, int]]:

@@ -9,6 +9,7 @@ from cluster.leave_frames import (
     Order,
     Orphan,
     Report,
+    Revival,
     Verb,
     pack_adopt_left,
     pack_adopts,
@@ -43,7 +44,7 @@ FRAMES = [
     ("HANDED", pack_handed(HOME, 5), unpack_handed, (HOME, 5)),
     ("DONOR", pack_donor(HOME), unpack_donor, HOME),
     ("DONOR_HEARD", pack_donor_heard(HOME, 5), unpack_donor_heard, (HOME, 5)),
-    ("ADOPT", pack_adopts(HOME, True, ORPHANS)[0], unpack_adopt, (HOME, True, ORPHANS)),
+    ("ADOPT", pack_adopts(HOME, Revival.ALWAYS, ORPHANS)[0], unpack_adopt, (HOME, Revival.ALWAYS, ORPHANS)),
     ("ADOPT_LEFT", pack_adopt_left(HOME, 7), unpack_adopt_left, (HOME, 7)),
 ]
 
@@ -72,9 +73,19 @@ def test_a_message_that_is_handed_over_comes_out_as_it_went_in():
             unpack_hand_over(frame[:end], 100.0)
 
 
+def test_who_adopts_only_while_all_others_are_heard_is_told_so_in_a_flag_of_its_own():
+    """An older program, which knows the other flag alone, takes it for an adoption like any."""
+    frame = pack_adopts(HOME, Revival.IF_WHOLE, ORPHANS)[0]
+    assert unpack_adopt(frame) == (HOME, Revival.IF_WHOLE, ORPHANS)
+    recorded = bytes.fromhex(dict(recorded_frames.VERSION_1)["ADOPT"])
+    assert [(at, old, new) for at, (old, new) in enumerate(zip(recorded, frame, strict=True)) if old != new] == [
+        (2 + len(HOME), 1, 3)
+    ]
+
+
 def test_many_orphans_take_several_frames():
     orphans = [Orphan(f"{number:060000d}", None) for number in range(9)]
-    frames = pack_adopts(HOME, False, orphans)
+    frames = pack_adopts(HOME, Revival.NEVER, orphans)
     assert len(frames) == 3
     assert [orphan for frame in frames for orphan in unpack_adopt(frame)[2]] == orphans
 
