@@ -100,11 +100,13 @@ class MeshSite:
         self._mesh.own.touch_wishes()
 
     def known_version(self, store_id: bytes) -> tuple[int, int]:
-        """Return (generation, version) of a member's wishes as they are known here; (0, 0) if they aren't."""
+        """Return (generation, version) of a member's wishes as known here with its sessions; (0, 0) if they aren't.
+
+        Both are told at once; but after a restart they are asked for one by one.
+        """
         if store_id == self._own:
             return self.version()
-        name = self.name_of(store_id)
-        return self._mesh.peers[name].tables.wishes_version() if name else (0, 0)
+        return self._mesh.peers[self.name_of(store_id)].tables.wishes_version() if self.is_current(store_id) else (0, 0)
 
     def is_current(self, store_id: bytes) -> bool:
         """Say whether all that a member says of its sessions and wills is known here; of this node it always is."""

@@ -36,7 +36,7 @@ class Site(Protocol):
         """Have the next version of this node's wishes told, although nothing changed."""
 
     def known_version(self, store_id: bytes) -> tuple[int, int]:
-        """Return (generation, version) of a member's wishes as they are known here; (0, 0) if they aren't."""
+        """Return (generation, version) of a member's wishes as known here with its sessions; (0, 0) if they aren't."""
 
     def is_current(self, store_id: bytes) -> bool:
         """Say whether all that a member says of its sessions and wills is known here; of this node it always is."""

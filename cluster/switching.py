@@ -9,7 +9,8 @@ the session wants, under numbers from the mark's on, and everything that it sent
 mark names a version of the home's wishes, and is for all sessions whose subscriptions are in that. So members are asked
 once for all sessions of one home, again and again until they have answered; this node asks itself.
 
-A member that is down switches when it is back.
+A member that is down switches when it is back: not when it knows what the home wants, but when it knows its sessions as
+well. For when all have switched the old home's row goes, by which alone it may have known that there is a session.
 
 Invariants: a session is awaited of a member exactly while its head is taken and the member has not switched.
 """

@@ -13,6 +13,7 @@ from virtual_clients import OFFLINE, ONLINE
 from world import SimulationError
 
 from broker.core.events import Attach, Detach
+from broker.core.rows import Table
 from broker.core.settings import OwnerSettings
 from broker.mqtt.reasons import Reason
 from cluster.commands import FrameReceived
@@ -94,6 +95,37 @@ def a_publishers_node_has_not_heard_of_a_move(wanted_before=False):
 
 def test_a_stub_outlasts_all_who_have_not_switched():
     a_publishers_node_has_not_heard_of_a_move()
+
+
+def is_answer_on_sessions(frame):
+    """Say whether a frame answers a member that asked which sessions another has."""
+    return len(frame) > 2 and frame[1] in TABLES[1:] and frame[2] == Table.LASTING
+
+
+def a_member_knows_what_a_new_home_wants_and_not_its_sessions():
+    """It was down while the session moved, and is back for a moment when the new home dies (seed 776)."""
+    scene = Scene()
+    old, new, late = scene.nodes
+    client = scene.comes("client", old, {b"a/b": 1})
+    scene.goes(client)
+    scene.crash(late)
+    scene.connect(client, new)
+    scene.goes(client)
+    scene.world.network.lose_frame = is_answer_on_sessions
+    late.start()
+    scene.until(lambda: late.core.mesh.peers[new.name].tables.wishes_version() > (0, 0))
+    scene.run(2 * RETRY_S)
+    scene.crash(new)
+    lose(scene)
+    scene.connect(client, late)
+    assert client.session_present
+    scene.start(new)
+    scene.until(lambda: not any(node.core.moving.departures.leavings for node in scene.nodes))
+    assert scene.homes("client") == [late]
+
+
+def test_an_old_home_is_known_until_all_know_the_new_one():
+    a_member_knows_what_a_new_home_wants_and_not_its_sessions()
 
 
 def test_a_stub_relays_what_a_member_sends_that_does_not_hear_the_new_home():
