@@ -316,6 +316,9 @@ class NodeCore:
         """Tell the owner whether this node reaches the members that it needs; not while the store takes no writes."""
         readiness = self.mesh.readiness
         self.owner.netsplit.set_ready(readiness.ready, readiness.reason)
+        if not self.owner.netsplit.lets_connect():
+            # One that came before and waits would be served by a node that serves no other.
+            self.moving.registrar.refuse_clients(readiness.reason, self._now)
 
     def _status(self) -> NodeStatus:
         counts = self.owner.counts()

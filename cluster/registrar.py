@@ -24,7 +24,9 @@ without its home while another member is not heard to which it may have gone, un
 
 The turn is given back when the client is attached, with the session's epoch. A CONNECT whose client goes meanwhile has
 its session moved all the same, unless that would have to be made or ended. One that waits for CONNECT_TIMEOUT_S is
-refused; another CONNECT of the same client id ends it as it would end a connection [MQTT-3.1.4-3].
+refused; another CONNECT of the same client id ends it as it would end a connection [MQTT-3.1.4-3]. So are all that wait
+when the node is not ready any more and serves no others (see `broker.core.netsplit_gate`): the home that one waits for
+may be among those that are missing, and nothing is to begin without it then. Who adopts a session goes on.
 
 A node alone knows everything by itself: there nothing waits.
 
@@ -139,6 +141,11 @@ class Registrar:
             for waiting in list(self._waiting.values()):
                 self._refuse(waiting, Reason.SERVER_UNAVAILABLE, now)
         self._is_open = is_open
+
+    def refuse_clients(self, text: str, now: float) -> None:
+        """Refuse the CONNECTs that wait, and say why."""
+        for waiting in [each for each in self._waiting.values() if not each.is_adoption()]:
+            self._refuse(waiting, Reason.SERVER_UNAVAILABLE, now, text)
 
     def attach(self, event: Attach, now: float) -> None:
         """Take a CONNECT."""
@@ -337,9 +344,9 @@ class Registrar:
         del self._by_client[event.client_id]
         self._registration.release(event.connection, epoch, now)
 
-    def _refuse(self, waiting: Waiting, reason: int, now: float) -> None:
+    def _refuse(self, waiting: Waiting, reason: int, now: float, text: str = "") -> None:
         if not waiting.is_gone:
-            self._owner.refuse(waiting.event, reason)
+            self._owner.refuse(waiting.event, reason, text)
         self._forget(waiting, now)
 
     def _forget(self, waiting: Waiting, now: float) -> None:

@@ -475,11 +475,11 @@ class QueueOwner:
         else:
             self.attach(event, first_epoch(self._store.clock.to_utc_ms(now), self._store_id), now)
 
-    def refuse(self, event: Attach, reason: int) -> None:
-        """Answer a CONNECT that comes to nothing."""
+    def refuse(self, event: Attach, reason: int, text: str = "") -> None:
+        """Answer a CONNECT that comes to nothing; `text` is what MQTT 5 may read about it."""
         outlet = self._outlets.get(event.connection >> 32)
         if outlet is not None:
-            outlet.batch.connack(event.connection, reason, False)
+            outlet.batch.connack(event.connection, reason, False, text=text)
 
     def attach(self, event: Attach, epoch: Epoch, now: float) -> None:
         """Attach a CONNECT's connection to its client's session here; a new session has the epoch."""

@@ -20,6 +20,7 @@ from cluster.commands import FrameReceived
 from cluster.frames import FrameType
 from cluster.leaving_session import RETRY_S
 from cluster.move_frames import DELIVERIES, HEAD, unpack_move
+from cluster.readiness import ALL
 from cluster.running_view import keeper_among
 from cluster.turn_keeper import AGREEMENT_TIMEOUT_S
 
@@ -265,6 +266,28 @@ def a_session_began_anew_while_its_old_home_was_away(is_missed=True):
 @pytest.mark.parametrize("is_missed", [True, False])
 def test_a_clean_start_ends_what_is_away(is_missed):
     a_session_began_anew_while_its_old_home_was_away(is_missed)
+
+
+@pytest.mark.parametrize("clean", [True, False])
+@pytest.mark.parametrize("waits_for_its_turn", [True, False])
+def test_who_waits_for_a_home_is_refused_when_its_loss_leaves_the_node_not_ready(waits_for_its_turn, clean):
+    """A session would begin where none may, and end the one with which its client goes on elsewhere (seed 19989)."""
+    scene = Scene(readiness=ALL)
+    old, new, third = scene.nodes
+    client_id = kept_by(scene, old, new) if waits_for_its_turn else kept_by(scene, new, third)
+    client = scene.comes(client_id, old, {b"a/b": 1})
+    scene.goes(client)
+    old.kill()
+    client.home = new
+    client.connect(clean)
+    scene.until(lambda: client.state == OFFLINE)
+    assert scene.world.stats["CONNECTs refused"] == 1
+    assert not new.core.mesh.readiness.ready
+    scene.start(old)
+    scene.run(3.0)
+    assert scene.homes(client_id) == [old]
+    scene.connect(client, old)
+    assert client.session_present
 
 
 @pytest.mark.parametrize("waits", [False, True])
