@@ -33,8 +33,10 @@ then (see `running_view`): of these nobody else could grant a turn, so it goes o
 A holder on another node is asked again and again whether it still has the turn, by repeating the grant. So a lost grant
 arrives after all, and a lost release too: neither side remembers what is over.
 
-What a turn's holder released says how high the client id's epoch is; it may arrive before the registry row of it does.
-It is remembered until the row is known, for RELEASED_S at most.
+What a turn's holder released says how high the client id's epoch is; it may arrive before the registry row of it does,
+and until then it says where the session is; from then on the rows do. But the row may be gone again before another node
+has seen it come, to which a later session with a lower epoch would be the one that is over. So how high it was is
+remembered beyond that, for RELEASED_S in all.
 
 Bounds: CLAIMS_MAX claims of a node, of which a node has no more; RELEASED_MAX epochs.
 
@@ -57,7 +59,8 @@ SURVEY_RETRY_S: Final = 0.2
 # Members notice a death within a heartbeat or two of each other. A keeper that waits longer for their agreement goes on
 # by its own view, since epochs decide between two registrations at once, and a CONNECT waits no longer than 5 s.
 AGREEMENT_TIMEOUT_S: Final = 2.0
-# A registry row that was lost on its way is repaired within a few heartbeats.
+# A registry row that was lost on its way is repaired within a few heartbeats. Nor is one on its way for longer: who
+# is not heard for so long is missed, and its rows come anew.
 RELEASED_S: Final = 10.0
 RELEASED_MAX: Final = 65536
 CLAIMS_MAX: Final = 65536
@@ -100,6 +103,18 @@ class Told:
 
 
 @final
+class Released:
+    """What came of a turn. `is_known`: its registry row has come, and may be gone again."""
+
+    __slots__ = ("epoch", "is_known", "until")
+
+    def __init__(self, epoch: Epoch, is_known: bool, until: float) -> None:
+        self.epoch = epoch
+        self.is_known = is_known
+        self.until = until
+
+
+@final
 class TurnKeeper:
     """The turns of this node's client ids. Afterwards take `grants` and `surveys`. Times are monotonic seconds."""
 
@@ -126,7 +141,7 @@ class TurnKeeper:
         # The view in which this keeper was last settled, and whether a member was added to it since.
         self._settled_members = view.members
         self._grown = False
-        self._released: OrderedDict[str, tuple[Epoch, float]] = OrderedDict()
+        self._released: OrderedDict[str, Released] = OrderedDict()
 
     def __len__(self) -> int:
         """Return how many client ids have a turn."""
@@ -319,20 +334,26 @@ class TurnKeeper:
         return not self._told or self._is_current(self._told_at)
 
     def _highest(self, client_id: str, now: float) -> Epoch:
-        """Return the highest epoch of a client id that is known here."""
+        """Return the highest epoch of a client id that is known here; of one whose row has gone, the counter alone."""
         found = self._find(client_id)
         released = self._released.get(client_id)
         if released is None:
             return found
-        if released[0] > found and now < released[1]:
-            return released[0]
-        del self._released[client_id]
-        return found
+        if now >= released.until:
+            del self._released[client_id]
+            return found
+        if released.epoch <= found:
+            released.is_known = True
+        if released.is_known:
+            return Epoch(max(found.counter, released.epoch.counter), found.stamp, found.store_id)
+        return released.epoch
 
     def _remember(self, client_id: str, epoch: Epoch, now: float) -> None:
-        if epoch <= self._highest(client_id, now):
+        found = self._find(client_id)
+        known = self._released.get(client_id)
+        if epoch < found or (known is not None and epoch <= known.epoch and now < known.until):
             return
-        self._released[client_id] = (epoch, now + RELEASED_S)
+        self._released[client_id] = Released(epoch, epoch == found, now + RELEASED_S)
         self._released.move_to_end(client_id)
-        while len(self._released) > RELEASED_MAX or next(iter(self._released.values()))[1] <= now:
+        while len(self._released) > RELEASED_MAX or next(iter(self._released.values())).until <= now:
             self._released.popitem(last=False)

@@ -66,6 +66,46 @@ def test_a_new_keeper_merges_what_all_members_know():
     a_new_keeper_has_not_heard_of_a_new_session()
 
 
+@pytest.mark.parametrize("is_ended_elsewhere", [False, True])
+def test_a_row_that_comes_when_its_session_is_over_ends_no_later_one(is_ended_elsewhere):
+    """The keeper has seen that row come and go before the next home sees it (seed 18435).
+
+    The session ends with its connection, or for a CONNECT that another one ends before it has its answer.
+    """
+    scene = Scene()
+    keeper, home, slow = scene.nodes
+    name = kept_by(scene, keeper, home)
+    scene.comes("first", keeper, persistent=False, client_id=name)
+    scene.world.network.partition(home.name, slow.name, False)
+    client = scene.client("client", home, persistent=False, client_id=name)
+    scene.connect(client)
+    if is_ended_elsewhere:
+        other = scene.client("other", slow, persistent=False, client_id=name)
+        other.contends = True
+        other.connect()
+    else:
+        client.disconnect(False)
+    scene.until(lambda: not any(node.core.mesh.registry.homes(name) for node in scene.nodes), 0.5)
+    last = scene.client("last", slow, persistent=False, client_id=name)
+    scene.connect(last)
+    scene.run(0.1)
+    deltas = []
+
+    def is_later_delta(frame):
+        if frame[1] == FrameType.TABLE_DELTA:
+            deltas.append(frame)
+        return frame[1] == FrameType.TABLE_DELTA and len(deltas) > 1
+
+    # That it is over comes some time after the row.
+    scene.world.network.lose_frame = is_later_delta
+    scene.world.network.heal_all()
+    scene.run(0.3)
+    assert len(deltas) > 1 and last.state == ONLINE
+    lose(scene)
+    scene.until(scene.is_whole)
+    assert last.state == ONLINE and scene.connected(name) == [slow]
+
+
 def a_publishers_node_has_not_heard_of_a_move(wanted_before=False):
     """C goes on sending to the old home what the session wants, and acknowledges it to its publisher.
 

@@ -804,6 +804,15 @@ def test_a_released_epoch_is_remembered_for_a_while_and_within_bounds():
     assert granted(mine[2], 5.0) == Epoch(3, 0, STORES[1])
     rows[mine[2]] = Epoch(4, 0, STORES[0])
     assert granted(mine[2], 5.0) == Epoch(4, 0, STORES[0]), "the row of a newer one has come"
+    rows[mine[2]] = Epoch(2, 7, STORES[2])
+    assert granted(mine[2], 5.0) == Epoch(3, 7, STORES[2]), "others may see it come yet, though it is gone"
+    del rows[mine[2]]
+    assert granted(mine[2], 5.0) == Epoch(3, 0, NO_EPOCH.store_id)
+    assert granted(mine[2], 4.0 + RELEASED_S) == NO_EPOCH
+    rows[mine[4]] = Epoch(9, 0, STORES[1])
+    registration.receive("b@b", release_frame(5 << NUMBER_BITS, mine[4], rows[mine[4]]), 5.0)
+    del rows[mine[4]]
+    assert granted(mine[4], 5.0) == Epoch(9, 0, NO_EPOCH.store_id), "the row came first"
     assert granted(mine[3], 4.0 + RELEASED_S) == NO_EPOCH
     for count in range(RELEASED_MAX):
         frame = release_frame(5 << NUMBER_BITS, f"more {count}", Epoch(1, 0, STORES[1]))
