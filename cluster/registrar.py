@@ -37,7 +37,7 @@ import math
 from collections.abc import Callable
 from typing import Final, final
 
-from broker.core.epoch import NO_EPOCH, Epoch
+from broker.core.epoch import NO_EPOCH, Epoch, counter_above
 from broker.core.events import Attach
 from broker.core.owner import QueueOwner
 from broker.core.transfer import SessionHead
@@ -245,7 +245,7 @@ class Registrar:
                 self._refuse(ready, Reason.CLIENT_IDENTIFIER_NOT_VALID, now)
             elif kind == MOVED:
                 asked = ready.epoch
-                ready.epoch = Epoch(max(epoch, asked).counter + 1, self._stamp(), self._site.store_id())
+                ready.epoch = Epoch(counter_above(max(epoch, asked).counter), self._stamp(), self._site.store_id())
                 if epoch > asked and not self._site.is_running(epoch.store_id):
                     # The session has not come there, or is cut off there: who had it gives it under a later epoch.
                     self._ask(ready, ready.old_home, now)

@@ -28,7 +28,7 @@ import struct
 from collections.abc import Iterator
 from typing import Final, final
 
-from broker.core.epoch import EPOCH_BYTES, NO_EPOCH, Epoch, unpack_epoch
+from broker.core.epoch import EPOCH_BYTES, NO_EPOCH, Epoch, counter_above, unpack_epoch
 from broker.core.rows import (
     BUCKETS,
     RowKind,
@@ -141,9 +141,9 @@ class Registry:
         return unpack_epoch(highest, 0) if highest else NO_EPOCH
 
     def next_counter(self, client_id: str, latest: Epoch) -> int:
-        """Return the counter of an epoch above `latest`, and above those of all wills that the client has left."""
+        """Return the counter of an epoch later than `latest`, and than those of all wills that the client has left."""
         will = self.wills.highest_epoch(client_id.encode())
-        return 1 + max(latest.counter, unpack_epoch(will, 0).counter if will else 0)
+        return counter_above(max(latest.counter, unpack_epoch(will, 0).counter if will else 0))
 
     def latest_own(self, client_id: str) -> bytes:
         """Return the packed epoch of this node's session of a client id, b"" if there is none."""

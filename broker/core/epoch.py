@@ -4,7 +4,8 @@ Owns their order and their packed form. It knows nothing of who raises one.
 
 An epoch is (counter, stamp, store_id): each registration takes a counter above that of the highest epoch it heard of.
 Two that heard of the same one, in two halves of a divided cluster, have the same counter; then the later stamp of the
-hybrid clock decides, then the store_id. So any two nodes that know of the same epochs choose the same home.
+hybrid clock decides, then the store_id. So any two nodes that know of the same epochs choose the same home. A client
+that connects again and again, for hours or months, comes to where counters end; from there on stamps decide alone.
 
 What a node brings along when it joins a cluster overrides nothing there: its sessions get epochs that are before all
 others. If it had been a member and was removed, it still counts which homes had a session before it and which after:
@@ -46,6 +47,11 @@ def first_epoch(utc_ms: int, store_id: bytes) -> Epoch:
 def oldest_epoch(counter: int, store_id: bytes) -> Epoch:
     """Return the epoch of a session that a node brings along, which was its home by this counter there, 0 if never."""
     return Epoch(FIRST_EPOCH.counter, counter, store_id)
+
+
+def counter_above(counter: int) -> int:
+    """Return the counter of an epoch that is to be later than one with this counter."""
+    return min(counter + 1, COUNTER_MAX)
 
 
 def home_counter(epoch: Epoch) -> int:

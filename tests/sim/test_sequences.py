@@ -12,6 +12,7 @@ from scene import Scene
 from virtual_clients import OFFLINE, ONLINE
 from world import SimulationError
 
+from broker.core.epoch import COUNTER_MAX, Epoch
 from broker.core.events import Attach, Detach
 from broker.core.rows import Table
 from broker.core.settings import OwnerSettings
@@ -21,6 +22,7 @@ from cluster.frames import FrameType
 from cluster.leaving_session import RETRY_S
 from cluster.move_frames import DELIVERIES, HEAD, unpack_move
 from cluster.readiness import ALL
+from cluster.registration_frames import TurnRelease, pack_turn_release, pack_turns
 from cluster.running_view import keeper_among
 from cluster.turn_keeper import AGREEMENT_TIMEOUT_S
 
@@ -104,6 +106,36 @@ def test_a_row_that_comes_when_its_session_is_over_ends_no_later_one(is_ended_el
     lose(scene)
     scene.until(scene.is_whole)
     assert last.state == ONLINE and scene.connected(name) == [slow]
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+def test_sessions_begin_and_go_on_where_counters_end(persistent):
+    """A client that begins a session each few seconds, again and again, comes so far.
+
+    Its peers could not read the next epoch, nor could its node after a restart.
+    """
+    scene = Scene()
+    home, other, keeper = scene.nodes
+    name = kept_by(scene, keeper, home)
+    last = TurnRelease(1, name, Epoch(COUNTER_MAX, 1, home.store_id))
+    frame = pack_turns(FrameType.TURN_RELEASE, [pack_turn_release(last)])[0]
+    keeper.core.moving.registration.receive(home.name, frame, keeper.clocks.monotonic())
+    publisher = scene.comes("publisher", keeper)
+    client = scene.client(name, home, {b"a/b": 1}, persistent)
+    payloads = []
+    for node in (home, other, home, other):
+        scene.connect(client, node)
+        scene.until(scene.is_whole)
+        assert scene.connected(name) == [node]
+        assert node.core.owner.session(name).epoch.counter == COUNTER_MAX
+        scene.goes(client)
+        if persistent:
+            payloads += scene.publish(publisher, b"a/b", 1, 3)
+    other.kill()
+    scene.start(other)
+    scene.connect(client, home)
+    scene.until(lambda: scene.payloads(client) == payloads)
+    assert scene.copies(client) <= 1
 
 
 def a_publishers_node_has_not_heard_of_a_move(wanted_before=False):
