@@ -9,10 +9,13 @@ import workload
 
 from broker.core.storage import WriteBatch
 from cluster.incoming_link import IncomingLink
+from cluster.readiness import AVAILABLE
 
 SEEDS = range(40)
 # Those in which something is retained.
 RETAINING = range(1, 40, 2)
+# Those in which a node may be not ready.
+WAITING = [seed for seed in SEEDS if workload.readiness_of(seed) != AVAILABLE]
 
 IS_INTERPRETED = hasattr(IncomingLink.receive, "__code__")
 

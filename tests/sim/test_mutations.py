@@ -1,7 +1,7 @@
 """The simulator finds bugs of a node, its links and its tables: each is planted, and some early seed has to notice."""
 
 import workload
-from planting import RETAINING, caught, compiled, interpreted, without
+from planting import RETAINING, WAITING, caught, compiled, interpreted, without
 from virtual_node import AFTER_COMMIT
 
 from broker.core.events import CONNECTION_LOST
@@ -405,7 +405,7 @@ def test_a_gate_that_forgets_what_it_holds_is_caught(monkeypatch):
 
     monkeypatch.setattr(NetsplitGate, "_hold", forget)
     # Its client waits for ever, or hears the next answer before it.
-    found = caught()
+    found = caught(seeds=WAITING)
     assert "healing did not end" in found or "instead of" in found
 
 
@@ -419,7 +419,7 @@ def test_a_gate_that_turns_what_it_holds_around_is_caught(monkeypatch):
         return held
 
     monkeypatch.setattr(NetsplitGate, "_hold", turn_around)
-    noticed = caught()
+    noticed = caught(seeds=WAITING)
     assert "instead of" in noticed or "after message" in noticed
 
 
@@ -432,4 +432,4 @@ def test_a_gate_that_nobody_opens_is_caught(monkeypatch):
             set_ready(self, ready, reason)
 
     monkeypatch.setattr(NetsplitGate, "set_ready", stay_shut)
-    assert "did not end" in caught()
+    assert "did not end" in caught(seeds=WAITING)

@@ -44,6 +44,11 @@ def waits(world):
     return world.readiness != AVAILABLE
 
 
+def readiness_of(seed):
+    """Return which members a node of a seed needs to be ready."""
+    return ALL if seed % 5 == 2 else MAJORITY if seed % 10 == 9 else AVAILABLE
+
+
 def leaves(seed):
     """Say whether a node leaves in a seed: in one of seven, none of them one of a latecomer."""
     return seed % 7 == 4
@@ -155,7 +160,7 @@ class Workload:
         world.power_loss = seed % 16 == 9
         # Nodes that serve nobody without the others, or without most of them.
         world.has_users = True
-        world.readiness = ALL if seed % 5 == 2 else MAJORITY if seed % 10 == 9 else AVAILABLE
+        world.readiness = readiness_of(seed)
         allowed = {f"allow_{what}_during_netsplit": rng.random() < 0.2 for what in SWITCHES} if waits(world) else {}
         if allowed:
             # What is held is what these seeds are about.
