@@ -362,6 +362,37 @@ def test_who_waits_for_a_home_is_refused_when_its_loss_leaves_the_node_not_ready
     assert client.session_present
 
 
+@pytest.mark.parametrize("is_answered", [True, False])
+def test_a_clean_start_that_is_served_late_ends_what_its_client_has_elsewhere(is_answered):
+    """Its client did not wait for a node that was slow, and that node takes its connection for a live one (seed 3548).
+
+    Or it hears that the connection is over when it has had the session ended, and before it is told so.
+    """
+    scene = Scene()
+    old, new, slow = scene.nodes
+    client = scene.comes(kept_by(scene, new, old), old, {b"a/b": 1})
+    scene.goes(client)
+    slow.stalled_until = scene.world.now + 1.0
+    client.home = slow
+    client.connect(True)
+    scene.run(0.1)
+    client.disconnect(True, half_open=True)
+    scene.connect(client, new)
+    assert client.session_present
+    if not is_answered:
+        lose(scene, FrameType.MOVE)
+    scene.until(lambda: client.state == OFFLINE)
+    scene.run(5.0)
+    lose(scene)
+    assert scene.homes(client.client_id) == ([slow] if is_answered else [])
+    scene.connect(client, new)
+    assert client.session_present == is_answered
+    scene.until(scene.is_whole)
+    sent = scene.publish(scene.comes("publisher", old), b"a/b")
+    scene.run(0.5)
+    assert scene.payloads(client) == sent
+
+
 @pytest.mark.parametrize("waits", [False, True])
 def test_sessions_of_two_islands_meet_at_a_third_node(waits):
     """That has what one of them had when the node of the other is back, whose places are the same."""

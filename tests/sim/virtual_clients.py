@@ -78,6 +78,11 @@ class Client:
         self.session_present = None
         # How many sessions ended.
         self.sessions = 0
+        # Whether a Clean Start is not answered yet; and by node until when one may be served that it did not wait for.
+        self._starts_clean = False
+        self._late_starts = {}
+        # Whether one of these may end the session of the last CONNACK.
+        self._may_be_ended = False
         self.connects = 0
         self.outbox = Outbox(self)
         self.inbox = Inbox(self)
@@ -109,8 +114,9 @@ class Client:
             self._retry(clean)
             return
         clean = clean or not self.persistent
-        if clean:
+        if clean or self._may_be_ended:
             self._forget_session()
+        self._starts_clean = clean
         self.connects += 1
         world.count("client connects")
         if world.now < self._stands_until:
@@ -201,6 +207,8 @@ class Client:
             listener.send(Detach(listener.key(number)))
 
     def _ended(self, told_at, farewell=False):
+        if self._starts_clean:
+            self._late_starts[self.home] = told_at + FAREWELL_S
         self._ask_who_knows(self.connects)
         self._end_will(told_at, farewell)
         self.state = OFFLINE
@@ -245,7 +253,7 @@ class Client:
             self.disconnect(True)
 
     def _forget_session(self):
-        """A clean start: nothing that was promised to the old session is owed any more."""
+        """A clean start, be it one that is served late: nothing that was promised to the old session is owed."""
         self.subscribed = {}
         self._uproot(self.rooted)
         self.session_exists = False
@@ -376,6 +384,7 @@ class Client:
 
     def _connack(self, record):
         world = self.world
+        self._starts_clean = False
         self._lose_to_another(record.reason)
         if record.reason and self._may_be_refused(record.reason, Reason.SERVER_UNAVAILABLE):
             world.count("CONNECTs refused")
@@ -400,7 +409,10 @@ class Client:
             self.subscribed = {}
             self._uproot(self.rooted)
             self.inbox.session_ended()
-        self.session_exists = self.persistent and not self.contends
+        # To a node that gets late to a Clean Start, that is the newer one: its connection may stand there still.
+        late = [node for node, until in self._late_starts.items() if world.now < until]
+        self._may_be_ended = any(node is not self.home for node in late)
+        self.session_exists = self.persistent and not self.contends and not self._may_be_ended
         world.later(0.5, self._ask_who_knows, self.connects)
         missing = {name: qos for name, qos in self.wanted.items() if name not in self.subscribed}
         if missing:
