@@ -17,7 +17,10 @@ them does not count.
 
 The new home hears which members have switched when all that run have: what it holds back it holds for all of them. One
 that is down switches when it is back; so long the stub stays, on disk, since what waits for this node there must find
-it. One that runs and does not hear the home goes on sending here: for that a stub is looked at every RETRY_S.
+it. One that runs and does not hear the home goes on sending here. And what is for others at this node comes to the stub
+as well, whoever has switched. The new home has had that directly, but does not know so for ever: if this node is
+removed and its store comes back as a donor, that has forgotten it. So a stub is looked at every RETRY_S as long as it
+stands, and gives what it has got.
 
 A stub of a legacy (see `broker.core.legacies`) may get more after it has said that it has ended. It is not over then,
 whatever its home has answered, but is offered again, with what it has.
@@ -558,9 +561,9 @@ class Departures:
         if now >= self._retry_at:
             self._retry_at = math.inf
             for client_id, leaving in self.leavings.items():
-                if not leaving.quiet or (leaving.relays and not leaving.is_read()):
+                if not leaving.quiet or not leaving.is_read():
                     self._due[client_id] = leaving
-                elif leaving.relays:
+                elif self._site.is_running(leaving.home):
                     self._retry_at = now + RETRY_S
         if not self._due:
             return
@@ -572,8 +575,7 @@ class Departures:
                 self._end(leaving, now)
             elif not self._waits_for_a_home(leaving) and self._site.is_running(leaving.home):
                 self._advance(leaving, now)
-                if not leaving.quiet or leaving.relays:
-                    self._retry_at = min(self._retry_at, now + RETRY_S)
+                self._retry_at = min(self._retry_at, now + RETRY_S)
 
     def next_deadline(self) -> float:
         """Return when `tick` or `load` has something to do; 0.0 if now."""
@@ -634,8 +636,7 @@ class Departures:
             self._activate(leaving)
         passed = leaving.passed()
         ended = self._is_ended(leaving, passed)
-        leaving.relays = not self._have_all_passed(passed)
-        news = (passed != leaving.told and not leaving.relays) or (ended and not leaving.said_ended)
+        news = (passed != leaving.told and self._have_all_passed(passed)) or (ended and not leaving.said_ended)
         if news or (passed and again):
             leaving.told = passed
             leaving.said_ended = ended

@@ -24,7 +24,6 @@ class LeavingSession:
         "old_epoch",
         "patience_s",
         "quiet",
-        "relays",
         "said_ended",
         "sent_at",
         "sent_to",
@@ -57,8 +56,6 @@ class LeavingSession:
         self.state: int = 0
         # Whether the home has answered the last that it was told.
         self.quiet = False
-        # Whether a member that runs sends here still, as it does not hear of the home.
-        self.relays = False
 
     def begin_again(self) -> None:
         """Everything that isn't confirmed is to be sent, from the head on."""

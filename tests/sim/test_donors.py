@@ -11,6 +11,7 @@ from broker.core.storage import WriteBatch
 from cluster.arrivals import GONE_S, REMOVED_S
 from cluster.donor import become_donor
 from cluster.frames import FrameType
+from cluster.leaving_session import RETRY_S
 from cluster.mesh_store import forget_cluster
 
 
@@ -535,6 +536,31 @@ def test_what_a_donor_has_for_a_session_that_had_just_come_when_it_was_cut_off_c
         assert list(client.inbox.copies.values()) == [1] * 3, client.name
 
 
+@pytest.mark.parametrize("at", ["its new home", "the donor"])
+def test_what_came_to_a_stub_that_waits_for_a_member_which_is_down_is_not_given_by_the_donor(at):
+    """Another client's session at the old home wants the same, and the new home has all directly (seed 1390)."""
+    test = LeaveWorld(seed=1390)
+    node, one, two = test.nodes
+    clients, _ = _want_the_same(test, node, node)
+    roamer = clients[0]
+    publisher = test.publisher({"its new home": one, "the donor": node}[at], "another")
+    test.crash(two)
+    test.visit([roamer], one)
+    assert list(node.core.owner.transfers.departures) == ["roamer"]
+    test.publish(publisher, clients[:1], 3, qos=2)
+    test.wait(lambda: test.queued(node) == {"other": 3} and test.queued(one) == {"roamer": 3}, "the messages")
+    test.world.run(2 * RETRY_S)
+    test.isolate(node)
+    two.start()
+    test.wait(lambda: one.core.mesh.peers[two.name].running, "its return")
+    _remove(test, node, one)
+    test.world.run(REMOVED_S + GONE_S + 2.0)
+    assert not one.core.owner.transfers.arriving()
+    test.donate(node)
+    test.come_back(clients, [one])
+    test.judge(clients)
+
+
 @pytest.mark.parametrize("unheard", ["a subscription", "a higher QoS", "clean starts"])
 def test_what_a_donor_has_for_others_is_not_owed_to_a_session_of_which_it_had_not_heard(unheard):
     """The donor knew that another client at the same home wants the same, and that one has it (seed 3595)."""
@@ -580,7 +606,7 @@ def _want_the_same(test, *homes):
     test.clients.extend(clients)
     for client in clients:
         client.connect()
-    test.wait(lambda: all(test.known(client.home, [client]) for client in clients), "their interest")
+    test.wait(lambda: all(each.subscribed and test.known(each.home, [each]) for each in clients), "their interest")
     for client in clients:
         client.comes_back = False
         client.disconnect(False)
