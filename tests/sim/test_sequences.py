@@ -393,6 +393,28 @@ def test_a_clean_start_that_is_served_late_ends_what_its_client_has_elsewhere(is
     assert scene.payloads(client) == sent
 
 
+def test_who_knows_a_session_that_was_ended_by_a_clean_start_does_not_know_the_next_one():
+    """A node that was down at the Clean Start still has the row of the old home (seed 3959)."""
+    scene = Scene()
+    old, home, away = scene.nodes
+    client = scene.comes(kept_by(scene, away, old), old, {b"a/b": 1})
+    client.emigrates = True
+    scene.goes(client)
+    scene.crash(away)
+    scene.connect(client, home, clean=True)
+    scene.split([away], [old], [home])
+    away.start()
+    scene.run(0.5)
+    assert away.core.mesh.registry.find(client.client_id).node == old.name
+    scene.goes(client)
+    assert away not in client.session_known
+    home.kill()
+    scene.world.network.heal(away.name, old.name)
+    scene.until(lambda: away.core.mesh.registry.find(client.client_id) is None)
+    scene.connect(client, away)
+    assert not client.session_present
+
+
 @pytest.mark.parametrize("waits", [False, True])
 def test_sessions_of_two_islands_meet_at_a_third_node(waits):
     """That has what one of them had when the node of the other is back, whose places are the same."""

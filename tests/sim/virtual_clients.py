@@ -11,6 +11,7 @@ from client_inbox import Inbox
 from client_outbox import Outbox
 from ledger import matches, shared_part
 
+from broker.core.epoch import NO_EPOCH
 from broker.core.events import (
     NEVER_EXPIRES_S,
     Attach,
@@ -72,8 +73,10 @@ class Client:
         # The nodes at which it made or ended a subscription, by filter.
         self.changed_at = defaultdict(set)
         self.session_exists = False
-        # The nodes that have heard of it: any other one has no way of knowing it while its home is away.
+        # The nodes that have heard of it: any other one has no way of knowing it while its home is away. And the epoch
+        # by which it began: who has heard of no later one knows an earlier session, which a Clean Start ended.
         self.session_known = set()
+        self._session_began = NO_EPOCH
         # What the last CONNACK said of the session; None before the first.
         self.session_present = None
         # How many sessions ended.
@@ -406,6 +409,8 @@ class Client:
             world.revived[self.client_id] += 1
         if not record.session_present:
             self.session_known = set()
+            session = self.home.core.owner.session(self.client_id) if self.home.up else None
+            self._session_began = session.epoch if session is not None else NO_EPOCH
             self.subscribed = {}
             self._uproot(self.rooted)
             self.inbox.session_ended()
@@ -421,8 +426,11 @@ class Client:
 
     def _ask_who_knows(self, connects):
         if self.connects == connects and self.state == ONLINE and self.session_exists:
-            nodes = [node for node in self.world.nodes.values() if node.up and not node.is_alone]
-            self.session_known.update(node for node in nodes if node.core.mesh.registry.find(self.client_id))
+            for node in self.world.nodes.values():
+                if node.up and not node.is_alone:
+                    heard = node.core.mesh.registry.find(self.client_id)
+                    if heard is not None and heard.epoch >= self._session_began:
+                        self.session_known.add(node)
 
     def _may_be_refused(self, reason, expected):
         """Say whether this is how a node refuses that does not reach the others, in a world where nodes do."""
