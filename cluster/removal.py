@@ -14,7 +14,7 @@ Theory of operation
     ADOPT(nobody) --> all, who adopt the sessions of which only they know, at most ASKED_MAX at a time
       of these nobody adopts any who does not hear all the others, targets or not
       <-- ADOPT_LEFT, until each says that it knows another home of every one; who dies meanwhile is waited for, unless
-      targets are named
+      targets are named and it is none of them: these run when the order is taken, and only others may be down
       also until the wills are published that no session took along, for WILLS_S at most
     this node knows what those that run said of their sessions since: then the node is removed, and its other sessions
     with it; no progress in this for a while, as with a member that runs and takes nothing: it fails
@@ -150,8 +150,9 @@ class Removal:
         Say whether that is done, and this node knows of it. The wills are those of clients whose sessions end.
         """
         peers = self._mesh.peers
-        # Where no targets are named, nobody else was down when this began: who is now may know of more sessions.
-        others = [name for name in peers if peers[name].running or (not self.order.targets and name != self.node)]
+        # The targets ran when this began, or all others where none are named: who is down now may know of more.
+        awaited = self.order.targets or [name for name in peers if name != self.node]
+        others = [name for name in peers if peers[name].running or name in awaited]
         if others != list(self._others_left):
             self._others_left = {name: self._others_left.get(name, -1) for name in others}
             self._others_at = now

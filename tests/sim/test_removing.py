@@ -61,29 +61,35 @@ def test_the_sessions_of_a_dead_node_live_of_which_not_all_members_know(is_known
     test.judge(clients)
 
 
+@pytest.mark.parametrize("is_named", [False, True])
 @pytest.mark.parametrize("is_back", [True, False])
-def test_a_removal_waits_for_a_member_that_dies_and_knows_of_more(is_back):
-    """It was not down when the removal was ordered, and nobody said that what only it knows may go (seed 13955)."""
+def test_a_removal_waits_for_a_member_that_dies_and_knows_of_more(is_back, is_named):
+    """It was not down when the removal was ordered, and nobody said that what only it knows may go (seed 13955).
+
+    Whoever names it as a target says that others may be down, and not that it may (seed 3959).
+    """
     test = LeaveWorld(seed=678)
     node, one, two = test.nodes
+    targets = (one.name, two.name) if is_named else ()
     test.crash(two)
     clients = test.make_sessions(node, 4)
     test.crash(node)
     two.start()
     test.wait(test.whole, "the return")
     test.lose(FrameType.ADOPT)
-    command = test.leave(two, node)
+    command = test.leave(two, node, targets=targets)
     test.crash(one)
     test.lose()
     if not is_back:
         test.wait(command.is_over, "the end of its patience")
         assert command.exit_code == 1
         assert command.text.startswith("node2@h does not say whether it knows of more sessions of node1@h")
-        assert test.leave_and_wait(two, node).text.startswith("besides node1@h, node2@h does not run")
+        refusal = "no target: node2@h is not a running member" if is_named else "besides node1@h, node2@h does not run"
+        assert test.leave_and_wait(two, node, targets=targets).text.startswith(refusal)
     one.start()
     if not is_back:
         test.wait(test.whole, "the return")
-        command = test.leave(two, node)
+        command = test.leave(two, node, targets=targets)
     test.wait(command.is_over, "the removal")
     assert (command.exit_code, command.text) == (0, "Done")
     assert sum(len(test.queued(other)) for other in (one, two)) == len(clients)
