@@ -43,7 +43,9 @@ def test_a_node_that_leaves_with_a_stub_is_caught(monkeypatch):
 @interpreted
 def test_what_was_kept_for_a_removed_node_and_is_discarded_is_caught(monkeypatch):
     monkeypatch.setattr("cluster.estates.Wanted", lambda wishes: Wanted(()))
-    assert "never arrived" in caught(seeds=LEAVING)
+    found = caught(seeds=LEAVING)
+    # Somebody misses it, or an outbox does not end.
+    assert "never arrived" in found or "stores what every other node has" in found
 
 
 @interpreted
