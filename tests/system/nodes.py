@@ -169,6 +169,12 @@ class Node:
 
         return wait_until(ready_line, f"{self.name} is ready")
 
+    def wait_ready_or_end(self) -> None:
+        """Wait until the node is ready, or has ended by itself."""
+        process = self.process
+        assert process is not None
+        wait_until(lambda: process.poll() is not None or "ready: " in self.said(), f"{self.name} is ready or ends")
+
     def wait_end(self, limit_s: float = LIMIT_S) -> int:
         """Wait for the node to end by itself; returns its exit code, once nothing of it is left."""
         assert self.process is not None

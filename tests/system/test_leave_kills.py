@@ -61,7 +61,9 @@ def test_whoever_is_killed_while_queues_are_moved_nothing_is_lost(
         for each in killed:
             each.kill()
         for each in killed:
-            each.start()
+            each.launch()
+            # One that was killed at the very end of its leave has left, and ends when it hears so.
+            each.wait_ready_or_end()
         code, said, _ = command.end()
     for _ in range(ORDERS_MAX):
         if code == 0:
