@@ -33,7 +33,6 @@ from typing import Final, final
 from broker.core.epoch import Epoch, home_counter, pack_epoch
 from broker.core.events import NEVER_EXPIRES_S
 from broker.core.owner import QueueOwner
-from broker.core.places import NOWHERE
 from broker.core.session import Session
 from broker.core.transfer import SessionHead
 from cluster.frames import FrameType
@@ -57,6 +56,7 @@ from cluster.move_frames import (
 )
 from cluster.registry import Registry
 from cluster.site import Site
+from cluster.wire import NUMBER_MAX
 
 RETRY_S: Final = 0.5
 # So long what came directly to a session is remembered whose home was removed.
@@ -513,12 +513,13 @@ class Arrivals:
         arrival = session.arrival
         assert arrival is not None
         passed = arrival.donors[node].passed
-        # If it needs no cuts, the old home says its last word when everybody has switched.
+        # If it needs no cuts, the old home says its last word when everybody has switched. A member without a cut is
+        # awaited unless nothing of it will ever come.
         waits_for = arrival.waits_for()
         return [
             member
             for member in (self._site.store_id(), *self._site.others())
-            if any(cuts.numbers.get(member, NOWHERE) > passed.get(member, -1) for cuts in waits_for)
+            if any(cuts.numbers.get(member, NUMBER_MAX) > passed.get(member, -1) for cuts in waits_for)
         ]
 
     def _settle(self, client_id: str) -> None:

@@ -68,6 +68,7 @@ from cluster.move_frames import (
 )
 from cluster.site import Site
 from cluster.switching import Switching
+from cluster.wire import NUMBER_MAX
 
 CHUNK_BYTES: Final = 128 * 1024
 SESSIONS_AT_ONCE: Final = 256
@@ -150,6 +151,10 @@ class Departures:
         self._look_at: float = math.inf
         self._untaken_at: float = math.inf
         self._retry_at: float = math.inf
+
+    def publish_nothing(self) -> None:
+        """This node is a donor: nothing of its own comes to any home directly, ever."""
+        self._switching.own_first = NUMBER_MAX
 
     def restore(self, client_id: str, departure: Departure) -> None:
         """Go on with a stub that was found in the store; whose it is, the registry says."""
@@ -418,6 +423,7 @@ class Departures:
         if not ack.flags & HEAD_TAKEN:
             if leaving.head_taken:
                 # It is not there any more.
+                self._owner.transfers.forget_switched(leaving.departure, b"")
                 self._retarget(leaving, leaving.epoch, False)
             return
         departure = leaving.departure
@@ -488,6 +494,7 @@ class Departures:
             if leaving.home not in members:
                 home = self._site.home(client_id)
                 if home.store_id in members:
+                    self._owner.transfers.forget_switched(leaving.departure, b"")
                     self._retarget(leaving, home, False)
                 else:
                     self._homeless = True

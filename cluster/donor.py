@@ -21,15 +21,20 @@ So which sessions those are, and what they wanted, is remembered (`kept`), and e
 it has by now, as from a member that keeps messages for a home that is gone (see `estates`); what the home that it had
 then has taken is told by that as any stream's position. A session of which this node knew a later home, or that was
 here itself, is left out: it gets the same from there.
+
+The stub of a session that had gone may have had the same as its next home, since other sessions here wanted that, or a
+member was awaited for long. The stub gives what members sent before they sent it to that home as well (see `switched`
+of a session). Of what was published here it gives what is older than that, and the home gets the rest from what was
+kept for it; if it is not known any more that the session is there, the stub gives all of that.
 """
 
 from collections.abc import Iterator
 from typing import Final
 
-from broker.core.epoch import pack_epoch
+from broker.core.epoch import pack_epoch, unpack_epoch
 from broker.core.retained_rows import FAMILY as RETAINED
 from broker.core.rows import RowKind, Table, row_subject, session_epoch, unpack_ended
-from broker.core.session_store import make_dormant
+from broker.core.session_store import make_dormant, pack_switched, switched_stubs
 from broker.core.storage import Storage, WriteBatch, ensure_store_id, put_store_id
 from broker.core.subscription import Subscription
 from cluster.leaving import LeaveJob, State
@@ -93,10 +98,32 @@ def _keep(storage: Storage, store: MeshStore, fellows: list[bytes], batch: Write
     own_id = ensure_store_id(storage, b"")
     latest = _latest_epochs(storage, [own_id, *fellows])
     own = {row_subject(row) for _, row, _ in _lasting(storage, own_id).scan() if row[0] == RowKind.SESSION}
+    kept_from = _split_stubs(storage, own_id, fellows, latest, batch)
     for store_id in fellows:
         messages = store.outbox(store_id, 0).messages
         if messages:
-            put_kept(batch, store_id, messages, _wishes(_lasting(storage, store_id), latest, own))
+            first = kept_from[store_id]
+            wishes = _wishes(_lasting(storage, store_id), latest, own.difference(map(str.encode, first)))
+            put_kept(batch, store_id, messages, wishes, first)
+
+
+def _split_stubs(
+    storage: Storage, own_id: bytes, fellows: list[bytes], latest: dict[bytes, bytes], batch: WriteBatch
+) -> dict[bytes, dict[str, int]]:
+    """Return by member, for the sessions of which stubs are here, from which number on what was published here it gets.
+
+    If a session is not known to be there (any more), its stub is to give all of that.
+    """
+    kept_from: dict[bytes, dict[str, int]] = {store_id: {} for store_id in fellows}
+    for key, client_id, home, numbers in switched_stubs(storage):
+        if own_id in numbers and home != own_id:
+            known = latest.get(client_id.encode())
+            if home in kept_from and known is not None and unpack_epoch(known, 0).store_id == home:
+                kept_from[home][client_id] = numbers[own_id]
+            else:
+                del numbers[own_id]
+                batch.put("session", key, pack_switched(home, numbers))
+    return kept_from
 
 
 def _latest_epochs(storage: Storage, members: list[bytes]) -> dict[bytes, bytes]:

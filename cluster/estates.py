@@ -26,11 +26,12 @@ Invariant: an estate grows exactly while it has `heirs`.
 """
 
 import math
+from collections.abc import Iterable
 from typing import Final, final
 
 from broker.core.epoch import NO_EPOCH, Epoch
 from broker.core.legacies import is_bare
-from broker.core.message import Delivery
+from broker.core.message import Delivery, Message
 from broker.core.owner import QueueOwner
 from cluster.mesh import Mesh
 from cluster.moving import Moving
@@ -90,6 +91,29 @@ class Estate:
 
 
 @final
+class Kept:
+    """What a donor kept for a member: who of that wanted what, and from which number on, if not all."""
+
+    def __init__(self, mesh: Mesh, store_id: bytes) -> None:
+        self.wanted = Wanted(mesh.kept(store_id))
+        self._former = mesh.former_store()
+        self._first = mesh.kept_from(store_id)
+
+    def stubs(self) -> Iterable[str]:
+        """Return the client ids of the sessions whose stubs give what is older."""
+        return self._first
+
+    def wanted_by(self, message: Message) -> dict[str, tuple[int, bool, bytes]]:
+        """Return (QoS, RETAIN, identifiers) for each session that gets a message."""
+        return {
+            client_id: wanted
+            for client_id, wanted in self.wanted.by(message).items()
+            if client_id not in self._first
+            or (message.origin == self._former and message.number >= self._first[client_id])
+        }
+
+
+@final
 class Estates:
     """All estates of this node."""
 
@@ -98,8 +122,8 @@ class Estates:
         self._mesh = mesh
         self._moving = moving
         self._open: dict[bytes, Estate] = {}
-        # By store id, of a donor: which sessions of a member the messages are for that it kept for that.
-        self._kept: dict[bytes, Wanted] = {}
+        # By store id, of a donor.
+        self._kept: dict[bytes, Kept] = {}
         self._work_at = 0.0
         owner.legacies.restore(mesh.started_at)
 
@@ -147,17 +171,21 @@ class Estates:
         left = self._mesh.kept_left(peer.store_id)
         if not left:
             return True
+        kept = self._kept.get(peer.store_id)
+        if kept is None:
+            kept = Kept(self._mesh, peer.store_id)
+            self._kept[peer.store_id] = kept
+        departures = self._owner.transfers.departures
+        if any(client_id in departures and not is_bare(departures[client_id]) for client_id in kept.stubs()):
+            # What those stubs have is older, and of another home.
+            return False
         messages = peer.outgoing.withdraw() if self._mesh.is_complete() else None
         if messages is None:
             return False
-        wanted = self._kept.get(peer.store_id)
-        if wanted is None:
-            wanted = Wanted(self._mesh.kept(peer.store_id))
-            self._kept[peer.store_id] = wanted
         for stored in messages:
             # Not by how many are in the outbox: others may be added.
             left -= 1
-            self._give_to_all(wanted, wanted.by(stored.message), stored, left, peer.store_id, now)
+            self._give_to_all(kept.wanted, kept.wanted_by(stored.message), stored, left, peer.store_id, now)
         if messages:
             self._mesh.put_kept_left(peer.store_id, left)
         return not messages

@@ -110,6 +110,9 @@ class Leaver:
         if stored:
             self.job.restore(stored, mesh.started_at)
             self._state = self.job.state
+        if self.job.state == State.DONATING:
+            # What it has for others waits for its stubs, and so does the mark in its streams for which homes would.
+            moving.departures.publish_nothing()
         if self.job.state == State.IDLE:
             # It may be a copy of a donor's store.
             self._wake(owner.draining.everything())

@@ -434,6 +434,13 @@ class Mesh:
         """Return (client id, epoch counter, filter, subscription) of a member's sessions for which a donor has any."""
         return self._store.kept(store_id)
 
+    def kept_from(self, store_id: bytes) -> dict[str, int]:
+        """Return client id -> the first number of a donor's that it kept for a member's session of which it has a stub.
+
+        What was published there before that is in the stub.
+        """
+        return self._store.kept_from(store_id)
+
     def kept_left(self, store_id: bytes) -> int:
         """Return how many messages a donor had for a member, less those that it has given; 0 if none were kept."""
         return self._store.kept_left(store_id)

@@ -17,6 +17,8 @@ start; writes go into the turn's batch, which is committed before anything of th
                                                down
               "estate/<store_id><client id><filter>"   what a session wanted of a node that is gone, see `estates`
               "kept/<store_id><client id><filter>"     what a session wanted of a member when a donor was one
+              "from/<store_id><client id>"             u64: the first of its messages that a donor kept for that
+                                                       session, if its stub gives those before
               "table/..."                      see `tables`
 
 What waits for a peer on disk is in the family `outbox`, which `outbox` owns.
@@ -54,6 +56,7 @@ KEY_INTEREST: Final = b"interest/"
 KEY_ESTATE: Final = b"estate/"
 KEY_REROUTED: Final = b"rerouted/"
 KEY_KEPT: Final = b"kept/"
+KEY_FROM: Final = b"from/"
 
 
 @final
@@ -213,6 +216,10 @@ class MeshStore:
         """Return (client id, epoch counter, filter, subscription) of the sessions of a member for which it is."""
         return self._read_all("registry", KEY_KEPT + store_id, _read_estate)
 
+    def kept_from(self, store_id: bytes) -> dict[str, int]:
+        """Return client id -> the first number of this store's for a session of a member of which there is a stub."""
+        return dict(self._read_all("registry", KEY_FROM + store_id, _read_from))
+
     def kept_left(self, store_id: bytes) -> int:
         """Return how many messages there were for a member, less those that were given; 0 if none were kept."""
         stored = self._storage.get("meta", KEY_KEPT + store_id)
@@ -229,10 +236,19 @@ class MeshStore:
 
 
 def put_kept(
-    batch: WriteBatch, store_id: bytes, messages: int, wishes: Iterable[tuple[str, int, bytes, Subscription]]
+    batch: WriteBatch,
+    store_id: bytes,
+    messages: int,
+    wishes: Iterable[tuple[str, int, bytes, Subscription]],
+    kept_from: dict[str, int],
 ) -> None:
-    """Keep for a donor which sessions of a member the messages are for that it has for that."""
+    """Keep for a donor which sessions of a member the messages are for that it has for that.
+
+    `kept_from` has the first number of this store's for those of which it has stubs.
+    """
     batch.put("meta", KEY_KEPT + store_id, _VERSION + pack_u64(messages))
+    for client_id, number in kept_from.items():
+        batch.put("registry", KEY_FROM + store_id + client_id.encode(), _VERSION + pack_u64(number))
     for client_id, counter, topic_filter, wanted in wishes:
         key = KEY_KEPT + store_id + pack_text(client_id) + topic_filter
         batch.put("registry", key, _pack_wish(counter, wanted))
@@ -248,6 +264,7 @@ def forget_cluster(batch: WriteBatch, keeps_outboxes: bool = False) -> None:
         batch.delete_range(FAMILY, b"", b"\xff" * (STORE_ID_BYTES + 9))
         for family in ("meta", "registry"):
             batch.delete_range(family, KEY_KEPT, _after(KEY_KEPT))
+        batch.delete_range("registry", KEY_FROM, _after(KEY_FROM))
     batch.delete("meta", KEY_CLUSTER_ID)
     batch.delete("meta", KEY_LEAVE)
     forget_tables(batch)
@@ -311,6 +328,10 @@ def _read_position(name: bytes, reader: Reader) -> tuple[bytes, int]:
     if len(name) != STORE_ID_BYTES:
         raise FrameError("a store's id has another length")
     return name, reader.number()
+
+
+def _read_from(name: bytes, reader: Reader) -> tuple[str, int]:
+    return Reader(pack_bytes16(name), 0).text(), reader.number()
 
 
 def _read_interest(name: bytes, _reader: Reader) -> bytes:

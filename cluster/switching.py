@@ -12,12 +12,16 @@ once for all sessions of one home, again and again until they have answered; thi
 A member that is down switches when it is back: not when it knows what the home wants, but when it knows its sessions as
 well. For when all have switched the old home's row goes, by which alone it may have known that there is a session.
 
+From which number on a member sends there is stored with the stub: it may stand for long, and if this node is removed
+meanwhile its store is to give nothing that the home has had (see `donor`).
+
 Invariants: a session is awaited of a member exactly while its head is taken and the member has not switched.
 """
 
 import math
 from typing import Final, final
 
+from broker.core.legacies import is_bare
 from broker.core.owner import QueueOwner
 from cluster.frames import FrameType
 from cluster.leaving_session import RETRY_S, LeavingSession
@@ -48,6 +52,8 @@ class Switching:
         # By member and home; this node is a member, too.
         self._awaited: dict[bytes, dict[bytes, _Awaited]] = {}
         self._ask_at: float = math.inf
+        # The first of its own messages that this node sends to new homes, if it is not the next one.
+        self.own_first: int = 0
         self._look_due = False
 
     def begin(self, leaving: LeavingSession) -> None:
@@ -64,6 +70,7 @@ class Switching:
             return False
         if leaving.head_taken:
             leaving.switched.pop(member, None)
+            self._owner.transfers.forget_switched(leaving.departure, member)
             leaving.told.pop(member, None)
             leaving.said_ended = False
             self._await(leaving, member)
@@ -104,7 +111,8 @@ class Switching:
             own = self._site.store_id()
             for home in list(self._awaited.get(own, {})):
                 # What is published here from now on goes there as well.
-                switched += self._switch(own, home, self._site.known_version(home), self._owner.next_number())
+                number = self.own_first or self._owner.next_number()
+                switched += self._switch(own, home, self._site.known_version(home), number)
         return switched
 
     def next_deadline(self) -> float:
@@ -158,8 +166,12 @@ class Switching:
         if awaited is None:
             return []
         switched = [leaving for leaving in awaited.leavings.values() if leaving.needs <= version]
+        own_home = home if member == self._site.store_id() else b""
         for leaving in switched:
             leaving.switched[member] = (number, leaving.departure.session.next_seq - 1)
+            if not is_bare(leaving.departure):
+                # What a bare one has was kept for an older home, whenever it comes to the stub.
+                self._owner.transfers.switched(leaving.departure, member, number, own_home)
             self._remove(leaving, member)
         return switched
 

@@ -18,7 +18,7 @@ from typing import final
 from broker.core.arrival import Arrival
 from broker.core.delivery_queue import DeliveryQueue
 from broker.core.effects import Ticket
-from broker.core.epoch import FIRST_EPOCH
+from broker.core.epoch import FIRST_EPOCH, NO_EPOCH
 from broker.core.fifo import Fifo
 from broker.core.inflight import Inflight
 from broker.core.outlet import Outlet
@@ -68,6 +68,8 @@ class Session:
         "replays",
         "scheduled_at",
         "subscriptions",
+        "switched",
+        "switched_home",
         "told",
         "user_name",
     )
@@ -112,6 +114,10 @@ class Session:
         self.awake_from: int = 0
         # Up to which place another node has what was here.
         self.left_to: int = 0
+        # Origin -> from which number on what it sends comes to the home after this one as well, so far as that is
+        # known; what is published here, to the home of this store id.
+        self.switched: dict[bytes, int] | None = None
+        self.switched_home: bytes = NO_EPOCH.store_id
         self.attachment: Attachment | None = None
 
     def attach(self, attachment: "Attachment") -> None:

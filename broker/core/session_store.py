@@ -9,6 +9,8 @@ reads through Storage; when something is written is the owner's decision.
     session  session u64, "i", id u16     version u8, fingerprint u32: a QoS 2 PUBLISH of the client that it has not
                                           released yet
     session  session u64, "d"             version u8, place u64: the session goes to another node, which has it up to
+    session  session u64, "s"             version u8, store id (16 bytes), {origin (16 bytes), number u64}: what comes
+                                          to its next home directly, see `switched` of the session
     session  session u64, "a"             see `arrival`: what the session may still get from other nodes
     session  session u64, "g", row u32    version u8, {origin (16 bytes), count u32, numbers u64}: what old homes gave
                                           and others may have as well
@@ -26,7 +28,7 @@ some 130 bytes each (`bench.backlog`). What a body is, `stored_message` says.
 """
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final, final
 
 from broker.core.arrival_value import VALUE_VERSION as ARRIVAL_VERSION
@@ -176,6 +178,13 @@ class SessionStore:
     def delete_departing(self, session: Session) -> None:
         """The session stays."""
         self.writes.delete("session", _number(session.number) + b"d")
+        self.writes.delete("session", _number(session.number) + b"s")
+
+    def put_switched(self, session: Session) -> None:
+        """Write what comes to the session's next home directly as well."""
+        assert session.switched is not None
+        value = pack_switched(session.switched_home, session.switched)
+        self.writes.put("session", _number(session.number) + b"s", value)
 
     def put_awake(self, session: Session) -> None:
         """Write that what is published comes to the session again, and from which place on."""
@@ -513,6 +522,9 @@ class SessionStore:
         elif key[8:] == b"z":
             (sessions[key[:8]].awake_from,) = _U64.unpack(value[1:])
             sessions[key[:8]].dormant = not sessions[key[:8]].awake_from
+        elif key[8:] == b"s":
+            session = sessions[key[:8]]
+            session.switched_home, session.switched = _unpack_switched(value)
         elif key[8:] == b"a":
             session = sessions[key[:8]]
             session.arrival = unpack_arrival(value)
@@ -643,6 +655,32 @@ def make_dormant(storage: Storage, batch: WriteBatch) -> None:
     for key, _ in storage.scan("session", b"", b""):
         if len(key) == 8:
             batch.put("session", key + b"z", bytes([VALUE_VERSION]) + bytes(8))
+
+
+def switched_stubs(storage: Storage) -> Iterator[tuple[bytes, str, bytes, dict[bytes, int]]]:
+    """Iterate over what is stored of stubs whose next homes get something directly.
+
+    That is (the row's key, client id, store id of the home that gets what is published here, origin -> number).
+    """
+    client_id = b""
+    for key, value in storage.scan("session", b"", b""):
+        if len(key) == 8:
+            client_id, _ = unpack_string(value, _SESSION.size + (EPOCH_BYTES if value[0] > 1 else 0))
+        elif key[8:] == b"s":
+            yield key, client_id.decode(), *_unpack_switched(value)
+
+
+def pack_switched(home: bytes, numbers: dict[bytes, int]) -> bytes:
+    """Return the stored form of what comes to a session's next home directly."""
+    return bytes([VALUE_VERSION]) + home + b"".join([origin + _U64.pack(number) for origin, number in numbers.items()])
+
+
+def _unpack_switched(value: bytes) -> tuple[bytes, dict[bytes, int]]:
+    numbers = {}
+    for pos in range(1 + ORIGIN_BYTES, len(value), ORIGIN_BYTES + _U64.size):
+        (number,) = _U64.unpack_from(value, pos + ORIGIN_BYTES)
+        numbers[value[pos : pos + ORIGIN_BYTES]] = number
+    return value[1 : 1 + ORIGIN_BYTES], numbers
 
 
 def _seq(key: bytes) -> int:

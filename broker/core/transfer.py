@@ -124,8 +124,9 @@ class Transfers:
         self.departures: dict[str, Departure] = {}
         # Origin -> from which number on others have given what it had sent here to the sessions that leave.
         self.skips: dict[bytes, int] = {}
-        # Sessions whose arrival changed since it was written last.
+        # Sessions whose arrival changed since it was written last, and stubs of which somebody has switched.
         self._changed: dict[Session, bool] = {}
+        self._switched: dict[Session, bool] = {}
         self._settings = settings
         self._store = store
         self._subscribing = subscribing
@@ -151,7 +152,13 @@ class Transfers:
                     arrival.note_id(origin, number)
 
     def write(self) -> None:
-        """Write what changed of arrivals; whoever ends a turn calls it before the batch is taken."""
+        """Write what changed of arrivals and stubs; whoever ends a turn calls it before the batch is taken."""
+        if self._switched:
+            switched, self._switched = self._switched, {}
+            for session in switched:
+                departure = self.departures.get(session.client_id)
+                if departure is not None and departure.session is session:
+                    self._store.put_switched(session)
         if not self._changed:
             return
         changed, self._changed = self._changed, {}
@@ -264,11 +271,17 @@ class Transfers:
         What came through an old home they had not kept: who published it may not have heard that the session is here.
         Nor had they what a group gave to the session, if another node had chosen that. And what has come since the
         session woke they have not kept for a later home of it, as there was none.
+
+        What its origin had sent to the next home as well, that has had, and has forgotten by now that it has.
         """
         message = delivery.message
-        if session.awake_from and delivery.seq >= session.awake_from:
+        if delivery.shared or (session.awake_from and delivery.seq >= session.awake_from):
             return False
-        if not self.skips or delivery.shared or message.number < self.skips.get(message.origin, message.number + 1):
+        never = message.number + 1
+        switched = session.switched if session.dormant or session.awake_from else None
+        if switched is not None and message.number >= switched.get(message.origin, never):
+            return True
+        if message.number < self.skips.get(message.origin, never):
             return False
         return session.arrival is None or not session.arrival.is_brought(delivery.seq)
 
@@ -279,6 +292,31 @@ class Transfers:
         self._store.release_delivery(session.number, held)
         session.inflight.forget_message(held)
         return held
+
+    def switched(self, departure: Departure, origin: bytes, number: int, home: bytes) -> None:
+        """What an origin sends for the session goes to its next home directly from this number on.
+
+        That, or one after it, has it then, whatever becomes of this stub. What is published here, for which `home` is
+        given, waits for that home until it has it.
+        """
+        session = departure.session
+        numbers = session.switched
+        if numbers is None:
+            numbers = session.switched = {}
+        if home and home != session.switched_home:
+            session.switched_home = home
+            numbers.pop(origin, None)
+        if origin not in numbers:
+            numbers[origin] = number
+            self._switched[session] = True
+
+    def forget_switched(self, departure: Departure, origin: bytes) -> None:
+        """The next home has not what an origin sent, or what any did (b""), or has lost it."""
+        numbers = departure.session.switched
+        if numbers:
+            for each in [origin] if origin else list(numbers):
+                numbers.pop(each, None)
+            self._switched[departure.session] = True
 
     def rewind(self, departure: Departure) -> None:
         """Read again from behind what is confirmed: what was sent may have been lost."""
@@ -301,6 +339,7 @@ class Transfers:
         session = departure.session
         del self.departures[session.client_id]
         session.departing = False
+        session.switched = None
         self.wake(session)
         session.left_to = 0
         self._store.delete_departing(session)

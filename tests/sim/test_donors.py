@@ -536,20 +536,16 @@ def test_what_a_donor_has_for_a_session_that_had_just_come_when_it_was_cut_off_c
         assert list(client.inbox.copies.values()) == [1] * 3, client.name
 
 
+@pytest.mark.parametrize("gives_first", [True, False])
 @pytest.mark.parametrize("at", ["its new home", "the donor"])
-def test_what_came_to_a_stub_that_waits_for_a_member_which_is_down_is_not_given_by_the_donor(at):
+def test_what_came_to_a_stub_that_waits_for_a_member_which_is_down_is_not_given_by_the_donor(at, gives_first):
     """Another client's session at the old home wants the same, and the new home has all directly (seed 1390)."""
-    test = LeaveWorld(seed=1390)
+    test, clients, publisher = _stub_that_waits(at)
     node, one, two = test.nodes
-    clients, _ = _want_the_same(test, node, node)
-    roamer = clients[0]
-    publisher = test.publisher({"its new home": one, "the donor": node}[at], "another")
-    test.crash(two)
-    test.visit([roamer], one)
-    assert list(node.core.owner.transfers.departures) == ["roamer"]
     test.publish(publisher, clients[:1], 3, qos=2)
     test.wait(lambda: test.queued(node) == {"other": 3} and test.queued(one) == {"roamer": 3}, "the messages")
-    test.world.run(2 * RETRY_S)
+    if gives_first:
+        test.world.run(2 * RETRY_S)
     test.isolate(node)
     two.start()
     test.wait(lambda: one.core.mesh.peers[two.name].running, "its return")
@@ -559,6 +555,42 @@ def test_what_came_to_a_stub_that_waits_for_a_member_which_is_down_is_not_given_
     test.donate(node)
     test.come_back(clients, [one])
     test.judge(clients)
+
+
+@pytest.mark.parametrize("restarts", [True, False])
+@pytest.mark.parametrize("later_s", [0.0, REMOVED_S + GONE_S + 2.0])
+def test_what_is_published_where_a_stub_waits_and_is_cut_off_then_is_given_by_the_donor(later_s, restarts):
+    """Some of it had come to the stub alone, some to the new home as well, and the rest waits for that."""
+    test, clients, publisher = _stub_that_waits("the donor")
+    node, one, two = test.nodes
+    test.publish(publisher, clients[:1], 3, qos=2)
+    test.wait(lambda: test.queued(node) == {"other": 3} and test.queued(one) == {"roamer": 3}, "the messages")
+    test.isolate(node)
+    test.publish(publisher, clients[:1], 4, qos=2)
+    test.wait(lambda: test.queued(node)["other"] == 7, "what is published there now")
+    if restarts:
+        test.crash(node)
+        node.start()
+        test.world.run(1.0)
+    two.start()
+    test.wait(lambda: one.core.mesh.peers[two.name].running, "its return")
+    _remove(test, node, one)
+    test.world.run(later_s)
+    test.donate(node)
+    test.come_back(clients, [one])
+    test.judge(clients)
+
+
+def _stub_that_waits(at):
+    """Return a roamer whose stub waits for the third member, another client that wants the same, and a publisher."""
+    test = LeaveWorld(seed=1390)
+    node, one, two = test.nodes
+    clients, _ = _want_the_same(test, node, node)
+    publisher = test.publisher({"its new home": one, "the donor": node}[at], "another")
+    test.crash(two)
+    test.visit(clients[:1], one)
+    assert list(node.core.owner.transfers.departures) == ["roamer"]
+    return test, clients, publisher
 
 
 @pytest.mark.parametrize("unheard", ["a subscription", "a higher QoS", "clean starts"])

@@ -13,6 +13,8 @@ from broker.core.rows import (
     pack_session,
     pack_subscription,
 )
+from broker.core.session import Session
+from broker.core.session_store import SessionStore, switched_stubs
 from broker.core.storage import MemoryStorage, WriteBatch, put_store_id
 from broker.core.subscription import subscription
 from cluster.donor import become_donor, stored_state
@@ -34,6 +36,7 @@ class Removed:
 
     def __init__(self) -> None:
         self.storage = MemoryStorage()
+        self.stubs = 0
         self.turn = Turn()
         self.store = MeshStore(self.storage, self.turn)
         put_store_id(self.turn.writes, OWN)
@@ -65,6 +68,16 @@ class Removed:
             store_id, pack_row(RowKind.SESSION, subject), pack_session(SessionRow(epoch, True, 60, None)), client_id
         )
         self.put(store_id, pack_row(RowKind.SUBSCRIPTION, subject, TOPIC), pack_subscription(1, 7), client_id)
+
+    def stub(self, client_id: str, home: bytes, switched: dict[bytes, int]) -> None:
+        sessions = SessionStore(self.storage)
+        self.stubs += 1
+        session = Session(self.stubs, client_id, None, 60, 1)
+        session.switched_home, session.switched = home, switched
+        sessions.put_session(session)
+        sessions.put_departing(session)
+        sessions.put_switched(session)
+        self.storage.commit(sessions.take_writes())
 
     def become_donor(self, fresh: bytes = FRESH) -> MeshStore:
         self.commit()
@@ -107,6 +120,30 @@ def test_what_is_in_its_own_queue_is_not_given_once_more_nor_anything_to_who_beg
     node.put(THREE, pack_row(RowKind.ENDED, b"over elsewhere"), ended, "over elsewhere")
     found = node.become_donor()
     assert [client_id for client_id, *_ in found.kept(ONE)] == ["claimed"]
+
+
+def test_a_session_of_which_it_has_the_stub_gets_from_there_what_is_older_than_its_next_home_knows() -> None:
+    """What was published here is the stub's, if the session is not known to be where it was sent."""
+    node = Removed()
+    node.message(ONE)
+    homes = {"waits": ONE, "all acknowledged": TWO, "gone on": ONE, "back": OWN, "over": ONE}
+    for client_id, home in homes.items():
+        node.session(OWN, client_id, 2)
+        node.session(home, client_id, 3)
+        node.stub(client_id, home, {OWN: 5, THREE: 7})
+    node.session(TWO, "gone on", 4)
+    node.put(THREE, pack_row(RowKind.ENDED, b"over"), pack_ended(pack_epoch(Epoch(4, 0, TWO))), "over")
+    node.session(OWN, "not heard", 2)
+    node.session(ONE, "not heard", 3)
+    node.stub("not heard", bytes(16), {THREE: 7})
+    found = node.become_donor()
+    assert [client_id for client_id, *_ in found.kept(ONE)] == ["waits"]
+    assert found.kept_from(ONE) == {"waits": 5}
+    assert found.kept_from(TWO) == {}, "it has everything"
+    numbers = {client_id: found for _, client_id, _, found in switched_stubs(node.storage)}
+    is_sent = ("waits", "all acknowledged", "back")
+    assert {client_id for client_id, found in numbers.items() if found.get(OWN) == 5} == set(is_sent)
+    assert all(found[THREE] == 7 for found in numbers.values()) and len(numbers) == 6
 
 
 def test_a_donor_that_is_removed_itself_gives_what_is_left_to_the_same() -> None:

@@ -325,6 +325,30 @@ def test_the_ids_of_what_is_below_a_place():
     assert store.ids_before(1, last.seq) == [(ORIGIN, 1), (ORIGIN, 2)]
 
 
+def test_what_comes_to_the_next_home_of_a_stub_as_well_is_stored_as_long_as_that_stands():
+    store = store_on()
+    stub, session = session_in(store, 1), session_in(store, 2)
+    for each in (stub, session):
+        store.put_departing(each)
+        each.switched_home, each.switched = b"h" * 16, {ORIGIN: 5, b"e" * 16: 7}
+        store.put_switched(each)
+    store.delete_departing(session)
+    commit(store)
+    found, _groups, after = recovered(store)
+    assert [(each.switched_home, each.switched) for each in found] == [
+        (b"h" * 16, {ORIGIN: 5, b"e" * 16: 7}),
+        (bytes(16), None),
+    ]
+    found[0].switched = {}
+    after.put_switched(found[0])
+    commit(after)
+    found, _groups, after = recovered(after)
+    assert found[0].switched == {}
+    after.delete_session(found[0])
+    commit(after)
+    assert not [key for key in keys(after._storage, "session") if key[8:] == b"s"]
+
+
 def test_dormant_sessions():
     """All of a store are made dormant, and wake one by one; groups are not touched."""
     store = store_on()

@@ -1087,3 +1087,64 @@ def test_nothing_that_is_published_comes_to_a_dormant_session_before_it_wakes(
     direct(node, ELSEWHERE, 3, b"awake")
     node.owner.validate()
     assert payloads(node.persistent("mover")) == [b"before", b"awake"]
+
+
+@pytest.mark.parametrize("is_donors", [True, False])
+def test_a_donors_stub_does_not_give_what_its_origin_had_sent_to_the_next_home_as_well(
+    start: Callable[..., Node], is_donors: bool
+) -> None:
+    """Another stub does: that home says what it has had. What was chosen by a group comes on no other way."""
+    node = start(store_id=HERE)
+    client = node.persistent("mover")
+    client.subscribe(b"t", 1)
+    client.drop()
+    departure = node.owner.depart("mover", node.now)
+    assert departure is not None
+    transfers = node.owner.transfers
+    for number in (1, 2, 3, 4):
+        direct(node, ELSEWHERE, number, b"%d" % number)
+    transfers.switched(departure, ELSEWHERE, 3, b"")
+    # The first word of an origin counts, and of what is published here the last home.
+    transfers.switched(departure, ELSEWHERE, 4, b"")
+    transfers.switched(departure, HERE, 8, THERE)
+    transfers.switched(departure, HERE, 9, THIRD)
+    transfers.switched(departure, HERE, 10, THIRD)
+    node.settle()
+    if is_donors:
+        batch = WriteBatch()
+        make_dormant(node.storage, batch)
+        node.storage.commit(batch)
+    node = start(store_id=HERE, storage=node.storage.survivor())
+    departure = node.owner.transfers.departures["mover"]
+    assert departure.session.switched == {ELSEWHERE: 3, HERE: 9}
+    assert departure.session.switched_home == THIRD
+    found = node.owner.transfers.read(departure, 1 << 20)
+    node.settle()
+    assert [delivery.message.number for delivery in found] == ([1, 2] if is_donors else [1, 2, 3, 4])
+    node.owner.validate()
+
+
+def test_what_a_home_had_directly_and_has_lost_is_given_by_the_stub_of_a_donor(start: Callable[..., Node]) -> None:
+    node = start(store_id=HERE)
+    client = node.persistent("mover")
+    client.subscribe(b"t", 1)
+    client.drop()
+    departure = node.owner.depart("mover", node.now)
+    assert departure is not None
+    transfers = node.owner.transfers
+    transfers.forget_switched(departure, b"")
+    for origin in (ELSEWHERE, THIRD, HERE):
+        transfers.switched(departure, origin, 1, HERE if origin == HERE else b"")
+    node.settle()
+    transfers.forget_switched(departure, THIRD)
+    assert departure.session.switched == {ELSEWHERE: 1, HERE: 1}
+    node.settle()
+    transfers.forget_switched(departure, b"")
+    node.settle()
+    node = start(store_id=HERE, storage=node.storage.survivor())
+    departure = node.owner.transfers.departures["mover"]
+    assert departure.session.switched == {}
+    node.owner.transfers.come_back(departure, Epoch(2, 0, HERE))
+    node.settle()
+    node = start(store_id=HERE, storage=node.storage.survivor())
+    assert node.persistent("mover") and node.owner.session("mover").switched is None
