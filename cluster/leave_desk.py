@@ -30,7 +30,6 @@ from cluster.leave_frames import (
     Order,
     Orphan,
     Report,
-    Revival,
     Verb,
     pack_adopt_left,
     pack_answer,
@@ -51,6 +50,7 @@ from cluster.leaving import State
 from cluster.mesh import Mesh
 from cluster.moving import Moving
 from cluster.removal import Removal, losses, persistent_sessions, refusal
+from cluster.revival import Revival
 
 ANSWER_S: Final = 1.0
 # A node that runs answers sooner, unless its store takes no writes.

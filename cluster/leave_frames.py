@@ -27,6 +27,7 @@ from typing import Final
 
 from broker.core.storage import STORE_ID_BYTES
 from cluster.frames import FRAME_BYTES_MAX, FrameType, frame_body, frame_head
+from cluster.revival import Revival
 from cluster.wire import FrameError, Reader, pack_bytes16, pack_text, pack_u16, pack_u32, pack_u64
 
 _FORCE: Final = 1
@@ -45,16 +46,6 @@ class Verb(IntEnum):
     MOVE = 1
     ABORT = 2
     DRY_RUN = 3
-
-
-class Revival(IntEnum):
-    """When a session that is adopted begins without what its home has, as that is away."""
-
-    NEVER = 0
-    # Though other members are away as well: an operator has named those that are to take the sessions.
-    ALWAYS = 1
-    # Only where all other members are heard: it may have gone to one that is not.
-    IF_WHOLE = 2
 
 
 @dataclass(slots=True, frozen=True)

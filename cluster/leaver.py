@@ -24,10 +24,11 @@ from broker.core.owner import QueueOwner
 from broker.core.session import Session
 from cluster.estates import PAUSE_S, Estates
 from cluster.handover import HandOver
-from cluster.leave_frames import Order, Orphan, Report, Revival, Verb, pack_adopts, pack_donor, pack_report
+from cluster.leave_frames import Order, Orphan, Report, Verb, pack_adopts, pack_donor, pack_report
 from cluster.leaving import Census, LeaveJob, State, counted, how_without
 from cluster.mesh import Mesh
 from cluster.moving import Moving
+from cluster.revival import Revival
 
 ASKED_MAX: Final = 512
 # A target that has not asked for a session after so long has forgotten it.

@@ -24,7 +24,6 @@ from cluster.claims import Claims
 from cluster.departures import Departures
 from cluster.frames import FrameType
 from cluster.interest import is_shared
-from cluster.leave_frames import Revival
 from cluster.mesh import Mesh
 from cluster.move_frames import (
     CONFIRMED,
@@ -41,6 +40,7 @@ from cluster.move_frames import (
 )
 from cluster.registrar import Registrar
 from cluster.registration import Registration
+from cluster.revival import Revival
 
 _LIFE_SHIFT: Final = 32
 

@@ -45,10 +45,10 @@ from broker.mqtt.reasons import Reason
 from cluster.arrivals import Arrivals
 from cluster.claims import Claims
 from cluster.departures import Departures
-from cluster.leave_frames import Revival
 from cluster.move_frames import MOVED, REFUSED, Take
 from cluster.registration import Granted, Registration
 from cluster.registry import Registry
+from cluster.revival import Revival
 from cluster.site import Site
 
 CONNECT_TIMEOUT_S: Final = 5.0

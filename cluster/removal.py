@@ -26,12 +26,13 @@ this one ended. A node that runs again before it is removed ends the removal.
 from dataclasses import dataclass
 from typing import Final, final
 
-from cluster.leave_frames import Order, Orphan, Report, Revival, Verb, pack_adopts
+from cluster.leave_frames import Order, Orphan, Report, Verb, pack_adopts
 from cluster.leaver import ASK_AGAIN_S, ASKED_MAX, BUSY, already_leaving
 from cluster.leaving import State, how_without
 from cluster.mesh import Mesh
 from cluster.moving import Moving
 from cluster.registry import Home
+from cluster.revival import Revival
 
 # So long wills may take to be published.
 WILLS_S: Final = 10.0

@@ -9,7 +9,6 @@ from cluster.leave_frames import (
     Order,
     Orphan,
     Report,
-    Revival,
     Verb,
     pack_adopt_left,
     pack_adopts,
@@ -29,6 +28,7 @@ from cluster.leave_frames import (
     unpack_report,
 )
 from cluster.leaving import MISSING_S, STEP_1_DONE, Census, LeaveJob, State
+from cluster.revival import Revival
 from cluster.wire import FrameError
 
 ORDER = Order(Verb.MOVE, 5, 60, 7, True, ("b@b", "c@c"))
