@@ -494,7 +494,9 @@ class Departures:
             if leaving.home not in members:
                 home = self._site.home(client_id)
                 if home.store_id in members:
-                    self._owner.transfers.forget_switched(leaving.departure, b"")
+                    if leaving.epoch != leaving.departure.session.epoch:
+                        # That home had what was sent to it. A donor's own name is that of another store by now.
+                        self._owner.transfers.forget_switched(leaving.departure, b"")
                     self._retarget(leaving, home, False)
                 else:
                     self._homeless = True
