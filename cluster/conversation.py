@@ -15,6 +15,7 @@ from typing import Final, final
 
 from cluster.checks import Checks
 from cluster.commands import ConnectPeer, SendBulk
+from cluster.copies import Copies
 from cluster.frames import (
     FrameType,
     Heartbeat,
@@ -58,6 +59,7 @@ class Conversation:
         self,
         peers: Peers,
         replication: Replication,
+        copies: Copies,
         checks: Checks,
         statuses: Statuses,
         joining: Joining,
@@ -89,6 +91,7 @@ class Conversation:
             FrameType.TABLE_ROWS: replication.receive_rows,
             FrameType.TABLE_DONE: replication.receive_done,
             FrameType.TABLE_POSITION: replication.receive_position,
+            FrameType.TABLE_COPY: copies.receive,
         }
 
     def connected(self, peer: Peer, now: float) -> None:

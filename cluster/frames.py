@@ -86,6 +86,7 @@ class FrameType(IntEnum):
     TABLE_DONE = 15
     TABLE_POSITION = 16
     TABLE_BULK = 17
+    TABLE_COPY = 18
     TURN_REQUEST = 20
     TURN_GRANT = 21
     TURN_RELEASE = 22

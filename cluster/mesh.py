@@ -52,6 +52,7 @@ from cluster.commands import (
     SendBulk,
 )
 from cluster.conversation import Conversation
+from cluster.copies import Copies
 from cluster.forwards import MESSAGE_OVERHEAD_BYTES, Forwards, Mark
 from cluster.frames import FrameType, frame_type, unpack_hello
 from cluster.interest import PeerInterest
@@ -151,11 +152,12 @@ class Mesh:
         self._joining = Joining(settings.name, list(settings.discovery), list(settings.lookups))
         self._admission = Admission(self._peers, self._joining, turn)
         self._replication = Replication(self._peers, self.own, turn)
+        self._copies = Copies(self._peers, turn)
         self._checks = Checks(self._peers, self.own, turn)
         self._reclaiming = Reclaiming(self._peers, turn, now + settings.failure_timeout_s)
         self._statuses = Statuses(self._peers)
         self._conversation = Conversation(
-            self._peers, self._replication, self._checks, self._statuses, self._joining, turn, incarnation
+            self._peers, self._replication, self._copies, self._checks, self._statuses, self._joining, turn, incarnation
         )
         self._turn = turn
         self._store = store
@@ -185,6 +187,7 @@ class Mesh:
             if self.retained.has_doubts():
                 self.retained.begin(self._replication.retained_current_at(), self._read_retained)
             self._replication.begin()
+            self._copies.begin()
             if self._checks.has_rows():
                 self._checks.begin()
                 self._deadline = 0.0
@@ -630,7 +633,8 @@ class Mesh:
         self._deadline = self._admission.deadline()
         if not self._turn.frozen:
             self._peers.tick(now)
-            self._deadline = min(self._deadline, self._peers.deadline())
+            self._copies.tick(now)
+            self._deadline = min(self._deadline, self._peers.deadline(), self._copies.deadline())
         self._peers.update_readiness(now)
         self._deadline = min(self._deadline, self.readiness.next_deadline())
         self._deadline = min(self._deadline, self._checks.deadline(), self._statuses.deadline())
@@ -639,7 +643,7 @@ class Mesh:
 
     def next_deadline(self) -> float:
         """Return when `begin` or `tick` has something to do; 0.0 if that is now."""
-        if not self._turn.frozen and (self._replication.has_requests() or self._checks.has_rows()):
+        if not self._turn.frozen and self._has_to_answer():
             return 0.0
         deadline = self._deadline
         if not self._turn.frozen:
@@ -647,6 +651,9 @@ class Mesh:
             for peer in self.peers.values():
                 deadline = min(deadline, peer.outgoing.spill_at())
         return deadline
+
+    def _has_to_answer(self) -> bool:
+        return self._replication.has_requests() or self._copies.has_requests() or self._checks.has_rows()
 
     def flush(self, writes: WriteBatch, now: float) -> list[MeshCommand]:
         """Append to `writes`, and return the commands to carry out, in order, once they are committed."""
@@ -662,6 +669,8 @@ class Mesh:
         """Tell each peer what is new, what was received and what is for it."""
         self._replication.tell(now)
         for peer in self.peers.values():
+            for table, at in peer.tables.take_known():
+                self._store.put_known(peer.store_id, table, at)
             incoming = peer.incoming
             if incoming.commit_due:
                 incoming.commit_due = False

@@ -11,6 +11,7 @@ start; writes go into the turn's batch, which is committed before anything of th
               "leave"                          the leave of this node, see `leaving`
               "position/<sender store_id>"     u64: the last message of that stream that this node has
               "handed/<sender store_id>"       u64: the last of that stream that came from who had taken it over
+              "known/<store_id><table u8>"     u64 generation, number version: as what a peer's table was known wholly
               "kept/<store_id>"                u64: how many messages a donor had for a member, less those that it gave
     registry  "interest/<store_id><filter>"    a peer's persistent filter, a shared one if it is of a group, so that
                                                after a restart messages for its sessions wait even for a peer that is
@@ -50,6 +51,7 @@ KEY_MEMBER: Final = b"member/"
 KEY_REMOVED: Final = b"removed/"
 KEY_POSITION: Final = b"position/"
 KEY_HANDED: Final = b"handed/"
+KEY_KNOWN: Final = b"known/"
 KEY_LEAVE: Final = b"leave"
 KEY_FORMER: Final = b"former"
 KEY_INTEREST: Final = b"interest/"
@@ -159,6 +161,21 @@ class MeshStore:
             self._outboxes[store_id] = outbox
         outbox.bytes_max = bytes_max
         return outbox
+
+    def known(self, store_id: bytes) -> dict[int, tuple[int, int]]:
+        """Return table -> (generation, version) at which a peer's was known wholly."""
+        return dict(self._read_all("meta", KEY_KNOWN + store_id, _read_known))
+
+    def put_known(self, store_id: bytes, table: int, at: tuple[int, int]) -> None:
+        """Store that, in the batch that holds the rows."""
+        self._turn.writes.put(
+            "meta", KEY_KNOWN + store_id + bytes((table,)), _VERSION + pack_u64(at[0]) + pack_u64(at[1])
+        )
+
+    def forget_known(self, store_id: bytes) -> None:
+        """Nothing of a peer is known here any more."""
+        prefix = KEY_KNOWN + store_id
+        self._turn.writes.delete_range("meta", prefix, _after(prefix))
 
     def interest(self, store_id: bytes) -> list[bytes]:
         """Return the persistent filters of a peer."""
@@ -272,6 +289,7 @@ def forget_cluster(batch: WriteBatch, keeps_outboxes: bool = False) -> None:
         ("meta", KEY_MEMBER),
         ("meta", KEY_POSITION),
         ("meta", KEY_HANDED),
+        ("meta", KEY_KNOWN),
         ("registry", KEY_INTEREST),
         ("registry", KEY_ESTATE),
     ):
@@ -332,6 +350,12 @@ def _read_position(name: bytes, reader: Reader) -> tuple[bytes, int]:
 
 def _read_from(name: bytes, reader: Reader) -> tuple[str, int]:
     return Reader(pack_bytes16(name), 0).text(), reader.number()
+
+
+def _read_known(name: bytes, reader: Reader) -> tuple[int, tuple[int, int]]:
+    if len(name) != 1:
+        raise FrameError("what is known is of no table")
+    return name[0], (reader.u64(), reader.number())
 
 
 def _read_interest(name: bytes, _reader: Reader) -> bytes:

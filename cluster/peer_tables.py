@@ -5,7 +5,7 @@ knows nothing of connections; `replication` says when what is asked for.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, final
 
 from broker.core.epoch import NO_EPOCH, Epoch
@@ -14,11 +14,14 @@ from broker.core.rows import (
     BUCKETS,
     RowKind,
     Table,
+    bucket_of,
     pack_group,
     pack_interest,
     pack_row,
     row_rest,
     row_subject,
+    unpack_group,
+    unpack_interest,
     unpack_session,
     unpack_subscription,
 )
@@ -29,6 +32,7 @@ from cluster.frames import TablePosition
 from cluster.interest import PeerInterest, is_shared
 from cluster.registry import REGISTERED, Registry
 from cluster.retained_view import RetainedView, value_in
+from cluster.table_frames import TableRows
 from cluster.table_rows import MemoryRows, StoredRows
 from cluster.tables import Replica
 from cluster.turn import Turn
@@ -86,11 +90,14 @@ class PeerTables:
         self._views = views
         self._lasting = StoredRows(storage, turn, store_id, Table.LASTING)
         self._retained = StoredRows(storage, turn, store_id, Table.RETAINED)
+        self._passing = MemoryRows()
         self.replicas: dict[int, Replica] = {
-            int(Table.PASSING): Replica(node, Table.PASSING, MemoryRows(), views),
+            int(Table.PASSING): Replica(node, Table.PASSING, self._passing, views),
             int(Table.LASTING): Replica(node, Table.LASTING, self._lasting, views),
             int(Table.RETAINED): Replica(node, Table.RETAINED, self._retained, views),
         }
+        # What is stored of how late those in the store are.
+        self._known: dict[int, tuple[int, int]] = {}
         # What this node sent of its tables on the bulk connection, since the peer last said that it got on with them.
         self.bulk_bytes: int = 0
         # What the peer said last of each table, and when this node asked for it last or heard a part of it. When it
@@ -104,8 +111,15 @@ class PeerTables:
         self.agrees: dict[int, bool] = {}
         self.asked_at: dict[int, float] = {}
 
-    def restore(self, filters: list[bytes]) -> None:
-        """Begin with what the store holds of the peer, and with the persistent filters that are remembered."""
+    def restore(self, filters: list[bytes], known: dict[int, tuple[int, int]]) -> None:
+        """Begin with what the store holds of the peer, and with the persistent filters that are remembered.
+
+        `known` is table -> (generation, version) at which that was wholly known.
+        """
+        self._known = dict(known)
+        for table, at in known.items():
+            if table in self.replicas:
+                self.replicas[table].known = at
         self.replicas[Table.LASTING].restore()
         for topic_filter in filters:
             row, value = pack_row(RowKind.INTEREST, topic_filter), pack_interest(True)
@@ -116,6 +130,44 @@ class PeerTables:
     def restore_retained(self) -> None:
         """Begin with what the store holds of the peer's retained messages; whoever replays them is there."""
         self.replicas[Table.RETAINED].restore()
+
+    def known(self, table: int) -> tuple[int, int]:
+        """Return the (generation, version) of a table that was known wholly, in whichever life of this node."""
+        return self.replicas[table].known
+
+    def take_known(self) -> list[tuple[int, tuple[int, int]]]:
+        """Return (table, what `known` says) of those in the store for which that changed since the last call."""
+        found = []
+        for table in (Table.LASTING, Table.RETAINED):
+            at = self.replicas[table].known
+            if at != self._known.get(table, (0, 0)):
+                self._known[table] = at
+                found.append((int(table), at))
+        return found
+
+    def copy_of(self, table: int) -> Callable[[int], list[tuple[bytes, bytes]]]:
+        """Return what reads a bucket for a member that does not hear the peer; of wishes what outlives a connection."""
+        return self._lasting_wishes if table == Table.PASSING else self.replicas[table].rows.read
+
+    def _lasting_wishes(self, bucket: int) -> list[tuple[bytes, bytes]]:
+        found = []
+        for row, value in self._passing.read(bucket):
+            if row[0] == RowKind.INTEREST and unpack_interest(value):
+                found.append((row, value))
+            elif row[0] == RowKind.GROUP and unpack_group(value)[0]:
+                found.append((row, pack_group(True, 0)))
+        return found
+
+    def receive_copied(self, rows: TableRows) -> None:
+        """Take a part of what another member knows of the peer; wishes are only added to what is known here."""
+        replica = self.replicas[rows.table]
+        if rows.table != Table.PASSING:
+            replica.receive_rows(rows)
+        elif replica.takes_part(rows):
+            for piece in rows.pieces:
+                for row, value in piece.rows:
+                    if bucket_of(row_subject(row)) == piece.bucket and self._passing.get(piece.bucket, row) is None:
+                        replica.restore_row(row, value)
 
     def greeted(self) -> None:
         """A new conversation begins; what was said in the last one, and asked for, is void."""

@@ -430,7 +430,7 @@ class Peers:
         tables = PeerTables(member.name, member.store_id, self._storage, self._turn, self._views)
         filters = self.interest.add_peer(member.name, member.store_id, self._restoring)
         if self._restoring:
-            tables.restore(filters)
+            tables.restore(filters, self._store.known(member.store_id))
         outbox = self._store.outbox(member.store_id, self._outbox_bytes_max)
         outgoing = OutgoingLink(self.membership.own().store_id, outbox, self.first_number, self._spill_after_s)
         position = self._store.position(member.store_id)
@@ -487,6 +487,7 @@ class Peers:
         _add_link_counts(self._link_counts, peer)
         self._turn.acknowledged.extend(peer.outgoing.take_tickets())
         peer.tables.forget()
+        self._store.forget_known(peer.store_id)
         self.interest.forget(peer.name)
         if grows:
             self._grow(peer.store_id, wishes)

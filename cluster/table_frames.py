@@ -11,6 +11,9 @@ as in `wire`, a bytes32 is a u32 length and as many bytes; rows and values are a
     TABLE_ROWS     u8 table, u32 round, u32 part, u32 count, piece*
     TABLE_DONE     u8 table, u32 round, u32 parts, u64 generation, number version, u16 first bucket not looked at
     TABLE_POSITION position (see `frames`): where the table stands, of one that heartbeats do not tell of
+    TABLE_COPY     16 bytes store id of the owner, u8 flags (1 who asks is cut off from it), u64 generation and number
+                   version as which who asks knows it, else 0;
+                   TABLE_REQUEST, TABLE_ROWS or TABLE_DONE: of a table that another member tells of
     TABLE_BULK     u64 session, one of the frames above but TABLE_REQUEST: how they travel on the bulk connection
 
 Of a kind that this program knows every row is checked; others are held and handed on as they are.
@@ -54,7 +57,9 @@ _WAS: Final = 1
 _IS: Final = 2
 _FIRST: Final = 1
 _LAST: Final = 2
+_CUT_OFF: Final = 1
 # For values that are only looked at.
+_COPIED: Final = (FrameType.TABLE_REQUEST, FrameType.TABLE_ROWS, FrameType.TABLE_DONE)
 _NO_CLOCK: Final = Clock(0.0, 0)
 
 
@@ -117,6 +122,17 @@ class TableDone:
     generation: int
     version: int
     next: int
+
+
+@dataclass(slots=True, frozen=True)
+class TableCopy:
+    """Of a table of the store `store_id`: what who asks knows of it, and what is asked or answered."""
+
+    store_id: bytes
+    is_cut_off: bool
+    generation: int
+    version: int
+    frame: bytes
 
 
 def pack_change(row: bytes, was: int, value: bytes | None) -> bytes:
@@ -242,6 +258,25 @@ def unpack_position(frame: bytes) -> TablePosition:
     position = read_table_position(reader)
     reader.end()
     return position
+
+
+def pack_table_copy(copy: TableCopy) -> bytes:
+    """Pack a TABLE_COPY frame around another one."""
+    head = bytes(frame_head(FrameType.TABLE_COPY)) + copy.store_id + bytes((1 if copy.is_cut_off else 0,))
+    return head + pack_u64(copy.generation) + pack_u64(copy.version) + copy.frame
+
+
+def unpack_table_copy(frame: bytes) -> TableCopy:
+    """Unpack a TABLE_COPY frame; what it holds is whole, but not read yet."""
+    reader = frame_body(frame, FrameType.TABLE_COPY)
+    store_id = reader.take(STORE_ID_BYTES)
+    is_cut_off = reader.u8() & _CUT_OFF != 0
+    generation = reader.u64()
+    version = reader.number()
+    inner = reader.rest()
+    if frame_type(inner) not in _COPIED:
+        raise FrameError(f"no part of a copy, but a frame of type {inner[1]}")
+    return TableCopy(store_id, is_cut_off, generation, version, inner)
 
 
 def pack_table_bulk(session: int, frame: bytes) -> bytes:

@@ -30,6 +30,7 @@ Invariants: a sum is that of the hashes of the bucket's rows; the checksum and v
 replica with all buckets fresh is the table at its generation and version.
 """
 
+from collections.abc import Callable
 from typing import Final, Protocol, final
 
 from broker.core.rows import BUCKETS, SUM_MASK, bucket_of, row_hash, row_subject
@@ -127,16 +128,7 @@ class OwnTable:
     def answer(self, request: TableRequest) -> list[bytes]:
         """Return the frames that answer a request. What was told must be committed, and nothing else changed since."""
         assert not self._changes, "an answer has the version of what it holds"
-        answer = _Answer(self.table, request.round)
-        bucket = request.first
-        while bucket < BUCKETS and answer.size < ANSWER_BYTES_MAX:
-            if request.sums[bucket - request.first] != self.sums[bucket]:
-                answer.add(bucket, self.rows.read(bucket))
-            bucket += 1
-        frames = answer.finish()
-        done = TableDone(self.table, request.round, len(frames), self.generation, self.version, bucket)
-        frames.append(pack_table_done(done))
-        return frames
+        return pack_answer(request, self.sums, self.rows.read, self.generation, self.version)
 
     def validate(self) -> None:
         """Check the invariants that cost nothing to check."""
@@ -175,6 +167,8 @@ class Replica:
         self.generation = 0
         self.version = 0
         self.fresh = 0
+        # The (generation, version) at which it was last known wholly, in this life of the node or an earlier one.
+        self.known: tuple[int, int] = (0, 0)
         self.sums = [0] * BUCKETS
         self.checksum = 0
         self.rows = rows
@@ -225,6 +219,7 @@ class Replica:
             self.generation = position.generation
             self.version = position.version
             self.fresh = BUCKETS
+            self._note_known()
             return True
         if self.fresh == BUCKETS or self.generation != position.generation or self.version != position.version:
             self._begin_anew()
@@ -232,8 +227,18 @@ class Replica:
 
     def request(self) -> TableRequest:
         """Return what to ask the owner for; the answers to older requests count no more."""
+        return self.request_from(self.fresh)
+
+    def request_from(self, first: int) -> TableRequest:
+        """Return what to ask for of the buckets from one on."""
         self._forget_round()
-        return TableRequest(self.table, self._round, self.fresh, self.sums[self.fresh :])
+        return TableRequest(self.table, self._round, first, self.sums[first:])
+
+    def copied(self, generation: int, version: int) -> None:
+        """It is as another member knew it, which is later than what was known here."""
+        self.known = (generation, version)
+        if self.fresh == BUCKETS:
+            self.generation, self.version = generation, version
 
     def receive_delta(self, delta: TableDelta) -> bool:
         """Apply a delta as far as the table is fresh; false if it does not follow what is known."""
@@ -256,14 +261,13 @@ class Replica:
                 self._add(bucket, row_hash(row, change.value) - change.was)
                 self._view.set_row(self.node, self.table, bucket, row, change.value)
         self.version = delta.version
+        self._note_known()
         return True
 
     def receive_rows(self, rows: TableRows) -> None:
         """Take one part of an answer; a bucket is replaced when all of it is here."""
-        if rows.round != self._round or rows.part != self._parts:
-            # A part was lost; TABLE_DONE won't count.
+        if not self.takes_part(rows):
             return
-        self._parts += 1
         for piece in rows.pieces:
             if piece.first:
                 self._partial = {}
@@ -278,11 +282,24 @@ class Replica:
                 self._partial_of = -1
                 self._replace(piece.bucket, partial)
 
-    def receive_done(self, done: TableDone) -> bool:
-        """End a round; true if the next one is to be asked for at once."""
+    def takes_part(self, rows: TableRows) -> bool:
+        """Count one part of an answer; false if it is not the next: one was lost, and TABLE_DONE won't count."""
+        if rows.round != self._round or rows.part != self._parts:
+            return False
+        self._parts += 1
+        return True
+
+    def ends_round(self, done: TableDone) -> bool:
+        """End a round; false if it is another one, or something of it was lost."""
         if done.round != self._round or done.parts != self._parts:
             return False
         self._forget_round()
+        return True
+
+    def receive_done(self, done: TableDone) -> bool:
+        """Take the end of a round; true if the next one is to be asked for at once."""
+        if not self.ends_round(done):
+            return False
         if self.fresh and (self.generation != done.generation or self.version != done.version):
             # A delta was lost, or the owner has begun another life.
             self.fresh = 0
@@ -291,6 +308,7 @@ class Replica:
         self.version = done.version
         progress = done.next > self.fresh
         self.fresh = max(self.fresh, done.next)
+        self._note_known()
         return progress and self.fresh < BUCKETS
 
     def correct(self, bucket: int, total: int) -> None:
@@ -322,6 +340,10 @@ class Replica:
             self._view.set_row(self.node, self.table, bucket, row, value)
         self._add(bucket, total - self.sums[bucket])
 
+    def _note_known(self) -> None:
+        if self.fresh == BUCKETS:
+            self.known = (self.generation, self.version)
+
     def _begin_anew(self) -> None:
         if self.fresh:
             # A round from the beginning that is under way goes on: nothing is fresh that it could miss something of.
@@ -337,6 +359,25 @@ class Replica:
     def _add(self, bucket: int, difference: int) -> None:
         self.sums[bucket] = (self.sums[bucket] + difference) & SUM_MASK
         self.checksum = (self.checksum + difference) & SUM_MASK
+
+
+def pack_answer(
+    request: TableRequest,
+    sums: list[int],
+    read: Callable[[int], list[tuple[bytes, bytes]]],
+    generation: int,
+    version: int,
+) -> list[bytes]:
+    """Return the frames that answer a request for a table with these sums; `read` returns the rows of a bucket."""
+    answer = _Answer(request.table, request.round)
+    bucket = request.first
+    while bucket < BUCKETS and answer.size < ANSWER_BYTES_MAX:
+        if request.sums[bucket - request.first] != sums[bucket]:
+            answer.add(bucket, read(bucket))
+        bucket += 1
+    frames = answer.finish()
+    frames.append(pack_table_done(TableDone(request.table, request.round, len(frames), generation, version, bucket)))
+    return frames
 
 
 @final

@@ -27,6 +27,7 @@ COUNTS: Final = (
     "frames_while_frozen",
     "peers_died",
     "table_requests",
+    "tables_copied",
     "outbox_left",
     "groups_moved",
     "retained_over_limit",

@@ -134,6 +134,7 @@ _MESH_COUNTERS: Final[dict[str, str]] = {
     "cluster_frames_of_old_connections": "The frames that came on a connection that counts no more.",
     "cluster_hellos_refused": "The greetings of other nodes that were refused.",
     "cluster_peers_died": "How often a member was taken for dead.",
+    "cluster_tables_copied": "How often a table of a member that did not run was copied from another member.",
     "cluster_table_requests": "How often this node asked a member for what differs in its tables.",
     "cluster_link_drop_memory": "The messages that nobody has to have, not forwarded as the link was full.",
     "cluster_link_drop_not_running": "The messages that nobody has to have, not forwarded as the member did not run.",

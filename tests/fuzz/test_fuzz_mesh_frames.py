@@ -177,6 +177,10 @@ def table_bulk(frame: bytes) -> bytes:
     return table_frames.pack_table_bulk(session, inner)
 
 
+def table_copy(frame: bytes) -> bytes:
+    return table_frames.pack_table_copy(table_frames.unpack_table_copy(frame))
+
+
 def positions(frame: bytes) -> bytes:
     found = frames.unpack_position(frame)
     return frames.pack_positions(found.session, found.position)
@@ -318,6 +322,7 @@ UNPACKERS = {
     int(FrameType.TABLE_DONE): table_done,
     int(FrameType.TABLE_POSITION): table_position,
     int(FrameType.TABLE_BULK): table_bulk,
+    int(FrameType.TABLE_COPY): table_copy,
     int(FrameType.TURN_REQUEST): turn_request,
     int(FrameType.TURN_GRANT): turn_grant,
     int(FrameType.TURN_RELEASE): turn_release,

@@ -498,6 +498,8 @@ def test_what_was_kept_for_a_session_of_which_nobody_else_had_heard_comes_to_the
     test = LeaveWorld(seed=700)
     node, one, away = test.nodes
     publisher = test.publisher(away)
+    # Nor does anybody ask.
+    test.lose(FrameType.TABLE_COPY)
     test.cut_off(one, away)
     client = Client(test.world, test.ledger, "roamer", one, 4, True, {TOPIC % 0: 2})
     test.clients.append(client)

@@ -201,6 +201,11 @@ VERSION_1 = [
         "ADOPT_LEFT",
         "013b000102030405060708090a0b0c0d0e0f00000007",
     ),
+    (
+        "TABLE_COPY",
+        "0112000102030405060708090a0b0c0d0e0f01ffffffffffffffff0000000000000005010f020000000700000002ffffffffffffffff"
+        "00000000000000050400",
+    ),
 ]
 
 # FORWARDS with messages for shared groups, which the first program did not have.

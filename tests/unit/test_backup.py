@@ -16,7 +16,15 @@ from broker.runtime import backup as module
 from broker.runtime.backup import BackupError, backup, restore
 from broker.runtime.rocks_storage import OpenedStore, RocksStorage, open_store
 from broker.runtime.run_dir import RunDir
-from cluster.mesh_store import KEY_CLUSTER_ID, KEY_HANDED, KEY_INTEREST, KEY_MEMBER, KEY_POSITION, KEY_REMOVED
+from cluster.mesh_store import (
+    KEY_CLUSTER_ID,
+    KEY_HANDED,
+    KEY_INTEREST,
+    KEY_KNOWN,
+    KEY_MEMBER,
+    KEY_POSITION,
+    KEY_REMOVED,
+)
 from cluster.table_rows import KEY_TABLE
 
 ROWS = {
@@ -30,6 +38,7 @@ CLUSTER_ROWS = {
     ("meta", KEY_MEMBER + b"node2@h"): b"\1member",
     ("meta", KEY_POSITION + bytes(16)): b"\1position",
     ("meta", KEY_HANDED + bytes(16)): b"\1handed",
+    ("meta", KEY_KNOWN + bytes(16) + b"\2"): b"\1known",
     ("registry", KEY_INTEREST + bytes(16) + b"a/#"): b"\1",
     ("registry", KEY_TABLE + bytes(16) + b"\2\0\0\2\0\1c"): b"\1row",
 }

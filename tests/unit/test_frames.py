@@ -222,6 +222,18 @@ def test_a_frame_of_tables_on_the_bulk_connection_names_its_session():
             table_frames.unpack_table_bulk(wrong)
 
 
+def test_a_frame_of_another_members_table_names_the_owner():
+    copy = table_frames.TableCopy(STORE, True, 2**64 - 1, 5, table_frames.pack_table_done(DONE))
+    frame = table_frames.pack_table_copy(copy)
+    assert table_frames.unpack_table_copy(frame) == copy
+    recorded = bytes.fromhex(dict(recorded_frames.VERSION_1)["TABLE_COPY"])
+    assert recorded[18:] == frame[18:]
+    assert table_frames.unpack_table_copy(recorded).store_id == bytes(range(16))
+    for wrong in (frame[:20], frame[:35], frame[:36] + b"\x04" + frame[37:], b"\x02" + frame[1:]):
+        with pytest.raises(FrameError):
+            table_frames.unpack_table_copy(wrong)
+
+
 MESSAGE = Message(b"t/x", b"payload", b"", 1, True, 1010.0, "client", STORE, 7)
 ORDER = pack_order(2**64 - 1, MESSAGE.key())
 KEPT = pack_retained(ORDER, MESSAGE, Clock(1000.0, 1_700_000_000_000))

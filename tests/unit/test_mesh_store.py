@@ -28,6 +28,21 @@ def commit(storage: MemoryStorage, turn: Turn) -> None:
     storage.commit(batch)
 
 
+def test_how_late_is_known_of_a_peers_tables_is_found_again() -> None:
+    storage = MemoryStorage()
+    store, turn = store_on(storage)
+    for sender in (SENDER, OTHER):
+        store.put_known(sender, 2, (1 << 63, 7))
+        store.put_known(sender, 3, (1, 2))
+    commit(storage, turn)
+    store, turn = store_on(storage)
+    assert store.known(SENDER) == {2: (1 << 63, 7), 3: (1, 2)}
+    store.forget_known(SENDER)
+    commit(storage, turn)
+    store, turn = store_on(storage)
+    assert (store.known(SENDER), len(store.known(OTHER))) == ({}, 2)
+
+
 def test_positions_are_known_without_the_store() -> None:
     storage = MemoryStorage()
     store, turn = store_on(storage)
