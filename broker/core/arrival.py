@@ -67,9 +67,11 @@ A donor, which had nothing while it was no member, gives of such an origin only 
 
 Subscriptions of homes that meet are merged by filter: a home's word counts for those that the client made or ended
 there (`touched`), the latest home's first; for all others an older home knows more than a later one that was made of
-what the others had heard of it. What only filters match that came in this way (`late`) did not come directly before:
-such filters have cuts of their own. So have those that came from QoS 0, at which nothing is kept for a client that is
-away: what one had then, connected, it may have once more.
+what the others had heard of it. For a session that began here, of which nobody at the old home knew, only what the
+client said here counts, unless it may not have heard that it had none (`unheard` of the session). What only filters
+match that came in this way (`late`) did not come directly before: such filters have cuts of their own. So have those
+that came from QoS 0, at which nothing is kept for a client that is away: what one had then, connected, it may have once
+more.
 
 Invariant: the gate is closed exactly while a donor that is there has not passed on everything below a cut, or anything
 of an origin of which it is awaited, and at the first place that a home after it gave; or has not given what it had

@@ -78,6 +78,8 @@ class Lifetimes:
             number, event.client_id, event.user_name, event.session_expiry_s, 0, self._settings.queue_lifo
         )
         session.epoch = epoch
+        # Who asks for a clean start wants nothing of an older session, whatever it hears.
+        session.unheard = not event.clean_start
         session.next_seq = first_place(epoch) + 1
         self.sessions[event.client_id] = session
         self._counters.queue_setup += 1

@@ -509,6 +509,7 @@ class QueueOwner:
             self.transfers.hide_stub(event.client_id)
             session = self._lifetimes.begin(event, epoch)
         attachment = Attachment(event.connection, outlet, session, event.version, event.packet_bytes_max)
+        attachment.is_first = not present
         session.attach(attachment)
         self._groups.attached(session)
         session.user_name = event.user_name

@@ -71,6 +71,7 @@ class Session:
         "switched",
         "switched_home",
         "told",
+        "unheard",
         "user_name",
     )
 
@@ -88,6 +89,10 @@ class Session:
         # When the owner looks at it next for that; 0.0 for not at all.
         self.scheduled_at: float = 0.0
         self.persistent = False
+        # Whether its client may not have heard that it began here: the connection with which it did has brought no word
+        # of what the client wants. A later one is told that there is a session, which the client may take for an older
+        # one that it knows. So it stays until the session ends, unless that first connection brings such a word.
+        self.unheard = False
         self.subscriptions: dict[bytes, Subscription] = {}
         self.groups: list[SharedGroup] = []
         self.queue = DeliveryQueue(lifo)
@@ -175,10 +180,21 @@ class Attachment:
 
     `pending` are the PUBLISHes that may not be acknowledged yet, in the order of their arrival.
     `repeated` are the packet ids of those that the client sent again meanwhile: they wait once more, not as often as
-    they were sent. `packet_bytes_max` is the client's Maximum Packet Size, 0 for none.
+    they were sent. `packet_bytes_max` is the client's Maximum Packet Size, 0 for none. `is_first` says that its CONNACK
+    tells that there was no session.
     """
 
-    __slots__ = ("connection", "outlet", "packet_bytes_max", "paused", "pending", "repeated", "session", "version")
+    __slots__ = (
+        "connection",
+        "is_first",
+        "outlet",
+        "packet_bytes_max",
+        "paused",
+        "pending",
+        "repeated",
+        "session",
+        "version",
+    )
 
     def __init__(self, connection: int, outlet: Outlet, session: Session, version: int, packet_bytes_max: int) -> None:
         self.connection = connection
@@ -186,6 +202,7 @@ class Attachment:
         self.session = session
         self.version = version
         self.packet_bytes_max = packet_bytes_max
+        self.is_first = False
         self.paused = False
         self.pending: Fifo[Ticket] = Fifo()
         self.repeated: set[int] = set()

@@ -3,7 +3,7 @@
 It owns the layout of the families `session`, `queue` and `message`, and the turn's batch. It writes into the batch and
 reads through Storage; when something is written is the owner's decision.
 
-    session  session u64                  version u8, flags u8 (1 user name), expiry u32, deadline u64,
+    session  session u64                  version u8, flags u8 (1 user name, 2 unheard), expiry u32, deadline u64,
                                           epoch (32 bytes), client id str, user name str; version 1 has no epoch
     session  session u64, "/", filter     version u8, options u8, identifier u32
     session  session u64, "i", id u16     version u8, fingerprint u32: a QoS 2 PUBLISH of the client that it has not
@@ -73,6 +73,10 @@ KEY_UNREFERENCED: Final = b"unreferenced"
 # Recovery says how far it is after so many records.
 PROGRESS_RECORDS: Final = 200_000
 
+# The flags of a session.
+_USER_NAME: Final = 1
+_UNHEARD: Final = 2
+
 _SUBSCRIPTION: Final = ord("/")
 _GROUP: Final = ord("$")
 _GIVEN_IDS: Final = ord("g")
@@ -136,7 +140,7 @@ class SessionStore:
         """Write the session without its subscriptions and queue [MQTT-3.1.2-23] [MQTT311-4.1.0-1]."""
         head = _SESSION.pack(
             SESSION_VERSION,
-            0 if session.user_name is None else 1,
+            (0 if session.user_name is None else _USER_NAME) | (_UNHEARD if session.unheard else 0),
             session.expiry_s,
             self.clock.to_utc_ms(session.expires_at),
         )
@@ -628,12 +632,13 @@ class SessionStore:
         session = Session(
             int.from_bytes(key, "big"),
             client_id.decode(),
-            user_name.decode() if flags & 1 else None,
+            user_name.decode() if flags & _USER_NAME else None,
             expiry_s,
             window,
             lifo,
         )
         session.persistent = True
+        session.unheard = flags & _UNHEARD != 0
         session.epoch = epoch
         if epoch.counter > FIRST_EPOCH.counter:
             # Its client may for ever hold ids of a home that is gone: begin as this one did.

@@ -68,6 +68,7 @@ class Subscribing:
     def subscribe(self, attachment: Attachment, event: SubscribeReceived, now: float) -> None:
         """Make or replace subscriptions, answer, and send what is retained for them."""
         session = attachment.session
+        self._hear(attachment)
         reasons: list[int] = []
         replays: list[bytes] = []
         for topic_filter, options in event.requests:
@@ -130,6 +131,7 @@ class Subscribing:
     def unsubscribe(self, attachment: Attachment, event: UnsubscribeReceived, now: float) -> None:
         """End subscriptions and answer."""
         session = attachment.session
+        self._hear(attachment)
         reasons: list[int] = []
         for topic_filter in event.filters:
             # [MQTT-3.10.4-1] [MQTT-3.10.4-6] [MQTT-3.11.3-1] [MQTT311-3.10.4-1] [MQTT311-3.10.4-6] Byte by byte.
@@ -149,6 +151,14 @@ class Subscribing:
         self._unroute(session, topic_filter, now)
         if session.persistent:
             self._store.delete_subscription(session, topic_filter)
+
+    def _hear(self, attachment: Attachment) -> None:
+        """A client says what it wants: if it was told that it has no session, it knows that it wants nothing else."""
+        session = attachment.session
+        if session.unheard and attachment.is_first:
+            session.unheard = False
+            if session.persistent:
+                self._store.put_session(session)
 
     def _note_touch(self, session: Session, topic_filter: bytes) -> None:
         """An older home that is still to be heard has no say in this any more."""

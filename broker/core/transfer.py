@@ -503,9 +503,10 @@ class Transfers:
     ) -> bool:
         """Take the old home's word for the subscriptions that the client has not made or ended since; true if for any.
 
-        A client that was told here that it had no session knows nothing of those of another one.
+        A client that was told here that it had no session knows nothing of those of another one. One that may not have
+        heard that is told next that it has a session, and takes that for the one that it knows.
         """
-        if arrival.is_apart():
+        if arrival.is_apart() and not session.unheard:
             return False
         wants_more = False
         came_late = []
@@ -553,6 +554,9 @@ class Transfers:
         if session.arrival is None:
             session.arrival = Arrival(first_place(session.epoch))
             session.arrival.direct_from = NOWHERE
+            if session.unheard:
+                for topic_filter in session.subscriptions:
+                    session.arrival.touch(topic_filter)
             self._note_places(session, session.arrival)
             self._dispatcher.arriving[session] = session.arrival
         known = session.arrival.donors.get(donor)

@@ -1066,6 +1066,77 @@ def test_neither_half_loses_what_it_has():
     a_session_began_in_both_halves()
 
 
+def _has_a_session_of_which_a_node_can_not_know():
+    """Return the scene, the client, and the node, which hears no other one."""
+    scene = Scene()
+    old, cut_off, _third = scene.nodes
+    scene.split([cut_off], [node for node in scene.nodes if node is not cut_off])
+    scene.until(lambda: not any(peer.running for peer in cut_off.core.mesh.peers.values()))
+    client = scene.client("client", old, {b"a/b": 1, b"a/c": 1})
+    scene.connect(client)
+    scene.goes(client)
+    client.home = cut_off
+    return scene, client, cut_off
+
+
+def _meet(scene, home, restarts):
+    if restarts:
+        home.kill()
+        scene.world.network.heal_all()
+        scene.start(home)
+    scene.heal()
+    scene.until(lambda: scene.homes("client") == [home])
+    scene.until(lambda: not any(node.core.moving.counts()["moves_leaving"] for node in scene.nodes))
+    scene.until(lambda: not home.core.moving.counts()["moves_arriving"])
+    scene.until(scene.is_whole)
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+@pytest.mark.parametrize("says_more", [False, True])
+def test_a_client_that_did_not_hear_that_it_has_no_session_keeps_its_subscriptions(says_more, restarts):
+    """The CONNACK that said so was lost, and the next one says that there is a session, which it takes for its own.
+
+    The seed that showed it: 9693. With `says_more` it comes again before the two homes meet, and subscribes once more.
+    """
+    scene, client, home = _has_a_session_of_which_a_node_can_not_know()
+    client.connect()
+    client.hear_nothing()
+    scene.until(lambda: scene.connected("client") == [home])
+    scene.goes(client, True)
+    if says_more:
+        client.wanted[b"c/d"] = 1
+        scene.connect(client)
+        assert client.session_present
+        client.subscribe(b"a/b", 2)
+        scene.run(1.0)
+        scene.goes(client)
+    _meet(scene, home, restarts)
+    found = home.core.owner.session("client").subscriptions
+    assert {name: wanted.options for name, wanted in found.items()} == client.wanted
+    publisher = scene.comes("publisher", scene.nodes[2])
+    sent = [payload for topic in client.wanted for payload in scene.publish(publisher, topic, 1)]
+    scene.connect(client)
+    assert client.session_present
+    scene.until(lambda: scene.payloads(client) == sent)
+    assert scene.copies(client) == 1
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+@pytest.mark.parametrize("wants", [{b"c/d": 1}, {}])
+def test_a_client_that_heard_that_it_has_no_session_has_only_what_it_asked_for_since(wants, restarts):
+    scene, client, home = _has_a_session_of_which_a_node_can_not_know()
+    client.wanted = {b"c/d": 1}
+    client.session_exists = False
+    scene.connect(client)
+    assert not client.session_present
+    if not wants:
+        client.unsubscribe(b"c/d")
+        scene.run(1.0)
+    scene.goes(client)
+    _meet(scene, home, restarts)
+    assert set(home.core.owner.session("client").subscriptions) == set(wants)
+
+
 @pytest.mark.parametrize("is_known", [True, False])
 def test_what_was_left_behind_is_not_lost_with_the_head(is_known):
     """The new home has a session, and hears what the old one left before it hears the old one's own word for that.

@@ -903,6 +903,10 @@ def test_sessions_and_subscriptions_are_written_with_their_answers(node):
     assert [operation[1] for operation in node.turns[0].writes.operations] == ["session"]
     node.turns.clear()
     client.subscribe(b"a")
+    # By its first word the client has heard that the session began.
+    assert [operation[1] for operation in node.turns[0].writes.operations] == ["session", "session"]
+    node.turns.clear()
+    client.subscribe(b"b")
     assert [operation[1] for operation in node.turns[0].writes.operations] == ["session"]
     node.turns.clear()
     client.unsubscribe(b"a")
