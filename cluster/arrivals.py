@@ -20,6 +20,8 @@ Whoever publishes confirms those versions in its stream to this node, which make
 A session that was made of the registry alone, since its old home was away, is an arrival as well: its old home may come
 back. An arrival is over when no node has anything of the client id but this one, and this node would know; and when
 all others know that as well: who does not may have kept what it sent to an old home, and gives it when that is removed.
+An old home that was removed itself is waited for no longer than REMOVED_S: then the arrival rests, and knows what came
+directly, until the store of that home comes back as a donor's, if ever.
 
 There may be thousands at once, so nothing that happens to one makes this look at all: what waits for a mark of a member
 is kept by member, and whether arrivals are over is looked at every CHECK_S.
@@ -59,7 +61,7 @@ from cluster.site import Site
 from cluster.wire import NUMBER_MAX
 
 RETRY_S: Final = 0.5
-# So long what came directly to a session is remembered whose home was removed.
+# So long others may still give something to a session whose home was removed.
 REMOVED_S: Final = 10.0
 # An arrival that is over costs little, and it takes long to look at all.
 CHECK_S: Final = 0.25
@@ -125,8 +127,8 @@ class Arrivals:
         self._alone_since: dict[str, float] = {}
         # Until when others may still have something for sessions whose home was removed: no arrival is over.
         self._estates_until: float = -math.inf
-        # When it is looked next for donors that are no members, and since when which are not.
-        self._strangers_at: float = math.inf
+        # There may be donors that are no members; and since when which are not.
+        self._strangers_due = False
         self._gone: dict[bytes, float] = {}
         # Client id -> until when what an old home gives waits for one before it; and when that is looked at.
         self._held: dict[str, float] = {}
@@ -134,7 +136,7 @@ class Arrivals:
         for session in owner.transfers.arriving():
             self.watch(session.client_id)
         if self._needs:
-            self._strangers_at = 0.0
+            self._strangers_due = True
             # They have as long again.
             self._held_at = -math.inf
 
@@ -241,26 +243,27 @@ class Arrivals:
             if not runs and node in session.arrival.donors:
                 self._note_away(session, node)
 
-    def _end_strangers(self, now: float) -> None:
-        """End the donors that are no members: nothing more comes from them.
-
-        A while after they are gone: others may still have messages for their sessions, and what came directly is known
-        by the arrival.
-        """
-        members = {self._site.store_id(), *self._site.others()}
-        self._strangers_at = math.inf
+    def _note_strangers(self, now: float) -> None:
+        """Note which donors are no members: nothing more comes from them, unless their stores come back as others."""
+        self._strangers_due = False
+        members = self._members()
         for session in self._owner.transfers.arriving():
-            assert session.arrival is not None
-            for node in [each for each in session.arrival.donors if each not in members]:
-                session.arrival.donors[node].gone = True
+            self._note_gone(session, members, now)
+
+    def _note_gone(self, session: Session, members: set[bytes], now: float) -> None:
+        assert session.arrival is not None
+        for node, donor in session.arrival.donors.items():
+            donor.gone = node not in members
+            if donor.gone:
+                self._gone.setdefault(node, now)
                 # After a restart nobody else says that.
                 self._owner.transfers.set_present(session, node, False, now)
-                gone_at = self._gone.setdefault(node, now)
-                if now >= gone_at + REMOVED_S:
-                    self._owner.transfers.end_donor(session, node, now)
-                    self._check_due = True
-                else:
-                    self._strangers_at = min(self._strangers_at, gone_at + REMOVED_S)
+
+    def _is_long_gone(self, node: bytes, members: set[bytes], now: float) -> bool:
+        return node not in members and now >= self._gone.get(node, now) + REMOVED_S
+
+    def _members(self) -> set[bytes]:
+        return {self._site.store_id(), *self._site.others()}
 
     def end_own(self, now: float) -> None:
         """This node has given all that it had kept for sessions of nodes that are gone.
@@ -278,7 +281,7 @@ class Arrivals:
 
     def members_changed(self, now: float) -> None:
         """A node is a member no more."""
-        self._strangers_at = min(self._strangers_at, now)
+        self._strangers_due = True
         self._estates_until = now + REMOVED_S
 
     def changed(self) -> None:
@@ -295,8 +298,8 @@ class Arrivals:
         elif self._fresh:
             self._ask(self._fresh, now)
         self._fresh = []
-        if now >= self._strangers_at:
-            self._end_strangers(now)
+        if self._strangers_due:
+            self._note_strangers(now)
         if now >= self._held_at:
             self._release_held(now)
         if self._check_due and now >= self._check_at:
@@ -307,9 +310,9 @@ class Arrivals:
 
     def next_deadline(self) -> float:
         """Return when `tick` has something to do."""
-        if self._ready or self._fresh:
+        if self._ready or self._fresh or self._strangers_due:
             return 0.0
-        deadline = min(self._ask_at, self._strangers_at, self._held_at)
+        deadline = min(self._ask_at, self._held_at)
         return min(deadline, self._check_at) if self._check_due else deadline
 
     def flush(self) -> None:
@@ -406,8 +409,9 @@ class Arrivals:
     def _note_held(self, session: Session, now: float) -> None:
         """What one old home gives may have to wait for another one, which will be heard of soon if it is there."""
         assert session.arrival is not None
+        self._note_gone(session, self._members(), now)
         for node, donor in session.arrival.donors.items():
-            if donor.inherited:
+            if donor.inherited and not donor.gone:
                 was_present = donor.present
                 self._owner.transfers.set_present(session, node, self._site.is_running(node), now)
                 if was_present and not donor.present:
@@ -561,6 +565,7 @@ class Arrivals:
         if now < self._estates_until:
             return
         heard, known = self._site.heard(), self._site.known_to_others()
+        members = self._members()
         for client_id in list(self._needs):
             session = self._owner.session(client_id)
             if session is None or session.arrival is None:
@@ -576,9 +581,12 @@ class Arrivals:
             elif any(known.get(node, at) < at for node, at in self._alone.setdefault(client_id, heard).items()):
                 # A member may know less of another one than this node does.
                 continue
-            elif not session.arrival.donors or now >= self._alone_since.setdefault(client_id, now) + GONE_S:
+            elif (
+                all(self._is_long_gone(node, members, now) for node in session.arrival.donors)
+                or now >= self._alone_since.setdefault(client_id, now) + GONE_S
+            ):
                 # An old home that has nothing of it any more, as one that restarted, says no last word.
-                for node in list(session.arrival.donors):
+                for node in members.intersection(session.arrival.donors):
                     transfers.end_donor(session, node, now)
                 transfers.end_arrival(session, now)
                 self._forget(client_id)

@@ -65,6 +65,13 @@ An origin may not have heard that an old home took what it sent there, and keep 
 it is remembered from which number to which that home gave what it had of an origin (`given`): what is between is all.
 A donor, which had nothing while it was no member, gives of such an origin only what is before all that this kept.
 
+An old home whose node was removed says no last word, and may come back for as long as the session lives, as a donor.
+When nothing else is to come the arrival rests: it knows what was had directly and how far each of these had been taken,
+and holds up nothing. What is published then all comes directly, as to a session with a life of its own. The next home
+is told of these old homes as well, and rests in turn. It ends with the session, or when each of them has come back and
+said its last word. A donor that had the session for itself to the last has it under its new identity alone, by which
+nobody knows which of them it was: then it ends with the session.
+
 Subscriptions of homes that meet are merged by filter: a home's word counts for those that the client made or ended
 there (`touched`), the latest home's first; for all others an older home knows more than a later one that was made of
 what the others had heard of it. For a session that began here, of which nobody at the old home knew, only what the
@@ -349,14 +356,37 @@ class Arrival:
         return any(donor.before < self.first_seq for donor in self.donors.values()) or bool(self.places_taken())
 
     def hold_new_only(self) -> list[bytes]:
-        """Let nothing that an old home gave wait any more; return the old homes that were not heard of themselves."""
+        """Let nothing that an old home gave wait any more; return the old homes that were not heard of themselves.
+
+        Those are left out that are no members: nobody hears of these before they come back.
+        """
         for donor in self.donors.values():
             donor.before = NOWHERE
-        return [store_id for store_id, donor in self.donors.items() if donor.inherited]
+        return [store_id for store_id, donor in self.donors.items() if donor.inherited and not donor.gone]
 
     def has_relayed(self) -> bool:
         """Say whether old homes gave something that may still come directly, whether a cut is known or not."""
         return any(cuts.relayed for cuts in self.all_cuts())
+
+    def rest(self, counter: int) -> None:
+        """Nothing comes to this home, of an epoch counter, any more, unless an old one that was removed is back."""
+        direct = DirectHomes()
+        for its_counter, origin, number in self.told_direct(counter):
+            direct.add(origin, its_counter, number)
+        self.direct = direct
+        self.direct_from = NOWHERE
+        self.cuts = Cuts([])
+        self.late = []
+        self.kept = None
+        self.given = {}
+        self.ids = {}
+        self.fresh_ids = {}
+        self.id_rows = 0
+        for donor in self.donors.values():
+            donor.before = NOWHERE
+            donor.passed = {}
+            donor.present = False
+            donor.gone = True
 
     def come_again(self, former: bytes, store_id: bytes) -> bool:
         """An old home that was removed is back under another identity, and goes on from where it was; say whether so.

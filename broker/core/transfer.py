@@ -15,7 +15,8 @@ it is a member of its shared groups, unless its node leaves (see `draining`).
 At the new home `begin_arrival` makes the session from the head, and `accept` takes deliveries, whatever comes twice or
 came directly left out; but what is in flight at the heir goes on as it is there, in place of what another one gave. The
 client is attached when those in flight are there. An `Arrival` says what the session gets directly meanwhile;
-`end_donor` ends it with the last of its old homes.
+`end_donor` ends it with the last of its old homes. One that waits only for homes that were removed rests: it is no
+session that arrives any more, until one of them is back (`add_donor`), and ends with the session otherwise.
 
 Both halves survive a restart: a session's record says that it departs, or what its arrival is. `write` writes what
 changed of that, once in a turn however much it was.
@@ -42,7 +43,7 @@ from broker.core.settings import OwnerSettings
 from broker.core.subscribing import Subscribing
 from broker.core.subscription import QOS_MASK, subscription
 from broker.core.wills import Wills
-from broker.mqtt.topics import SHARE_PREFIX
+from broker.mqtt.topics import SHARE_PREFIX, matches
 
 # How much of a queue is read at a time by whoever looks at all of it.
 SCAN_BYTES: Final = 256 * 1024
@@ -350,6 +351,8 @@ class Transfers:
         direct = [] if arrival is None else arrival.told_direct(session.epoch.counter)
         if arrival is None or not arrival.donors:
             arrival = Arrival(first_place(epoch))
+            arrival.direct_from = NOWHERE
+        if arrival.is_apart():
             # What the other home may have got of the session was directed here as well.
             arrival.direct_from = first_place(session.epoch) + (1 << PLACE_BITS)
         arrival.is_stub = False
@@ -557,6 +560,8 @@ class Transfers:
             if session.unheard:
                 for topic_filter in session.subscriptions:
                     session.arrival.touch(topic_filter)
+        if session not in self._dispatcher.arriving:
+            # It is new, or has rested.
             self._note_places(session, session.arrival)
             self._dispatcher.arriving[session] = session.arrival
         known = session.arrival.donors.get(donor)
@@ -613,7 +618,10 @@ class Transfers:
                 known = (
                     known
                     or arrival.gives_later(donor_id, cuts, message.origin, message.number, delivery.seq)
-                    or arrival.came_later(donor, cuts, message.origin, message.number)
+                    or (
+                        arrival.came_later(donor, cuts, message.origin, message.number)
+                        and self._had_wish(session, arrival, message.topic)
+                    )
                     or arrival.has_had(cuts, message.origin, message.number, delivery.seq)
                     or arrival.was_had(message.origin, message.number, delivery.seq)
                     or arrival.comes_again(message.origin, message.number, others)
@@ -650,6 +658,16 @@ class Transfers:
             if not queue.is_empty():
                 self._dispatcher.loading[session] = True
         return donor.watermark
+
+    def _had_wish(self, session: Session, arrival: Arrival, topic: bytes) -> bool:
+        """Say whether what an old home gives of a topic is what later ones had subscribed to, as far as is known.
+
+        Of a session with a life of its own, which does not take over what that one had subscribed to.
+        """
+        return not arrival.is_apart() or any(
+            wanted.options & QOS_MASK and not topic_filter.startswith(SHARE_PREFIX) and matches(topic_filter, topic)
+            for topic_filter, wanted in session.subscriptions.items()
+        )
 
     def _place(
         self, session: Session, arrival: Arrival, donor: Donor, deliveries: list[Delivery]
@@ -754,15 +772,22 @@ class Transfers:
         self._update(session, arrival, now)
 
     def end_arrival(self, session: Session, now: float) -> None:
-        """No node has anything left of the session: what comes directly is for it from now on."""
+        """No node has anything left of the session: what comes directly is for it from now on.
+
+        Old homes that have not said their last word are no members any more, and may come back.
+        """
         arrival = session.arrival
         if arrival is None:
             return
-        session.arrival = None
         self._dispatcher.arriving.pop(session, None)
-        self._store.delete_arrival(session)
         if arrival.id_rows:
             self._store.delete_given_ids(session)
+        if arrival.donors:
+            arrival.rest(session.epoch.counter)
+            self._changed[session] = True
+        else:
+            session.arrival = None
+            self._store.delete_arrival(session)
         self._open(session, 0, now)
 
     def _update(self, session: Session, arrival: Arrival, now: float) -> None:

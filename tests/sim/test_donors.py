@@ -118,11 +118,13 @@ def test_what_was_rerouted_is_not_recovered_once_more(seed):
         assert len(client.inbox.copies) == 5 and set(client.inbox.copies.values()) == {1}
 
 
+@pytest.mark.parametrize("later_s", [0.0, REMOVED_S + GONE_S + 2.0])
 @pytest.mark.parametrize("moves", [False, True])
-def test_what_was_sent_to_a_removed_node_as_well_is_not_given_by_the_donor(moves):
+def test_what_was_sent_to_a_removed_node_as_well_is_not_given_by_the_donor(moves, later_s):
     """Who published it had heard of the session's new home, and not yet of the removal.
 
-    The new home remembers as long after a restart what came directly, or the home after it (seed 14417).
+    The new home remembers after a restart what came directly, or the home after it (seed 14417), whenever the donor
+    comes (seed 9832).
     """
     test = LeaveWorld(seed=652)
     node, one, two = test.nodes
@@ -145,6 +147,8 @@ def test_what_was_sent_to_a_removed_node_as_well_is_not_given_by_the_donor(moves
     test.world.run(GONE_S + 1.0)
     if moves:
         test.visit(clients, two)
+    test.world.run(later_s)
+    assert bool(later_s) != bool((two if moves else one).core.owner.transfers.arriving())
     test.recover(node)
     test.wait(lambda: node.name in test.gone, "the end of the donation")
     test.come_back(clients, [two])

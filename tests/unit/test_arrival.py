@@ -446,6 +446,29 @@ def test_a_removed_home_goes_on_under_another_identity() -> None:
     assert (again.watermark, again.gone, again.present) == (7, False, True)
 
 
+def test_what_a_removed_home_may_still_have_is_known_when_nothing_else_is_to_come() -> None:
+    """No more than that; nothing waits for it, and it is not forgotten for its silence."""
+    arrival = Arrival(2 << PLACE_BITS)
+    arrival.donor(OLD).watermark = 7
+    arrival.donor(OLD).present = False
+    arrival.set_cut(ORIGIN, 3)
+    arrival.come_late([b"late"], THIRD, 9)
+    arrival.set_cut(ORIGIN, 5)
+    arrival.rest(2)
+    arrival = unpack_arrival(pack_arrival(arrival))
+    arrival.donors[OLD].gone = True
+    arrival.donors[OLD].inherited = True
+    assert arrival.is_apart() and not arrival.late and not arrival.gate() and arrival.hold_new_only() == []
+    assert sorted(arrival.told_direct(4)) == [(2, ORIGIN, 5), (2, THIRD, 9)]
+    assert arrival.come_again(OLD, OTHER)
+    donor = arrival.donors[OTHER]
+    donor.counter = 1
+    assert donor.watermark == 7
+    assert [arrival.came_later(donor, arrival.cuts, ORIGIN, number) for number in (4, 5)] == [False, True]
+    arrival.end(OTHER)
+    assert not arrival.donors
+
+
 def test_of_a_client_that_goes_to_and_fro_the_latest_is_remembered() -> None:
     arrival = Arrival(9 << PLACE_BITS)
     for counter in range(1, 2 * GIVEN_MAX):

@@ -994,6 +994,89 @@ def test_a_home_is_not_told_that_it_had_something_of_which_it_knows_better(
     assert payloads(new.persistent("mover")) == ([b"3", b"4"] if arrives else [b"3"])
 
 
+def give(node: Node, session: Session, donor: bytes, epoch: Epoch, *numbers: int) -> None:
+    """An old home gives messages of ELSEWHERE, and says its last word; it may have another store id by now."""
+    transfers = node.owner.transfers
+    transfers.come_again(session, epoch.store_id, donor, node.now)
+    transfers.add_donor(session, donor, epoch.counter, node.now)
+    transfers.introduce(session, donor, epoch, SessionHead("mover", None, 3600), (node.store_id, 9), node.now)
+    had = [
+        Delivery(
+            first_place(epoch) + number,
+            Message(b"t", b"%d" % number, qos=1, origin=ELSEWHERE, number=number),
+            1,
+            False,
+            b"",
+        )
+        for number in numbers
+    ]
+    transfers.accept(session, donor, first_place(epoch), had, node.now)
+    node.settle()
+    transfers.end_donor(session, donor, node.now)
+    transfers.end_arrival(session, node.now)
+    node.settle()
+
+
+@pytest.mark.parametrize("between", ["nothing", "restart", "back", "next home"])
+def test_what_came_directly_does_not_come_once_more_from_a_home_that_was_removed_long_ago(
+    start: Callable[..., Node], between: str
+) -> None:
+    """It says its last word then, and nothing of all this is left."""
+    node = start(store_id=HERE)
+    transfers = node.owner.transfers
+    told = SessionHead("mover", None, 3600)
+    told.subscriptions = [(b"t", 1, 0)]
+    session = transfers.begin_arrival(told, Epoch(2, 0, HERE), THERE, False, (HERE, 1), node.now)
+    transfers.set_present(session, THERE, False, node.now)
+    transfers.set_cut(session, ELSEWHERE, 5, node.now)
+    direct(node, ELSEWHERE, 5, b"5")
+    transfers.end_arrival(session, node.now)
+    node.settle()
+    assert not transfers.arriving()
+    if between == "restart":
+        node = node.restart()
+        session = node.owner.session("mover")  # type: ignore[assignment]
+        node.owner.transfers.end_arrival(session, node.now)
+        node.settle()
+    elif between == "back":
+        departure = node.owner.depart("mover", node.now)
+        assert departure is not None
+        direct(node, ELSEWHERE, 6, b"6")
+        transfers.come_back(departure, Epoch(4, 0, HERE))
+        give(node, session, THIRD, Epoch(3, 0, THIRD), 6)
+    elif between == "next home":
+        old, node = node, start(store_id=THIRD)
+        move = Move(old, node)
+        session = move.begin(counter=3)
+        transfers = node.owner.transfers
+        transfers.introduce(session, HERE, Epoch(2, 0, HERE), move.head, (THIRD, 1), node.now)
+        transfers.set_present(session, THERE, False, node.now)
+        move.rest()
+        transfers.end_donor(session, HERE, node.now)
+        transfers.end_arrival(session, node.now)
+        node.settle()
+    assert not node.owner.transfers.arriving()
+    give(node, session, b"e" * 16, Epoch(1, 0, THERE), 4, 5, 6)
+    assert session.arrival is None
+    direct(node, ELSEWHERE, 7, b"7")
+    assert payloads(node.persistent("mover")) == [b"4", b"5", *([b"6"] if between == "back" else []), b"7"]
+    node.validate()
+
+
+def test_what_only_a_home_that_was_removed_was_asked_for_comes_from_there(start: Callable[..., Node]) -> None:
+    """The later home had everything else directly."""
+    node = start(store_id=HERE)
+    transfers = node.owner.transfers
+    session = transfers.begin_arrival(
+        SessionHead("mover", None, 3600), Epoch(2, 0, HERE), THERE, False, (HERE, 1), node.now
+    )
+    transfers.set_cut(session, ELSEWHERE, 5, node.now)
+    transfers.end_arrival(session, node.now)
+    node.settle()
+    give(node, session, b"e" * 16, Epoch(1, 0, THERE), 4, 5, 6)
+    assert payloads(node.persistent("mover")) == [b"4", b"5", b"6"]
+
+
 @pytest.mark.parametrize("qos", [0, 1])
 def test_what_the_client_ended_at_a_later_home_stays_ended_though_an_older_one_has_it(
     start: Callable[..., Node], qos: int
