@@ -31,9 +31,14 @@ run say of themselves, and whether others do (`Wills.held`): that is so after it
 may have been removed claims and publishes none: whoever removed it has seen to that, and what it published alone would
 come to the others when it is a donor.
 
+A member that is to be removed is gone for all that do not hear it. Who hears it claims nothing, as its clients may be
+connected, and leave anew what is spent: a will would be published again and again. If the keeper hears it, whoever does
+not claims the will.
+
 Bounds: TURNS_AT_ONCE turns are asked for or held.
 
-Invariant: every CLAIM row of this node's own that is not spent has a Pending, and the other way round.
+Invariants: who is gone is missing here; every CLAIM row of this node's own that is not spent has a Pending, and the
+other way round.
 """
 
 import heapq
@@ -118,11 +123,12 @@ class Claims:
         self._deadline = 0.0
 
     def claim_now(self, node: str) -> None:
-        """A member is to be removed: its wills are due, whatever their delays, and though it announced a stop."""
-        self._gone[node] = -math.inf
+        """A member is to be removed: its wills are due, whatever their delays, and though it announced a stop.
+
+        That lasts until it is no member any more, or is heard here, as it may be already.
+        """
         self._removed[node] = True
-        self._schedule()
-        self._deadline = 0.0
+        self.running_changed()
 
     def bequest(self, client_id: str, store_id: bytes, now: float) -> tuple[LeftWill | None, bool]:
         """Return what the new home of a client's session takes over of what the client left in another store.
@@ -223,7 +229,8 @@ class Claims:
                 pending.version = self._mesh.own.lasting_version()
 
     def validate(self) -> None:
-        """Check the invariant."""
+        """Check the invariants."""
+        assert set(self._gone) <= set(self._missing)
         own = [claim for claim in self._wills.claims_of(self._name) if claim.claimer == self._store_id]
         assert {(claim.client_id, claim.key()) for claim in own if not claim.spent} == set(self._pending)
         assert len(self._asked) == len(self._tokens)
@@ -263,8 +270,9 @@ class Claims:
     def _note_missing(self, now: float) -> None:
         """See who is gone, and who is not any more."""
         mesh = self._mesh
-        for name in [name for name in self._missing if name not in mesh.peers or mesh.peers[name].running]:
-            del self._missing[name]
+        known = {**self._missing, **self._removed}
+        for name in [name for name in known if name not in mesh.peers or mesh.peers[name].running]:
+            self._missing.pop(name, None)
             self._gone.pop(name, None)
             self._removed.pop(name, None)
             if name in self._said:
@@ -279,10 +287,11 @@ class Claims:
                 self._said[name] = peer.store_id
                 mesh.own.set_away(peer.store_id, True)
                 changed = True
+            gone_at = -math.inf if name in self._removed else now
             if not self._is_gone(peer, now):
                 self._gone.pop(name, None)
-            elif name not in self._gone:
-                self._gone[name] = now
+            elif gone_at < self._gone.get(name, math.inf):
+                self._gone[name] = gone_at
                 changed = True
         if changed:
             self._schedule()
@@ -314,12 +323,17 @@ class Claims:
             _due, node, client_id = heapq.heappop(self._due)
             name = client_id.decode()
             is_asked = (node, client_id) in self._tokens
-            if is_asked or self._claimable(node, client_id) is None or self._registration.keeper(name) != self._name:
+            if is_asked or self._claimable(node, client_id) is None or not self._is_claimer(node, name):
                 continue
             self._last_token -= 1
             self._asked[self._last_token] = (node, client_id)
             self._tokens[node, client_id] = self._last_token
             self._registration.request(name, self._last_token, now)
+
+    def _is_claimer(self, node: str, name: str) -> bool:
+        """Say whether it is this node's to claim the will of a client of a node that is gone."""
+        keeper = self._registration.keeper(name)
+        return keeper == self._name or not self._wills.is_away_for(keeper, self._mesh.peers[node].store_id)
 
     def _claimable(self, node: str, client_id: bytes) -> KnownWill | None:
         """Return the will of a client of a node that is gone, if nobody has claimed it."""

@@ -330,6 +330,50 @@ def test_a_removed_node_publishes_no_wills_while_it_waits_to_be_told_so():
     assert len(heard_by(witness)) == 2
 
 
+@pytest.mark.parametrize("is_removed", [True, False], ids=["removed", "stays"])
+def test_the_wills_of_a_node_are_published_once_though_another_member_hears_it_while_it_is_removed(is_removed):
+    """That one published them again and again, as their connections stood (seed 16510), also if the node stayed.
+
+    Of some it is the keeper. Whoever does not hear the node has to see to these as well.
+    """
+    test = LeaveWorld(seed=684)
+    node, one, two = test.nodes
+    (witness,) = test.make_sessions(one, 1, online=True)
+    mortals = [test.publisher(node, f"mortal{number}") for number in range(12)]
+    for mortal in mortals:
+        mortal.will = (next(iter(witness.ever_wanted)), 1, 0)
+        mortal.disconnect(False)
+    test.wait(lambda: all(mortal.state == ONLINE for mortal in mortals), "connections with wills")
+    test.world.run(1.0)
+    for mortal in mortals:
+        mortal.comes_back = False
+    test.cut_off(node, one)
+    keepers = {one.core.moving.registration.keeper(mortal.name) for mortal in mortals}
+    assert keepers == {one.name, two.name}
+    if not is_removed:
+        test.lose(FrameType.ADOPT_LEFT)
+    command = test.leave(one, node)
+    if not is_removed:
+        test.world.run(5.0)
+        test.world.network.heal(node.name, one.name)
+    test.wait(command.is_over, "its end")
+    test.lose()
+    wills = sorted([left.message.payload for left in test.ledger.wills])
+    if is_removed:
+        assert (command.exit_code, command.text) == (0, "Done")
+        test.wait(lambda: node.name in test.gone, "the node's end")
+    else:
+        assert "runs again and stays a member" in command.text
+        test.world.run(5.0)
+        # It is connected yet, as only some members knew: what it left goes when it is gone.
+        assert heard_by(witness) == wills
+        for mortal in mortals:
+            mortal.disconnect(True)
+        wills = sorted(wills * 2)
+    test.world.run(30.0)
+    assert heard_by(witness) == wills
+
+
 def test_a_removed_node_that_runs_is_told_so_by_a_member_that_it_hears():
     """It does not hear who removed it, and its connection to the other member stands all the while."""
     test = LeaveWorld(seed=672)
