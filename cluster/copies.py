@@ -7,7 +7,8 @@ Theory of operation
 -------------------
 A member tells its tables itself. Who joins while it is down, or was down when it told something last, knows less of it
 than others, and would keep nothing for its sessions. So all members that run are asked, one after the other, whether
-they know more; each is asked again when its connection, or that of the member that is down, was another one since.
+they know more; each is asked again when its connection, or that of the member that is down, was another one since. If
+one does not answer, it is the next one's turn.
 
     asker:  TABLE_COPY(owner, as what it knows the table, TABLE_REQUEST(round, first bucket, sums from there on))
     member: TABLE_COPY(owner, TABLE_ROWS(round, part))*,
@@ -50,6 +51,7 @@ from cluster.tables import pack_answer
 from cluster.turn import Turn
 
 PATIENCE_HEARTBEATS: Final = 2
+TRIES_MAX: Final = 2
 # What a table is as old as: the wishes follow from the sessions. They come first: who stops in between asks again.
 _AS_OLD_AS: Final = {Table.RETAINED: Table.RETAINED, Table.PASSING: Table.LASTING, Table.LASTING: Table.LASTING}
 _ORDER: Final = (Table.RETAINED, Table.PASSING, Table.LASTING)
@@ -59,7 +61,7 @@ _ORDER: Final = (Table.RETAINED, Table.PASSING, Table.LASTING)
 class Asked:
     """A member that is asked what it knows of another one: for which table, and from which bucket on."""
 
-    __slots__ = ("asked_at", "first", "member", "session", "tables")
+    __slots__ = ("asked_at", "first", "member", "session", "tables", "tries")
 
     def __init__(self, member: Peer) -> None:
         self.member = member.name
@@ -67,6 +69,8 @@ class Asked:
         self.tables = list(_ORDER)
         self.first = 0
         self.asked_at = -math.inf
+        # How often without an answer.
+        self.tries = 0
 
 
 @final
@@ -107,12 +111,10 @@ class Copies:
                 continue
             self._down_since.setdefault(owner.name, now)
             asked = self._asked.get(owner.name)
-            if asked is not None and not self._may_answer(asked):
-                del self._asked[owner.name]
-                asked = None
-            if asked is None:
-                asked = self._next(owner.name)
+            if asked is None or not self._may_answer(asked, now):
+                asked = self._next(owner.name, "" if asked is None else asked.member)
             if asked is not None and now >= self._again_at(asked):
+                asked.tries += 1
                 self._ask(owner, asked, now)
 
     def deadline(self) -> float:
@@ -133,7 +135,7 @@ class Copies:
         if kind == FrameType.TABLE_ROWS:
             rows = unpack_table_rows(copy.frame)
             if rows.table == asked.tables[0]:
-                asked.asked_at = now
+                asked.asked_at, asked.tries = now, 0
                 owner.tables.receive_copied(rows)
             return False
         done = unpack_table_done(copy.frame)
@@ -154,19 +156,25 @@ class Copies:
         owner = self._peers.all.get(name)
         return owner is None or owner.running
 
-    def _may_answer(self, asked: Asked) -> bool:
+    def _may_answer(self, asked: Asked, now: float) -> bool:
         member = self._peers.all.get(asked.member)
-        return member is not None and member.running and member.session == asked.session
+        is_there = member is not None and member.running and member.session == asked.session
+        return is_there and (asked.tries < TRIES_MAX or now < self._again_at(asked))
 
-    def _next(self, name: str) -> Asked | None:
-        """Begin to ask a member of what it knows of this one, if there is any that was not asked."""
+    def _next(self, name: str, last: str) -> Asked | None:
+        """Begin to ask a member that was not asked yet of what it knows of this one, the next after the last one."""
+        self._asked.pop(name, None)
         heard = self._heard.get(name, {})
-        for member in self._peers.all.values():
-            if member.running and member.outgoing.open and heard.get(member.name) != member.session:
-                asked = Asked(member)
-                self._asked[name] = asked
-                return asked
-        return None
+        left = [
+            member
+            for member in self._peers.all.values()
+            if member.running and member.outgoing.open and heard.get(member.name) != member.session
+        ]
+        if not left:
+            return None
+        asked = Asked(min(left, key=lambda member: (member.name <= last, member.name)))
+        self._asked[name] = asked
+        return asked
 
     def _ask(self, owner: Peer, asked: Asked, now: float) -> None:
         asked.asked_at = now
@@ -178,6 +186,7 @@ class Copies:
         self._peers.send(self._peers.all[asked.member], frame)
 
     def _done(self, owner: Peer, asked: Asked, done: TableDone, now: float) -> None:
+        asked.tries = 0
         is_later = (done.generation, done.version) > owner.tables.known(_AS_OLD_AS[asked.tables[0]])
         if is_later and done.next < BUCKETS:
             asked.first = done.next

@@ -124,6 +124,20 @@ def test_a_long_table_is_copied_in_rounds(dies):
     assert len({name for name, _ in rounds}) > dies
 
 
+def test_if_a_member_does_not_answer_another_one_is_asked():
+    """Its disk is full, perhaps."""
+    network, nodes = cluster()
+    one, away, other = nodes
+    has_session(away, "sleeper", [b"lasting/#"])
+    assert network.run(5, lambda: known(one, away) == known(other, away) > 0)
+    network.kill(away.name)
+    assert network.run(20, lambda: one.running() == other.running() == [one.name, other.name])
+    newcomer = late(network, nodes)
+    one.mesh.freeze(True)
+    assert network.run(15, lambda: away.name in newcomer.mesh.peers and known(newcomer, away) == known(other, away))
+    assert newcomer.mesh.interest.match(b"lasting/x") == [(away.name, True)]
+
+
 def test_answers_that_nobody_asked_for_are_ignored():
     network, nodes = cluster()
     one, away, other = nodes
