@@ -244,7 +244,7 @@ class Departures:
         if leaving is not None:
             self._retarget(leaving, take.epoch, True)
         else:
-            self.leave(take.client_id, old_epoch, take.epoch, True, now, take.is_adoption)
+            self.leave(take.client_id, old_epoch, take.epoch, True, now, not take.is_adoption)
             if take.client_id not in self.leavings:
                 self._put_away(node, take)
         return True
@@ -274,16 +274,16 @@ class Departures:
             self._put(held.node, pack_moved(leaving.client_id, held.take.epoch, leaving.epoch))
 
     def leave(
-        self, client_id: str, old_epoch: Epoch, epoch: Epoch, urgent: bool, now: float, is_adoption: bool = False
+        self, client_id: str, old_epoch: Epoch, epoch: Epoch, urgent: bool, now: float, is_takeover: bool = True
     ) -> bool:
         """Freeze a client's session, which is to have another home, and offer it there; false: it can't leave yet.
 
-        `is_adoption`: its client has not connected there.
+        `is_takeover`: its client has connected there since it did so here.
         """
         before = self.leavings.get(client_id)
         if before is not None and not self._make_way(before, now):
             return False
-        departure = self._owner.depart(client_id, now, is_adoption)
+        departure = self._owner.depart(client_id, now, is_takeover)
         if departure is None:
             return True
         leaving = LeavingSession(departure, old_epoch, epoch)

@@ -369,7 +369,8 @@ class Moving:
             elif home is None or not session.persistent:
                 # It ended elsewhere, or has nothing that could be moved.
                 self.departures.discard(client_id, now)
-            elif not self.departures.leave(client_id, session.epoch, home.epoch, False, now):
+            # Nobody asked for it: its client may have come here after it was there.
+            elif not self.departures.leave(client_id, session.epoch, home.epoch, False, now, False):
                 self._mesh.registry.look_again(client_id)
 
     def _end_older(self, client_id: str, epoch: Epoch, told: bytes, is_away: bool) -> None:

@@ -348,16 +348,17 @@ class QueueOwner:
         yield from self.wills.rows()
         yield from self._groups.snapshot()
 
-    def depart(self, client_id: str, now: float, is_adoption: bool = False) -> Departure | None:
+    def depart(self, client_id: str, now: float, is_takeover: bool = True) -> Departure | None:
         """Close the client's connection and freeze its session, which is another node's; None when there is none.
 
-        `is_adoption`: that one takes it from a node that is to go, and no client has connected there.
+        `is_takeover`: a client has connected there since. Else that one takes it from a node that is to go, or was its
+        home by a later epoch when this node heard of it, and whether a client is there is not known.
         """
         session = self._sessions.get(client_id)
         if session is not None and session.attachment is not None:
             # [MQTT-3.1.4-3] [MQTT311-3.1.4-2] Its client has connected to another node. Who hears that need not come
-            # back; whose session is adopted is to, and its will waits for that.
-            reason = Reason.SERVER_SHUTTING_DOWN if is_adoption else Reason.SESSION_TAKEN_OVER
+            # back; who may be the only one is to, and its will waits for that.
+            reason = Reason.SESSION_TAKEN_OVER if is_takeover else Reason.SERVER_SHUTTING_DOWN
             self._close(session.attachment, reason, now)
             session = self._sessions.get(client_id)
         if session is None:

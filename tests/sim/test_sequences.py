@@ -1734,3 +1734,29 @@ def an_offer_is_heard_once_more_when_all_is_over(is_ended):
 @pytest.mark.parametrize("is_ended", [False, True])
 def test_an_offer_that_is_heard_once_more_brings_nothing_back(is_ended):
     an_offer_is_heard_once_more_when_all_is_over(is_ended)
+
+
+@pytest.mark.parametrize("stays", [False, True], ids=["nobody is at the other home", "a client is at the other home"])
+def test_who_connects_where_a_later_home_is_not_heard_of_is_not_told_that_another_client_took_over(stays):
+    """Its node was down when the session got that home; a contender that hears of a takeover gives up (seed 1040)."""
+    scene = Scene()
+    old, home, _third = scene.nodes
+    first = scene.comes("client", old, {b"a/b": 1})
+    scene.goes(first)
+    scene.crash(old)
+    scene.connect(first, home)
+    if not stays:
+        scene.goes(first)
+    scene.split([old], [node for node in scene.nodes if node is not old])
+    old.start()
+    scene.run(0.5)
+    last = scene.client("last", old, {b"a/b": 1}, client_id="client")
+    first.contends = last.contends = True
+    scene.connect(last)
+    assert scene.connected("client") == ([old, home] if stays else [old])
+    first.comes_back, last.comes_back = stays, True
+    scene.heal()
+    scene.until(lambda: len(scene.homes("client")) == 1)
+    scene.until(lambda: scene.connected("client") == [old])
+    scene.run(5.0)
+    assert (first.state, last.state) == (OFFLINE, ONLINE)
