@@ -2,6 +2,7 @@
 
 import hex_packets
 import pytest
+from builds import compiled
 from hex_packets import CAPABILITIES, connack, size, spaced
 
 from broker.core.settings import OwnerSettings
@@ -67,6 +68,7 @@ def test_packet_id_0_closes(broker, version):
         assert broker.connect(version).fails(packet, "82"), packet
 
 
+@compiled
 def test_the_servers_packet_ids_are_unused_and_not_0(start, version):
     """[MQTT-2.2.1-4] [MQTT311-2.3.1-4] [MQTT-4.3.2-1] [MQTT311-4.3.2-1]
 

@@ -1,5 +1,6 @@
 """4.3 Quality of service, and 4.5 Message receipt."""
 
+from builds import compiled
 from hex_packets import publish, size, spaced
 
 from broker.core.settings import OwnerSettings
@@ -156,6 +157,7 @@ def test_a_pubrec_that_says_that_nobody_wants_it_goes_on(broker):
     assert client.say("50 03 0001 10") == "62 02 00 01"
 
 
+@compiled
 def test_an_id_is_in_use_until_the_pubcomp(start, version):
     """[MQTT-4.3.3-5] [MQTT-4.3.3-1] [MQTT-2.2.1-4] [MQTT311-4.3.3-1] [MQTT311-2.3.1-4]: all the way round."""
     broker = start(settings=OwnerSettings(max_inflight_messages=2000))

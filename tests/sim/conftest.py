@@ -9,12 +9,10 @@ from contextlib import contextmanager
 
 import pytest
 import workload
+from builds import IS_INTERPRETED
 
-from cluster.incoming_link import IncomingLink
-
-COMPILED = not hasattr(IncomingLink.receive, "__code__")
 # A seed is the same history compiled and interpreted, and takes three times as long then.
-SEEDS = 200 if COMPILED else 20
+SEEDS = 10 if IS_INTERPRETED else 150
 CHUNK = 10
 
 TOTALS = pytest.StashKey[Counter]()

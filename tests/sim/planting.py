@@ -1,14 +1,13 @@
 """Planting bugs, one at a time, for the tests that look whether a seed or a scene notices.
 
 Bugs of the shell's order are planted in the simulator itself. The others replace methods of the cores, which can't be
-done where those are compiled.
+done where those are compiled (see `builds`).
 """
 
 import pytest
 import workload
 
 from broker.core.storage import WriteBatch
-from cluster.incoming_link import IncomingLink
 from cluster.readiness import AVAILABLE
 
 SEEDS = range(40)
@@ -16,13 +15,6 @@ SEEDS = range(40)
 RETAINING = range(1, 40, 2)
 # Those in which a node may be not ready.
 WAITING = [seed for seed in SEEDS if workload.readiness_of(seed) != AVAILABLE]
-
-IS_INTERPRETED = hasattr(IncomingLink.receive, "__code__")
-
-interpreted = pytest.mark.skipif(not IS_INTERPRETED, reason="compiled classes can't be changed in memory")
-compiled = pytest.mark.skipif(
-    IS_INTERPRETED, reason="needs no change in memory, and is faster where the cores are compiled"
-)
 
 
 def caught(prepare=None, seeds=SEEDS):

@@ -4,6 +4,7 @@ from math import isfinite
 
 import checkers
 import pytest
+from builds import compiled
 from leave_world import TOPIC, LeaveWorld
 from virtual_clients import ONLINE, Client
 
@@ -716,6 +717,7 @@ def test_a_donor_leaves_to_others_what_they_kept_for_it_and_have_not_given_yet(b
     test.judge(clients)
 
 
+@compiled
 @pytest.mark.parametrize("crashes", [False, True])
 @pytest.mark.parametrize("waits_s", [0.0, 10.0, REMOVED_S + GONE_S + 1.0])
 @pytest.mark.parametrize("online", [True, False])
@@ -751,6 +753,7 @@ def test_what_is_published_while_a_donor_gives_comes_once_to_sessions_that_go_on
     test.judge(clients)
 
 
+@compiled
 @pytest.mark.parametrize("comes", ["soon", "while it is down", "after a restart"])
 @pytest.mark.parametrize("is_held_up", [True, False])
 @pytest.mark.parametrize("keeps", [False, True])

@@ -3,6 +3,7 @@
 from itertools import pairwise
 
 import pytest
+from builds import compiled
 from leave_world import LeaveWorld
 from virtual_clients import OFFLINE, ONLINE, Client
 
@@ -438,6 +439,7 @@ def test_no_will_of_a_client_that_comes_back_elsewhere_fires():
     assert len(witness.inbox.arrivals) == 1
 
 
+@compiled
 @pytest.mark.parametrize(
     ("victim", "seed"),
     [
@@ -511,6 +513,7 @@ def operate(test, node, others, seconds):
         assert test.world.now < end + 120.0, f"{node.name} does not leave: {node.core.leaver.job.state!r}"
 
 
+@compiled
 @pytest.mark.parametrize("seed", range(12))
 def test_clients_and_publishers_go_on_while_a_node_leaves(seed):
     """Sessions come and go, some are never there; whatever operators and faults do, everybody gets everything once."""

@@ -1,7 +1,8 @@
 """The simulator finds bugs of a node, its links and its tables: each is planted, and some early seed has to notice."""
 
 import workload
-from planting import RETAINING, WAITING, caught, compiled, interpreted, without
+from builds import compiled, interpreted
+from planting import RETAINING, WAITING, caught, without
 from virtual_node import AFTER_COMMIT
 
 from broker.core.events import CONNECTION_LOST

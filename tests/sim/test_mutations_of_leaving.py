@@ -7,7 +7,8 @@ import pytest
 import test_donors as donors
 import test_leaving as leaving
 import workload
-from planting import caught, interpreted
+from builds import interpreted
+from planting import caught
 
 from broker.core.arrival import Arrival
 from broker.core.draining import Draining

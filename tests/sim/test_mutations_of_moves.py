@@ -5,7 +5,8 @@ Most break a scene of `test_sequences`, which is written down for just that; the
 
 import pytest
 import test_sequences as sequences
-from planting import caught, interpreted, without
+from builds import interpreted
+from planting import caught, without
 
 from broker.core.arrival import Arrival
 from broker.core.direct_homes import DirectHomes

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import workload
+from builds import compiled
 from ledger import Ledger
 from population import Population
 from world import World
@@ -29,6 +30,7 @@ def test_promises_hold_under_faults(seeds, totals, tracing):
     assert not failures, "\n" + "\n".join(failures)
 
 
+@compiled
 @pytest.mark.parametrize("seed", [0, 1, 3, 7, 11])
 def test_a_seed_is_one_history(seed):
     first = workload.run(seed).digest

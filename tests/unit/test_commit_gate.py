@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from builds import compiled
 from core_helpers import START_S, STORE_ID, Client, Node
 
 from broker.core.effects import Ticket
@@ -706,6 +707,7 @@ def answer_anything(chance: random.Random, client: Client) -> list[Packet]:
     return heard
 
 
+@compiled
 @pytest.mark.parametrize("seed", range(100))
 def test_clients_and_listeners_may_come_and_go_while_the_disk_fails(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is acknowledged arrives, with QoS 2 once, and nothing is left of those that are gone."""

@@ -5,6 +5,7 @@ import math
 import random
 
 import pytest
+from builds import compiled
 from librt.strings import BytesWriter
 from mesh_network import TIMEOUT_S, Network, cluster, message, payloads
 
@@ -327,6 +328,7 @@ def test_frames_of_an_old_connection_are_ignored():
     assert mesh.interest.match(b"ghost") == []
 
 
+@compiled
 @pytest.mark.parametrize("order", list(itertools.permutations([1, 2, 3])))
 @pytest.mark.parametrize("gap_s", [0.0, 0.05, 2.5])
 def test_discovery_makes_one_cluster_of_nodes_that_start_together(order, gap_s):
@@ -378,6 +380,7 @@ def looking(network, *numbers, known=None, **options):
     return [network.add(f"node{number}@h", lookups=(NODES,), **options) for number in numbers]
 
 
+@compiled
 @pytest.mark.parametrize("order", list(itertools.permutations([1, 2, 3])))
 @pytest.mark.parametrize("gap_s", [0.0, 0.05, 2.5])
 def test_a_name_with_addresses_is_as_good_as_a_list_of_nodes(order, gap_s):

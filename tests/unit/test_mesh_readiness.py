@@ -1,6 +1,7 @@
 """cluster.mesh: when a node is ready among others, and what a stop that was announced makes of it."""
 
 import pytest
+from builds import compiled
 from mesh_network import TIMEOUT_S, Network, cluster
 
 from cluster import frames
@@ -115,6 +116,7 @@ def test_a_planned_stop_is_heard_of_from_another_member():
     assert [node.mesh.readiness.waited_until("node3@h") < network.now for node in nodes[:2]] == [True, True]
 
 
+@compiled
 @pytest.mark.parametrize("seed", range(10))
 def test_a_planned_restart_is_no_split_however_the_member_comes_back(seed):
     """Its Hello may be here a moment before this node's connection to it is up."""

@@ -3,6 +3,7 @@
 from collections import deque
 
 import pytest
+from builds import compiled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -255,6 +256,7 @@ def test_only_buckets_that_differ_are_sent():
     assert len(b"".join(pair.sent)) < 2000
 
 
+@compiled
 def test_a_large_table_comes_in_bounded_rounds_while_it_changes_all_the_time():
     pair = Pair()
     for number in range(20_000):

@@ -3,6 +3,7 @@
 import gc
 
 import pytest
+from builds import compiled
 from core_helpers import STORE_ID, Node
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -187,6 +188,7 @@ def deliveries_alive():
     return sum(isinstance(found, Delivery) for found in gc.get_objects())
 
 
+@compiled
 @pytest.mark.parametrize("lifo", [False, True])
 @pytest.mark.parametrize("payload", [b"small", LARGE])
 def test_a_long_queue_is_not_read_into_memory(payload, lifo):
