@@ -38,6 +38,7 @@ from cluster.peers import HEARTBEATS_PER_TIMEOUT, Peer, Peers
 from cluster.table_frames import (
     TableCopy,
     TableDone,
+    TableRequest,
     pack_table_bulk,
     pack_table_copy,
     pack_table_done,
@@ -125,10 +126,15 @@ class Copies:
         """Take what a member asks, or says, of another one; FrameError if it can't be read."""
         copy = unpack_table_copy(frame)
         kind = copy.frame[1]
-        if kind == FrameType.TABLE_REQUEST:
-            self._requests[peer.name, copy.store_id, unpack_table_request(copy.frame).table] = copy
-            return False
         owner = self._owner(copy.store_id)
+        if kind == FrameType.TABLE_REQUEST:
+            request = unpack_table_request(copy.frame)
+            if owner is None:
+                # Nothing is kept for a name that anybody could make up.
+                self._send(peer, copy.store_id, request.table, [_nothing_later(request, (0, 0))])
+            else:
+                self._requests[peer.name, copy.store_id, request.table] = copy
+            return False
         asked = None if owner is None else self._asked.get(owner.name)
         if owner is None or asked is None or asked.member != peer.name or owner.running:
             return False
@@ -208,17 +214,21 @@ class Copies:
     def _answer(self, peer: Peer, store_id: bytes, copy: TableCopy) -> None:
         request = unpack_table_request(copy.frame)
         owner = self._owner(store_id)
-        if owner is not None and owner.running and not copy.is_cut_off:
+        if owner is None or (owner.running and not copy.is_cut_off):
+            # Who asks hears of a removal, or of the owner, by other ways.
             return
-        known = (0, 0) if owner is None else owner.tables.known(_AS_OLD_AS[Table(request.table)])
-        if owner is None or known <= (copy.generation, copy.version):
-            frames = [pack_table_done(TableDone(request.table, request.round, 0, *known, BUCKETS))]
+        known = owner.tables.known(_AS_OLD_AS[Table(request.table)])
+        if known <= (copy.generation, copy.version):
+            self._send(peer, store_id, request.table, [_nothing_later(request, known)])
         else:
             sums = owner.tables.replicas[request.table].sums
             frames = pack_answer(request, sums, owner.tables.copy_of(request.table), *known)
+            self._send(peer, store_id, request.table, frames)
+
+    def _send(self, peer: Peer, store_id: bytes, table: int, frames: list[bytes]) -> None:
         for frame in frames:
             frame = pack_table_copy(TableCopy(store_id, False, 0, 0, frame))
-            if request.table != Table.RETAINED:
+            if table != Table.RETAINED:
                 self._peers.send(peer, frame)
             elif peer.outgoing.open:
                 # As long as messages are: heartbeats must not wait behind it.
@@ -230,3 +240,8 @@ class Copies:
             if peer.store_id == store_id:
                 return peer
         return None
+
+
+def _nothing_later(request: TableRequest, known: tuple[int, int]) -> bytes:
+    """Return the answer of who knows nothing later than the asker, but a table as it was at this point."""
+    return pack_table_done(TableDone(request.table, request.round, 0, *known, BUCKETS))

@@ -5,6 +5,7 @@ from mesh_network import cluster
 
 from broker.core.epoch import Epoch
 from broker.core.rows import (
+    BUCKETS,
     RowChange,
     RowKind,
     SessionRow,
@@ -13,10 +14,19 @@ from broker.core.rows import (
     pack_session,
     pack_subscription,
 )
+from broker.core.storage import WriteBatch
 from cluster import commands as say
 from cluster.frames import FrameType
 from cluster.table_frames import TableCopy as Copy
-from cluster.table_frames import TableDone, pack_table_copy, pack_table_done, unpack_table_copy, unpack_table_done
+from cluster.table_frames import (
+    TableDone,
+    TableRequest,
+    pack_table_copy,
+    pack_table_done,
+    pack_table_request,
+    unpack_table_copy,
+    unpack_table_done,
+)
 from cluster.tables import ANSWER_BYTES_MAX
 
 LATE = "node9@h"
@@ -152,3 +162,16 @@ def test_answers_that_nobody_asked_for_are_ignored():
     network.run(1)
     assert known(one, away) < 9
     assert one.mesh.counters()["tables_copied"] == before["tables_copied"]
+
+
+def test_who_asks_of_one_that_is_not_known_is_answered_at_once():
+    """Nothing of that is kept until what is written is committed: there may be any number of names."""
+    network, nodes = cluster()
+    one, other = nodes[0], nodes[2]
+    asked = TableRequest(Table.LASTING, 7, 0, [0] * BUCKETS)
+    request = pack_table_copy(Copy(b"nobody".ljust(16, b"."), True, 0, 0, pack_table_request(asked)))
+    connection = one.mesh.peers[other.name].connection
+    one.mesh.receive(say.FrameReceived(other.name, connection, request), network.now)
+    answers = [each for each in one.mesh.flush(WriteBatch(), network.now) if isinstance(each, say.SendControl)]
+    copy = unpack_table_copy(answers[-1].frame)
+    assert unpack_table_done(copy.frame) == TableDone(Table.LASTING, 7, 0, 0, 0, BUCKETS)
