@@ -16,7 +16,8 @@ the client id claims it:
 So of two that claim the same will, whichever hears of the other before it publishes gives way to the lower store id. A
 claimer that dies goes on when it is back, since nobody else can know whether it has published: that is late, but never
 twice. Only in two halves of a divided cluster a will may be published twice, once in each. Such a half is a node, too,
-that publishes its own will when it is due, at once, and dies before anybody has heard of that.
+that publishes its own will when it is due, at once, and dies before anybody has heard of that; or one that stands still
+for longer than whoever starts meanwhile waits to hear it.
 
 A client that is back spends its will as well: in the batch in which its session begins, the new home says so of every
 will that it left elsewhere before. A will that is spent is given up by its node, whose row of it goes then, and after

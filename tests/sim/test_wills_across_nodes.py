@@ -2,6 +2,7 @@
 
 import convergence
 import pytest
+from checkers import check_wills
 from ledger import Ledger
 from virtual_clients import Client
 from virtual_node import AFTER_COMMIT, PLANNED_RESTART_S, ROW_AT, is_claim
@@ -351,6 +352,22 @@ def test_a_client_that_the_others_took_for_gone_leaves_its_will_when_it_goes():
     cluster.mortal.disconnect(True)
     cluster.world.run(5.0)
     assert cluster.copies() == [2, 2, 2]
+
+
+def test_a_node_that_stands_still_is_taken_for_dead_by_one_that_starts():
+    """It never heard that node, so it does not lose it; yet each of the two is alone, and publishes (seed 8565)."""
+    cluster = Cluster(count=2)
+    one, two = cluster.nodes
+    two.kill()
+    one.stalled_until = cluster.world.now + CLAIMED_S
+    two.start()
+    cluster.mortal.disconnect(True)
+    cluster.world.run(CLAIMED_S - 1.0)
+    assert cluster.claimed() == 1
+    cluster.settle()
+    assert cluster.copies() == [2, 2]
+    assert [name for _, name, lived, _ in cluster.world.misses if lived] == [one.name]
+    check_wills(cluster.world, cluster.witnesses, cluster.ledger)
 
 
 def stop(cluster, node):

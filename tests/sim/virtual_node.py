@@ -210,6 +210,8 @@ class Node:
         self._synced = self.storage
         self._generations = 0
         self._known = {}
+        # The nodes of which this life says that it does not hear them.
+        self._missed = set()
         self._inputs = deque()
         self._events = deque()
         self._turn_at = float("inf")
@@ -241,6 +243,7 @@ class Node:
         self._inputs.clear()
         self._events.clear()
         self._known = {}
+        self._missed = set()
         self.crash_point = ""
         self.stalled_until = 0.0
         self._turn_at = float("inf")
@@ -460,10 +463,9 @@ class Node:
         batches = [(index, records) for index, batch in effects.to_listeners.items() for records in batch.records()]
         for index, records in batches:
             world.digest.update(b"%d" % index + records)
+        self._note_missed()
         for note in effects.notes:
             world.note(f"{self.name}: {note}")
-            if note.endswith(" is not running") and note.count(" ") == 3:
-                world.missed(note.split(" ")[0])
             if note.startswith("session of "):
                 # Its old home had no part in that.
                 world.revived[note.split("'")[1]] += 1
@@ -499,6 +501,14 @@ class Node:
             self.kill()
             return
         self._tell(batches)
+
+    def _note_missed(self):
+        """Tell the world whom this node takes for dead now: one that it heard, or never did since its start."""
+        wills = self.core.mesh.registry.wills
+        missed = {node.name for node in self.world.nodes.values() if wills.is_away_for(self.name, node.store_id)}
+        for name in sorted(missed - self._missed):
+            self.world.missed(name)
+        self._missed = missed
 
     def _tell(self, batches):
         for index, records in batches:

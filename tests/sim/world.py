@@ -141,7 +141,7 @@ class World:
         self.stats[name] += count
 
     def missed(self, name):
-        """A node does not hear another one."""
+        """A node says that it does not hear another one, so that others may claim wills of that."""
         node = self.nodes[name]
         self.misses.append((self.now, name, node.up, node.planned_until))
 
