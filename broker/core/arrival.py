@@ -67,10 +67,11 @@ A donor, which had nothing while it was no member, gives of such an origin only 
 
 An old home whose node was removed says no last word, and may come back for as long as the session lives, as a donor.
 When nothing else is to come the arrival rests: it knows what was had directly and how far each of these had been taken,
-and holds up nothing. What is published then all comes directly, as to a session with a life of its own. The next home
-is told of these old homes as well, and rests in turn. It ends with the session, or when each of them has come back and
-said its last word. A donor that had the session for itself to the last has it under its new identity alone, by which
-nobody knows which of them it was: then it ends with the session.
+and holds up nothing. What a stub took of an origin without a cut is known by the ids alone: these wait in the store
+until one of those homes is back, or the session leaves. What is published then all comes directly, as to a session with
+a life of its own. The next home is told of these old homes as well, but of no ids, and rests in turn. An arrival rests
+until the session ends, or each of them has come back and said its last word. A donor that had the session for itself to
+the last has it under its new identity alone, by which nobody knows which of them it was: then it ends with the session.
 
 Subscriptions of homes that meet are merged by filter: a home's word counts for those that the client made or ended
 there (`touched`), the latest home's first; for all others an older home knows more than a later one that was made of
@@ -369,7 +370,10 @@ class Arrival:
         return any(cuts.relayed for cuts in self.all_cuts())
 
     def rest(self, counter: int) -> None:
-        """Nothing comes to this home, of an epoch counter, any more, unless an old one that was removed is back."""
+        """Nothing comes to this home, of an epoch counter, any more, unless an old one that was removed is back.
+
+        The ids of what others gave are to be read from the store then.
+        """
         direct = DirectHomes()
         for its_counter, origin, number in self.told_direct(counter):
             direct.add(origin, its_counter, number)
@@ -380,8 +384,6 @@ class Arrival:
         self.kept = None
         self.given = {}
         self.ids = {}
-        self.fresh_ids = {}
-        self.id_rows = 0
         for donor in self.donors.values():
             donor.before = NOWHERE
             donor.passed = {}

@@ -215,6 +215,14 @@ class SessionStore:
         arrival.id_rows += 1
         arrival.fresh_ids = {}
 
+    def given_ids(self, number: int) -> list[tuple[bytes, int]]:
+        """Return (origin, number) of all that is in those rows of a session. What was written must be committed."""
+        start = _number(number) + b"g"
+        ids = []
+        for _key, value in self._storage.scan("session", start, start + _KEY_END):
+            ids.extend(_unpack_given_ids(value))
+        return ids
+
     def delete_given_ids(self, session: Session) -> None:
         """Remove all of those rows."""
         start = _number(session.number) + b"g"
@@ -703,6 +711,14 @@ def _recover_given_ids(session: Session, key: bytes, value: bytes) -> None:
     if arrival is None:
         raise ValueError("ids of what nobody gave")
     arrival.id_rows = _U32.unpack(key[9:])[0] + 1
+    ids = _unpack_given_ids(value)
+    if not session.departing:
+        for origin, number in ids:
+            arrival.note_id(origin, number)
+
+
+def _unpack_given_ids(value: bytes) -> list[tuple[bytes, int]]:
+    ids = []
     pos = 1
     while pos < len(value):
         origin = value[pos : pos + ORIGIN_BYTES]
@@ -712,8 +728,8 @@ def _recover_given_ids(session: Session, key: bytes, value: bytes) -> None:
         for _ in range(count):
             (number,) = _U64.unpack_from(value, pos)
             pos += _U64.size
-            if not session.departing:
-                arrival.note_id(origin, number)
+            ids.append((origin, number))
+    return ids
 
 
 def _packet_id(value: bytes) -> int:

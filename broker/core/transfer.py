@@ -179,6 +179,7 @@ class Transfers:
         assert session.persistent
         assert session.client_id not in self.departures
         self._lifetimes.release(session)
+        self._recall_ids(session)
         self._dispatcher.loading.pop(session, None)
         session.departing = True
         self._store.put_departing(session)
@@ -563,6 +564,7 @@ class Transfers:
         if session not in self._dispatcher.arriving:
             # It is new, or has rested.
             self._note_places(session, session.arrival)
+            self._recall_ids(session)
             self._dispatcher.arriving[session] = session.arrival
         known = session.arrival.donors.get(donor)
         if known is not None:
@@ -581,6 +583,13 @@ class Transfers:
     def _note_places(self, session: Session, arrival: Arrival) -> None:
         """Have what old homes gave before, and the client has not got yet, keep its places for itself."""
         arrival.places.note(self._store.last_place_before(session.number, arrival.first_seq))
+
+    def _recall_ids(self, session: Session) -> None:
+        """Have an arrival that has rested know again by their ids what old homes gave."""
+        arrival = session.arrival
+        if arrival is not None and arrival.id_rows and session not in self._dispatcher.arriving:
+            for origin, number in self._store.given_ids(session.number):
+                arrival.note_id(origin, number)
 
     def accept(
         self,
@@ -780,14 +789,14 @@ class Transfers:
         if arrival is None:
             return
         self._dispatcher.arriving.pop(session, None)
-        if arrival.id_rows:
-            self._store.delete_given_ids(session)
         if arrival.donors:
             arrival.rest(session.epoch.counter)
             self._changed[session] = True
         else:
             session.arrival = None
             self._store.delete_arrival(session)
+            if arrival.id_rows:
+                self._store.delete_given_ids(session)
         self._open(session, 0, now)
 
     def _update(self, session: Session, arrival: Arrival, now: float) -> None:

@@ -5,7 +5,7 @@ from math import isfinite
 import checkers
 import pytest
 from builds import compiled
-from leave_world import TOPIC, LeaveWorld
+from leave_world import TOPIC, LeaveWorld, heard_by
 from virtual_clients import ONLINE, Client
 
 from broker.core.storage import WriteBatch
@@ -14,6 +14,7 @@ from cluster.donor import become_donor
 from cluster.frames import FrameType
 from cluster.leaving_session import RETRY_S
 from cluster.mesh_store import forget_cluster
+from cluster.move_frames import CONFIRMED
 
 # When a donor comes of whose sessions nobody remembers what came directly.
 LATE_S = REMOVED_S + GONE_S + 2.0
@@ -150,6 +151,48 @@ def test_what_was_sent_to_a_removed_node_as_well_is_not_given_by_the_donor(moves
         test.visit(clients, two)
     test.world.run(later_s)
     assert bool(later_s) != bool((two if moves else one).core.owner.transfers.arriving())
+    test.recover(node)
+    test.wait(lambda: node.name in test.gone, "the end of the donation")
+    test.come_back(clients, [two])
+    test.judge(clients)
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_what_a_stub_took_without_a_cut_is_not_given_by_a_late_donor(restarts):
+    """It came to the session's next home after the session had gone on, and to the removed one as well (seed 2657).
+
+    The home that has it from the stub knows that by the ids alone, after a restart as well.
+    """
+    test = LeaveWorld(seed=653)
+    node, one, two = test.nodes
+    clients = test.make_sessions(node, 3, qos=2)
+    publisher = test.publisher(two)
+    test.isolate(one)
+    assert test.leave_and_wait(one, node, targets=(one.name,)).exit_code == 0
+    is_mark = bytes((CONFIRMED,)) + one.store_id
+    kinds = [FrameType.MEMBERS]
+    test.world.network.lose_frame = lambda frame: (
+        frame[1] in kinds or (frame[1] == FrameType.FORWARDS and is_mark in frame)
+    )
+    test.world.network.heal(one.name, two.name)
+    test.wait(lambda: len(set(two.core.mesh.interest.persistent_filters(one.name))) == 3, "the news of the new home")
+    test.world.run(1.0)
+    test.publish(publisher, clients, 3, qos=2)
+    names = [client.name for client in clients]
+    test.wait(lambda: test.queued(node) == dict.fromkeys(names, 3), "the messages")
+    assert test.queued(one) == dict.fromkeys(names, 0)
+    kinds.clear()
+    test.wait(lambda: node.name in test.gone and node.name not in two.core.mesh.peers, "the news of its removal")
+    test.world.network.heal_all()
+    test.visit(clients, two)
+    assert set(one.core.owner.transfers.departures) == set(names) and not any(heard_by(*clients))
+    test.lose()
+    test.wait(lambda: len(heard_by(*clients)) + sum(test.queued(two).values()) == 9, "what was on its way")
+    test.come_back(clients, [two])
+    test.wait(lambda: not two.core.owner.transfers.arriving(), "the end of the arrivals")
+    if restarts:
+        test.restart(two, publisher)
+        test.wait(lambda: not two.core.owner.transfers.arriving(), "the end of the arrivals once more")
     test.recover(node)
     test.wait(lambda: node.name in test.gone, "the end of the donation")
     test.come_back(clients, [two])

@@ -646,6 +646,8 @@ def test_a_session_that_is_back_takes_after_a_restart_what_it_gave_away_and_noth
     new.owner.transfers.accept(session, THIRD, 0, again, new.now)
     new.settle()
     assert len(session.queue) == 3
+    for donor in list(session.arrival.donors):
+        new.owner.transfers.end_donor(session, donor, new.now)
     new.owner.transfers.end_arrival(session, new.now)
     new.settle()
     assert not given_ids(new)
@@ -1060,6 +1062,39 @@ def test_what_came_directly_does_not_come_once_more_from_a_home_that_was_removed
     assert session.arrival is None
     direct(node, ELSEWHERE, 7, b"7")
     assert payloads(node.persistent("mover")) == [b"4", b"5", *([b"6"] if between == "back" else []), b"7"]
+    node.validate()
+
+
+@pytest.mark.parametrize("between", ["nothing", "restart", "back"])
+def test_what_another_home_gave_does_not_come_once_more_from_a_home_that_was_removed_long_ago(
+    start: Callable[..., Node], between: str
+) -> None:
+    """Its origin had sent that to both, and had no cut at the other one. The ids are in the store alone meanwhile."""
+    node = start(store_id=HERE)
+    transfers = node.owner.transfers
+    told = SessionHead("mover", None, 3600)
+    told.subscriptions = [(b"t", 1, 0)]
+    session = transfers.begin_arrival(told, Epoch(3, 0, HERE), THERE, False, (HERE, 1), node.now)
+    transfers.set_present(session, THERE, False, node.now)
+    give(node, session, THIRD, Epoch(2, 0, THIRD), 1, 2)
+    assert not transfers.arriving()
+    assert session.arrival is not None and not session.arrival.ids
+    assert given_ids(node)
+    if between == "restart":
+        node = node.restart()
+        session = node.owner.session("mover")  # type: ignore[assignment]
+        node.owner.transfers.end_arrival(session, node.now)
+        node.settle()
+    elif between == "back":
+        departure = node.owner.depart("mover", node.now)
+        assert departure is not None
+        transfers.come_back(departure, Epoch(4, 0, HERE))
+        transfers.end_arrival(session, node.now)
+        node.settle()
+    give(node, session, b"e" * 16, Epoch(1, 0, THERE), 1, 2, 3)
+    assert session.arrival is None
+    assert not given_ids(node)
+    assert payloads(node.persistent("mover")) == [b"3", b"1", b"2"]
     node.validate()
 
 
