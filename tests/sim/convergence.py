@@ -115,13 +115,9 @@ def sessions_converged(world, clients):
             if (session.attachment is not None) != online or (online and node is not client.home):
                 return f"{client.name} is {client.state} at {client.home.name}, in the eyes of {node.name} it is not"
             wanted = set(session.subscriptions)
-            # Of two nodes that were apart the latest home's word counts, and not the last one of a client that went
-            # back to an older home.
-            sure = {
-                topic_filter
-                for topic_filter in client.subscribed
-                if not world.revived[client.client_id] or len(client.changed_at[topic_filter]) == 1
-            }
+            # Of two nodes that were apart the latest home's word counts, a Clean Start as well, and not the last one of
+            # a client that went back to an older home.
+            sure = set(client.subscribed) - client.outdated
             if not sure <= wanted <= set(client.ever_wanted) and not world.power_loss:
                 return f"{client.name} has {sorted(wanted)} at {node.name}, not {sorted(client.subscribed)}"
     return f"there are sessions of {sorted(homes)}, which nobody knows" if homes else ""

@@ -7,6 +7,7 @@ from itertools import permutations
 from types import SimpleNamespace
 
 import checkers
+import convergence
 import pytest
 from scene import Scene
 from virtual_clients import OFFLINE, ONLINE
@@ -1135,6 +1136,35 @@ def test_a_client_that_heard_that_it_has_no_session_has_only_what_it_asked_for_s
     scene.goes(client)
     _meet(scene, home, restarts)
     assert set(home.core.owner.session("client").subscriptions) == set(wants)
+
+
+def test_a_clean_start_ends_what_its_client_asks_an_older_home_for_that_does_not_know_of_it():
+    """By its epoch it is the later word, whenever the client said the other one (seed 7179)."""
+    scene = Scene()
+    old, home, third = scene.nodes
+    client = scene.comes("client", old, {b"a/b": 1})
+    scene.goes(client)
+    scene.split([home], [old, third])
+    client.wanted = {}
+    scene.connect(client, home, clean=True)
+    assert not client.session_present
+    home.kill()
+    client.wanted = {b"a/b": 1}
+    scene.until(lambda: client.state == OFFLINE)
+    scene.connect(client, old)
+    assert client.session_present
+    scene.goes(client)
+    scene.world.network.heal_all()
+    scene.start(home)
+    scene.until(lambda: scene.homes("client") == [home])
+    assert not home.core.owner.session("client").subscriptions
+    assert convergence.sessions_converged(scene.world, [client]) == ""
+    # What it says at the latest home counts.
+    scene.connect(client, home)
+    client.subscribe(b"a/b", 1)
+    scene.until(lambda: not client.outdated)
+    del home.core.owner.session("client").subscriptions[b"a/b"]
+    assert convergence.sessions_converged(scene.world, [client]) == "client has [] at node2@h, not [b'a/b']"
 
 
 @pytest.mark.parametrize("is_known", [True, False])

@@ -5,8 +5,6 @@ always comes back to it, at once or after a while. Its connection ends with or w
 learns of that only after it is back.
 """
 
-from collections import defaultdict
-
 from client_inbox import Inbox
 from client_outbox import Outbox
 from ledger import matches, shared_part
@@ -70,8 +68,13 @@ class Client:
         self.will_retained = False
         # Filters that the broker acknowledged, with the QoS granted.
         self.subscribed = {}
-        # The nodes at which it made or ended a subscription, by filter.
-        self.changed_at = defaultdict(set)
+        # Filters of which it said its last word to an older home than an earlier one, of which that home did not know.
+        self.outdated = set()
+        # The latest epoch by which it said anything of a filter, and by which it was told that it has no session, be it
+        # that it asked for a clean start: then it wants nothing. And that of its connection.
+        self._said_by = {}
+        self._begun_by = NO_EPOCH
+        self._epoch = NO_EPOCH
         self.session_exists = False
         # The nodes that have heard of it: any other one has no way of knowing it while its home is away. And the epoch
         # by which it began: who has heard of no later one knows an earlier session, which a Clean Start ended.
@@ -297,7 +300,7 @@ class Client:
             return
         del self.wanted[topic_filter]
         self.subscribed.pop(topic_filter, None)
-        self.changed_at[topic_filter].add(self.home.name)
+        self._say(topic_filter)
         self._uproot([topic_filter])
         # What is not acknowledged yet, or waits at another node, may be routed after the subscription is gone.
         for message in self.ledger.published.values():
@@ -344,6 +347,17 @@ class Client:
         self._uproot(filters)
         self._requests[packet_id] = dict(filters)
         self.send(SubscribeReceived, packet_id, list(filters.items()))
+
+    def _say(self, topic_filter):
+        """A node has heard what the client wants of a filter: of homes that were apart the latest one's word counts.
+
+        A session that ends with its connection begins anew with the next one, and has no older homes.
+        """
+        if self.persistent and self._epoch < max(self._said_by.get(topic_filter, NO_EPOCH), self._begun_by):
+            self.outdated.add(topic_filter)
+        else:
+            self.outdated.discard(topic_filter)
+            self._said_by[topic_filter] = self._epoch
 
     def _wants(self, topic):
         return any(qos and matches(topic_filter, topic) for topic_filter, qos in self.subscribed.items())
@@ -407,10 +421,12 @@ class Client:
             world.check(unheard_of or world.power_loss, f"the session of {self.name} was lost at {self.home.name}")
             # What waits for it elsewhere comes when that is known.
             world.revived[self.client_id] += 1
+        session = self.home.core.owner.session(self.client_id) if self.home.up else None
+        self._epoch = session.epoch if session is not None else NO_EPOCH
         if not record.session_present:
             self.session_known = set()
-            session = self.home.core.owner.session(self.client_id) if self.home.up else None
-            self._session_began = session.epoch if session is not None else NO_EPOCH
+            self._session_began = self._epoch
+            self._begun_by = max(self._begun_by, self._epoch)
             self.subscribed = {}
             self._uproot(self.rooted)
             self.inbox.session_ended()
@@ -455,6 +471,6 @@ class Client:
             return
         self.world.check(list(record.reasons) == list(filters.values()), f"{self.name}: SUBACK {record.reasons!r}")
         for topic_filter, qos in filters.items():
-            self.changed_at[topic_filter].add(self.home.name)
+            self._say(topic_filter)
             if topic_filter in self.wanted:
                 self.subscribed[topic_filter] = qos
