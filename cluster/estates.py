@@ -13,6 +13,9 @@ may be down or cut off when the old one is removed, or this node may have starte
 then nobody else would have that. So an estate grows by what is published here for its sessions, as what waits for a
 member does, until the home of each has the mark in its stream. An estate that grows is not given.
 
+A session may have come to the removed node from another one. What was published here before that was known went there
+as well, and is for the session nowhere else (see `newcomers`).
+
 Whoever removed a node may not have heard of a session that had begun there while its home was down, and that home goes
 on with what it has. To that it is given as what was kept for a rival, of no later epoch.
 
@@ -52,9 +55,13 @@ _LOOK_S: Final = 5e-5
 class Estate:
     """The outbox for a store that is no member any more, and what its sessions wanted."""
 
-    def __init__(self, store_id: bytes, outbox: Outbox, wanted: Wanted, grows: bool) -> None:
+    def __init__(
+        self, store_id: bytes, outbox: Outbox, wanted: Wanted, grows: bool, own: bytes, newcomers: dict[str, int]
+    ) -> None:
         self.store_id = store_id
         self.outbox = outbox
+        self._own: Final = own
+        self._newcomers: Final = newcomers
         # It is stored from which of this node's messages on they are given to others.
         self.is_told = False
         # The number of the first of these that is left, or would be the next, NUMBER_MAX for none; 0 until it is looked
@@ -87,6 +94,7 @@ class Estate:
             client_id: wanted
             for client_id, wanted in self.wanted.by(stored.message).items()
             if stored.number <= self.last.get(client_id, stored.number)
+            and not _is_older(stored.message, self._own, self._newcomers, client_id)
         }
 
 
@@ -97,6 +105,7 @@ class Kept:
     def __init__(self, mesh: Mesh, store_id: bytes) -> None:
         self.wanted = Wanted(mesh.kept(store_id))
         self._former = mesh.former_store()
+        self._newcomers = mesh.newcomers(store_id)
         self._first = mesh.kept_from(store_id)
 
     def stubs(self) -> Iterable[str]:
@@ -108,8 +117,11 @@ class Kept:
         return {
             client_id: wanted
             for client_id, wanted in self.wanted.by(message).items()
-            if client_id not in self._first
-            or (message.origin == self._former and message.number >= self._first[client_id])
+            if (
+                client_id not in self._first
+                or (message.origin == self._former and message.number >= self._first[client_id])
+            )
+            and not _is_older(message, self._former, self._newcomers, client_id)
         }
 
 
@@ -132,7 +144,9 @@ class Estates:
         for store_id in self._mesh.take_estates():
             wanted = Wanted(self._mesh.estate_wishes(store_id))
             grows = self._mesh.is_growing(store_id)
-            self._open[store_id] = Estate(store_id, self._mesh.estate_outbox(store_id), wanted, grows)
+            own = self._mesh.membership.own().store_id
+            newcomers = self._mesh.newcomers(store_id)
+            self._open[store_id] = Estate(store_id, self._mesh.estate_outbox(store_id), wanted, grows, own, newcomers)
             self._work_at = 0.0
         if not self._open or now < self._work_at:
             return
@@ -327,3 +341,8 @@ class Estates:
         departure = self._owner.legacies.stub(client_id, old_epoch, place)
         self._owner.legacies.leave(departure, delivery)
         self._moving.departures.bequeath(departure, old_epoch, home.epoch, known)
+
+
+def _is_older(message: Message, origin: bytes, newcomers: dict[str, int], client_id: str) -> bool:
+    """Say whether a message of this origin was published before it was known that a session is where that waits for."""
+    return message.origin == origin and message.number < newcomers.get(client_id, 0)

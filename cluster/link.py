@@ -228,6 +228,10 @@ class OutgoingLink:
         self._count += 1
         self.bytes_pending += len(self._writer) - before
 
+    def last_number(self) -> int:
+        """Return the number of the last message or mark that was appended."""
+        return self._next_number + self._count - 1
+
     def mark(self, body: bytes, durable: bool, now: float) -> None:
         """Append a mark: the receiver finds it in this place, between the messages.
 

@@ -145,7 +145,6 @@ class Mesh:
             settings, storage, store, self.membership, self.interest, self.registry, self.retained, turn
         )
         self._peers.first_number = first_number(incarnation)
-        self._next_number: Callable[[], int] = _no_number
         # By node name, for whoever looks; `Peers` alone changes it.
         self.peers: dict[str, Peer] = self._peers.all
         self.readiness = self._peers.readiness
@@ -350,7 +349,7 @@ class Mesh:
 
     def ask_number(self, next_number: Callable[[], int]) -> None:
         """Ask this which number the next message that is published here has at least."""
-        self._next_number = next_number
+        self._peers.next_number = next_number
 
     def ask_forwards(self, hand_in: Callable[[float], None]) -> None:
         """Ask this to `forward`, before a member is forgotten, what was routed to it in the turn till then."""
@@ -432,6 +431,10 @@ class Mesh:
     def end_estate(self, store_id: bytes) -> None:
         """Nothing waits any more for a store that is no member."""
         self._store.end_estate(store_id)
+
+    def newcomers(self, store_id: bytes) -> dict[str, int]:
+        """Return client id -> the first of this node's messages for a session that came to a store, see `newcomers`."""
+        return self._store.newcomers(store_id)
 
     def kept(self, store_id: bytes) -> list[tuple[str, int, bytes, Subscription]]:
         """Return (client id, epoch counter, filter, subscription) of a member's sessions for which a donor has any."""
@@ -671,6 +674,7 @@ class Mesh:
         for peer in self.peers.values():
             for table, at in peer.tables.take_known():
                 self._store.put_known(peer.store_id, table, at)
+            peer.newcomers.settle()
             incoming = peer.incoming
             if incoming.commit_due:
                 incoming.commit_due = False
@@ -769,9 +773,8 @@ class Mesh:
             self._turn.tables_changed = True
             if known > (0, 0):
                 own = self.membership.own().store_id
-                switch = Switch(CONFIRMED, own, peer.store_id, known[0], known[1], self._next_number())
+                number = self._peers.next_number()
+                switch = Switch(CONFIRMED, own, peer.store_id, known[0], known[1], number)
                 peer.outgoing.mark(pack_mark(switch), True, now)
-
-
-def _no_number() -> int:
-    return 0
+                if peer.running:
+                    peer.newcomers.marked = number

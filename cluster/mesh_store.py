@@ -20,6 +20,8 @@ start; writes go into the turn's batch, which is committed before anything of th
               "kept/<store_id><client id><filter>"     what a session wanted of a member when a donor was one
               "from/<store_id><client id>"             u64: the first of its messages that a donor kept for that
                                                        session, if its stub gives those before
+              "since/<store_id><client id>"            u64: the first of this node's messages that are for a session
+                                                       that came to a member, see `newcomers`
               "table/..."                      see `tables`
 
 What waits for a peer on disk is in the family `outbox`, which `outbox` owns.
@@ -59,6 +61,7 @@ KEY_ESTATE: Final = b"estate/"
 KEY_REROUTED: Final = b"rerouted/"
 KEY_KEPT: Final = b"kept/"
 KEY_FROM: Final = b"from/"
+KEY_SINCE: Final = b"since/"
 
 
 @final
@@ -226,6 +229,24 @@ class MeshStore:
         """Forget an estate: everything of it is given away."""
         prefix = KEY_ESTATE + store_id
         self._turn.writes.delete_range("registry", prefix, _after(prefix))
+        self.forget_newcomers(store_id)
+
+    def newcomers(self, store_id: bytes) -> dict[str, int]:
+        """Return client id -> the first of this node's messages that are for a session that came to a member."""
+        return dict(self._read_all("registry", KEY_SINCE + store_id, _read_from))
+
+    def put_newcomer(self, store_id: bytes, client_id: str, number: int) -> None:
+        """Remember that of a session."""
+        self._turn.writes.put("registry", KEY_SINCE + store_id + client_id.encode(), _VERSION + pack_u64(number))
+
+    def delete_newcomer(self, store_id: bytes, client_id: str) -> None:
+        """Forget that of a session."""
+        self._turn.writes.delete("registry", KEY_SINCE + store_id + client_id.encode())
+
+    def forget_newcomers(self, store_id: bytes) -> None:
+        """Forget that of all sessions of a member."""
+        prefix = KEY_SINCE + store_id
+        self._turn.writes.delete_range("registry", prefix, _after(prefix))
 
     # What a donor kept for members.
 
@@ -281,7 +302,8 @@ def forget_cluster(batch: WriteBatch, keeps_outboxes: bool = False) -> None:
         batch.delete_range(FAMILY, b"", b"\xff" * (STORE_ID_BYTES + 9))
         for family in ("meta", "registry"):
             batch.delete_range(family, KEY_KEPT, _after(KEY_KEPT))
-        batch.delete_range("registry", KEY_FROM, _after(KEY_FROM))
+        for prefix in (KEY_FROM, KEY_SINCE):
+            batch.delete_range("registry", prefix, _after(prefix))
     batch.delete("meta", KEY_CLUSTER_ID)
     batch.delete("meta", KEY_LEAVE)
     forget_tables(batch)

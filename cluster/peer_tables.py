@@ -34,7 +34,7 @@ from cluster.registry import REGISTERED, Registry
 from cluster.retained_view import RetainedView, value_in
 from cluster.table_frames import TableRows
 from cluster.table_rows import MemoryRows, StoredRows
-from cluster.tables import Replica
+from cluster.tables import Replica, RowView
 from cluster.turn import Turn
 
 # What the interest view makes something of.
@@ -85,15 +85,25 @@ class Views:
 class PeerTables:
     """The tables of one peer, by number."""
 
-    def __init__(self, node: str, store_id: bytes, storage: Storage, turn: Turn, views: Views) -> None:
+    def __init__(
+        self,
+        node: str,
+        store_id: bytes,
+        storage: Storage,
+        turn: Turn,
+        views: Views,
+        lasting: StoredRows,
+        lasting_view: RowView,
+    ) -> None:
+        """`lasting` are the rows that outlive the peer's starts; `lasting_view` is told them, and tells `views`."""
         self._node = node
         self._views = views
-        self._lasting = StoredRows(storage, turn, store_id, Table.LASTING)
+        self._lasting = lasting
         self._retained = StoredRows(storage, turn, store_id, Table.RETAINED)
         self._passing = MemoryRows()
         self.replicas: dict[int, Replica] = {
             int(Table.PASSING): Replica(node, Table.PASSING, self._passing, views),
-            int(Table.LASTING): Replica(node, Table.LASTING, self._lasting, views),
+            int(Table.LASTING): Replica(node, Table.LASTING, self._lasting, lasting_view),
             int(Table.RETAINED): Replica(node, Table.RETAINED, self._retained, views),
         }
         # What is stored of how late those in the store are.

@@ -15,6 +15,7 @@ from typing import Final, final
 
 from broker.core.effects import Ticket
 from broker.core.message import Message
+from broker.core.rows import Table
 from broker.core.storage import Storage
 from broker.core.subscription import QOS_MASK, Subscription
 from cluster.commands import Admit, ConnectPeer, DisconnectPeer, Reply, Revoke, SendControl
@@ -32,11 +33,13 @@ from cluster.interest import PeerInterest, is_shared
 from cluster.link import OutgoingLink, first_number
 from cluster.membership import Liveness, Member, Membership, State, removed_text
 from cluster.mesh_store import MeshStore
+from cluster.newcomers import Newcomers
 from cluster.outbox import Outbox
 from cluster.peer_tables import PeerTables, Views
 from cluster.readiness import ALL, Readiness
 from cluster.registry import Registry
 from cluster.retained_view import RetainedView
+from cluster.table_rows import StoredRows
 from cluster.turn import Turn
 from cluster.wire import NUMBER_MAX
 
@@ -94,6 +97,7 @@ class Peer:
         outgoing: OutgoingLink,
         incoming: IncomingLink,
         tables: PeerTables,
+        newcomers: Newcomers,
         timeout_s: float,
         now: float,
     ) -> None:
@@ -108,6 +112,7 @@ class Peer:
         self.session = 0
         self.running = False
         self.tables = tables
+        self.newcomers = newcomers
         # What the peer said last of its link to this node.
         self.link_open = False
         self.members_sent_at = -math.inf
@@ -154,6 +159,8 @@ class Peers:
         self.first_number = first_number(0)
         # Hands in what was routed to members by what was known of them, before one is forgotten.
         self.hand_in: Callable[[float], None] = _nothing_routed
+        # Says which number the next message that is published here has at least.
+        self.next_number: Callable[[], int] = _no_number
         self._store = store
         self._registry = registry
         # When a member was forgotten last that is none any more.
@@ -304,6 +311,7 @@ class Peers:
         peer.running = running
         self._turn.running_changed = True
         if not running:
+            peer.newcomers.marked = 0
             self._turn.count("peers_died")
             self._tell_state(peer)
             peer.outgoing.begin_reclaim()
@@ -427,12 +435,17 @@ class Peers:
         self._store.put_members([member for member in self.members() if member.name != self.membership.name])
 
     def _new(self, member: Member, now: float) -> Peer:
-        tables = PeerTables(member.name, member.store_id, self._storage, self._turn, self._views)
+        outbox = self._store.outbox(member.store_id, self._outbox_bytes_max)
+        outgoing = OutgoingLink(self.membership.own().store_id, outbox, self.first_number, self._spill_after_s)
+        lasting = StoredRows(self._storage, self._turn, member.store_id, Table.LASTING)
+        newcomers = Newcomers(
+            self._store, self._registry, outgoing, lasting, self._views, member.store_id, lambda: self.next_number()
+        )
+        tables = PeerTables(member.name, member.store_id, self._storage, self._turn, self._views, lasting, newcomers)
         filters = self.interest.add_peer(member.name, member.store_id, self._restoring)
         if self._restoring:
             tables.restore(filters, self._store.known(member.store_id))
-        outbox = self._store.outbox(member.store_id, self._outbox_bytes_max)
-        outgoing = OutgoingLink(self.membership.own().store_id, outbox, self.first_number, self._spill_after_s)
+            newcomers.restore()
         position = self._store.position(member.store_id)
         if not position:
             # A donor still has what its former store had sent and had no answer to, under the numbers of that. A node
@@ -440,7 +453,7 @@ class Peers:
             former = [store_id for name, store_id in self.membership.removed if name == member.name]
             position = max([self._store.position(store_id) for store_id in former], default=0)
         incoming = IncomingLink(member.store_id, position, self._store.handed(member.store_id))
-        return Peer(member, outgoing, incoming, tables, self._failure_timeout_s, now)
+        return Peer(member, outgoing, incoming, tables, newcomers, self._failure_timeout_s, now)
 
     def _remove(self, name: str, store_id: bytes) -> bool:
         member = self.membership.members.get(name)
@@ -484,6 +497,8 @@ class Peers:
                     self._store.put_estate(peer.store_id, client_id, counter, topic_filter, wanted)
                     wishes.append((topic_filter, wanted))
             self._turn.estates.append(peer.store_id)
+        else:
+            peer.newcomers.forget()
         _add_link_counts(self._link_counts, peer)
         self._turn.acknowledged.extend(peer.outgoing.take_tickets())
         peer.tables.forget()
@@ -515,6 +530,10 @@ def grows_by(topic_filter: bytes, wanted: Subscription) -> bool:
 
 def _nothing_routed(now: float) -> None:
     pass
+
+
+def _no_number() -> int:
+    return 0
 
 
 def _add_link_counts(counts: dict[str, int], peer: Peer) -> None:

@@ -44,6 +44,7 @@ def stored() -> MemoryStorage:
     store.put_known(PEER, Table.LASTING, (5, 7))
     store.put_interest(PEER, b"a/+/#")
     store.put_interest(PEER, b"$share/g/a/+")
+    store.put_newcomer(PEER, "client", 7)
     epoch = Epoch(2, 1 << 40, PEER)
     for owner in (OWN, PEER):
         rows = StoredRows(storage, turn, owner, Table.LASTING)
@@ -98,7 +99,7 @@ TARGET = Target("mesh_store", check, seeds())
 def test_the_seeds_are_records_of_every_kind() -> None:
     for seed in TARGET.seeds:
         check(seed)
-    assert len(TARGET.seeds) == 17
+    assert len(TARGET.seeds) == 18
 
 
 def test_every_cut_record_is_refused_or_read() -> None:

@@ -270,6 +270,41 @@ def test_what_a_dead_node_had_passed_on_is_not_given_once_more(away):
     test.wait(lambda: not any(each.core.owner.transfers.arriving() for each in (one, two)), "the end of all moves")
 
 
+@pytest.mark.parametrize("then", ["it is removed", "the publisher's node restarts", "the publisher's node gives it"])
+def test_what_was_kept_for_others_before_a_session_came_to_their_home_is_not_given_to_that(then):
+    """The client had it at the home before, which does not know so any more (seed 15362)."""
+    test = LeaveWorld(seed=471)
+    node, one, two = test.nodes
+    clients = test.make_sessions(two, 3, qos=2)
+    others = [Client(test.world, test.ledger, f"other{at}", node, 4, True, {TOPIC % at: 2}) for at in range(3)]
+    test.clients += others
+    test.visit(others, node)
+    publisher = test.publisher(one)
+    test.wait(lambda: test.known(node, others), "the interest of all")
+    test.world.network.partition(one.name, node.name, False)
+    test.publish(publisher, clients, 2, qos=2)
+    test.visit(clients, two)
+    assert all(len(client.inbox.copies) == 2 for client in clients)
+    test.visit(clients, node)
+    assert one.storage.snapshot()["outbox"], "nothing is kept"
+    if then == "the publisher's node gives it":
+        test.crash(one)
+        assert test.leave_and_wait(two, one).exit_code == 0
+        test.world.network.heal_all()
+        test.visit(clients, two)
+        test.donate(one)
+    else:
+        test.publish(publisher, clients, 2, qos=2)
+        test.crash(node)
+        test.world.network.heal_all()
+        if then == "the publisher's node restarts":
+            test.restart(one, publisher)
+        assert test.leave_and_wait(one, node).exit_code == 0
+        test.wait(lambda: not isfinite(one.core.estates.next_deadline()), "the end of the estate")
+    test.come_back(clients + others, [two])
+    test.judge(clients + others)
+
+
 @pytest.mark.parametrize("last", [1, 3])
 @pytest.mark.parametrize("is_removed", [True, False])
 def test_what_came_to_a_home_before_the_last_is_not_given_once_more(last, is_removed):

@@ -24,6 +24,7 @@ from cluster.mesh_store import (
     KEY_MEMBER,
     KEY_POSITION,
     KEY_REMOVED,
+    KEY_SINCE,
 )
 from cluster.table_rows import KEY_TABLE
 
@@ -40,6 +41,7 @@ CLUSTER_ROWS = {
     ("meta", KEY_HANDED + bytes(16)): b"\1handed",
     ("meta", KEY_KNOWN + bytes(16) + b"\2"): b"\1known",
     ("registry", KEY_INTEREST + bytes(16) + b"a/#"): b"\1",
+    ("registry", KEY_SINCE + bytes(16) + b"client"): b"\1since",
     ("registry", KEY_TABLE + bytes(16) + b"\2\0\0\2\0\1c"): b"\1row",
 }
 

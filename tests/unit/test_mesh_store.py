@@ -88,6 +88,8 @@ MEMBER = b"\0\6peer@h" + OTHER + bytes(8) + b"\0\0\3h:1"
         ("registry", b"interest/" + OTHER, b"\1"),
         ("registry", b"interest/" + OTHER + b"a\xff", b"\1"),
         ("registry", b"interest/" + OTHER + b"a/#/b", b"\1"),
+        ("registry", b"since/" + OTHER + b"client", b"\1\0"),
+        ("registry", b"since/" + OTHER + b"\xff", b"\1" + bytes(8)),
     ],
 )
 def test_a_record_that_can_not_be_read_is_named(family: str, key: bytes, value: bytes) -> None:
