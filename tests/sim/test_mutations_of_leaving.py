@@ -59,7 +59,7 @@ def test_a_donor_whose_queues_are_merged_without_ids_is_caught(monkeypatch):
 @interpreted
 def test_a_donor_that_gives_what_was_rerouted_is_caught(monkeypatch):
     monkeypatch.setattr(MeshStore, "put_rerouted", lambda self, store_id, number: None)
-    some_fails(donors.test_what_was_rerouted_is_not_recovered_once_more, range(4))
+    some_fails(donors.test_what_was_rerouted_is_not_recovered_once_more, range(4, 6))
 
 
 @interpreted
