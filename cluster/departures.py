@@ -134,12 +134,8 @@ class Departures:
         self.notices: list[str] = []
         # Nothing is read, and so nothing given; but for sessions that are asked for, no heads are sent either.
         self.held = False
-        # Client id -> the epoch counter of the home to which everything was routed in this life of the node, though it
-        # was to older ones as well.
-        self.superseding: dict[str, int] = {}
         self._owner = owner
         self._site = site
-        self._first_number = owner.next_number()
         self._switching = Switching(owner, site)
         self._destinations: dict[bytes, Destination] = {}
         # Leavings about which something has to be said, or may have.
@@ -472,17 +468,6 @@ class Departures:
         self._due.update(self.leavings)
         self._look_for_homes()
 
-    def homes_removed(self) -> None:
-        """Members were removed: of what was routed to a home there from which nobody goes on, nobody has anything.
-
-        A session that goes on from before that home may get its epoch counter once more.
-        """
-        self.superseding = {
-            client_id: counter
-            for client_id, counter in self.superseding.items()
-            if self._site.home(client_id).counter >= counter
-        }
-
     def _look_for_homes(self) -> None:
         """Sessions that were on their way to a node which is no member any more go where they are known to be.
 
@@ -660,10 +645,6 @@ class Departures:
         leaving.quiet = False
         self._load_due = True
         head = self._owner.transfers.head(leaving.departure)
-        if is_bare(leaving.departure) and leaving.client_id in self.superseding:
-            # It may have been kept for a session that this node had not heard to be over.
-            later_home = self.superseding[leaving.client_id]
-            head.direct.append((later_home, self._site.store_id(), self._first_number))
         client_id = leaving.departure.session.client_id
         self._put(leaving.home, pack_head(client_id, leaving.epoch, leaving.old_epoch, head, now))
 

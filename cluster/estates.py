@@ -13,6 +13,9 @@ may be down or cut off when the old one is removed, or this node may have starte
 then nobody else would have that. So an estate grows by what is published here for its sessions, as what waits for a
 member does, until the home of each has the mark in its stream. An estate that grows is not given.
 
+What was sent to a new home as well, that may have taken or left to the old one: it alone knows, and tells the next one.
+It forgets from where it gets what no sooner than this node knows that the old one has nothing (see `arrivals`).
+
 A session may have come to the removed node from another one. What was published here before that was known went there
 as well, and is for the session nowhere else (see `newcomers`).
 

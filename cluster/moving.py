@@ -23,7 +23,6 @@ from cluster.arrivals import Arrivals
 from cluster.claims import Claims
 from cluster.departures import Departures
 from cluster.frames import FrameType
-from cluster.interest import is_shared
 from cluster.mesh import Mesh
 from cluster.move_frames import (
     CONFIRMED,
@@ -162,7 +161,6 @@ class Moving:
             mesh.membership.name, self.site.store_id(), incarnation, mesh.registry.highest_epoch, mesh.is_current
         )
         self.departures = Departures(owner, self.site)
-        self.departures.superseding = self._superseding()
         self.arrivals = Arrivals(owner, self.site, mesh.registry)
         self.claims = Claims(owner, mesh, self.registration)
         self.registrar = Registrar(
@@ -349,7 +347,6 @@ class Moving:
                 self.departures.home_is_back(peer.store_id)
         if gone:
             self.arrivals.members_changed(now)
-            self.departures.homes_removed()
             self._switches = {pair: version for pair, version in self._switches.items() if not set(pair) & set(gone)}
         self._ran = {peer.store_id: peer.running for peer in self._mesh.peers.values()}
         self.departures.members_changed()
@@ -377,20 +374,6 @@ class Moving:
         known = (self._mesh.membership.name, self.site.name_of(told))
         if is_away or any(home.node not in known for home in self._mesh.registry.homes(client_id)):
             self._mesh.own.end(client_id.encode(), pack_epoch(epoch))
-
-    def _superseding(self) -> dict[str, int]:
-        """Return the epoch counters of homes to which all is routed from the start on, though older ones are known."""
-        found: dict[str, int] = {}
-        filters: dict[str, set[bytes]] = {}
-        for client_id, home in self._mesh.registry.superseding().items():
-            peer = self._mesh.peers.get(home.node)
-            if peer is not None:
-                if home.node not in filters:
-                    filters[home.node] = set(self._mesh.interest.persistent_filters(home.node))
-                wanted = [each for each, _ in peer.tables.subscriptions_of(client_id) if not is_shared(each)]
-                if filters[home.node].issuperset(wanted):
-                    found[client_id] = home.epoch.counter
-        return found
 
     def _remembered(self, client_id: str, store_id: bytes) -> SessionHead | None:
         for peer in self._mesh.peers.values():

@@ -109,16 +109,6 @@ class Registry:
         subject = client_id.encode()
         return len(self._homes[bucket_of(subject)].get(subject, b"")) > _HOME_BYTES
 
-    def superseding(self) -> dict[str, Home]:
-        """Return the homes of those client ids of which older homes are known as well."""
-        found: dict[str, Home] = {}
-        for homes in self._homes:
-            for subject, packed in homes.items():
-                home = self.find(subject.decode()) if len(packed) > _HOME_BYTES else None
-                if home is not None:
-                    found[subject.decode()] = home
-        return found
-
     def clients_of(self, node: str) -> Iterator[tuple[str, Home]]:
         """Iterate (client id, home) over the sessions whose home is the node, except those that are superseded.
 

@@ -496,9 +496,7 @@ class Transfers:
             for origin, number in head.cuts:
                 arrival.direct.add_giver(donor_id, counter, origin, number)
             for its_counter, origin, number in head.direct:
-                if head.expiry_s or its_counter != session.epoch.counter or arrival.is_apart():
-                    arrival.direct.add(origin, its_counter, number)
-                # Else who never had the session tells what it sent here, of which the cut says what was taken.
+                arrival.direct.add(origin, its_counter, number)
             self._update(session, arrival, now)
         return wants_more
 

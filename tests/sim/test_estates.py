@@ -708,7 +708,34 @@ def test_what_is_published_for_a_new_home_that_did_not_hear_that_it_is_known_com
     test.wait(test.whole, "the rest of the cluster")
     test.publish(publisher, clients, 2, qos=2)
     test.wait(lambda: not two.storage.snapshot()["outbox"], "the end of the estate")
+    # What was kept for a removed node holds up nobody: a client that is there before hears what came directly.
+    test.wait(lambda: not two.core.owner.transfers.departures, "the end of the stubs")
     test.come_back(clients, [one, two])
+    test.judge(clients)
+
+
+def test_what_a_new_home_left_to_the_old_one_comes_to_the_home_after_it():
+    """Who published it has found both in its store, and is heard at the next home before the new one is."""
+    test = LeaveWorld(seed=701, count=4)
+    node, one, two, three = test.nodes
+    clients = test.make_sessions(node, 3, qos=2)
+    publisher = test.publisher(two)
+    test.crash(node)
+    _have_adopted_unheard(test, node, one, two)
+    test.restart(two, publisher)
+    assert test.leave_and_wait(two, node, targets=(two.name,)).exit_code == 0
+    test.publish(publisher, clients, 2, qos=2)
+    test.visit(clients, three)
+    test.publish(publisher, clients, 2, qos=2)
+    test.lose()
+    test.world.network.partition(one.name, three.name, True)
+    one.start()
+    test.wait(lambda: not two.storage.snapshot()["outbox"], "the end of the estate")
+    transfers = two.core.owner.transfers
+    test.wait(lambda: all(map(transfers.is_drained, transfers.departures.values())), "what was kept")
+    test.world.network.heal(one.name, three.name)
+    test.wait(test.whole, "the rest of the cluster")
+    test.come_back(clients, [three])
     test.judge(clients)
 
 

@@ -149,17 +149,6 @@ def test_clients_of_a_node_are_those_that_it_is_the_home_of(view):
     assert [client_id for client_id, _ in view.registry.clients_of("c")] == ["client7"]
 
 
-def test_of_a_client_id_with_several_homes_the_latest_supersedes_the_others(view):
-    view.session("b", 1)
-    view.session("c", 2)
-    view.session("b", 1, "one home")
-    view.session("b", 1, "over")
-    view.session("c", 2, "over")
-    view.ended("c", 3, "over")
-    found = view.registry.superseding()
-    assert {client_id: (home.node, home.epoch.counter) for client_id, home in found.items()} == {"x": ("c", 2)}
-
-
 def test_the_order_in_which_rows_come_does_not_matter():
     """Any two registries that hold the same rows say the same."""
     for seed in range(50):

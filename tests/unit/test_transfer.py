@@ -964,38 +964,6 @@ def test_what_was_kept_for_the_present_home_is_taken_as_what_comes_directly(
     assert payloads(client) == ([b"5", b"6"] if home == HERE else [b"4", b"5"])
 
 
-@pytest.mark.parametrize("arrives", [True, False])
-def test_a_home_is_not_told_that_it_had_something_of_which_it_knows_better(
-    start: Callable[..., Node], arrives: bool
-) -> None:
-    """Who kept that for an older home has sent it to this one as well, which may have left it to the older one."""
-    old, new = start(store_id=THERE), start(store_id=HERE)
-    transfers = new.owner.transfers
-    client = (old if arrives else new).persistent("mover")
-    client.subscribe(b"t", 1)
-    client.drop()
-    if arrives:
-        session = Move(old, new).begin()
-        transfers.set_cut(session, ELSEWHERE, 5, new.now)
-    else:
-        session = new.owner.session("mover")
-        session.epoch = Epoch(2, 0, HERE)
-    epoch = Epoch(1, 0, bytes(16))
-    transfers.add_donor(session, b"d" * 16, 1, new.now)
-    head = SessionHead("mover", None, 0)
-    head.direct = [(2, ELSEWHERE, 4)]
-    transfers.introduce(session, b"d" * 16, epoch, head, (HERE, 1), new.now)
-    place = new.owner.legacies.place(epoch, 3)
-    kept = [
-        Delivery(place + number, Message(b"t", b"%d" % number, qos=1, origin=ELSEWHERE, number=number), 1, False, b"")
-        for number in (3, 4, 5)
-    ]
-    transfers.accept(session, b"d" * 16, place, kept, new.now)
-    transfers.end_arrival(session, new.now)
-    new.settle()
-    assert payloads(new.persistent("mover")) == ([b"3", b"4"] if arrives else [b"3"])
-
-
 def give(node: Node, session: Session, donor: bytes, epoch: Epoch, *numbers: int) -> None:
     """An old home gives messages of ELSEWHERE, and says its last word; it may have another store id by now."""
     transfers = node.owner.transfers
