@@ -12,8 +12,9 @@ served by that stream (see `broker.core.arrival`). If the member is removed, or 
 nobody reads the stream to its end; whoever gives what waits in it then (see `estates`) has to know the same. The old
 home may have forgotten by then that there was a session.
 
-A session of which no older home is known, when it is heard of, has no number: what it may have wanted before is nowhere
-else. Nor has one whose row is there already: it has been at the member before, and what waits may be of that time.
+A session of which no other home is known, when it is heard of, has no number: what it may have wanted before is nowhere
+else. Nor has one whose row is there already: it has been at the member before, and what waits may be of that time. The
+other home may be a later one, where another member tells of one that is down.
 
 The number is that of the mark by which the member is told that this node knows what it wants, as sessions are told
 behind what they want; or that of the next message, where another member tells of one that is down.
@@ -25,7 +26,7 @@ waiting when the last session came, or when all that was kept for a member is gi
 from collections.abc import Callable
 from typing import Final, final
 
-from broker.core.rows import RowKind, pack_row, row_subject, session_epoch
+from broker.core.rows import RowKind, pack_row, row_subject
 from cluster.link import OutgoingLink
 from cluster.mesh_store import MeshStore
 from cluster.registry import Registry
@@ -98,7 +99,7 @@ class Newcomers:
         """A row is there."""
         self._view.set_row(node, table, bucket, row, value)
         if row[0] == RowKind.SESSION and not self._registry.is_alone(bucket, row_subject(row)):
-            self._note(node, row_subject(row).decode(), session_epoch(value))
+            self._note(node, row_subject(row).decode())
 
     def remove_row(self, node: str, table: int, bucket: int, row: bytes) -> None:
         """A row is gone."""
@@ -109,8 +110,8 @@ class Newcomers:
                 self._store.delete_newcomer(self._store_id, client_id)
         self._view.remove_row(node, table, bucket, row)
 
-    def _note(self, node: str, client_id: str, epoch: bytes) -> None:
+    def _note(self, node: str, client_id: str) -> None:
         if client_id in self._first or client_id in self._fresh:
             return
-        if any(home.node != node and home.packed < epoch for home in self._registry.homes(client_id)):
+        if any(home.node != node for home in self._registry.homes(client_id)):
             self._fresh[client_id] = self.marked or self._next_number()

@@ -271,9 +271,13 @@ def test_what_a_dead_node_had_passed_on_is_not_given_once_more(away):
 
 
 @pytest.mark.parametrize("then", ["it is removed", "the publisher's node restarts", "the publisher's node gives it"])
-def test_what_was_kept_for_others_before_a_session_came_to_their_home_is_not_given_to_that(then):
-    """The client had it at the home before, which does not know so any more (seed 15362)."""
-    test = LeaveWorld(seed=471)
+@pytest.mark.parametrize("seed", [471, 7534])
+def test_what_was_kept_for_others_before_a_session_came_to_their_home_is_not_given_to_that(then, seed):
+    """The client had it at the home before, which does not know so any more (seed 15362).
+
+    With the second seed the publisher's node hears of that home when the session has gone on from there.
+    """
+    test = LeaveWorld(seed=seed)
     node, one, two = test.nodes
     clients = test.make_sessions(two, 3, qos=2)
     others = [Client(test.world, test.ledger, f"other{at}", node, 4, True, {TOPIC % at: 2}) for at in range(3)]
@@ -283,6 +287,8 @@ def test_what_was_kept_for_others_before_a_session_came_to_their_home_is_not_giv
     test.wait(lambda: test.known(node, others), "the interest of all")
     test.world.network.partition(one.name, node.name, False)
     test.publish(publisher, clients, 2, qos=2)
+    # Who does not hear a member for a moment has its clients wait for that.
+    test.wait(lambda: not node.core.mesh.peers[one.name].running, "the notice of the cut")
     test.visit(clients, two)
     assert all(len(client.inbox.copies) == 2 for client in clients)
     test.visit(clients, node)
@@ -299,6 +305,7 @@ def test_what_was_kept_for_others_before_a_session_came_to_their_home_is_not_giv
         test.world.network.heal_all()
         if then == "the publisher's node restarts":
             test.restart(one, publisher)
+        test.wait(test.whole, "the rest of the cluster")
         assert test.leave_and_wait(one, node).exit_code == 0
         test.wait(lambda: not isfinite(one.core.estates.next_deadline()), "the end of the estate")
     test.come_back(clients + others, [two])

@@ -51,21 +51,21 @@ class Node:
         return self.store.newcomers(PEER)
 
 
-def test_it_is_known_of_who_came_from_an_older_home_while_something_waited() -> None:
+def test_it_is_known_of_who_has_another_home_when_heard_of_while_something_waited() -> None:
     node = Node()
-    for client_id, counter in (("moved", 1), ("older here", 3)):
+    for client_id, counter in (("moved", 1), ("moved on", 3)):
         node.session(client_id, counter, "else@h")
     node.session("moved", 2)
-    node.session("older here", 2)
+    node.session("moved on", 2)
     node.session("began", 2)
     # What waits comes into the link when the turn ends.
     node.wait()
-    assert node.known() == {"moved": 50}
+    assert node.known() == {"moved": 50, "moved on": 50}
     node.newcomers.marked = 40
     node.session("marked", 1, "else@h")
     node.session("marked", 2)
     node.session("moved", 3)
-    assert node.known() == {"moved": 50, "marked": 40}, "what was known first holds"
+    assert node.known() == {"moved": 50, "moved on": 50, "marked": 40}, "what was known first holds"
 
 
 def test_nothing_is_kept_of_who_came_when_nothing_waited() -> None:
