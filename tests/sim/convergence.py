@@ -116,8 +116,14 @@ def sessions_converged(world, clients):
                 return f"{client.name} is {client.state} at {client.home.name}, in the eyes of {node.name} it is not"
             wanted = set(session.subscriptions)
             # Of two nodes that were apart the latest home's word counts, a Clean Start as well, and not the last one of
-            # a client that went back to an older home.
-            sure = set(client.subscribed) - client.outdated
+            # a client that went back to an older home; but if that has been removed, only where somebody had heard it.
+            removed = {store_id for _name, store_id in node.core.mesh.membership.removed}
+            sure = {
+                topic_filter
+                for topic_filter in set(client.subscribed) - client.outdated
+                for said_by in [client.said_by[topic_filter]]
+                if said_by <= session.epoch or said_by.store_id not in removed
+            }
             if not sure <= wanted <= set(client.ever_wanted) and not world.power_loss:
                 return f"{client.name} has {sorted(wanted)} at {node.name}, not {sorted(client.subscribed)}"
     return f"there are sessions of {sorted(homes)}, which nobody knows" if homes else ""

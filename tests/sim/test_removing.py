@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import checkers
+import convergence
 import pytest
 from leave_world import TOPIC, LeaveWorld, heard_by
 from virtual_clients import ONLINE, Client
@@ -38,6 +39,43 @@ def test_the_sessions_of_a_dead_node_are_split_evenly_and_get_new_messages():
     test.judge(clients)
     test.world.run(REMOVED_S + 1.0)
     assert not any(node.core.owner.transfers.arriving() for node in (one, two))
+
+
+@pytest.mark.parametrize("is_heard", [True, False])
+def test_what_a_client_asked_a_removed_node_for_is_known_if_that_was_heard(is_heard):
+    """The node at which its session goes on was down then (seed 17133)."""
+    test = LeaveWorld(seed=20, count=2)
+    old, home = test.nodes
+    (client,) = test.make_sessions(old, 1)
+    topic_filter = TOPIC % 0
+    client.comes_back = True
+    client.connect()
+    test.wait(lambda: client.state == ONLINE, "its return")
+    client.unsubscribe(topic_filter)
+    test.wait(lambda: not old.core.owner.session(client.name).subscriptions, "the end of its subscription")
+    client.comes_back = False
+    client.disconnect(False)
+    test.crash(old)
+    client.home = home
+    client.comes_back = True
+    client.connect()
+    test.wait(lambda: client.state == ONLINE, "its return to the other node")
+    client.subscribe(topic_filter, 1)
+    test.wait(lambda: client.subscribed, "a subscription")
+    client.comes_back = False
+    client.disconnect(False)
+    if not is_heard:
+        test.world.network.partition(old.name, home.name, True)
+    old.start()
+    test.world.run(5.0)
+    home.kill()
+    test.world.network.heal_all()
+    test.wait(lambda: not old.core.mesh.peers[home.name].running, "its death")
+    assert test.leave_and_wait(old, home).exit_code == 0
+    test.come_back([client], [old])
+    assert list(old.core.owner.session(client.name).subscriptions) == [topic_filter][: int(is_heard)]
+    home.is_gone = True
+    assert convergence.sessions_converged(test.world, [client]) == ""
 
 
 @pytest.mark.parametrize("count", [4, ASKED_MAX + 40])

@@ -70,9 +70,9 @@ class Client:
         self.subscribed = {}
         # Filters of which it said its last word to an older home than an earlier one, of which that home did not know.
         self.outdated = set()
-        # The latest epoch by which it said anything of a filter, and by which it was told that it has no session, be it
+        # The latest epoch by which it said anything, by filter; and by which it was told that it has no session, be it
         # that it asked for a clean start: then it wants nothing. And that of its connection.
-        self._said_by = {}
+        self.said_by = {}
         self._begun_by = NO_EPOCH
         self._epoch = NO_EPOCH
         self.session_exists = False
@@ -353,11 +353,11 @@ class Client:
 
         A session that ends with its connection begins anew with the next one, and has no older homes.
         """
-        if self.persistent and self._epoch < max(self._said_by.get(topic_filter, NO_EPOCH), self._begun_by):
+        if self.persistent and self._epoch < max(self.said_by.get(topic_filter, NO_EPOCH), self._begun_by):
             self.outdated.add(topic_filter)
         else:
             self.outdated.discard(topic_filter)
-            self._said_by[topic_filter] = self._epoch
+            self.said_by[topic_filter] = self._epoch
 
     def _wants(self, topic):
         return any(qos and matches(topic_filter, topic) for topic_filter, qos in self.subscribed.items())
