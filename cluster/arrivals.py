@@ -10,8 +10,8 @@ Theory of operation
 
 A session that is not here yet goes on as it was there (its heir); one that has a life here takes what the other has
 left, in front of its own. An offer may be heard once more when all is over that came of it, and forgotten. So where
-nothing of that is remembered, one that was not asked for counts only if the other's tables tell of the session; and a
-will that comes along only if they tell of that.
+nothing of that is remembered, one that was not asked for counts only if the other's tables tell of the session now; and
+a will that comes along only if they tell of that.
 
 Everything is answered by what has come of it, so that an old home may say everything again. An answer leaves with the
 commit of what it promises, and says which version of this node's wishes has the session's.
@@ -398,13 +398,14 @@ class Arrivals:
         """Say whether an offer that this node has not asked for may be one that its node still makes.
 
         Else it is an old one that was heard once more when all that came of it is over, and nothing tells what came; or
-        its node has not told yet that it has something, and offers that again. An arrival knows what came to it, unless
-        it was made for others when the session was here already.
+        its node has not told yet that it has something, and offers that again. What is known from before a restart, or
+        before the node was heard again, does not tell. An arrival knows what came to it, unless it was made for others
+        when the session was here already.
         """
         arrival = session.arrival if session is not None else None
         if arrival is not None and (node in arrival.donors or not arrival.is_apart()):
             return True
-        return self._site.has_session(node, client_id)
+        return self._site.is_current(node) and self._site.has_session(node, client_id)
 
     def _note_held(self, session: Session, now: float) -> None:
         """What one old home gives may have to wait for another one, which will be heard of soon if it is there."""

@@ -1766,6 +1766,46 @@ def test_an_offer_that_is_heard_once_more_brings_nothing_back(is_ended):
     an_offer_is_heard_once_more_when_all_is_over(is_ended)
 
 
+def test_an_offer_that_is_heard_once_more_after_a_restart_brings_back_nothing_that_was_discarded_meanwhile():
+    """What was sent to a node may have been on its way when it died, and what it has stored tells of the session."""
+    scene = Scene()
+    old, dead, new = scene.nodes
+    client = scene.comes("client", old, {b"a/b": 1})
+    publisher = scene.comes("publisher", new)
+    scene.goes(client)
+    scene.publish(publisher, b"a/b", 1, 3)
+    offers = []
+
+    def keep(frame):
+        if len(frame) > 1 and frame[1] == FrameType.MOVE:
+            offers.append(frame)
+            return True
+        return False
+
+    scene.world.network.lose_frame = keep
+    client.home = dead
+    client.connect()
+    scene.until(lambda: len(offers) > 1)
+    scene.goes(client, True)
+    scene.crash(dead)
+    lose(scene)
+    scene.connect(client, new, clean=True)
+    scene.until(lambda: not old.core.moving.departures.leavings)
+    # It tells that it has nothing of the session before it hears what became of that.
+    lose(scene, FrameType.TABLE_ROWS, FrameType.TABLE_DONE)
+    dead.start()
+    scene.until(lambda: not new.core.mesh.registry.own_ended())
+    for frame in offers:
+        dead.input_arrives(FrameReceived(old.name, b"bulk", frame))
+    scene.run(0.1)
+    lose(scene)
+    scene.until(scene.is_whole)
+    scene.run(2.0)
+    assert scene.homes("client") == [new]
+    payloads = scene.publish(publisher, b"a/b", 1, 3)
+    scene.until(lambda: scene.payloads(client) == payloads)
+
+
 @pytest.mark.parametrize("stays", [False, True], ids=["nobody is at the other home", "a client is at the other home"])
 def test_who_connects_where_a_later_home_is_not_heard_of_is_not_told_that_another_client_took_over(stays):
     """Its node was down when the session got that home; a contender that hears of a takeover gives up (seed 1040)."""
