@@ -19,7 +19,7 @@ which turns it holds, and is settled again when
 
 - every member has told all its turns, and had the same view when it did: from then on it takes no turn of this keeper's
   client ids but from this keeper. A member that does not answer, or whose view stays different (a connection between
-  two others is down), delays it for AGREEMENT_TIMEOUT_S only;
+  two others is down), delays it for AGREEMENT_TIMEOUT_S only, and is then not asked any more once it has answered;
 - `is_current` says that it knows the registry rows of every running member, not older than what the last one told: a
   turn that was given back to another keeper before is told of no more, and what came of it stands in a row.
 
@@ -248,7 +248,7 @@ class TurnKeeper:
     def tick(self, now: float) -> None:
         """Repeat what may have been lost, and forget who waited too long."""
         for node, told in self._told.items():
-            if not self.settled and not self._agrees(told) and now - told.asked_at >= SURVEY_RETRY_S:
+            if not self.settled and self._is_awaited(told, now) and now - told.asked_at >= SURVEY_RETRY_S:
                 told.asked_at = now
                 self.surveys.append(node)
         self.settle(now)
@@ -325,6 +325,14 @@ class TurnKeeper:
 
     def _agrees(self, told: Told) -> bool:
         return told.complete and told.view == self._view.digest
+
+    def _is_awaited(self, told: Told, now: float) -> bool:
+        """Say whether a member has yet to tell its turns, or to do so in the same view.
+
+        One whose view stays different is not asked for ever: all have to tell their rows after each answer, and no time
+        would be left for that between the answers of two.
+        """
+        return not told.complete or (not self._agrees(told) and now - self._changed_at < AGREEMENT_TIMEOUT_S)
 
     def _is_settled(self, now: float) -> bool:
         if now - self._changed_at < AGREEMENT_TIMEOUT_S:

@@ -529,6 +529,32 @@ def test_members_that_never_agree_delay_a_keeper_but_do_not_stop_it():
     assert nodes[1].outcome(token) == "held"
 
 
+def test_members_that_never_agree_and_answer_one_after_the_other_do_not_stop_a_keeper():
+    """Each tells its rows with its answer, and again only a second after it was asked: one before the other."""
+    told_at = {"b@b": 0.0, "c@c": 0.0}
+    epochs = [lambda client_id: NO_EPOCH, lambda since: min(told_at.values()) >= since]
+    registration = Registration("a@a", STORES[0], 1, *epochs)
+    registration.member_started("b@b", STORES[1], 1, 1.0)
+    registration.member_started("c@c", STORES[2], 1, 1.0)
+    client_id = next(name for name in map(str, range(99)) if registration.keeper(name) == "a@a")
+    registration.request(client_id, 1, 1.0)
+    now = 1.0
+    while now < 1.0 + AGREEMENT_TIMEOUT_S + 1.5:
+        registration.tick(now)
+        surveys = [(node, unpack_turn_survey(frame)) for node, frame in registration.take_frames()]
+        for node in told_at:
+            now += 0.03
+            asked = [number for name, number in surveys if name == node]
+            for number in asked:
+                registration.receive(node, pack_turns_held(number, registration.view() + 1, [])[0], now)
+            if asked or now >= told_at[node] + 1.0:
+                told_at[node] = now
+                registration.check_current(now)
+        now += 0.01
+    assert [result.token for result in registration.take_results()] == [1]
+    registration.validate()
+
+
 def test_a_request_at_a_node_that_does_not_keep_it_in_its_own_eyes_waits_there():
     """Reason: two nodes see a member come or go at different times; the request is answered once they agree."""
     network, (one, two, three) = cluster(notice_s=0.1)
