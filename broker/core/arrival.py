@@ -326,9 +326,41 @@ class Arrival:
                 its_id != store_id and its.counter == counter and not its.gone for its_id, its in self.donors.items()
             )
             or self.places.are_of_rivals(counter)
+            or any(its_id != store_id for its_id in self._passed_on_of(counter))
         ):
             return UNPLACED
         return 0
+
+    def _passed_on_of(self, counter: int) -> list[bytes]:
+        """Return the old homes of which others say that they had places of an epoch counter of them.
+
+        Not those that are no members: they may be back under another identity.
+        """
+        return [
+            store_id
+            for store_id, (place, _counter) in self.skips.items()
+            if place >> PLACE_BITS == counter and store_id in self.donors and not self.donors[store_id].gone
+        ]
+
+    def _sources(self, donor: Donor, seq: int) -> list[bytes]:
+        """Return the old homes of one of which a donor had what it passes on with this place; none: it may be anybody.
+
+        It says of whom it had such places. A rival of that one gave other things in the same.
+        """
+        counter = seq >> PLACE_BITS
+        return list(self.skips) if counter != donor.counter and self._passed_on_of(counter) else []
+
+    def _is_of_rivals(self, donor: Donor, seq: int) -> bool:
+        """Say whether a rival of the one of whom a donor had what it passes on has given what has that place here."""
+        sources = self._sources(donor, seq)
+        if not sources or is_legacy(seq):
+            return False
+        counter = seq >> PLACE_BITS
+        return self.places.include_of_others(seq, sources) or any(
+            other.counter == counter and not other.rival and 0 <= other.low < seq <= other.watermark
+            for other_id, other in self.donors.items()
+            if other_id not in sources
+        )
 
     def inherit(self, store_id: bytes, counter: int) -> None:
         """The home of this epoch counter says that an older one has something left for it."""
@@ -475,12 +507,13 @@ class Arrival:
         counter = seq >> PLACE_BITS
         # What has a place of its own there, nobody else had: a rival has other things in the same places.
         is_own = counter == donor.counter
-        for other in self.donors.values():
+        sources = self._sources(donor, seq)
+        for other_id, other in self.donors.items():
             if other is donor or counter != other.counter or (is_own and not other.gone):
                 continue
-            if 0 <= other.low < seq <= other.watermark:
+            if 0 <= other.low < seq <= other.watermark and (not sources or other_id in sources):
                 return True
-        return self.places.include(store_id, seq, is_own)
+        return self.places.include(store_id, seq, is_own, sources)
 
     def has_had(self, cuts: Cuts, origin: bytes, number: int, seq: int) -> bool:
         """Say whether a delivery of an old home, by its place there, came directly as well by the cuts that count."""
@@ -562,10 +595,11 @@ class Arrival:
 
     def place(self, donor: Donor, seq: int) -> int:
         """Return the place here of a delivery with the place `seq` at an old home."""
-        if seq < self.first_seq and not (self.is_own(donor, seq) and donor.rival):
+        is_beside = self._is_of_rivals(donor, seq) or (self.is_own(donor, seq) and donor.rival != 0)
+        if seq < self.first_seq and not is_beside:
             self.places.note(seq)
             return seq
-        # The donor was a home of the same epoch counter as another one, on the other side of a partition.
+        # The donor, or one before it, was a home of the same epoch counter as another one, beyond a partition.
         if donor.rival in (0, UNPLACED):
             donor.rival = self.places.new_range(first_place_of(seq >> PLACE_BITS) == self.first_seq)
         return place_in_range(donor.rival, seq, self.first_seq)

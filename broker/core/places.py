@@ -92,15 +92,26 @@ class GivenPlaces:
         end = first_place_of(epoch.counter + 1) - 1
         self.given = [*kept, (epoch.store_id, epoch.counter, end, end, 0)][-GIVEN_MAX:]
 
-    def include(self, store_id: bytes, seq: int, is_own: bool) -> bool:
+    def include(self, store_id: bytes, seq: int, is_own: bool, sources: list[bytes]) -> bool:
         """Say whether a delivery of an old home was given before; `is_own` says that its place is of that home's own.
 
-        What has such a place nobody else had: a rival has other things in the same places.
+        What has such a place nobody else had: a rival has other things in the same places. `sources` are the only ones
+        of which it may have had another, if any are named.
         """
         counter = seq >> PLACE_BITS
         return any(
-            counter == its_counter and low < seq <= high and (of in (store_id, ANYBODY) or not is_own)
+            counter == its_counter
+            and low < seq <= high
+            and (of in (store_id, ANYBODY) or (not is_own and (not sources or of in sources)))
             for of, its_counter, low, high, _range in self.given
+        )
+
+    def include_of_others(self, seq: int, sources: list[bytes]) -> bool:
+        """Say whether another old home than these gave what has this place here."""
+        counter = seq >> PLACE_BITS
+        return any(
+            counter == its_counter and not its_range and low < seq <= high and of not in sources and of != ANYBODY
+            for of, its_counter, low, high, its_range in self.given
         )
 
     def range_of(self, store_id: bytes, counter: int) -> int:

@@ -487,6 +487,41 @@ def test_rivals_meet_at_a_home_of_a_later_epoch(start: Callable[..., Node], is_o
     assert payloads(third.persistent("mover")) == [b"first 1", b"first 2", b"first 3", b"second 1", b"second 2"]
 
 
+@pytest.mark.parametrize("is_over", [False, True])
+@pytest.mark.parametrize("begins", [False, True], ids=["the rival is heard first", "the rival is heard last"])
+@pytest.mark.parametrize("gives", [False, True], ids=["the rival gives first", "the rival gives last"])
+def test_what_a_home_passes_on_of_another_one_is_not_taken_for_what_a_rival_of_that_gave(
+    start: Callable[..., Node], gives: bool, begins: bool, is_over: bool
+) -> None:
+    """It has the same places; of the one that had it nothing was heard yet but what the home between says."""
+    first, between, rival, last = [start(store_id=store_id) for store_id in (HERE, THERE, THIRD, b"e" * 16)]
+    lone_home(first, (1, b"first 1"), (2, b"first 2"))
+    lone_home(rival, (11, b"rival 1"), (12, b"rival 2"))
+    to_between = Move(first, between)
+    to_between.begin(counter=2)
+    to_between.rest()
+    homes = [(between, 2), (rival, 1)] if begins else [(rival, 1), (between, 2)]
+    givers = [between, rival] if gives else [rival, between]
+    moves = {old: Move(old, last) for old, _ in homes}
+    session = moves[homes[0][0]].begin(counter=4)
+    heard = []
+    for old, counter in homes:
+        if heard:
+            last.owner.transfers.add_donor(session, old.store_id, counter, last.now)
+        cut = (last.store_id, last.owner.next_number())
+        epoch = Epoch(counter, 0, old.store_id)
+        last.owner.transfers.introduce(session, old.store_id, epoch, moves[old].head, cut, last.now)
+        heard.append(old)
+        while givers and givers[0] in heard:
+            giver = givers.pop(0)
+            moves[giver].rest()
+            if is_over:
+                last.owner.transfers.end_donor(session, giver.store_id, last.now)
+    last.owner.transfers.end_arrival(session, last.now)
+    last.settle()
+    assert sorted(payloads(last.persistent("mover"))) == [b"first 1", b"first 2", b"rival 1", b"rival 2"]
+
+
 @pytest.mark.parametrize("bytes_max", [100_000, 1])
 def test_rivals_meet_though_what_waits_of_the_first_is_all_that_is_known_of_it(
     start: Callable[..., Node], bytes_max: int
