@@ -3,6 +3,7 @@
 The same world as the seeds', but nothing goes wrong here that the scene does not say.
 """
 
+import convergence
 from ledger import Ledger
 from virtual_clients import OFFLINE, ONLINE, Client
 from world import World
@@ -48,11 +49,12 @@ class Scene:
         assert results[0].joined, results[0].text
 
     def is_whole(self):
-        """Say whether all nodes hear each other, and know what each has."""
-        return all(
+        """Say whether all nodes hear each other, and know what each has, be it that it has not told that yet."""
+        hear_all = all(
             node.up and len(node.core.mesh.peers) == len(self.world.nodes) - 1 and node.core.mesh.is_complete()
             for node in self.world.nodes.values()
         )
+        return hear_all and not convergence.tables_converged(self.world)
 
     def run(self, seconds):
         """Let time pass."""
@@ -73,10 +75,19 @@ class Scene:
         return client
 
     def connect(self, client, home=None, clean=False):
-        """Have a client connect, to another node if that is named, and subscribe to what it wants."""
+        """Have a client connect, to another node if that is named, and subscribe to what it wants.
+
+        It does so again if it is refused, as where a node can't know yet who has what of its session.
+        """
         client.home = home or client.home
         client.connect(clean)
-        self.until(lambda: client.state == ONLINE and set(client.subscribed) == set(client.wanted))
+
+        def is_there():
+            if client.state == OFFLINE:
+                client.connect(clean)
+            return client.state == ONLINE and set(client.subscribed) == set(client.wanted)
+
+        self.until(is_there)
 
     def comes(self, name, home, filters=(), **options):
         """Make a client that is there, with all nodes knowing what it wants."""
