@@ -422,7 +422,7 @@ def test_the_wills_of_a_member_that_is_to_be_removed_are_claimed_at_once():
     cluster = Cluster(60)
     one, two, three = cluster.nodes
     stop(cluster, one)
-    cluster.world.run(4.0)
+    assert cluster.world.run(8.0, lambda: not any(node.core.mesh.peers[one.name].running for node in (two, three)))
     for node in (two, three):
         assert node.core.moving.claims.unspent(one.name) == 1
         node.core.moving.claims.claim_now(one.name)
