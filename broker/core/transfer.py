@@ -491,7 +491,8 @@ class Transfers:
             for store_id, watermark in head.taken:
                 if store_id != donor_id:
                     arrival.skip(store_id, watermark, counter)
-                    if is_first:
+                    # Of this node it is known whether it has something left: then that has a stub.
+                    if is_first and (store_id != cut[0] or session.client_id in self.departures):
                         arrival.inherit(store_id, counter)
             for origin, number in head.cuts:
                 arrival.direct.add_giver(donor_id, counter, origin, number)

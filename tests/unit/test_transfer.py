@@ -522,6 +522,20 @@ def test_what_a_home_passes_on_of_another_one_is_not_taken_for_what_a_rival_of_t
     assert sorted(payloads(last.persistent("mover"))) == [b"first 1", b"first 2", b"rival 1", b"rival 2"]
 
 
+def test_nothing_waits_for_what_this_node_has_given_away_itself(start: Callable[..., Node]) -> None:
+    """An old home has not heard all from this node, which was the home before it, and gave the rest to a rival."""
+    old, new = start(store_id=HERE), start(store_id=THERE)
+    lone_home(old, (1, b"old"))
+    move = Move(old, new)
+    move.head.taken = [(THERE, 0)]
+    session = move.begin(counter=3)
+    cut = (THERE, new.owner.next_number())
+    new.owner.transfers.introduce(session, HERE, Epoch(1, 0, HERE), move.head, cut, new.now)
+    move.rest()
+    assert payloads(new.persistent("mover")) == [b"old"]
+    move.end()
+
+
 @pytest.mark.parametrize("bytes_max", [100_000, 1])
 def test_rivals_meet_though_what_waits_of_the_first_is_all_that_is_known_of_it(
     start: Callable[..., Node], bytes_max: int
