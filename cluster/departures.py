@@ -313,10 +313,13 @@ class Departures:
         leaving = self.leavings.get(client_id)
         return leaving is not None and leaving.home == self._site.store_id()
 
-    def is_given_back(self, client_id: str, node: bytes, epoch: Epoch, taken: list[tuple[bytes, int]]) -> bool:
-        """Say whether the new home of a session that leaves gives it away to this node, with what it has `taken`."""
+    def is_given_back(self, client_id: str, node: bytes, taken: list[tuple[bytes, int]]) -> bool:
+        """Say whether the node that gives a session to this one is the new home of its stub, with what it has `taken`.
+
+        That is known if it gives it under a later epoch than the stub was to go there.
+        """
         leaving = self.leavings.get(client_id)
-        if leaving is None or leaving.home != node or leaving.epoch >= epoch:
+        if leaving is None or leaving.home != node:
             return False
         for store_id, watermark in taken:
             if store_id == self._site.store_id():

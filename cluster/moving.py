@@ -394,16 +394,21 @@ class Moving:
 
         If a stub is here that nobody has taken, or that is meant for the very node that gives the session away, then
         that is the session which the word is about: two stubs would wait for each other. One that is meant for a third
-        node goes to the session that comes instead, if that has the later epoch: more stubs would wait in a ring.
+        node goes to the session that comes instead: more stubs would wait in a ring.
+
+        All that goes by a later epoch than the stub's: a session that is back has other places than those which it gave
+        away. Who knows no later one than that by which the stub was the home offers it again when that is adopted.
         """
         if item.kind != HEAD or self._owner.session(item.client_id) is not None:
             return True
         if not self.departures.has_stub(item.client_id):
             return True
+        if item.epoch <= self.departures.next_epoch(item.client_id):
+            return False
         assert item.head is not None
-        given_back = self.departures.is_given_back(item.client_id, node, item.epoch, item.head.taken)
+        given_back = self.departures.is_given_back(item.client_id, node, item.head.taken)
         if not given_back and not self.departures.is_untaken(item.client_id):
-            return self.departures.next_epoch(item.client_id) < item.epoch
+            return True
         self.departures.come_back(item.client_id, item.epoch)
         self.departures.notices.append(f"session of {item.client_id!r} is back before it was all elsewhere")
         self.arrivals.watch(item.client_id)

@@ -54,7 +54,8 @@ Who kept something for the present home itself, which it could not send there wh
 come directly: that counts as what does, and is placed behind what did before.
 
 What a stub had directly and gave to its new home it has no more. When the session comes back to it, only what it has
-`kept` came directly here: of each origin everything from a number on.
+`kept` came directly here: of each origin everything from a number on. No more than that it tells the next home that it
+had, as the other one may be back as a donor, and give the rest.
 
 A stub hears of no cuts any more, and takes whatever comes while old homes still give something: an origin that knows of
 it may have sent that here alone. Of one whose cut it had not heard it may be sent only what others here want, and what
@@ -283,11 +284,12 @@ class Arrival:
         return [self.cuts, *self.late]
 
     def direct_cuts(self) -> list[tuple[bytes, int]]:
-        """Return from which number of each origin on everything came directly, whatever matches it."""
+        """Return from which number of each origin on everything came directly, and is here, whatever matches it."""
+        kept = self.cuts.numbers if self.kept is None else self.kept
         return [
-            (origin, max([cuts.numbers[origin] for cuts in self.all_cuts()]))
+            (origin, max([kept[origin], *[cuts.numbers[origin] for cuts in self.all_cuts()]]))
             for origin in self.cuts.numbers
-            if all(origin in cuts.numbers for cuts in self.late)
+            if origin in kept and all(origin in cuts.numbers for cuts in self.late)
         ]
 
     def overlaps_with(self, origin: bytes) -> bool:

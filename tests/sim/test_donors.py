@@ -333,6 +333,39 @@ def test_what_a_session_took_from_a_home_that_goes_on_with_it_is_recovered():
     test.judge(clients)
 
 
+def test_what_a_removed_node_took_has_other_places_than_what_comes_to_its_old_home_since():
+    """A still older home offers what it has under the epoch by which the stub there was the home (seed 354)."""
+    test = LeaveWorld(seed=671, max_inflight_messages=1)
+    node, one, two = test.nodes
+    clients = test.make_sessions(two, 6)
+    publisher = test.publisher(one)
+    test.crash(two)
+    test.visit(clients, one)
+    test.publish(publisher, clients, 3)
+    # Nobody else hears that they are there.
+    test.lose(FrameType.TABLE_DELTA, FrameType.TABLE_ROWS, FrameType.TABLE_DONE)
+    for client in clients:
+        _move(test, client, node)
+    assert test.queued(node) == {client.name: 3 for client in clients}
+    test.crash(node)
+    test.lose()
+    two.start()
+    test.wait(test.whole, "the rest of the cluster")
+    # The turns of some clients are to be granted by the node that was started.
+    test.lose(FrameType.TURN_GRANT)
+    assert test.leave_and_wait(one, node, targets=(one.name,)).exit_code == 0
+    node.start()
+    test.wait(lambda: node.name in test.gone, "the news of its removal")
+    test.publish(publisher, clients, 3)
+    test.lose()
+    test.wait(lambda: len(test.queued(one)) == len(clients), "the sessions")
+    test.visit(clients, two)
+    test.recover(node)
+    test.wait(lambda: node.name in test.gone, "the end of the donation")
+    test.come_back(clients, [two])
+    assert all(list(client.inbox.copies.values()) == [1] * 6 for client in clients)
+
+
 def test_what_a_donor_has_is_kept_apart_from_what_its_rival_gave():
     """Both were homes of one epoch counter, in two halves of a partition, and the session of the other one went on."""
     test = LeaveWorld(seed=675)

@@ -875,6 +875,28 @@ def test_a_stub_tells_a_third_home_only_of_what_it_still_has(start: Callable[...
     assert head.direct == [(1, ELSEWHERE, 1)]
 
 
+def test_a_session_that_came_back_tells_the_next_home_only_of_what_it_still_has(start: Callable[..., Node]) -> None:
+    """What it had directly before it has given to the one where it was meanwhile, which may give it yet (seed 354)."""
+    old, new = start(store_id=HERE), start(store_id=THERE)
+    client = old.persistent("mover")
+    client.subscribe(b"t", 1)
+    client.drop()
+    session = old.owner.session("mover")
+    assert session is not None
+    session.arrival = Arrival(first_place(Epoch(1, 0, HERE)))
+    session.arrival.donor(THIRD)
+    session.arrival.set_cut(ELSEWHERE, 1)
+    session.arrival.set_cut(THERE, 1)
+    for number in (1, 2, 3):
+        direct(old, ELSEWHERE, number, b"%d" % number)
+    move = Move(old, new)
+    move.begin()
+    move.rest()
+    old.owner.transfers.come_back(move.departure, Epoch(3, 0, HERE))
+    direct(old, ELSEWHERE, 4, b"4")
+    assert Move(old, start(store_id=ELSEWHERE)).head.cuts == [(ELSEWHERE, 4)]
+
+
 def test_a_stub_that_is_the_home_again_knows_what_it_and_older_homes_had(start: Callable[..., Node]) -> None:
     """Whether older homes still give something or not."""
     for is_over in (False, True):
