@@ -199,7 +199,7 @@ def test_a_stub_that_left_its_groups_is_a_member_again_when_its_session_is_back(
     test.leave(one, node, targets=("node2@h",), force=True)
     stubs = node.core.owner.transfers.departures
     test.wait(lambda: stubs and not node.core.owner.draining.stubs_in_groups(), "the end of its membership")
-    assert not in_groups(node)
+    test.wait(lambda: not in_groups(node), "what waits for the group being on its way")
     if restarts:
         node.kill()
         node.start()
