@@ -65,6 +65,10 @@ class Inbox:
         self.doubtful.update(self.received)
         self.received.clear()
 
+    def hold_back(self, seconds):
+        """Acknowledge nothing for a while, as `ack_delay_s` can't promise."""
+        self._ack_at = max(self._ack_at, self.world.now + seconds)
+
     def stop_reading(self):
         """Leave everything unread; False if that is so already."""
         was_reading, self._reading = self._reading, False
