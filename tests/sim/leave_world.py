@@ -168,9 +168,15 @@ class LeaveWorld:
                 client.home = nodes[place % len(nodes)]
                 client.come_back()
         self.wait(lambda: all(client.state == ONLINE for client in clients), "everybody's return")
+        # What is of QoS 2 is acknowledged to its publisher before it has come to another node.
         self.wait(
             lambda: (
                 not any(node.core.owner.transfers.departures for node in self.world.running_nodes())
+                and not any(
+                    view.running and view.link_bytes_pending
+                    for node in self.world.running_nodes()
+                    for view in node.core.members_view()
+                )
                 and all(
                     session is not None and not len(session.queue) and not len(session.inflight)
                     for client in clients
@@ -206,9 +212,9 @@ class LeaveWorld:
                 f"{client.name} heard something twice"
             )
 
-    def recover(self, node):
-        """Start a node that was removed as a donor of its queues."""
-        self.operators.recover(node)
+    def recover(self, node, store_id=b""):
+        """Start a node that was removed as a donor of its queues; with a store id at random if none is given."""
+        self.operators.recover(node, store_id)
 
     def donate(self, node, dies=None):
         """Start a removed node, and again as a donor, until it has given all; meanwhile it and another one may die."""

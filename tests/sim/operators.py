@@ -93,10 +93,13 @@ class Operators:
         at.wake(0.0)
         return command
 
-    def recover(self, node):
-        """Start a node that was removed as a donor of its queues, as its processes would."""
+    def recover(self, node, store_id=b""):
+        """Start a node that was removed as a donor of its queues, as its processes would.
+
+        Its new store id is random if none is given.
+        """
         self.gone.discard(node.name)
-        become_donor(node.storage, node.name, self.world.rng.randbytes(16))
+        become_donor(node.storage, node.name, store_id or self.world.rng.randbytes(16))
         node.store_id = ensure_store_id(node.storage, b"")
         node.discovery = tuple(fellows(node.storage))
         node.start()
