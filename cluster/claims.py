@@ -34,7 +34,8 @@ come to the others when it is a donor.
 
 A member that is to be removed is gone for all that do not hear it. Who hears it claims nothing, as its clients may be
 connected, and leave anew what is spent: a will would be published again and again. If the keeper hears it, whoever does
-not claims the will.
+not claims the will. What is left anew comes to those as well, by way of who hears the member: a client of which a will
+is spent has no other one that is due, for as long as the member is to be removed and not heard.
 
 Bounds: TURNS_AT_ONCE turns are asked for or held.
 
@@ -96,8 +97,8 @@ class Claims:
         self._missing: dict[str, float] = {}
         self._said: dict[str, bytes] = {}
         self._gone: dict[str, float] = {}
-        # Those that are to be removed, and are gone however that is.
-        self._removed: dict[str, bool] = {}
+        # Those that are to be removed, and are gone however that is, with the clients of which a will is spent since.
+        self._removed: dict[str, dict[bytes, bool]] = {}
         # (due, node, client id) of wills of nodes that are gone.
         self._due: list[tuple[float, str, bytes]] = []
         # Token -> (node, client id), and the other way round. Tokens of connections are not negative.
@@ -128,7 +129,7 @@ class Claims:
 
         That lasts until it is no member any more, or is heard here, as it may be already.
         """
-        self._removed[node] = True
+        self._removed.setdefault(node, {})
         self.running_changed()
 
     def bequest(self, client_id: str, store_id: bytes, now: float) -> tuple[LeftWill | None, bool]:
@@ -154,8 +155,10 @@ class Claims:
     def unspent(self, node: str) -> int:
         """Return how many wills of a member may still be published."""
         whose = self._mesh.peers[node].store_id
+        spent = self._removed.get(node, {})
         return sum(
-            not any(claim.spent for claim in self._wills.claims(client_id, whose, will.number))
+            client_id not in spent
+            and not any(claim.spent for claim in self._wills.claims(client_id, whose, will.number))
             for client_id, will in self._wills.wills_of(node)
         )
 
@@ -186,6 +189,7 @@ class Claims:
         # Without a will there is nothing to ask for, which would be asked for in every turn.
         self._owner.wills.held = not self._knows_others(now) if len(self._owner.wills) else bool(self._mesh.peers)
         for client_id in self._wills.take_doubtful():
+            self._note_spent(client_id)
             self._look_at(client_id)
             self._speak_for_home(client_id)
             for claim in self._wills.own_claims_on(client_id):
@@ -268,10 +272,17 @@ class Claims:
 
     # Those of others.
 
+    def _note_spent(self, client_id: bytes) -> None:
+        """See whether the will is spent that a client left at a member that is to be removed."""
+        for node, spent in self._removed.items():
+            peer = self._mesh.peers.get(node)
+            if peer is not None and self._wills.is_spent(client_id, peer.store_id):
+                spent[client_id] = True
+
     def _note_missing(self, now: float) -> None:
         """See who is gone, and who is not any more."""
         mesh = self._mesh
-        known = {**self._missing, **self._removed}
+        known = [*self._missing, *self._removed]
         for name in [name for name in known if name not in mesh.peers or mesh.peers[name].running]:
             self._missing.pop(name, None)
             self._gone.pop(name, None)
@@ -340,6 +351,8 @@ class Claims:
         """Return the will of a client of a node that is gone, if nobody has claimed it."""
         will = self._wills.will(node, client_id)
         if node not in self._gone or node not in self._mesh.peers or will is None:
+            return None
+        if client_id in self._removed.get(node, {}):
             return None
         claimed = self._wills.claims(client_id, self._mesh.peers[node].store_id, will.number)
         return None if claimed else will

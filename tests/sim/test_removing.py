@@ -413,6 +413,37 @@ def test_the_wills_of_a_node_are_published_once_though_another_member_hears_it_w
     assert heard_by(witness) == wills
 
 
+def test_a_will_that_is_left_anew_is_not_published_again_by_who_removes_a_node_that_another_member_hears():
+    """Its connection stands, and its new will comes by way of that member to who has published the last one."""
+    test = LeaveWorld(seed=1693)
+    node, one, two = test.nodes
+    (witness,) = test.make_sessions(one, 1, online=True)
+    mortal = test.publisher(node, "mortal")
+    mortal.will = (next(iter(witness.ever_wanted)), 1, 0)
+    mortal.disconnect(False)
+    test.wait(lambda: mortal.state == ONLINE, "a connection with a will")
+    test.cut_off(node, one)
+    # The removal is not to end.
+    test.lose(FrameType.ADOPT_LEFT)
+    command = test.leave(one, node)
+    claims = two.core.mesh.registry.wills.claims_on
+    test.wait(lambda: any(claim.spent for claim in claims(b"mortal")), "its will")
+
+    def number_at(member):
+        will = member.core.mesh.registry.wills.will(node.name, b"mortal")
+        return 0 if will is None else will.number
+
+    # Who has a new connection asks anew what that member knows of the one that is not heard.
+    first = number_at(one)
+    test.world.network.break_connection(two, node)
+    test.wait(lambda: number_at(two) > first, "its next will")
+    test.world.network.break_connection(two, one)
+    test.wait(lambda: number_at(one) > first, "the news of that")
+    test.wait(command.is_over, "the failure")
+    test.world.run(10.0)
+    assert heard_by(witness) == [left.message.payload for left in test.ledger.wills]
+
+
 def test_a_removed_node_that_runs_is_told_so_by_a_member_that_it_hears():
     """It does not hear who removed it, and its connection to the other member stands all the while."""
     test = LeaveWorld(seed=672)
