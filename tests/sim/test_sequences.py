@@ -82,6 +82,8 @@ def test_a_row_that_comes_when_its_session_is_over_ends_no_later_one(is_ended_el
     scene.world.network.partition(home.name, slow.name, False)
     client = scene.client("client", home, persistent=False, client_id=name)
     scene.connect(client)
+    # Else the keeper may send who comes to the slow node to its home, whose answer does not come.
+    scene.until(lambda: home.name in [row.node for row in keeper.core.mesh.registry.homes(name)], 0.5)
     if is_ended_elsewhere:
         other = scene.client("other", slow, persistent=False, client_id=name)
         other.contends = True
