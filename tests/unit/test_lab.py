@@ -95,9 +95,11 @@ def test_a_node_that_was_started_by_hand_is_found_by_its_admin_socket(lab: Modul
     run = node.directory / "data" / "run"
     run.mkdir(parents=True)
     assert lab.known_nodes() == []
-    listen = "import os, socket; os.chdir(sys.argv[1]); s = socket.socket(socket.AF_UNIX); s.bind('admin.sock')"
-    command = [sys.executable, "-c", f"import sys; {listen}; s.listen(); print('up', flush=True); s.accept()", run]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    listen = "import os, socket, sys; os.chdir(sys.argv[1]); s = socket.socket(socket.AF_UNIX); s.bind('admin.sock')"
+    # It lives until it is waited for, which closes its input.
+    code = f"{listen}; s.listen(); print('up', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", code, run]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "up\n"
         assert [(name, pid) for name, pid, _ in lab.known_nodes()] == [(node.name, process.pid)]
     assert lab.known_nodes() == []

@@ -168,6 +168,8 @@ def test_starts_the_owner_then_the_listeners_and_says_ready(tmp_path: Path) -> N
         async with node(tmp_path) as running:
             await running.ready()
             assert running.output.getvalue() == f"ready: {NODE} mqtt=127.0.0.1:1883\n"
+            # What a child prints comes another way than its word that it is ready.
+            await running.log.until("listener 0: start")
             assert [line.split(" pid")[0] for line in running.log.of("listener 0")] == ["start 1 owner 1"]
             await running.log.until("owner: listener-started 1 1")
             await running.log.until("owner: listener-started 0 1")
