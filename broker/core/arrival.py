@@ -17,6 +17,11 @@ origin), and through the old home, which goes on taking what is routed to it. A 
 QoS 0 has no numbers. Directly it is for this session once its origin's cut is known, which is heard of in line with it:
 what came before was sent when the session was elsewhere, and may have been given to the client there.
 
+When all old homes have said their last word, every member has a cut, and nobody passes on anything. Who has none then
+joined later. It may know the session from other members, before it hears this node and has a mark in its stream: what
+it sends then comes on no other way, and is for this session. It is known by its id, as an old home of which nothing was
+heard yet may have it as well.
+
 An old home passes on what an origin sends in the order of its numbers. So when a cut is heard of late, what came that
 way until then (`relayed`) came wholly, and the cut is behind it. What the origin sends directly, on a slow link
 perhaps, overlaps with that: the arrival is not over before the direct way has come as far.
@@ -199,7 +204,7 @@ class Arrival:
         self.direct = DirectHomes()
         # (old home, its epoch counter, origin) -> the first and last number that it gave of that, in places of its own.
         self.given: dict[tuple[bytes, int, bytes], tuple[int, int]] = {}
-        # Origin -> the numbers that old homes gave while there were several, or may have been.
+        # Origin -> the numbers that old homes gave while there were several, or may have been, or came without a cut.
         self.ids: dict[bytes, set[int]] = {}
         # Those of them that are not stored yet, and in how many rows the others are.
         self.fresh_ids: dict[bytes, list[int]] = {}
@@ -250,10 +255,18 @@ class Arrival:
         if self.direct_from and cuts is self.cuts:
             self._keep(origin, number)
             return True
-        if not cuts.takes(origin, number):
+        if not cuts.takes(origin, number) and not (self._is_later(cuts, origin) and self._is_new(cuts, origin, number)):
             return False
         self._keep(origin, number)
         return True
+
+    def _is_later(self, cuts: Cuts, origin: bytes) -> bool:
+        """Say whether an origin joined when the last old home had said its last word, and none has what it sends."""
+        return not self.donors and origin not in cuts.numbers
+
+    def _is_new(self, cuts: Cuts, origin: bytes, number: int) -> bool:
+        """Say whether no old home passed on or gave a message of an origin without a cut, and note it."""
+        return number > cuts.relayed.get(origin, -1) and not self.comes_again(origin, number, True)
 
     def _stub_takes(self, cuts: Cuts, origin: bytes, number: int) -> bool:
         """Say the same of a session that leaves again: it takes all but what an old home passed on."""
@@ -262,11 +275,12 @@ class Arrival:
             cuts.set(origin, number)
         if origin in cuts.numbers:
             return number >= cuts.numbers[origin]
-        return number > cuts.relayed.get(origin, -1) and not self.comes_again(origin, number, True)
+        return self._is_new(cuts, origin, number)
 
     def takes_unnumbered(self, cuts: Cuts, origin: bytes) -> bool:
         """Say the same of QoS 0: whether its origin knew, when it sent that, that the session is here."""
-        return self.is_stub or (self.direct_from != 0 and cuts is self.cuts) or origin in cuts.numbers
+        is_direct = self.is_stub or (self.direct_from != 0 and cuts is self.cuts)
+        return is_direct or not self.donors or origin in cuts.numbers
 
     def _keep(self, origin: bytes, number: int) -> None:
         if self.kept is not None and number:
@@ -536,7 +550,7 @@ class Arrival:
         return not self.direct_from and seq < self.first_seq
 
     def comes_again(self, origin: bytes, number: int, others: bool) -> bool:
-        """Say whether a delivery of an old home was given by another one before.
+        """Say whether a delivery of an old home was given by another one before, or came directly without a cut.
 
         `others` says that there may be such of which nothing was heard yet.
         """

@@ -53,6 +53,8 @@ class Dispatcher:
         self.loading: dict[Session, bool] = {}
         # Sessions that still get something from the nodes that had them before.
         self.arriving: dict[Session, Arrival] = {}
+        # Those whose arrival changed since it was written last.
+        self.changed_arrivals: dict[Session, bool] = {}
         # LIFO queues that have to lose what is in the store only, and how many messages they may keep.
         self._trimming: dict[Session, int] = {}
         self._bytes_max = settings.max_queued_bytes
@@ -120,6 +122,8 @@ class Dispatcher:
                 cuts = arrival.cuts_of(message.topic, session.subscriptions)
                 if not arrival.takes(cuts, message.origin, message.number):
                     elsewhere.append(session)
+                elif arrival.fresh_ids:
+                    self.changed_arrivals[session] = True
         return route.without(elsewhere) if elsewhere else route
 
     def without_newcomers(self, route: Route, message: Message) -> Route:

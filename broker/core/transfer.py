@@ -125,8 +125,7 @@ class Transfers:
         self.departures: dict[str, Departure] = {}
         # Origin -> from which number on others have given what it had sent here to the sessions that leave.
         self.skips: dict[bytes, int] = {}
-        # Sessions whose arrival changed since it was written last, and stubs of which somebody has switched.
-        self._changed: dict[Session, bool] = {}
+        # Stubs of which somebody has switched.
         self._switched: dict[Session, bool] = {}
         self._settings = settings
         self._store = store
@@ -160,9 +159,9 @@ class Transfers:
                 departure = self.departures.get(session.client_id)
                 if departure is not None and departure.session is session:
                     self._store.put_switched(session)
-        if not self._changed:
+        if not self._dispatcher.changed_arrivals:
             return
-        changed, self._changed = self._changed, {}
+        changed, self._dispatcher.changed_arrivals = self._dispatcher.changed_arrivals, {}
         for session in changed:
             departure = self.departures.get(session.client_id)
             is_there = self._lifetimes.sessions.get(session.client_id) is session
@@ -371,7 +370,7 @@ class Transfers:
         self._dispatcher.arriving[session] = arrival
         self._lifetimes.adopt(session)
         self._store.put_session(session)
-        self._changed[session] = True
+        self._dispatcher.changed_arrivals[session] = True
         session.gate = arrival.gate()
         self._rows.tell(session)
         if departure.will is not None:
@@ -745,7 +744,7 @@ class Transfers:
         """An origin has routed its messages to this session from this number on."""
         arrival = session.arrival
         if arrival is not None and arrival.set_cut(origin, number):
-            self._changed[session] = True
+            self._dispatcher.changed_arrivals[session] = True
             self._update(session, arrival, now)
 
     def pass_origin(self, session: Session, donor: bytes, origin: bytes, number: int, now: float) -> None:
@@ -753,7 +752,7 @@ class Transfers:
         arrival = session.arrival
         if arrival is not None and number > arrival.donor(donor).passed.get(origin, -1):
             arrival.donor(donor).passed[origin] = number
-            self._changed[session] = True
+            self._dispatcher.changed_arrivals[session] = True
             self._update(session, arrival, now)
 
     def set_present(self, session: Session, donor: bytes, present: bool, now: float) -> None:
@@ -790,7 +789,7 @@ class Transfers:
         self._dispatcher.arriving.pop(session, None)
         if arrival.donors:
             arrival.rest(session.epoch.counter)
-            self._changed[session] = True
+            self._dispatcher.changed_arrivals[session] = True
         else:
             session.arrival = None
             self._store.delete_arrival(session)
@@ -799,7 +798,7 @@ class Transfers:
         self._open(session, 0, now)
 
     def _update(self, session: Session, arrival: Arrival, now: float) -> None:
-        self._changed[session] = True
+        self._dispatcher.changed_arrivals[session] = True
         self._open(session, arrival.gate(), now)
 
     def _open(self, session: Session, gate: int, now: float) -> None:

@@ -111,6 +111,41 @@ def test_the_session_of_a_member_that_is_down_is_known_at_a_node_that_joined_the
     checkers.check_delivery(scene.world, scene.clients, scene.ledger)
 
 
+@pytest.mark.parametrize("qos", [1, 2])
+def test_a_session_that_had_come_to_a_member_which_is_down_gets_what_is_published_at_a_node_that_joined_then(qos):
+    """Its old home has said its last word and died before all others knew that, so its new one waits (seed 3242)."""
+    scene = Scene()
+    one, away, old = scene.nodes
+    client = scene.comes("roamer", old, {b"a/#": 2})
+    scene.goes(client)
+    scene.connect(client, away)
+
+    def has_all():
+        session = away.core.owner.session("roamer")
+        return session.arrival is not None and not session.arrival.donors
+
+    scene.until(lambda: scene.homes("roamer") == [away] and has_all())
+    scene.crash(old)
+    scene.goes(client)
+    assert has_all()
+    version = version_of(away)
+    scene.until(lambda: knows(one, away, version))
+    scene.crash(away)
+    late = scene.add_node("latecomer@h")
+    scene.join(late, one)
+    scene.until(lambda: away.name in late.core.mesh.peers and knows(late, away, version))
+    publisher = scene.client("publisher", late)
+    scene.connect(publisher)
+    sent = scene.publish(publisher, b"a/b", qos=qos, count=3)
+    away.start()
+    scene.connect(client)
+    scene.until(lambda: scene.payloads(client) == sent)
+    scene.start(old)
+    scene.run(5.0)
+    assert scene.payloads(client) == sent
+    assert scene.copies(client) == 1
+
+
 @pytest.mark.parametrize("joins", [True, False])
 def test_a_retained_message_of_a_member_that_is_down_is_known_where_it_was_not_heard(joins):
     scene = Scene()

@@ -263,6 +263,47 @@ def test_qos_0_is_for_a_session_once_its_origin_knows_where_that_is(start: Calla
     assert payloads(other) == [b"before", b"behind"]
 
 
+@pytest.mark.parametrize("restarts", [False, True])
+def test_who_joins_when_the_old_home_has_said_its_last_word_sends_to_a_session_directly(
+    start: Callable[..., Node], restarts: bool
+) -> None:
+    """It knows of the session from others and has no cut yet, while the arrival waits for what members know."""
+    old, node = start(store_id=HERE), start(store_id=THERE)
+    client = old.persistent("mover")
+    client.subscribe(b"t", 1)
+    client.drop()
+    # The old home heard it before the new one did.
+    direct(old, ELSEWHERE, 4, b"4")
+    move = Move(old, node)
+    session = move.begin()
+    direct(node, ELSEWHERE, 3, b"for others")
+    move.rest()
+    node.owner.transfers.end_donor(session, HERE, node.now)
+    node.settle()
+    direct(node, ELSEWHERE, 4, b"4")
+    direct(node, ELSEWHERE, 5, b"5")
+    if restarts:
+        node = node.restart()
+        session = node.owner.session("mover")  # type: ignore[assignment]
+    client = node.persistent("mover")
+    direct(node, ELSEWHERE, 0, b"0", qos=0)
+    node.owner.transfers.set_cut(session, ELSEWHERE, 7, node.now)
+    direct(node, ELSEWHERE, 7, b"7")
+    # Another old home is heard of, to which that one had sent some of it as well.
+    node.owner.transfers.add_donor(session, THIRD, 1, node.now)
+    assert session.arrival is not None
+    session.arrival.donor(THIRD).counter = 1
+    place = first_place(Epoch(1, 0, THIRD))
+    deliveries = [
+        Delivery(place + number, Message(b"t", b"%d" % number, qos=1, origin=ELSEWHERE, number=number), 1, False)
+        for number in (5, 6, 7)
+    ]
+    node.owner.transfers.accept(session, THIRD, place, deliveries, node.now)
+    node.settle()
+    assert sorted(payloads(client)) == [b"0", b"4", b"5", b"6", b"7"]
+    node.validate()
+
+
 def test_a_stub_passes_on_what_comes_late(start: Callable[..., Node]) -> None:
     old, new = start(store_id=HERE), start(store_id=THERE)
     client = old.persistent("mover")
