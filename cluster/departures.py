@@ -22,8 +22,10 @@ as well, whoever has switched. The new home has had that directly, but does not 
 removed and its store comes back as a donor, that has forgotten it. So a stub is looked at every RETRY_S as long as it
 stands, and gives what it has got.
 
-A stub of a legacy (see `broker.core.legacies`) may get more after it has said that it has ended. It is not over then,
-whatever its home has answered, but is offered again, with what it has.
+A stub may get more after it has said that it has ended, and its home not by any other way: one of a legacy (see
+`broker.core.legacies`), and any when a node has joined since, which may know the stub alone, and of which the home may
+have known nothing when it took the last word. It is not over then, whatever its home has answered, but is offered
+again, with what it has.
 
 A donor may give nothing before all members have answered it, and one that is down may take long. Until then it does not
 offer a session either that goes on elsewhere: what is new there would wait, from the head on, for what it is to give.
@@ -40,6 +42,7 @@ more than SESSIONS_AT_ONCE.
 
 import math
 from collections import OrderedDict
+from collections.abc import Collection
 from typing import Final, final
 
 from broker.core.epoch import NO_EPOCH, Epoch
@@ -445,11 +448,14 @@ class Departures:
                 leaving.quiet = False
 
     def _has_come_late(self, leaving: LeavingSession) -> bool:
-        """Say whether a stub got something after its last word that its home gets on no other way.
+        """Say whether a stub got something after its last word, or may, that its home gets on no other way.
 
-        What is still routed to the stub of a session that was here comes there directly.
+        What is still routed to the stub of a session that was here comes there directly, but for that of a member which
+        had not switched when the last word was said first: it has joined since, and the answer may be one to that.
         """
-        return is_bare(leaving.departure) and not self._owner.transfers.is_drained(leaving.departure)
+        if is_bare(leaving.departure):
+            return not self._owner.transfers.is_drained(leaving.departure)
+        return not self._have_all_switched(leaving.first_ended)
 
     def switched(self, mark: Switch) -> None:
         """A member's stream has come to where it sends to a home directly."""
@@ -637,6 +643,8 @@ class Departures:
         if news or (passed and again):
             leaving.told = passed
             leaving.said_ended = ended
+            if ended and not leaving.first_ended:
+                leaving.first_ended = passed
             leaving.state = leaving.state % STATES_MAX + 1
             leaving.quiet = False
             leaving.spoke_at = now
@@ -659,9 +667,11 @@ class Departures:
         )
 
     def _is_ended(self, leaving: LeavingSession, passed: dict[bytes, int]) -> bool:
-        if not self._owner.transfers.is_drained(leaving.departure):
-            return False
-        return self._site.store_id() in passed and all(member in passed for member in self._site.others())
+        return self._owner.transfers.is_drained(leaving.departure) and self._have_all_switched(passed)
+
+    def _have_all_switched(self, switched: Collection[bytes]) -> bool:
+        """Say whether these are all members."""
+        return self._site.store_id() in switched and all(member in switched for member in self._site.others())
 
     def _enter(self, leaving: LeavingSession, urgent: bool) -> None:
         self._load_due = True

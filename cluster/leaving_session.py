@@ -18,6 +18,7 @@ class LeavingSession:
         "client_id",
         "departure",
         "epoch",
+        "first_ended",
         "head_taken",
         "home",
         "needs",
@@ -52,6 +53,8 @@ class LeavingSession:
         # What the new home was told of that, and whether it was told that this is all.
         self.told: dict[bytes, int] = {}
         self.said_ended = False
+        # What it was told when it was first told that this is all.
+        self.first_ended: dict[bytes, int] = {}
         # The number of the last STATE.
         self.state: int = 0
         # Whether the home has answered the last that it was told.
@@ -65,6 +68,7 @@ class LeavingSession:
         self.switched.clear()
         self.told.clear()
         self.said_ended = False
+        self.first_ended = {}
         self.spoke_at = -math.inf
         self.quiet = False
 

@@ -33,10 +33,14 @@ class Scene:
         node.start()
         return node
 
-    def join(self, node, target):
-        """Have a node join the cluster of another."""
+    def begin_join(self, node, target):
+        """Have a node ask another one to be taken in."""
         node.core.join(target.name, target.address, node.clocks.monotonic())
         node.wake(0.0)
+
+    def join(self, node, target):
+        """Have a node join the cluster of another, and wait for the answer."""
+        self.begin_join(node, target)
         results = []
 
         def decided():

@@ -58,9 +58,7 @@ def test_a_connack_before_the_head_is_here_is_caught(monkeypatch):
 
 @interpreted
 def test_a_stub_that_ends_before_all_have_switched_is_caught(monkeypatch):
-    monkeypatch.setattr(
-        Departures, "_is_ended", lambda self, leaving, passed: self._owner.transfers.is_drained(leaving.departure)
-    )
+    monkeypatch.setattr(Departures, "_have_all_switched", lambda self, switched: True)
     monkeypatch.setattr(Arrivals, "_missing", lambda self, session, node: [])
     fails(sequences.a_publishers_node_has_not_heard_of_a_move)
 

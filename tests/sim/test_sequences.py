@@ -21,7 +21,7 @@ from broker.mqtt.reasons import Reason
 from cluster.commands import FrameReceived
 from cluster.frames import FrameType
 from cluster.leaving_session import RETRY_S
-from cluster.move_frames import DELIVERIES, HEAD, NOTHING, unpack_move
+from cluster.move_frames import DELIVERIES, HEAD, NOTHING, STATE, unpack_move
 from cluster.readiness import ALL
 from cluster.registration_frames import TurnRelease, pack_turn_release, pack_turns
 from cluster.running_view import keeper_among
@@ -33,6 +33,13 @@ TABLES = (FrameType.TABLE_DELTA, FrameType.TABLE_ROWS, FrameType.TABLE_DONE)
 def lose(scene, *kinds):
     """Lose all frames of some kinds from now on; without any, none."""
     scene.world.network.lose_frame = (lambda frame: len(frame) > 1 and frame[1] in kinds) if kinds else None
+
+
+def homes_known(node, client_id, topic_filter):
+    """Return the names of the nodes to which a node sends what is for a client, as far as it has heard."""
+    mesh = node.core.mesh
+    homes = [home.node for home in mesh.registry.homes(client_id)]
+    return [home for home in homes if topic_filter in mesh.interest.persistent_filters(home)]
 
 
 def kept_by(scene, keeper, heir):
@@ -222,6 +229,72 @@ def test_a_stub_relays_what_a_member_sends_that_does_not_hear_the_new_home():
     scene.until(lambda: scene.payloads(client) == payloads, 2 * RETRY_S)
     scene.heal()
     scene.until(lambda: not old.core.moving.departures.leavings)
+    payloads += scene.publish(publisher, b"a/b", 1, 3)
+    scene.until(lambda: scene.payloads(client) == payloads)
+    assert scene.copies(client) == 1
+
+
+def is_state(frame):
+    """Say whether a frame says who has switched, and whether that was the last word."""
+    if len(frame) < 2 or frame[1] != FrameType.MOVE:
+        return False
+    return any(item.kind == STATE for item in unpack_move(frame, 0.0))
+
+
+def test_a_stub_outlasts_its_last_word_if_a_node_has_joined_of_which_the_new_home_does_not_know():
+    """The new home stands still before it takes the last word; who joins meanwhile sends to the old one (seed 2080)."""
+    scene = Scene()
+    old, new, third = scene.nodes
+    client = scene.comes("client", old, {b"a/b": 1})
+    late = scene.add_node("late@h")
+    publisher = scene.client("publisher", late)
+    scene.connect(publisher)
+    scene.goes(client)
+    leavings = old.core.moving.departures.leavings
+    scene.world.network.lose_frame = is_state
+    scene.connect(client, new)
+    scene.until(lambda: leavings["client"].said_ended)
+    scene.goes(client)
+    new.stalled_until = scene.world.now + 9.0
+    lose(scene)
+    # The last word is said again, and waits at the new home.
+    scene.run(2 * RETRY_S)
+    scene.begin_join(late, third)
+    scene.until(lambda: homes_known(late, "client", b"a/b") == [old.name] and old.core.mesh.peers[late.name].running)
+    payloads = scene.publish(publisher, b"a/b", 1, 3)
+    scene.until(lambda: len(homes_known(late, "client", b"a/b")) == 2)
+    payloads += scene.publish(publisher, b"a/b", 1, 3)
+    assert scene.world.now < new.stalled_until
+    scene.until(lambda: new.core.mesh.peers.keys() >= {late.name} and scene.is_whole())
+    scene.connect(client)
+    scene.until(lambda: not leavings)
+    payloads += scene.publish(publisher, b"a/b", 1, 3)
+    scene.until(lambda: scene.payloads(client) == payloads)
+    assert scene.copies(client) == 1
+
+
+def test_what_is_published_at_a_node_that_joined_in_another_half_than_a_move_ended_in_comes_to_the_session():
+    """Neither home knows the node when the stub ends, which has heard of both homes from another member."""
+    scene = Scene()
+    old, new, third = scene.nodes
+    client = scene.comes("client", old, {b"a/b": 1})
+    late = scene.add_node("late@h")
+    publisher = scene.client("publisher", late)
+    scene.connect(publisher)
+    scene.goes(client)
+    leavings = old.core.moving.departures.leavings
+    scene.world.network.lose_frame = is_state
+    scene.connect(client, new)
+    scene.until(lambda: leavings["client"].said_ended)
+    scene.goes(client)
+    scene.split([old, new], [third, late])
+    lose(scene)
+    scene.until(lambda: not leavings)
+    scene.begin_join(late, third)
+    scene.until(lambda: new.name in homes_known(late, "client", b"a/b"))
+    payloads = scene.publish(publisher, b"a/b", 1, 3)
+    scene.heal()
+    scene.connect(client, new)
     payloads += scene.publish(publisher, b"a/b", 1, 3)
     scene.until(lambda: scene.payloads(client) == payloads)
     assert scene.copies(client) == 1

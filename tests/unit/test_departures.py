@@ -432,6 +432,33 @@ def test_a_member_that_comes_late_has_to_switch_and_one_that_left_has_not(start:
     assert sorted(origin for origin, _ in state.passed) == [HERE, THERE, late] and state.ended
 
 
+@pytest.mark.parametrize("switches", [False, True])
+def test_a_member_that_comes_after_the_last_word_has_to_switch(start: Callable[..., Node], switches: bool) -> None:
+    """Its home may not have heard of that one when it took the last word, though it has switched before the answer."""
+    home = Home(start(store_id=HERE))
+    home.site.members = [THERE]
+    home.leave("one", VERSION)
+    home.turn()
+    home.switched(THERE, VERSION, 10)
+    assert [item.ended for item in home.turn()] == [True]
+    late = b"d" * 16
+    home.site.members = [THERE, late]
+    home.departures.members_changed()
+    if switches:
+        home.switched(late, VERSION, 20)
+        home.turn()
+    home.acknowledge("one", OVER)
+    assert [item.kind for item in home.turn()] == [HEAD]
+    home.acknowledge("one", HEAD_TAKEN)
+    home.switched(THERE, VERSION, 11)
+    assert not any(item.ended for item in home.turn())
+    home.switched(late, VERSION, 30)
+    (state,) = home.turn()
+    assert dict(state.passed)[late] == 30 and state.ended
+    home.acknowledge("one", OVER)
+    assert not home.departures.leavings
+
+
 def test_a_home_that_misses_a_member_which_was_removed_is_told_again(start: Callable[..., Node]) -> None:
     home = Home(start(store_id=HERE))
     home.site.members = [THERE]
