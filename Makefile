@@ -24,7 +24,7 @@ lint: .venv/.installed
 	$(BIN)/tox run -e lint
 
 sim: .venv/.installed
-	$(BIN)/python -m pytest tests/sim --seeds $(SEEDS) $(ARGS)
+	$(BIN)/tox run -e compiled -- tests/sim --numprocesses auto --seeds $(SEEDS) $(ARGS)
 
 fuzz: .venv/.fuzz
 	@$(BIN)/python tests/fuzz/coverage_run.py --seconds $(SECONDS) $(ARGS)

@@ -12,10 +12,8 @@ import workload
 from builds import IS_INTERPRETED
 
 # A seed is the same history compiled and interpreted, and takes three times as long then.
-SEEDS = 10 if IS_INTERPRETED else 150
+SEEDS = 10 if IS_INTERPRETED else 100
 CHUNK = 10
-
-TOTALS = pytest.StashKey[Counter]()
 
 
 def pytest_addoption(parser):
@@ -53,12 +51,6 @@ def pytest_collection_modifyitems(config, items):
 
 
 @pytest.fixture
-def totals(request):
-    """What the seeds went through so far, for the summary."""
-    return request.config.stash.setdefault(TOTALS, Counter())
-
-
-@pytest.fixture
 def tracing(request, capfd):
     """Return a context manager that says where the trace goes: to the terminal with --seed, else nowhere."""
 
@@ -74,8 +66,12 @@ def tracing(request, capfd):
     return tracing
 
 
-def pytest_terminal_summary(terminalreporter, config):
-    counted = config.stash.get(TOTALS, None)
+def pytest_terminal_summary(terminalreporter):
+    counted = Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if getattr(report, "when", "") == "call":
+                counted.update(dict(report.user_properties).get(workload.COUNTED, {}))
     if counted:
         terminalreporter.section("simulator")
         terminalreporter.line(f"{counted['seeds']} seeds: {workload.describe(counted)}")

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ from population import Population
 from world import World
 
 
-def test_promises_hold_under_faults(seeds, totals, tracing):
+def test_promises_hold_under_faults(seeds, record_property, tracing):
     failures = []
+    counted = Counter()
     for seed in seeds:
         try:
             with tracing() as trace:
@@ -24,9 +26,10 @@ def test_promises_hold_under_faults(seeds, totals, tracing):
                 raise
             failures.append(str(failure))
             continue
-        totals.update(result.stats)
-        totals["seeds"] += 1
+        counted.update(result.stats)
+        counted["seeds"] += 1
         print(f"seed {seed}: {result.line()}")
+    record_property(workload.COUNTED, dict(counted))
     assert not failures, "\n" + "\n".join(failures)
 
 

@@ -58,6 +58,10 @@ class Failure(Exception):
     """A seed's history broke a promise; the text says how to see it again."""
 
 
+# The property of a test that has the counts of its seeds: another process may sum them up than that which ran them.
+COUNTED = "simulated"
+
+
 class Result:
     """What one seed went through."""
 

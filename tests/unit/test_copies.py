@@ -1,6 +1,7 @@
 """cluster.copies: of a member that is down a node comes to know what any other one knows."""
 
 import pytest
+from builds import compiled
 from mesh_network import cluster
 
 from broker.core.epoch import Epoch
@@ -94,6 +95,7 @@ def test_of_the_wishes_those_that_outlive_a_connection_are_copied():
     newcomer.mesh.peers[away.name].tables.replicas[Table.PASSING].validate_rows()
 
 
+@compiled
 @pytest.mark.parametrize("dies", [False, True])
 def test_a_long_table_is_copied_in_rounds(dies):
     """If who tells it dies, another one goes on."""

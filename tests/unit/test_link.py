@@ -3,6 +3,7 @@
 import random
 
 import pytest
+from builds import compiled
 
 from broker.core.effects import Ticket
 from broker.core.message import Message
@@ -582,6 +583,7 @@ def test_marks_and_what_follows_them_stay_in_their_places():
     assert stream.come_back() == [b"mark", b"2", b"3"]
 
 
+@compiled
 def test_a_way_through_a_long_outbox_goes_in_steps():
     stream = Groups()
     for number in range(3000):

@@ -341,6 +341,7 @@ def test_discovery_makes_one_cluster_of_nodes_that_start_together(order, gap_s):
         assert network.run(30, network.one_cluster), f"seed {seed}: {[node.notes for node in network.nodes.values()]}"
 
 
+@compiled
 def test_discovery_of_many_never_founds_two_clusters():
     for seed in range(10):
         network = Network(seed)

@@ -1,5 +1,6 @@
 """cluster.replication and what it joins: members hold each other's tables, and agree on the homes of client ids."""
 
+from builds import compiled
 from mesh_network import cluster
 
 from broker.core.epoch import Epoch
@@ -45,6 +46,7 @@ def test_every_node_knows_the_home_of_every_client_id():
     assert network.run(5, lambda: nodes[0].mesh.registry.find("client1") is not None)
 
 
+@compiled
 def test_a_cluster_that_starts_again_sends_no_rows():
     network, nodes = cluster()
     rows = [session_row(b"client%d" % number, nodes[0]) for number in range(3000)]

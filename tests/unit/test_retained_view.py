@@ -1,6 +1,7 @@
 """cluster.retained_view: every node replays the newest message of a topic, and what was deleted does not rise again."""
 
 import pytest
+from builds import compiled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from retained_network import RETAINED, RetainedNetwork, join_all, retained_cluster
@@ -73,6 +74,7 @@ def test_a_node_alone_keeps_no_row_of_what_is_deleted_or_over():
     assert (node.rows(), list(node.storage.scan(FAMILY, b"", b""))) == ({}, [])
 
 
+@compiled
 def test_what_expires_does_not_uncover_what_is_older():
     network, (one, two, three) = retained_cluster()
     one.publish(b"t", b"old")
@@ -434,6 +436,7 @@ STEPS = st.one_of(
 )
 
 
+@compiled
 @settings(max_examples=12, deadline=None)
 @given(st.lists(STEPS, max_size=25), st.integers(0, 1000))
 def test_all_nodes_come_to_the_newest(steps, seed):
