@@ -153,13 +153,16 @@ class Arrivals:
         """Nobody waits any more. What comes of the session comes all the same."""
         self._asked.pop(client_id, None)
 
-    def revive(self, head: SessionHead, epoch: Epoch, old_home: bytes, now: float) -> Session:
-        """Make a session of what the registry knows, since its old home is away. Its client is not attached yet."""
+    def revive(self, head: SessionHead, epoch: Epoch, known: Epoch, now: float) -> Session:
+        """Make a session of what the registry knows, since its old home is away. Its client is not attached yet.
+
+        `known` is the epoch by which the registry knows it.
+        """
         if head.expiry_s != NEVER_EXPIRES_S:
             # The client may still be refused.
             head.expires_at = now + head.expiry_s
-        session = self._begin(head, epoch, old_home, False, now)
-        self._owner.transfers.set_present(session, old_home, False, now)
+        session = self._begin(head, epoch, known.store_id, home_counter(known), now)
+        self._owner.transfers.set_present(session, known.store_id, False, now)
         return session
 
     def watch(self, client_id: str) -> None:
@@ -365,7 +368,7 @@ class Arrivals:
             if home is not None and home.epoch > item.epoch:
                 # It has found another home meanwhile, of which the old one will hear.
                 return
-            self._begin(item.head, item.epoch, node, True, now)
+            self._begin(item.head, item.epoch, node, 0, now)
         elif session.epoch != item.epoch:
             if item.old_epoch < session.epoch < item.epoch:
                 self._say_epoch(node, session)
@@ -451,9 +454,9 @@ class Arrivals:
         if self._registry.wills.is_spent(head.client_id.encode(), donor):
             head.will = None
 
-    def _begin(self, head: SessionHead, epoch: Epoch, donor: bytes, heir: bool, now: float) -> Session:
+    def _begin(self, head: SessionHead, epoch: Epoch, donor: bytes, row_counter: int, now: float) -> Session:
         self._forget_spent(head, donor)
-        session = self._owner.transfers.begin_arrival(head, epoch, donor, heir, self._own_cut(), now)
+        session = self._owner.transfers.begin_arrival(head, epoch, donor, row_counter, self._own_cut(), now)
         self.watch(head.client_id)
         return session
 

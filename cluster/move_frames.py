@@ -25,11 +25,13 @@ Integers, text and bytes16 are as in `wire`; an epoch is as in `broker.core.epoc
       CONFIRMED   1  to the home itself, whenever a version of its wishes is applied
       SWITCHED    2  to who asked by a SWITCH
 
-    head      u8 flags (1 user name, 2 will, 4 filters made or ended there, 8 fingerprints, 16 homes),
+    head      u8 flags (1 user name, 2 will, 4 filters made or ended there, 8 fingerprints, 16 homes, 32 filters made or
+              ended at homes),
               bytes16 user name, u32 expiry, u64 deadline, u16 next packet id, u64 last place in flight, u32 count,
               (bytes16 filter, u8 options, u32 identifier)*, u16 count, u16 packet id*,
               u16 count, (16 bytes store_id, u64 last place taken)*, u16 count, (16 bytes origin, u64 cut)*,
-              [u32 count, (bytes16 filter made or ended there)*], [u32 fingerprint of each packet id],
+              [u32 count, (bytes16 filter made or ended, [u32 epoch counter of the home])*],
+              [u32 fingerprint of each packet id],
               [u32 count, (u32 epoch counter of a home, 16 bytes origin, u64 first number that it had directly)*],
               [u32 length, will record as in `left_will`]
     delivery  u64 place, u8 flags (0-1 QoS, 4 retain, 8 released), u16 packet id, u32 size, bytes16 identifiers,
@@ -82,6 +84,7 @@ _WILL: Final = 2
 _TOUCHED: Final = 4
 _FINGERPRINTS: Final = 8
 _DIRECT: Final = 16
+_TOUCHED_AT: Final = 32
 _DELIVERY: Final = struct.Struct(">QBHI")
 _HEAD: Final = struct.Struct(">IQHQI")
 _ACK: Final = struct.Struct(">BQQQH")
@@ -225,7 +228,7 @@ def pack_head(client_id: str, epoch: Epoch, old_epoch: Epoch, head: SessionHead,
     clock = relative_clock(now)
     flags = (0 if head.user_name is None else _USER_NAME) | (0 if head.will is None else _WILL)
     has_fingerprints = any(head.incoming.values())
-    flags |= (_TOUCHED if head.touched else 0) | (_FINGERPRINTS if has_fingerprints else 0)
+    flags |= (_TOUCHED_AT if head.touched else 0) | (_FINGERPRINTS if has_fingerprints else 0)
     flags |= _DIRECT if head.direct else 0
     parts = [
         bytes((flags,)),
@@ -248,7 +251,7 @@ def pack_head(client_id: str, epoch: Epoch, old_epoch: Epoch, head: SessionHead,
     parts.extend([origin + pack_u64(number) for origin, number in head.cuts])
     if head.touched:
         parts.append(pack_u32(len(head.touched)))
-        parts.extend([pack_bytes16(topic_filter) for topic_filter in head.touched])
+        parts.extend([pack_bytes16(topic_filter) + pack_u32(counter) for topic_filter, counter in head.touched.items()])
     if has_fingerprints:
         parts.extend([pack_u32(fingerprint) for fingerprint in head.incoming.values()])
     if head.direct:
@@ -280,8 +283,10 @@ def _read_head(client_id: str, data: bytes, now: float) -> SessionHead:
     head.incoming = dict.fromkeys([reader.u16() for _ in range(reader.u16())], UNKNOWN)
     head.taken = [(reader.take(_STORE_ID_BYTES), reader.u64()) for _ in range(reader.u16())]
     head.cuts = [(reader.take(_STORE_ID_BYTES), reader.u64()) for _ in range(reader.u16())]
-    if flags & _TOUCHED:
-        head.touched = [read_filter(reader) for _ in range(reader.u32())]
+    if flags & (_TOUCHED | _TOUCHED_AT):
+        for _ in range(reader.u32()):
+            topic_filter = read_filter(reader)
+            head.touched[topic_filter] = reader.u32() if flags & _TOUCHED_AT else 0
     if flags & _FINGERPRINTS:
         head.incoming = {packet_id: reader.u32() for packet_id in head.incoming}
     if flags & _DIRECT:

@@ -305,7 +305,7 @@ class Registrar:
             home = self._registry.find(event.client_id)
             if head is not None:
                 head.will = will
-                self._arrivals.revive(head, waiting.epoch, latest.store_id, now)
+                self._arrivals.revive(head, waiting.epoch, latest, now)
                 if not waiting.is_adoption():
                     self._notices.append(f"session of {event.client_id!r} begins here while its old home is away")
             elif home is None or home.epoch != latest:

@@ -80,12 +80,13 @@ until the session ends, or each of them has come back and said its last word. A 
 the last has it under its new identity alone, by which nobody knows which of them it was: then it ends with the session.
 
 Subscriptions of homes that meet are merged by filter: a home's word counts for those that the client made or ended
-there (`touched`), the latest home's first; for all others an older home knows more than a later one that was made of
-what the others had heard of it. For a session that began here, of which nobody at the old home knew, only what the
-client said here counts, unless it may not have heard that it had none (`unheard` of the session). What only filters
-match that came in this way (`late`) did not come directly before: such filters have cuts of their own. So have those
-that came from QoS 0, at which nothing is kept for a client that is away: what one had then, connected, it may have once
-more.
+there (`touched`), the latest home's first, whichever is heard first; for all others an older home knows more than a
+later one that was made of what the others had heard of it. What such a one has by that stays, whatever still older
+homes say, until the one of whom it was heard is there. For a session that began here, of which nobody at the old home
+knew, only what the client said here counts, unless it may not have heard that it had none (`unheard` of the session).
+What only filters match that came in this way (`late`) did not come directly before: such filters have cuts of their
+own. So have those that came from QoS 0, at which nothing is kept for a client that is away: what one had then,
+connected, it may have once more.
 
 Invariant: the gate is closed exactly while a donor that is there has not passed on everything below a cut, or anything
 of an origin of which it is awaited, and at the first place that a home after it gave; or has not given what it had
@@ -121,9 +122,10 @@ class Donor:
     """An old home: the last place that was taken from it, and below which number of each origin it has passed on all.
 
     `heir` says that the session goes on here as it was there, with its packet ids; else it has a life of its own.
-    `known_by_row` says that it has, and was made of what the old home had told the others. What has the place `before`
-    or a later one is younger than all that it gives. `direct` says that it is none, but has what was to come directly.
-    Of an origin that it has `passed` on below 0 it is awaited, as a later old home gave something of that already.
+    `row_counter` says that it has, and was made of what the old home had told the others, by that epoch counter; 0 that
+    it was not. What has the place `before` or a later one is younger than all that it gives. `direct` says that it is
+    none, but has what was to come directly. Of an origin that it has `passed` on below 0 it is awaited, as a later old
+    home gave something of that already.
     """
 
     __slots__ = (
@@ -133,11 +135,11 @@ class Donor:
         "gone",
         "heir",
         "inherited",
-        "known_by_row",
         "low",
         "passed",
         "present",
         "rival",
+        "row_counter",
         "watermark",
     )
 
@@ -148,7 +150,7 @@ class Donor:
         self.low: int = -1
         self.heir = False
         self.direct = False
-        self.known_by_row = False
+        self.row_counter: int = 0
         self.inherited = False
         self.before: int = NOWHERE
         self.passed: dict[bytes, int] = {}
@@ -193,8 +195,9 @@ class Arrival:
         # Those of all filters, but for those that came `late`.
         self.cuts = Cuts([])
         self.late: list[Cuts] = []
-        # The filters that the client made or ended here, those that it did last at the end.
-        self.touched: dict[bytes, bool] = {}
+        # The filters that the client made or ended here or at an old home that was heard -> that one's epoch counter.
+        # Those of which that was noted last are at the end.
+        self.touched: dict[bytes, int] = {}
         self.donors: dict[bytes, Donor] = {}
         # What donors gave that are over, and which ranges rivals have.
         self.places = GivenPlaces()
@@ -220,12 +223,16 @@ class Arrival:
             self.donors[store_id] = donor
         return donor
 
-    def touch(self, topic_filter: bytes) -> None:
-        """The client makes or ends a subscription here."""
+    def touch(self, topic_filter: bytes, counter: int) -> None:
+        """The client makes or ends a subscription at the home of an epoch counter."""
         self.touched.pop(topic_filter, None)
-        self.touched[topic_filter] = True
+        self.touched[topic_filter] = counter
         if len(self.touched) > TOUCHED_MAX:
             del self.touched[next(iter(self.touched))]
+
+    def is_touched_since(self, topic_filter: bytes, counter: int) -> bool:
+        """Say whether the client made or ended a subscription at the home of an epoch counter, or at a later one."""
+        return self.touched.get(topic_filter, -1) >= counter
 
     def come_late(self, filters: list[bytes], origin: bytes, number: int) -> None:
         """An old home has these filters, for which nothing that is kept came directly; `origin` is this node."""

@@ -9,10 +9,11 @@ from broker.core.message import ORIGIN_BYTES
 from broker.core.places import ANYBODY
 
 # Version 1 does not say who gave something, and by which epoch counter it was said that something was had; nor does
-# version 2 say which numbers of each origin an old home gave.
-VALUE_VERSION: Final = 3
+# version 2 say which numbers of each origin an old home gave. Up to version 3 it is not said at which home the client
+# made or ended subscriptions, nor by which epoch counter's row a session was made.
+VALUE_VERSION: Final = 4
 _HEIR: Final = 1
-_KNOWN_BY_ROW: Final = 2
+_MADE_OF_ROW: Final = 2
 _INHERITED: Final = 4
 _DIRECT: Final = 8
 _HEAD: Final = struct.Struct(">BHHHHHBQQ")
@@ -22,6 +23,7 @@ _DONOR: Final = struct.Struct(">16sQQQIBB")
 _GIVEN: Final = struct.Struct(">16sIQQB")
 _SKIP: Final = struct.Struct(">16sQI")
 _GIVEN_1: Final = struct.Struct(">IQQ")
+_EARLIEST_COUNTER: Final = 1
 _LATEST_COUNTER: Final = (1 << 32) - 1
 _HAD: Final = struct.Struct(">IQ")
 _SPAN: Final = struct.Struct(">IQQ")
@@ -36,9 +38,11 @@ def pack_arrival(arrival: Arrival) -> bytes:
     parts = [_HEAD.pack(VALUE_VERSION, *counts, arrival.kept is not None, arrival.first_seq, arrival.direct_from)]
     for store_id, donor in arrival.donors.items():
         numbers = (donor.watermark, donor.low + 1, donor.before, donor.counter)
-        flags = (_HEIR if donor.heir else 0) | (_KNOWN_BY_ROW if donor.known_by_row else 0)
+        flags = (_HEIR if donor.heir else 0) | (_MADE_OF_ROW if donor.row_counter else 0)
         flags |= (_INHERITED if donor.inherited else 0) | (_DIRECT if donor.direct else 0)
         parts.append(_DONOR.pack(store_id, *numbers, flags, donor.rival) + _pack_numbers(donor.passed))
+        if donor.row_counter:
+            parts.append(_COUNT.pack(donor.row_counter))
     parts.extend([_GIVEN.pack(*given) for given in places])
     parts.extend([_SKIP.pack(store_id, *skip) for store_id, skip in arrival.skips.items()])
     parts.extend([store_id + origin + _HAD.pack(*had) for (store_id, origin), had in givers.items()])
@@ -46,6 +50,7 @@ def pack_arrival(arrival: Arrival) -> bytes:
     if arrival.kept is not None:
         parts.append(_pack_numbers(arrival.kept))
     parts.append(_pack_filters(list(arrival.touched)))
+    parts.extend([_COUNT.pack(counter) for counter in arrival.touched.values()])
     for cuts in arrival.all_cuts():
         parts.append(_pack_filters(cuts.filters) + _pack_numbers(cuts.numbers) + _pack_numbers(cuts.relayed))
     parts.append(_COUNT.pack(len(arrival.given)))
@@ -67,13 +72,14 @@ def unpack_arrival(value: bytes) -> Arrival:
         donor.low = low - 1
         donor.counter = counter
         donor.heir = flags & _HEIR != 0
-        donor.known_by_row = flags & _KNOWN_BY_ROW != 0
         donor.inherited = flags & _INHERITED != 0
         donor.direct = flags & _DIRECT != 0
         donor.before = before
         donor.rival = rival
         arrival.places.note_range(rival)
         donor.passed, pos = _read_numbers(value, pos + _DONOR.size)
+        if flags & _MADE_OF_ROW:
+            donor.row_counter, pos = _read_count(value, pos) if version > 3 else (_EARLIEST_COUNTER, pos)
     for _ in range(given):
         if version == 1:
             arrival.places.given.append((ANYBODY, *_GIVEN_1.unpack_from(value, pos), 0))
@@ -103,7 +109,8 @@ def unpack_arrival(value: bytes) -> Arrival:
     if keeps:
         arrival.kept, pos = _read_numbers(value, pos)
     touched, pos = _read_filters(value, pos)
-    arrival.touched = dict.fromkeys(touched, True)
+    for topic_filter in touched:
+        arrival.touched[topic_filter], pos = _read_count(value, pos) if version > 3 else (_LATEST_COUNTER, pos)
     for index in range(1 + late):
         filters, pos = _read_filters(value, pos)
         cuts = Cuts(filters)
@@ -143,6 +150,11 @@ def _read_numbers(value: bytes, pos: int) -> tuple[dict[bytes, int], int]:
         numbers[origin] = number
         pos += _CUT.size
     return numbers, pos
+
+
+def _read_count(value: bytes, pos: int) -> tuple[int, int]:
+    (count,) = _COUNT.unpack_from(value, pos)
+    return count, pos + _COUNT.size
 
 
 def _pack_filters(filters: list[bytes]) -> bytes:

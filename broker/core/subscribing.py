@@ -8,6 +8,7 @@ from typing import Final, final
 
 from broker.core.dispatch import Dispatcher
 from broker.core.effects import InterestChange
+from broker.core.epoch import home_counter
 from broker.core.events import SubscribeReceived, UnsubscribeReceived
 from broker.core.groups import Groups
 from broker.core.routes import Routes
@@ -163,7 +164,7 @@ class Subscribing:
     def _note_touch(self, session: Session, topic_filter: bytes) -> None:
         """An older home that is still to be heard has no say in this any more."""
         if session.arrival is not None:
-            session.arrival.touch(topic_filter)
+            session.arrival.touch(topic_filter, home_counter(session.epoch))
 
     def _write_touched(self, session: Session) -> None:
         if session.arrival is not None and session.persistent:

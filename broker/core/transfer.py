@@ -88,8 +88,9 @@ class SessionHead:
         self.cuts: list[tuple[bytes, int]] = []
         # The same of it and all homes before it, whoever has that by now: (epoch counter, store id, number).
         self.direct: list[tuple[int, bytes, int]] = []
-        # The filters that the client made or ended there while an older home was to be heard.
-        self.touched: list[bytes] = []
+        # The filters that the client made or ended while an older home was to be heard -> the epoch counter of the home
+        # where it did, 0 for the one that tells.
+        self.touched: dict[bytes, int] = {}
         self.will: LeftWill | None = None
 
 
@@ -221,7 +222,7 @@ class Transfers:
         head.inflight_seq = max([delivery.seq for delivery in session.inflight.deliveries.values()], default=0)
         head.will = departure.will
         if session.arrival is not None:
-            head.touched = list(session.arrival.touched)
+            head.touched = dict(session.arrival.touched)
             head.cuts = session.arrival.direct_cuts()
             head.direct = session.arrival.told_direct(session.epoch.counter)
             if departure.confirmed > session.arrival.first_seq:
@@ -420,11 +421,12 @@ class Transfers:
     # The new home.
 
     def begin_arrival(
-        self, head: SessionHead, epoch: Epoch, donor: bytes, heir: bool, cut: tuple[bytes, int], now: float
+        self, head: SessionHead, epoch: Epoch, donor: bytes, row_counter: int, cut: tuple[bytes, int], now: float
     ) -> Session:
         """Make a session of what its old home says of it, or the others know of it if that is not there.
 
-        `heir` says that it is the former; `cut` is this node's own: its store id and next number.
+        `row_counter` is that of the epoch of which they know it, 0 for the former; `cut` is this node's own: its store
+        id and next number.
         """
         session = Session(
             self._store.take_number(),
@@ -441,10 +443,10 @@ class Transfers:
         arrival = Arrival(first_place(epoch))
         arrival.set_cut(*cut)
         if donor:
-            arrival.donor(donor).heir = heir
-            arrival.donor(donor).known_by_row = not heir
+            arrival.donor(donor).heir = row_counter == 0
+            arrival.donor(donor).row_counter = row_counter
         session.next_seq = arrival.first_seq + 1
-        session.inflight.next_id = head.next_packet_id if heir else first_packet_id(epoch)
+        session.inflight.next_id = first_packet_id(epoch) if row_counter else head.next_packet_id
         session.arrival = arrival
         self._dispatcher.arriving[session] = arrival
         self._lifetimes.adopt(session)
@@ -480,7 +482,7 @@ class Transfers:
         arrival = session.arrival
         wants_more = False
         if arrival is not None:
-            wants_more = self._merge(session, arrival, arrival.donor(donor_id), head, cut, now)
+            wants_more = self._merge(session, arrival, arrival.donor(donor_id), home_counter(epoch), head, cut, now)
             is_first = not arrival.donor(donor_id).counter
             arrival.introduce(donor_id, home_counter(epoch))
             its_home = (epoch.counter, epoch.store_id)
@@ -501,23 +503,33 @@ class Transfers:
         return wants_more
 
     def _merge(
-        self, session: Session, arrival: Arrival, donor: Donor, head: SessionHead, cut: tuple[bytes, int], now: float
+        self,
+        session: Session,
+        arrival: Arrival,
+        donor: Donor,
+        counter: int,
+        head: SessionHead,
+        cut: tuple[bytes, int],
+        now: float,
     ) -> bool:
         """Take the old home's word for the subscriptions that the client has not made or ended since; true if for any.
 
-        A client that was told here that it had no session knows nothing of those of another one. One that may not have
-        heard that is told next that it has a session, and takes that for the one that it knows.
+        `counter` is that of its epoch. A client that was told here that it had no session knows nothing of those of
+        another one. One that may not have heard that is told next that it has a session, and takes that for the one
+        that it knows.
         """
         if arrival.is_apart() and not session.unheard:
             return False
         wants_more = False
         came_late = []
         known_there = set()
+        touched = {topic_filter: at or counter for topic_filter, at in head.touched.items()}
         for topic_filter, options, identifier in head.subscriptions:
             known_there.add(topic_filter)
             before = session.subscriptions.get(topic_filter)
             wanted = subscription(options, identifier)
-            if topic_filter in arrival.touched or (before is not None and before.is_like(wanted)):
+            is_known = arrival.is_touched_since(topic_filter, touched.get(topic_filter, 0))
+            if is_known or (before is not None and before.is_like(wanted)):
                 continue
             self._subscribing.set(session, topic_filter, wanted, now)
             wants_more = True
@@ -526,16 +538,20 @@ class Transfers:
             if not had_all and not topic_filter.startswith(SHARE_PREFIX):
                 came_late.append(topic_filter)
         # Who has heard others may have what this old home knew nothing of.
-        ended_there = set(head.touched)
-        if donor.known_by_row:
-            from_others = {each for cuts in arrival.late for each in cuts.filters}
-            ended_there.update(set(session.subscriptions) - from_others)
-        for topic_filter in ended_there.intersection(session.subscriptions):
-            if topic_filter not in known_there and topic_filter not in arrival.touched:
+        from_others = {each for cuts in arrival.late for each in cuts.filters}
+        # By the row of a later home, which is not heard yet, the client has made it again.
+        unheard = [each for each in arrival.donors.values() if each is not donor and not each.counter]
+        row_counter = max([each.row_counter for each in unheard], default=0)
+        for topic_filter in [each for each in session.subscriptions if each not in known_there]:
+            at = touched.get(topic_filter, 0)
+            is_ended = at > 0 or (donor.row_counter > 0 and topic_filter not in from_others)
+            if 0 < at < row_counter:
+                del touched[topic_filter]
+            elif is_ended and not arrival.is_touched_since(topic_filter, at):
                 self._subscribing.end(session, topic_filter, now)
-        for topic_filter in head.touched:
-            if topic_filter not in arrival.touched:
-                arrival.touch(topic_filter)
+        for topic_filter, at in touched.items():
+            if not arrival.is_touched_since(topic_filter, at):
+                arrival.touch(topic_filter, at)
         if came_late:
             arrival.come_late(came_late, *cut)
         return wants_more
@@ -558,7 +574,7 @@ class Transfers:
             session.arrival.direct_from = NOWHERE
             if session.unheard:
                 for topic_filter in session.subscriptions:
-                    session.arrival.touch(topic_filter)
+                    session.arrival.touch(topic_filter, home_counter(session.epoch))
         if session not in self._dispatcher.arriving:
             # It is new, or has rested.
             self._note_places(session, session.arrival)

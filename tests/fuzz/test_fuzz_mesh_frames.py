@@ -348,7 +348,7 @@ def head() -> bytes:
     head.incoming = {9: 0xFFFFFFFF, 10: 5}
     head.taken, head.cuts = [(SENDER, 3)], [(SENDER, 4)]
     head.direct = [(1, SENDER, 4), (0, b"o" * 16, 1)]
-    head.touched = [b"a/+", b"$share/g/b"]
+    head.touched = {b"a/+": 2, b"$share/g/b": 1}
     item = move_frames.pack_head("mover", Epoch(2, 7, SENDER), Epoch(1, 6, SENDER), head, NOW)
     return move_frames.frames(FrameType.MOVE, [item])[0]
 

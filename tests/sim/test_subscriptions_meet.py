@@ -5,6 +5,7 @@ from scene import Scene
 from test_sequences import TABLES, lose
 
 from broker.core.session import Session
+from cluster.frames import FrameType
 
 
 def an_old_home_knows_more(end=False, at_new=""):
@@ -26,10 +27,7 @@ def an_old_home_knows_more(end=False, at_new=""):
     scene.goes(client)
     scene.crash(old)
     lose(scene)
-    client.home = new
-    client.wanted = {}
-    client.connect()
-    scene.until(client.is_online)
+    comes_to(scene, client, new)
     assert client.session_present
     if at_new == "unsubscribes":
         client.wanted[b"c/d"] = 1
@@ -38,6 +36,14 @@ def an_old_home_knows_more(end=False, at_new=""):
         client.subscribe(b"c/d", 0)
     scene.run(1.0)
     return scene, client, publisher
+
+
+def comes_to(scene, client, node):
+    """Have a client connect to a node where it does not subscribe to anything."""
+    client.home = node
+    client.wanted = {}
+    client.connect()
+    scene.until(client.is_online)
 
 
 def session_at(node, client) -> Session:
@@ -89,6 +95,40 @@ def test_what_the_client_ended_where_it_went_stays_ended():
     scene.start(old)
     scene.run(10.0)
     assert set(session_at(new, client).subscriptions) == {b"a/b"}
+
+
+def test_what_was_subscribed_again_at_a_later_home_stays_though_an_older_one_is_heard_first():
+    """Where the client goes on, only others have told what that home knew (seed 10957)."""
+    scene = Scene()
+    home, other, third = scene.nodes
+    client = scene.comes("client", home, {b"a/b": 1, b"c/d": 1})
+    scene.crash(home)
+    scene.goes(client)
+    comes_to(scene, client, other)
+    client.wanted[b"c/d"] = 1
+    client.unsubscribe(b"c/d")
+    scene.run(0.5)
+    assert set(session_at(other, client).subscriptions) == {b"a/b"}
+    scene.goes(client)
+    scene.start(home)
+    # The stub that knows of the end stays.
+    lose(scene, FrameType.MOVE_ACK)
+    comes_to(scene, client, home)
+    assert other.core.owner.transfers.departures["client"].session.arrival is not None
+    client.subscribe(b"c/d", 1)
+    scene.run(0.5)
+    scene.crash(home)
+    scene.crash(other)
+    scene.goes(client)
+    lose(scene)
+    comes_to(scene, client, third)
+    for node in (other, home):
+        assert set(session_at(third, client).subscriptions) == {b"a/b", b"c/d"}
+        node.start()
+        scene.run(5.0)
+    scene.until(scene.is_whole)
+    assert set(session_at(third, client).subscriptions) == {b"a/b", b"c/d"}
+    assert scene.homes("client") == [third]
 
 
 def test_what_comes_for_a_late_filter_comes_once_and_in_order():

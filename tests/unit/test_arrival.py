@@ -396,16 +396,18 @@ def test_an_arrival_of_an_earlier_program_can_be_read() -> None:
     donor.low, donor.watermark = 0, 10
     arrival.end(OLD)
     arrival.skip(OTHER, 77, 5)
-    arrival.touch(b"a/b")
+    arrival.touch(b"a/b", 7)
     packed = pack_arrival(arrival)
     given = OLD + bytes((0, 0, 0, 1)) + bytes(8) + (10).to_bytes(8, "big") + b"\0"
     skip = OTHER + (77).to_bytes(8, "big") + (5).to_bytes(4, "big")
     assert packed.count(given + skip) == 1
-    earlier = b"\x01" + packed[1:].replace(given + skip, given[16:-1] + skip[:-4])
+    touched = b"a/b" + (7).to_bytes(4, "big")
+    earlier = b"\x01" + packed[1:].replace(given + skip, given[16:-1] + skip[:-4]).replace(touched, touched[:3])
     read = unpack_arrival(earlier)
     assert read.places.given == [(ANYBODY, 1, 0, 10, 0)]
     assert read.skips[OTHER][0] == 77
-    assert b"a/b" in read.touched
+    assert read.is_touched_since(b"a/b", 100) and not read.is_touched_since(b"a", 0)
+    assert unpack_arrival(packed).touched == {b"a/b": 7}
     assert unpack_arrival(pack_arrival(read)).places.given == read.places.given
 
 

@@ -26,6 +26,8 @@ from cluster.move_frames import (
 from cluster.registry import Registry
 
 EPOCH = Epoch(3, 0, HERE)
+# Of a session that is made of what others know.
+KNOWN = Epoch(2, 0, THERE)
 
 
 @pytest.fixture
@@ -184,7 +186,7 @@ def test_an_old_home_of_which_only_others_have_told_is_to_give_its_head_first(st
     site = OtherSite(THERE)
     arrivals = Arrivals(node.owner, site, Registry("a"))
     node.begin()
-    session = arrivals.revive(SessionHead("mover", None, 3600), EPOCH, THERE, node.now)
+    session = arrivals.revive(SessionHead("mover", None, 3600), EPOCH, KNOWN, node.now)
     part = Item(DELIVERIES, "mover", EPOCH)
     part.deliveries = [Delivery((2 << 40) + 7, Message(b"t", b"x", qos=1, origin=THERE, number=1), 1)]
     arrivals.receive(THERE, [part], node.now)
@@ -203,7 +205,7 @@ def test_what_was_kept_for_others_ends_while_the_stub_of_a_session_is_here(start
     stub = node.owner.depart("mover", node.now)
     assert stub is not None
     node.begin()
-    session = arrivals.revive(SessionHead("mover", None, 3600), EPOCH, THERE, node.now)
+    session = arrivals.revive(SessionHead("mover", None, 3600), EPOCH, KNOWN, node.now)
     arrivals.receive(HERE, [head(HERE, 0)], node.now)
     assert session.arrival is not None
     arrivals.end_own(node.now)
@@ -271,7 +273,7 @@ def test_a_stub_of_a_session_that_is_here_is_waited_for(start: Callable[..., Nod
     stub = node.owner.depart("mover", node.now)
     assert stub is not None
     node.begin()
-    session = arrivals.revive(SessionHead("mover", None, 3600), EPOCH, THERE, node.now)
+    session = arrivals.revive(SessionHead("mover", None, 3600), EPOCH, KNOWN, node.now)
     arrivals.receive(HERE, [head(HERE, 0)], node.now)
     arrivals.tick(node.now)
     arrivals.tick(node.now + 2 * GONE_S)

@@ -31,6 +31,7 @@ from cluster.move_frames import (
     Switch,
     Take,
     frame,
+    pack_head,
     pack_take,
     unpack_move,
     unpack_switches,
@@ -459,6 +460,22 @@ def test_a_member_that_comes_after_the_last_word_has_to_switch(start: Callable[.
     assert not home.departures.leavings
 
 
+def test_a_head_of_an_older_program_does_not_say_at_which_homes_filters_were_made_or_ended() -> None:
+    told = SessionHead("one", None, 3600)
+    told.subscriptions = [(b"a", 1, 0)]
+    told.touched = {b"a": 3, b"t": 2}
+    item = pack_head("one", EPOCH, Epoch(1, 0, HERE), told, 0.0)
+    told_at = b"\0\1a\0\0\0\3\0\1t\0\0\0\2"
+    assert item.count(told_at) == 1
+    (read,) = unpack_move(frame(FrameType.MOVE, [item]), 0.0)
+    assert read.head is not None and read.head.touched == {b"a": 3, b"t": 2}
+    head = item[item.index(b"\x20") :]
+    older = b"\4" + head[1:].replace(told_at, b"\0\1a\0\1t")
+    item = item.replace(len(head).to_bytes(4, "big") + head, len(older).to_bytes(4, "big") + older)
+    (read,) = unpack_move(frame(FrameType.MOVE, [item]), 0.0)
+    assert read.head is not None and read.head.touched == {b"a": 0, b"t": 0}
+
+
 def test_a_home_that_misses_a_member_which_was_removed_is_told_again(start: Callable[..., Node]) -> None:
     home = Home(start(store_id=HERE))
     home.site.members = [THERE]
@@ -477,7 +494,7 @@ def test_a_home_that_misses_a_member_which_was_removed_is_told_again(start: Call
 def arriving(home: Home) -> None:
     """A session of `mover` has come from THERE, and not wholly yet."""
     head = SessionHead("mover", None, 3600)
-    home.node.owner.transfers.begin_arrival(head, Epoch(2, 0, HERE), THERE, True, (HERE, 1), home.now)
+    home.node.owner.transfers.begin_arrival(head, Epoch(2, 0, HERE), THERE, 0, (HERE, 1), home.now)
 
 
 def test_a_take_that_has_to_wait_is_answered_when_the_session_can_go(start: Callable[..., Node]) -> None:
@@ -511,7 +528,7 @@ def begun_again(home: Home, user_name: str | None = None) -> Session:
     home.leave("mover", VERSION)
     head = SessionHead("mover", user_name, 3600)
     transfers = home.node.owner.transfers
-    session = transfers.begin_arrival(head, Epoch(3, 0, HERE), THERE, False, (HERE, 1), home.now)
+    session = transfers.begin_arrival(head, Epoch(3, 0, HERE), THERE, 2, (HERE, 1), home.now)
     transfers.add_donor(session, HERE, 1, home.now)
     home.departures.follow(session, home.now)
     assert home.departures.take_untaken(home.now) == []

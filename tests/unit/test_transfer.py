@@ -50,7 +50,8 @@ class Move:
         owner = self.new.owner
         cut = (self.new.store_id, owner.next_number())
         epoch = Epoch(counter, 0, self.new.store_id)
-        session = owner.transfers.begin_arrival(self.head, epoch, self.old.store_id, heir, cut, self.new.now)
+        row_counter = 0 if heir else 1
+        session = owner.transfers.begin_arrival(self.head, epoch, self.old.store_id, row_counter, cut, self.new.now)
         self.new.settle()
         watermark = 0
         while watermark < self.head.inflight_seq:
@@ -882,7 +883,7 @@ def test_packet_ids_begin_elsewhere_after_a_restart_too(start: Callable[..., Nod
     move = Move(old, new)
     epoch = Epoch(2, 500, THERE)
     cut = (new.store_id, new.owner.next_number())
-    new.owner.transfers.begin_arrival(move.head, epoch, HERE, False, cut, new.now)
+    new.owner.transfers.begin_arrival(move.head, epoch, HERE, 1, cut, new.now)
     new.settle()
     assert move.session().inflight.next_id == 501
     move.new = new.restart()
@@ -1108,7 +1109,7 @@ def test_what_came_directly_does_not_come_once_more_from_a_home_that_was_removed
     transfers = node.owner.transfers
     told = SessionHead("mover", None, 3600)
     told.subscriptions = [(b"t", 1, 0)]
-    session = transfers.begin_arrival(told, Epoch(2, 0, HERE), THERE, False, (HERE, 1), node.now)
+    session = transfers.begin_arrival(told, Epoch(2, 0, HERE), THERE, 1, (HERE, 1), node.now)
     transfers.set_present(session, THERE, False, node.now)
     transfers.set_cut(session, ELSEWHERE, 5, node.now)
     direct(node, ELSEWHERE, 5, b"5")
@@ -1154,7 +1155,7 @@ def test_what_another_home_gave_does_not_come_once_more_from_a_home_that_was_rem
     transfers = node.owner.transfers
     told = SessionHead("mover", None, 3600)
     told.subscriptions = [(b"t", 1, 0)]
-    session = transfers.begin_arrival(told, Epoch(3, 0, HERE), THERE, False, (HERE, 1), node.now)
+    session = transfers.begin_arrival(told, Epoch(3, 0, HERE), THERE, 2, (HERE, 1), node.now)
     transfers.set_present(session, THERE, False, node.now)
     give(node, session, THIRD, Epoch(2, 0, THIRD), 1, 2)
     assert not transfers.arriving()
@@ -1183,7 +1184,7 @@ def test_what_only_a_home_that_was_removed_was_asked_for_comes_from_there(start:
     node = start(store_id=HERE)
     transfers = node.owner.transfers
     session = transfers.begin_arrival(
-        SessionHead("mover", None, 3600), Epoch(2, 0, HERE), THERE, False, (HERE, 1), node.now
+        SessionHead("mover", None, 3600), Epoch(2, 0, HERE), THERE, 1, (HERE, 1), node.now
     )
     transfers.set_cut(session, ELSEWHERE, 5, node.now)
     transfers.end_arrival(session, node.now)
@@ -1201,16 +1202,49 @@ def test_what_the_client_ended_at_a_later_home_stays_ended_though_an_older_one_h
     transfers = new.owner.transfers
     told = SessionHead("mover", None, 3600)
     told.subscriptions = [(b"t", 0, 0)] if qos == 0 else []
-    session = transfers.begin_arrival(told, Epoch(3, 0, HERE), THERE, False, (HERE, 1), new.now)
+    session = transfers.begin_arrival(told, Epoch(3, 0, HERE), THERE, 2, (HERE, 1), new.now)
     older = SessionHead("mover", None, 3600)
     older.subscriptions = [(b"t", 2, 0), (b"u", 1, 0)]
     transfers.add_donor(session, ELSEWHERE, 1, new.now)
     transfers.introduce(session, ELSEWHERE, Epoch(1, 0, ELSEWHERE), older, (HERE, 1), new.now)
     assert set(session.subscriptions) == {b"t", b"u"}
     later = SessionHead("mover", None, 3600)
-    later.touched = [b"t"]
+    later.touched = {b"t": 0}
     transfers.introduce(session, THERE, Epoch(2, 0, THERE), later, (HERE, 1), new.now)
     assert set(session.subscriptions) == {b"u"}
+    new.settle()
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_what_the_client_made_again_at_a_later_home_stays_though_an_older_one_has_ended_it(
+    start: Callable[..., Node], restarts: bool
+) -> None:
+    """The session was made of what the later one had told, and that comes last (seed 10957)."""
+    new = start(store_id=HERE)
+    told = SessionHead("mover", None, 3600)
+    told.subscriptions = [(b"t", 1, 0), (b"v", 1, 0)]
+    session = new.owner.transfers.begin_arrival(told, Epoch(5, 0, HERE), THERE, 4, (HERE, 1), new.now)
+    older = SessionHead("mover", None, 3600)
+    older.touched = {b"t": 0, b"u": 0, b"v": 0}
+    new.owner.transfers.add_donor(session, ELSEWHERE, 3, new.now)
+    new.owner.transfers.introduce(session, ELSEWHERE, Epoch(3, 0, ELSEWHERE), older, (HERE, 1), new.now)
+    assert set(session.subscriptions) == {b"t", b"v"}
+    new.settle()
+    if restarts:
+        new = new.restart()
+        session = new.owner.session("mover")  # type: ignore[assignment]
+    # There the client has made two that it had ended before, and ended a third once more.
+    later = SessionHead("mover", None, 3600)
+    later.subscriptions = [(b"t", 1, 0), (b"u", 1, 0), (b"w", 1, 0)]
+    later.touched = {b"t": 0, b"u": 0, b"v": 0, b"w": 2}
+    new.owner.transfers.introduce(session, THERE, Epoch(4, 0, THERE), later, (HERE, 1), new.now)
+    assert set(session.subscriptions) == {b"t", b"u", b"w"}
+    # One between the two knows more than the later one had heard of a still older one.
+    between = SessionHead("mover", None, 3600)
+    between.touched = {b"u": 0, b"w": 0}
+    new.owner.transfers.add_donor(session, THIRD, 3, new.now)
+    new.owner.transfers.introduce(session, THIRD, Epoch(3, 0, THIRD), between, (HERE, 1), new.now)
+    assert set(session.subscriptions) == {b"t", b"u"}
     new.settle()
 
 
@@ -1223,7 +1257,7 @@ def test_what_came_directly_at_qos_0_is_had_from_an_old_home_where_more_was_want
     transfers = new.owner.transfers
     told = SessionHead("mover", None, 3600)
     told.subscriptions = [(b"t", qos, 0)]
-    session = transfers.begin_arrival(told, Epoch(2, 0, HERE), THERE, False, (HERE, 1), new.now)
+    session = transfers.begin_arrival(told, Epoch(2, 0, HERE), THERE, 1, (HERE, 1), new.now)
     transfers.set_cut(session, ELSEWHERE, 5, new.now)
     direct(new, ELSEWHERE, 5, b"5")
     head = SessionHead("mover", None, 3600)
