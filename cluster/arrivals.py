@@ -400,13 +400,13 @@ class Arrivals:
     def _is_open(self, node: bytes, session: Session | None, client_id: str) -> bool:
         """Say whether an offer that this node has not asked for may be one that its node still makes.
 
-        Else it is an old one that was heard once more when all that came of it is over, and nothing tells what came; or
-        its node has not told yet that it has something, and offers that again. What is known from before a restart, or
-        before the node was heard again, does not tell. An arrival knows what came to it, unless it was made for others
-        when the session was here already.
+        Else it is an old one that was heard once more when its node had said its last word; or its node has not told
+        yet that it has something, and offers that again. What is known from before a restart, or before the node was
+        heard again, does not tell. An arrival knows who has still to say a last word. Who has no stub any more never
+        would, and nobody would pass on what an origin that joined since sends to this node alone.
         """
         arrival = session.arrival if session is not None else None
-        if arrival is not None and (node in arrival.donors or not arrival.is_apart()):
+        if arrival is not None and node in arrival.donors:
             return True
         return self._site.is_current(node) and self._site.has_session(node, client_id)
 

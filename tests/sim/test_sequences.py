@@ -1853,6 +1853,46 @@ def test_an_offer_that_is_heard_once_more_brings_nothing_back(is_ended):
     an_offer_is_heard_once_more_when_all_is_over(is_ended)
 
 
+@pytest.mark.parametrize("qos", [1, 2])
+def test_an_offer_that_is_heard_once_more_makes_nobody_wait_for_who_has_said_its_last_word(qos):
+    """The home waits for what others know, and does not hear a node that has joined since the stub ended."""
+    scene = Scene()
+    old, new, third = scene.nodes
+    client = scene.comes("client", old, {b"a/b": 2})
+    late = scene.add_node("late@h")
+    publisher = scene.client("publisher", late)
+    scene.connect(publisher)
+    scene.goes(client)
+    heard = []
+
+    def listen(frame):
+        if len(frame) > 1 and frame[1] == FrameType.MOVE:
+            heard.append(frame)
+
+    def waits_for_nobody():
+        session = new.core.owner.session("client")
+        return session.arrival is not None and not session.arrival.donors
+
+    scene.world.network.lose_frame = listen
+    scene.connect(client, new)
+    scene.until(waits_for_nobody)
+    scene.goes(client)
+    scene.split([new], [third, late])
+    scene.begin_join(late, old)
+    scene.until(lambda: new.name in homes_known(late, "client", b"a/b") and late.name in new.core.mesh.peers)
+    lose(scene)
+    assert waits_for_nobody() and heard
+    for frame in heard:
+        new.input_arrives(FrameReceived(old.name, b"bulk", frame))
+    scene.run(0.1)
+    assert waits_for_nobody()
+    sent = scene.publish(publisher, b"a/b", qos, 3)
+    scene.heal()
+    scene.connect(client, new)
+    scene.until(lambda: scene.payloads(client) == sent)
+    assert scene.copies(client) == 1
+
+
 def test_an_offer_that_is_heard_once_more_after_a_restart_brings_back_nothing_that_was_discarded_meanwhile():
     """What was sent to a node may have been on its way when it died, and what it has stored tells of the session."""
     scene = Scene()
