@@ -145,7 +145,15 @@ def _is_new_on_its_way(client):
 
 
 def _knows_session(node, client):
-    """Say whether a node knows what the session wants, and not only that somebody at its home wants the same."""
+    """Say whether a node knows what the session wants, and not only that somebody at its home wants the same.
+
+    It knows as well of all that the session has left at other nodes: who joins may hear of its home first.
+    """
+    registry = node.core.mesh.registry
+    known = {node.name, *[home.node for home in registry.homes(client.client_id)]}
+    for other in node.world.running_nodes():
+        if client.client_id in other.core.moving.departures.leavings and other.name not in known:
+            return False
     kept = _wishes(node, client)
     knows_all = all(kept.get(topic_filter) == (qos != 0) for topic_filter, qos in client.subscribed.items())
     return knows_all and set(client.subscribed) <= set(node.core.mesh.interest.persistent_filters(client.home.name))
