@@ -94,15 +94,15 @@ def _known_to_donor(world, node, client):
     if home is None or any(registry.is_over(client.client_id, home.epoch.counter) for registry in registries):
         # The client has begun anew where this node did not hear it.
         return set()
-    return {topic_filter for topic_filter, is_kept in _wishes(node, client).items() if is_kept}
+    return {topic_filter for topic_filter, is_kept in _wishes(node, client, client.home.name).items() if is_kept}
 
 
-def _wishes(node, client):
-    """Return what a node knows of the filters of a client's session, and whether it keeps anything by each.
+def _wishes(node, client, home_name):
+    """Return what a node knows of the filters of a client's session at a home, and whether it keeps anything by each.
 
     What is known to be wanted at QoS 0 alone is kept for nobody who is away, wherever the session goes.
     """
-    peer = node.core.mesh.peers.get(client.home.name)
+    peer = node.core.mesh.peers.get(home_name)
     head = peer and peer.tables.head_of(client.client_id)
     return {topic_filter: options & QOS_MASK != 0 for topic_filter, options, _ in head.subscriptions} if head else {}
 
@@ -128,7 +128,11 @@ def _is_owed_to_roamer(world, client, known, message):
     filters = client.subscribed
     if not client.rooted >= set(filters):
         others = [node for node in world.members() if node is not client.home]
-        if all(node.up and _knows_session(node, client) for node in others) and not _is_new_on_its_way(client):
+        known_to_all = all(
+            node.up and knows_session(node, client, client.home.name) and _knows_what_is_left(node, client)
+            for node in others
+        )
+        if known_to_all and not _is_new_on_its_way(client):
             client.rooted = set(filters)
     return any(qos and name in client.rooted and matches(name, message.topic) for name, qos in filters.items())
 
@@ -144,19 +148,21 @@ def _is_new_on_its_way(client):
     return session is None or session.arrival is not None
 
 
-def _knows_session(node, client):
-    """Say whether a node knows what the session wants, and not only that somebody at its home wants the same.
+def _knows_what_is_left(node, client):
+    """Say whether a node knows of all that a session has left at other nodes: who joins may hear of its home first."""
+    known = {node.name, *[home.node for home in node.core.mesh.registry.homes(client.client_id)]}
+    return all(
+        other.name in known
+        for other in node.world.running_nodes()
+        if client.client_id in other.core.moving.departures.leavings
+    )
 
-    It knows as well of all that the session has left at other nodes: who joins may hear of its home first.
-    """
-    registry = node.core.mesh.registry
-    known = {node.name, *[home.node for home in registry.homes(client.client_id)]}
-    for other in node.world.running_nodes():
-        if client.client_id in other.core.moving.departures.leavings and other.name not in known:
-            return False
-    kept = _wishes(node, client)
+
+def knows_session(node, client, home_name):
+    """Say whether a node knows what the session wants at a home, and not only that somebody there wants the same."""
+    kept = _wishes(node, client, home_name)
     knows_all = all(kept.get(topic_filter) == (qos != 0) for topic_filter, qos in client.subscribed.items())
-    return knows_all and set(client.subscribed) <= set(node.core.mesh.interest.persistent_filters(client.home.name))
+    return knows_all and set(client.subscribed) <= set(node.core.mesh.interest.persistent_filters(home_name))
 
 
 def check_delivery(world, clients, ledger):
@@ -293,8 +299,8 @@ def check_groups(world, clients, ledger):
             )
 
 
-def check_order(world, clients, ledger):
-    """First deliveries to a session come in the publisher's order, by publisher, topic and QoS.
+def check_order(world, clients, ledger, unordered=()):
+    """First deliveries to a session come in the publisher's order, by publisher, topic and QoS, but of some publishers.
 
     A message that was sent again may have missed a session the first time, if that had no promise then. A group has
     no order: what a member could not take goes to another. Nor have two nodes to which a publisher has been.
@@ -323,8 +329,8 @@ def check_order(world, clients, ledger):
                 continue
             seen.add((arrival.session, payload))
             message = ledger.published[payload]
-            if message.will:
-                # One may be published by another node than the next.
+            if message.will or message.publisher in unordered:
+                # One will may be published by another node than the next.
                 continue
             if world.twins[client.client_id] and matches(TWIN_FILTER, message.topic):
                 # What its twin had before that node joined came when it had, whatever this session had of it till then.

@@ -16,6 +16,22 @@ from cluster.clock import AHEAD_MS_MAX
 APART_MASK = 8 | 16
 
 
+def unsettled(world, clients):
+    """Return "" if all of this is so, but that queues may hold something for who is away; else what is not so yet."""
+    return (
+        membership_converged(world)
+        or clients_idle(world, clients)
+        or interest_converged(world)
+        or tables_converged(world)
+        or retained_converged(world)
+        or links_idle(world)
+        or groups_idle(world)
+        or online_queues_empty(world)
+        or moves_over(world)
+        or sessions_converged(world, clients)
+    )
+
+
 def membership_converged(world):
     """Return "" if all nodes are in one cluster and hear each other, else what is wrong."""
     names = sorted(node.name for node in world.members())

@@ -83,7 +83,7 @@ class Faults:
             node = rng.choice(nodes)
             self._at_some_time(node.listener_died, rng.randrange(len(node.listeners)))
         if rng.random() < 0.5:
-            self._at_some_time(self._stall, rng.choice(nodes), rng.uniform(0.2, 6.0))
+            self._at_some_time(self.stall, rng.choice(nodes), rng.uniform(0.2, 6.0))
         if rng.random() < 0.4:
             self._at_some_time(self._slow_down, rng.choice(nodes), rng.uniform(1.0, 8.0), rng.uniform(0.02, 0.2))
         if world.stats["skews"] and rng.random() < 0.5:
@@ -159,7 +159,8 @@ class Faults:
         elif node.crash_point:
             self.world.later(0.5, self.start, node)
 
-    def _stall(self, node, seconds):
+    def stall(self, node, seconds):
+        """Let a node do nothing for a while."""
         self.world.note(f"{node.name} stands still for {seconds:.1f} s")
         self.world.count("stalls")
         node.stalled_until = self.world.now + seconds

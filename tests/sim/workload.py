@@ -373,16 +373,7 @@ class Workload:
         world = self.world
         return (
             (self.leaver.unfinished() if self.leaver is not None else "")
-            or convergence.membership_converged(world)
-            or convergence.clients_idle(world, self.clients)
-            or convergence.interest_converged(world)
-            or convergence.tables_converged(world)
-            or convergence.retained_converged(world)
-            or convergence.links_idle(world)
-            or convergence.groups_idle(world)
-            or convergence.online_queues_empty(world)
-            or convergence.moves_over(world)
-            or convergence.sessions_converged(world, self.clients)
+            or convergence.unsettled(world, self.clients)
             or next(filter(None, (racers.undecided() for racers in self.population.races)), "")
         )
 
